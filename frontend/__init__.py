@@ -1,0 +1,1 @@
+"""The frontend: public gRPC, the OpenAI HTTP shim, and everything about text. No torch."""
