@@ -1,0 +1,434 @@
+"""Step plans and step results, and their fixed binary layout in the shared-memory rings.
+
+A plan tells a worker what one step computes; a result tells the scheduler what came of it. Both are
+little-endian arrays behind a fixed header, 8-byte aligned, so that either side reads them as numpy views
+without parsing. The layout is versioned by DISPATCH_VERSION, agreed in the handshake.
+
+Ownership: the scheduler builds plans, each worker builds results; a decoded record owns its memory (one
+copy out of the ring slot), so the slot is free as soon as decoding returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+DISPATCH_VERSION = 1
+MAX_ERROR_BYTES = 4096
+
+U32 = np.dtype("<u4")
+F32 = np.dtype("<f4")
+U32Array = npt.NDArray[np.uint32]
+F32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRecord:
+    """The token-level sampling parameters of a request, resolved: no value is unset.
+
+    `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing; `logprobs` -1 asks for
+    none, otherwise for that many top entries (0 to 20) besides the sampled token's own. `seed` is a signed
+    64-bit integer; the generator is keyed by (seed, position of the sampled token in the sequence), so the
+    same request draws the same numbers in any batch and after any preemption. `masked_until_min_tokens`
+    are the stop tokens that may not be generated before `min_tokens` output tokens.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    min_tokens: int = 0
+    logprobs: int = -1
+    masked_until_min_tokens: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class NewRequest:
+    """A request that enters (or, after preemption, re-enters) the worker's rows, complete in itself.
+
+    Attributes:
+        row: the worker row it occupies until a plan frees the row. In [0, max_num_seqs).
+        token_ids: prompt and any output so far.
+        num_prompt_tokens: how many of `token_ids` are prompt (penalties treat output differently).
+        block_ids: KV blocks it holds at first, in sequence order; prefix-cache hits come first.
+        sampling: how its tokens are sampled.
+    """
+
+    row: int
+    token_ids: U32Array
+    num_prompt_tokens: int
+    block_ids: U32Array
+    sampling: SamplingRecord
+
+    @property
+    def num_words(self) -> int:
+        """32-bit words of variable-length data this request adds to a plan record."""
+        sampling = self.sampling
+        return (
+            len(self.token_ids)
+            + len(self.block_ids)
+            + len(sampling.masked_until_min_tokens)
+            + 2 * len(sampling.logit_bias)
+            + len(sampling.allowed_token_ids)
+        )
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step computes. A worker applies it in this order: free rows, add new requests, append
+    block ids, then compute the scheduled tokens of every scheduled row.
+
+    All columns have one entry per scheduled request, decode-only requests (count 1) in any position.
+
+    Attributes:
+        step_id: counts up by one.
+        freed_rows: rows whose requests are gone (finished, aborted or preempted).
+        new_requests: requests entering a row, each also scheduled in this plan.
+        rows: the row of each scheduled request.
+        starts: position of its first token computed in this step (= its num_computed_tokens).
+        counts: how many tokens are computed, at least 1. Tokens come from the row; one that an earlier
+            step sampled but the scheduler has not seen yet is in the row already.
+        samples: 1 where the last computed position is the row's last token, so that a token is sampled
+            and the worker appends it to the row; 0 for a chunk that ends earlier.
+        num_new_blocks: how many of `new_block_ids` are appended to each request's block table (those in
+            NewRequest.block_ids are not repeated here).
+        new_block_ids: the appended block ids of all scheduled requests, flat, in order.
+    """
+
+    step_id: int
+    freed_rows: U32Array
+    new_requests: list[NewRequest]
+    rows: U32Array
+    starts: U32Array
+    counts: U32Array
+    samples: U32Array
+    num_new_blocks: U32Array
+    new_block_ids: U32Array
+
+
+@dataclass(slots=True)
+class TokenLogprobs:
+    """Log probabilities of one sampled token, from the model's raw logits (before temperature, penalties
+    and filters).
+
+    Attributes:
+        logprob: of the sampled token.
+        top_ids: the likeliest tokens, likeliest first.
+        top_logprobs: theirs.
+    """
+
+    logprob: float
+    top_ids: Sequence[int] | U32Array
+    top_logprobs: Sequence[float] | F32Array
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one step produced.
+
+    Attributes:
+        step_id: of the plan.
+        token_ids: one sampled token for every scheduled request with `samples` set, in the plan's order.
+        logprobs: index into `token_ids` -> log probabilities, for requests that asked.
+        execute_us: time the worker spent on the step, microseconds.
+        error: if not empty, the step failed and nothing else in the result holds.
+    """
+
+    step_id: int
+    token_ids: U32Array
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    execute_us: int = 0
+    error: str = ""
+
+
+_PLAN_HEADER = np.dtype(
+    [
+        ("version", "<u4"),
+        ("num_freed", "<u4"),
+        ("step_id", "<u8"),
+        ("num_new", "<u4"),
+        ("num_scheduled", "<u4"),
+        ("num_new_blocks", "<u4"),
+        ("num_words", "<u4"),
+    ]
+)
+_NEW_REQUEST = np.dtype(
+    [
+        ("seed", "<i8"),
+        ("row", "<u4"),
+        ("num_tokens", "<u4"),
+        ("num_prompt_tokens", "<u4"),
+        ("num_blocks", "<u4"),
+        ("temperature", "<f4"),
+        ("top_p", "<f4"),
+        ("top_k", "<i4"),
+        ("min_p", "<f4"),
+        ("repetition_penalty", "<f4"),
+        ("presence_penalty", "<f4"),
+        ("frequency_penalty", "<f4"),
+        ("min_tokens", "<u4"),
+        ("logprobs", "<i4"),
+        ("num_masked", "<u4"),
+        ("num_bias", "<u4"),
+        ("num_allowed", "<u4"),
+    ]
+)
+_RESULT_HEADER = np.dtype(
+    [
+        ("version", "<u4"),
+        ("num_tokens", "<u4"),
+        ("step_id", "<u8"),
+        ("num_logprobs", "<u4"),
+        ("num_top", "<u4"),
+        ("execute_us", "<u4"),
+        ("num_error_bytes", "<u4"),
+    ]
+)
+_LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
+
+
+class RecordError(ValueError):
+    """A record is malformed: wrong version, or lengths that do not add up."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLimits:
+    """What bounds the size of records, known to both sides.
+
+    Attributes:
+        max_num_seqs: request rows.
+        max_num_batched_tokens: tokens computed in a step.
+        block_size: tokens per KV block.
+        max_new_words: bound on the sum of NewRequest.num_words in one plan; at least that of one request of
+            max_model_len tokens with the longest sampling lists.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    max_new_words: int
+
+    @classmethod
+    def derive(
+        cls, *, max_num_seqs: int, max_num_batched_tokens: int, block_size: int, max_model_len: int
+    ) -> RecordLimits:
+        """Limits under which any single request fits a plan, and usually many."""
+        blocks = -(-max_model_len // block_size)
+        one_request = max_model_len + blocks + 4 * 1024 + 64
+        max_new_words = max(2 * one_request, 1 << 16)
+        return cls(max_num_seqs, max_num_batched_tokens, block_size, max_new_words)
+
+    @property
+    def plan_bytes(self) -> int:
+        """Size of the largest plan record."""
+        max_new_blocks = self.max_num_seqs + self.max_num_batched_tokens // self.block_size
+        words = self.max_num_seqs * 6 + max_new_blocks + self.max_new_words
+        return _PLAN_HEADER.itemsize + self.max_num_seqs * _NEW_REQUEST.itemsize + words * 4 + 64
+
+    @property
+    def result_bytes(self) -> int:
+        """Size of the largest result record: every row sampled with the most log probabilities."""
+        per_row = 4 + _LOGPROB.itemsize + 20 * 8
+        return _RESULT_HEADER.itemsize + self.max_num_seqs * per_row + MAX_ERROR_BYTES + 64
+
+
+def u32(values: Sequence[int]) -> U32Array:
+    """A little-endian uint32 array of the values."""
+    return np.array(values, dtype=U32)
+
+
+def _pack_new(request: NewRequest) -> tuple[tuple[float, ...], list[npt.NDArray[np.generic]]]:
+    s = request.sampling
+    bias_ids = u32([token_id for token_id, _ in s.logit_bias])
+    bias = np.array([value for _, value in s.logit_bias], dtype=F32)
+    fixed = (
+        s.seed,
+        request.row,
+        len(request.token_ids),
+        request.num_prompt_tokens,
+        len(request.block_ids),
+        s.temperature,
+        s.top_p,
+        s.top_k,
+        s.min_p,
+        s.repetition_penalty,
+        s.presence_penalty,
+        s.frequency_penalty,
+        s.min_tokens,
+        s.logprobs,
+        len(s.masked_until_min_tokens),
+        len(s.logit_bias),
+        len(s.allowed_token_ids),
+    )
+    ragged = [
+        request.token_ids.astype(U32, copy=False),
+        request.block_ids.astype(U32, copy=False),
+        u32(s.masked_until_min_tokens),
+        bias_ids,
+        bias.view(U32),
+        u32(s.allowed_token_ids),
+    ]
+    return fixed, ragged
+
+
+def encode_plan(plan: StepPlan) -> bytes:
+    """The plan's binary record."""
+    fixed, ragged = [], []
+    for request in plan.new_requests:
+        row, arrays = _pack_new(request)
+        fixed.append(row)
+        ragged.extend(arrays)
+    header = np.array(
+        (
+            DISPATCH_VERSION,
+            len(plan.freed_rows),
+            plan.step_id,
+            len(fixed),
+            len(plan.rows),
+            len(plan.new_block_ids),
+            sum(map(len, ragged)),
+        ),
+        dtype=_PLAN_HEADER,
+    )
+    columns = (plan.freed_rows, plan.rows, plan.starts, plan.counts, plan.samples, plan.num_new_blocks)
+    parts = [header.tobytes(), np.array(fixed, dtype=_NEW_REQUEST).tobytes()]
+    parts += [column.astype(U32, copy=False).tobytes() for column in (*columns, plan.new_block_ids, *ragged)]
+    return b"".join(parts)
+
+
+class _Cursor:
+    """Reads consecutive arrays from a record and refuses to read past its end."""
+
+    def __init__(self, record: bytes) -> None:
+        self._record = record
+        self._offset = 0
+
+    def take(self, dtype: np.dtype[np.generic], count: int) -> npt.NDArray[np.generic]:
+        size = dtype.itemsize * count
+        if self._offset + size > len(self._record):
+            raise RecordError(f"record of {len(self._record)} bytes ends inside an array of {size} bytes")
+        array = np.frombuffer(self._record, dtype=dtype, count=count, offset=self._offset)
+        self._offset += size
+        return array
+
+    def words(self, count: int) -> U32Array:
+        return self.take(U32, count)  # type: ignore[return-value]
+
+    def header(self, dtype: np.dtype[np.void]) -> np.void:
+        header: np.void = self.take(dtype, 1)[0]  # type: ignore[assignment]
+        if header["version"] != DISPATCH_VERSION:
+            raise RecordError(f"record version {header['version']}, expected {DISPATCH_VERSION}")
+        return header
+
+    def finish(self) -> None:
+        if self._offset != len(self._record):
+            raise RecordError(f"{len(self._record) - self._offset} bytes left over at the end of a record")
+
+
+def _take_new(fixed: np.void, cursor: _Cursor) -> NewRequest:
+    token_ids = cursor.words(int(fixed["num_tokens"]))
+    block_ids = cursor.words(int(fixed["num_blocks"]))
+    masked = cursor.words(int(fixed["num_masked"])).tolist()
+    bias_ids = cursor.words(int(fixed["num_bias"])).tolist()
+    bias = cursor.words(int(fixed["num_bias"])).view(F32).tolist()
+    allowed = cursor.words(int(fixed["num_allowed"])).tolist()
+    sampling = SamplingRecord(
+        temperature=float(fixed["temperature"]),
+        top_p=float(fixed["top_p"]),
+        top_k=int(fixed["top_k"]),
+        min_p=float(fixed["min_p"]),
+        repetition_penalty=float(fixed["repetition_penalty"]),
+        presence_penalty=float(fixed["presence_penalty"]),
+        frequency_penalty=float(fixed["frequency_penalty"]),
+        seed=int(fixed["seed"]),
+        min_tokens=int(fixed["min_tokens"]),
+        logprobs=int(fixed["logprobs"]),
+        masked_until_min_tokens=tuple(masked),
+        logit_bias=tuple(zip(bias_ids, bias, strict=True)),
+        allowed_token_ids=tuple(allowed),
+    )
+    return NewRequest(int(fixed["row"]), token_ids, int(fixed["num_prompt_tokens"]), block_ids, sampling)
+
+
+def decode_plan(record: bytes) -> StepPlan:
+    """The plan in a binary record.
+
+    Raises:
+        RecordError: the record is malformed.
+    """
+    cursor = _Cursor(record)
+    header = cursor.header(_PLAN_HEADER)
+    fixed = cursor.take(_NEW_REQUEST, int(header["num_new"]))
+    n = int(header["num_scheduled"])
+    freed_rows = cursor.words(int(header["num_freed"]))
+    rows, starts, counts, samples, num_new_blocks = (cursor.words(n) for _ in range(5))
+    new_block_ids = cursor.words(int(header["num_new_blocks"]))
+    if int(num_new_blocks.sum()) != len(new_block_ids):
+        raise RecordError(f"{len(new_block_ids)} new block ids, but the counts sum to {num_new_blocks.sum()}")
+    new_requests = [_take_new(request, cursor) for request in fixed]
+    cursor.finish()
+    return StepPlan(
+        int(header["step_id"]), freed_rows, new_requests, rows, starts, counts, samples, num_new_blocks, new_block_ids
+    )
+
+
+def encode_result(result: StepResult) -> bytes:
+    """The result's binary record. An error message is cut to MAX_ERROR_BYTES."""
+    error = result.error.encode(errors="replace")[:MAX_ERROR_BYTES]
+    entries = result.logprobs
+    fixed = np.array(
+        [(index, len(entry.top_ids), entry.logprob) for index, entry in entries.items()], dtype=_LOGPROB
+    )
+    header = np.array(
+        (
+            DISPATCH_VERSION,
+            len(result.token_ids),
+            result.step_id,
+            len(entries),
+            int(fixed["num_top"].sum()),
+            min(result.execute_us, 2**32 - 1),
+            len(error),
+        ),
+        dtype=_RESULT_HEADER,
+    )
+    parts = [header.tobytes(), result.token_ids.astype(U32, copy=False).tobytes(), fixed.tobytes()]
+    parts += [np.asarray(entry.top_ids, dtype=U32).tobytes() for entry in entries.values()]
+    parts += [np.asarray(entry.top_logprobs, dtype=F32).tobytes() for entry in entries.values()]
+    parts.append(error)
+    return b"".join(parts)
+
+
+def decode_result(record: bytes) -> StepResult:
+    """The result in a binary record.
+
+    Raises:
+        RecordError: the record is malformed.
+    """
+    cursor = _Cursor(record)
+    header = cursor.header(_RESULT_HEADER)
+    token_ids = cursor.words(int(header["num_tokens"]))
+    fixed = cursor.take(_LOGPROB, int(header["num_logprobs"]))
+    num_top = int(header["num_top"])
+    if int(fixed["num_top"].sum()) != num_top:
+        raise RecordError("log-probability counts do not add up")
+    top_ids = cursor.words(num_top)
+    top_logprobs = cursor.words(num_top).view(F32)
+    error = cursor.take(np.dtype("u1"), int(header["num_error_bytes"])).tobytes().decode(errors="replace")
+    cursor.finish()
+    logprobs, offset = {}, 0
+    for entry in fixed:
+        end = offset + int(entry["num_top"])
+        logprobs[int(entry["index"])] = TokenLogprobs(
+            float(entry["logprob"]), top_ids[offset:end], top_logprobs[offset:end]
+        )
+        offset = end
+    return StepResult(int(header["step_id"]), token_ids, logprobs, int(header["execute_us"]), error)
