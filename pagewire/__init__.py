@@ -1,8 +1,8 @@
 """pagewire: a serving engine for large language models.
 
-    from pagewire import LLM, SamplingParams
-    with LLM("smollm2-135m") as llm:
-        print(llm.generate("The capital of France is", SamplingParams(max_tokens=16))[0].outputs[0].text)
+from pagewire import LLM, SamplingParams
+with LLM("smollm2-135m") as llm:
+    print(llm.generate("The capital of France is", SamplingParams(max_tokens=16))[0].outputs[0].text)
 """
 
 from __future__ import annotations

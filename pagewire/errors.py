@@ -90,7 +90,15 @@ class ConfigError(PagewireError):
 
 _BY_CODE: dict[int, type[PagewireError]] = {
     cls.code: cls
-    for cls in (InvalidRequest, NotFound, Overloaded, DeadlineExceeded, Unavailable, Unsupported, Unauthenticated)
+    for cls in (
+        InvalidRequest,
+        NotFound,
+        Overloaded,
+        DeadlineExceeded,
+        Unavailable,
+        Unsupported,
+        Unauthenticated,
+    )
 }
 
 

@@ -57,10 +57,19 @@ class SamplingParams:
             self.repetition_penalty,
             "greater than 0 and finite",
         )
-        _require(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "between -2 and 2")
-        _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "between -2 and 2")
+        _require(
+            -2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "between -2 and 2"
+        )
+        _require(
+            -2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "between -2 and 2"
+        )
         _require(self.seed is None or self.seed in INT64_RANGE, "seed", self.seed, "a signed 64-bit integer")
-        _require(self.max_tokens is None or 1 <= self.max_tokens < 2**31, "max_tokens", self.max_tokens, "at least 1")
+        _require(
+            self.max_tokens is None or 1 <= self.max_tokens < 2**31,
+            "max_tokens",
+            self.max_tokens,
+            "at least 1",
+        )
         _require(0 <= self.min_tokens < 2**31, "min_tokens", self.min_tokens, "at least 0")
         _require(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,
@@ -78,7 +87,9 @@ class SamplingParams:
         self._check_lists()
 
     def _check_lists(self) -> None:
-        _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings")
+        _require(
+            len(self.stop) <= MAX_STOP_STRINGS, "stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings"
+        )
         for text in self.stop:
             _require(
                 0 < len(text) <= MAX_STOP_STRING_LENGTH,
@@ -90,7 +101,9 @@ class SamplingParams:
             size = len(getattr(self, name))
             _require(size <= MAX_TOKEN_LIST, name, f"{size} entries", f"at most {MAX_TOKEN_LIST} entries")
         for token_id, bias in self.logit_bias.items():
-            _require(-100 <= bias <= 100, "logit_bias", f"{bias} for token {token_id}", "between -100 and 100")
+            _require(
+                -100 <= bias <= 100, "logit_bias", f"{bias} for token {token_id}", "between -100 and 100"
+            )
 
     def check_token_ids(self, vocab_size: int) -> None:
         """Checks every token id named here against the model's vocabulary.
@@ -100,7 +113,12 @@ class SamplingParams:
         """
         for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
             for token_id in getattr(self, name):
-                _require(0 <= token_id < vocab_size, name, f"token id {token_id}", f"between 0 and {vocab_size - 1}")
+                _require(
+                    0 <= token_id < vocab_size,
+                    name,
+                    f"token id {token_id}",
+                    f"between 0 and {vocab_size - 1}",
+                )
 
 
 def _require(condition: bool, param: str, value: object, allowed: str) -> None:

@@ -377,7 +377,15 @@ def decode_plan(record: bytes) -> StepPlan:
     new_requests = [_take_new(request, cursor) for request in fixed]
     cursor.finish()
     return StepPlan(
-        int(header["step_id"]), freed_rows, new_requests, rows, starts, counts, samples, num_new_blocks, new_block_ids
+        int(header["step_id"]),
+        freed_rows,
+        new_requests,
+        rows,
+        starts,
+        counts,
+        samples,
+        num_new_blocks,
+        new_block_ids,
     )
 
 

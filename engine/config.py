@@ -1,0 +1,41 @@
+"""The engine-worker's configuration, resolved once at the process's edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """What one engine-worker runs. None means: decide from the device and the model.
+
+    Attributes:
+        model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.
+        socket: path of the Unix control socket it listens on.
+        device: "auto", "cpu" or "cuda" (optionally "cuda:N").
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        load_format: "auto", "safetensors", "gguf" or "dummy" (random weights from config.json alone).
+        max_model_len: the longest request in tokens; default the model's own, cut to what the pool holds.
+        max_num_seqs: request rows.
+        max_num_batched_tokens: the most tokens computed in a step.
+        block_size: tokens per KV block.
+        num_blocks: KV blocks; default from the memory limits below.
+        gpu_memory_utilization: share of the GPU's memory that weights, activations and KV pool may take.
+        kv_cache_memory: bytes of KV pool on the CPU; default a share of the machine's free memory.
+        seed: of dummy weights.
+    """
+
+    model: str
+    socket: Path
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    num_blocks: int | None = None
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory: int | None = None
+    seed: int = 0

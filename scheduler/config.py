@@ -1,0 +1,27 @@
+"""The scheduler process's configuration, resolved once at its edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """What one scheduler serves. None means: as the worker reports.
+
+    Attributes:
+        listen: gRPC addresses, each "unix:/path" or "host:port".
+        worker_socket: control socket of the engine-worker it drives; it waits for the worker to appear.
+        max_num_seqs: the most requests computed at once; at most the worker's.
+        max_num_batched_tokens: the most tokens computed in a step; at most the worker's.
+        max_num_waiting: the most requests that may wait; beyond it new ones are refused.
+        enable_prefix_caching: whether full blocks are kept and shared by content.
+    """
+
+    listen: tuple[str, ...]
+    worker_socket: Path
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_waiting: int = 1024
+    enable_prefix_caching: bool = True
