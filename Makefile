@@ -1,0 +1,78 @@
+# What people type. Every target installs what it needs into .venv; stamps make a second run free.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# The release installed where there is no NVIDIA GPU; with one, pip takes the newest that the package allows.
+TORCH ?= torch==2.13.0
+# Passed to pip for torch. PyTorch's own CPU builds save several GB without a GPU:
+#   make serve TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_PIP_ARGS ?=
+
+MODEL ?= smollm2-135m
+PORT ?= 8000
+GRPC_PORT ?= 50051
+ARGS ?=
+
+SOURCES := pagewire scheduler frontend engine
+LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
+
+.PHONY: help serve test test-gpu lint format proto bench clean
+.DEFAULT_GOAL := help
+
+help: ## Say what there is
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+serve: $(VENV)/.installed ## Install, fetch the model, serve it (MODEL= PORT= GRPC_PORT= ARGS=)
+	$(BIN)/pagewire serve $(MODEL) --port $(PORT) --grpc-port $(GRPC_PORT) $(ARGS)
+
+test: $(VENV)/.installed-dev ## Run the CPU test suite (ARGS= goes to pytest)
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+test-gpu: $(VENV)/.installed-dev ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(VENV)/.installed-dev ## Check style, types and wire contracts
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/python tools/buf_breaking.py
+	$(BIN)/python tools/stubs.py --check
+
+format: $(VENV)/.installed-dev ## Rewrite Python and protos in the house style
+	$(BIN)/ruff check --fix $(LINTED)
+	$(BIN)/ruff format $(LINTED)
+	$(BIN)/buf format --write
+
+proto: $(VENV)/.installed-dev ## Regenerate the stubs from protos/
+	$(BIN)/python tools/stubs.py
+
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { \
+	  echo "pagewire needs Python 3.11 or 3.12, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Torch comes first where there is no GPU, so that the rest resolves against the build chosen here.
+$(VENV)/.torch: | $(BIN)/python
+	@if command -v nvidia-smi >/dev/null; then \
+	  echo "nvidia-smi found: torch comes with the package"; \
+	else \
+	  echo "no NVIDIA GPU found: installing $(TORCH)"; $(PIP) install $(TORCH_PIP_ARGS) '$(TORCH)'; \
+	fi
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.torch
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
+	$(PIP) install -e '.[dev]'
+	@touch $@ $(VENV)/.installed
