@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -246,7 +247,7 @@ def u32(values: Sequence[int]) -> U32Array:
     return np.array(values, dtype=U32)
 
 
-def _pack_new(request: NewRequest) -> tuple[tuple[float, ...], list[npt.NDArray[np.generic]]]:
+def _pack_new(request: NewRequest) -> tuple[tuple[float, ...], list[U32Array]]:
     s = request.sampling
     bias_ids = u32([token_id for token_id, _ in s.logit_bias])
     bias = np.array([value for _, value in s.logit_bias], dtype=F32)
@@ -312,7 +313,7 @@ class _Cursor:
         self._record = record
         self._offset = 0
 
-    def take(self, dtype: np.dtype[np.generic], count: int) -> npt.NDArray[np.generic]:
+    def take(self, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
         size = dtype.itemsize * count
         if self._offset + size > len(self._record):
             raise RecordError(f"record of {len(self._record)} bytes ends inside an array of {size} bytes")
@@ -321,10 +322,10 @@ class _Cursor:
         return array
 
     def words(self, count: int) -> U32Array:
-        return self.take(U32, count)  # type: ignore[return-value]
+        return self.take(U32, count)
 
     def header(self, dtype: np.dtype[np.void]) -> np.void:
-        header: np.void = self.take(dtype, 1)[0]  # type: ignore[assignment]
+        header: np.void = self.take(dtype, 1)[0]
         if header["version"] != DISPATCH_VERSION:
             raise RecordError(f"record version {header['version']}, expected {DISPATCH_VERSION}")
         return header

@@ -1,0 +1,401 @@
+"""The control socket between scheduler and worker: handshake, wake-ups and liveness.
+
+The worker listens, the scheduler connects. Handshake: Hello, Welcome (the worker's facts), Attach (names of
+the two rings, with two eventfds as ancillary data), Attached. The scheduler creates rings and eventfds and
+unlinks the rings' names when the worker has mapped them. After that the socket is silent; it becoming
+readable means the peer is gone.
+
+Each side signals the other's eventfd after every record it writes and waits for its own together with the
+socket, so nobody polls and an idle pair costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import stat
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.records import (
+    DISPATCH_VERSION,
+    RecordLimits,
+    StepPlan,
+    StepResult,
+    decode_plan,
+    decode_result,
+    encode_plan,
+    encode_result,
+)
+from engine.dispatch.ring import Ring, RingError, RingReader, RingShape, RingWriter
+from pagewire.worker.v1 import worker_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS = 10.0
+MAX_STEPS_IN_FLIGHT = 2
+_NUM_SLOTS = 2 * MAX_STEPS_IN_FLIGHT
+_MAX_PACKET = 1 << 16
+
+
+class PeerGone(ConnectionError):
+    """The other process closed its end of the control socket, or died."""
+
+
+class SchedulerGone(PeerGone):
+    """The scheduler is gone: keep the weights, drop the KV content, wait for the next one."""
+
+
+class WorkerGone(PeerGone):
+    """The worker is gone: every plan in flight is lost."""
+
+
+class HandshakeError(ConnectionError):
+    """The peer answered, but the two cannot work together."""
+
+
+def record_limits(facts: WorkerFacts) -> RecordLimits:
+    """The record limits that both sides derive from the worker's facts."""
+    return RecordLimits.derive(
+        max_num_seqs=facts.max_num_seqs,
+        max_num_batched_tokens=facts.max_num_batched_tokens,
+        block_size=facts.block_size,
+        max_model_len=facts.max_model_len,
+    )
+
+
+def _send(sock: socket.socket, kind: str, message: object, fds: tuple[int, ...] = ()) -> None:
+    packet = pb.Control(**{kind: message}).SerializeToString()  # type: ignore[arg-type]
+    if fds:
+        socket.send_fds(sock, [packet], list(fds))
+    else:
+        sock.send(packet)
+
+
+def _receive(sock: socket.socket, expected: str, num_fds: int = 0) -> tuple[pb.Control, list[int]]:
+    """The next handshake message, which must be of the expected kind.
+
+    Raises:
+        HandshakeError: it is another, malformed, late, or the peer refused.
+        PeerGone: the peer closed the socket.
+    """
+    try:
+        packet, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, num_fds)
+    except TimeoutError:
+        raise HandshakeError(f"no {expected} within {HANDSHAKE_SECONDS:g} s; is the peer busy?") from None
+    try:
+        if not packet:
+            raise PeerGone(f"the peer closed the control socket before {expected}")
+        message = pb.Control.FromString(packet)
+        kind = message.WhichOneof("message")
+        if kind == "refused":
+            raise HandshakeError(message.refused.reason)
+        if kind != expected or len(fds) != num_fds:
+            raise HandshakeError(
+                f"expected {expected} with {num_fds} file descriptors, got {kind} with {len(fds)}"
+            )
+    except DecodeError as error:
+        _close_fds(fds)
+        raise HandshakeError(f"malformed handshake message: {error}") from error
+    except BaseException:
+        _close_fds(fds)
+        raise
+    return message, fds
+
+
+def _close_fds(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _check_version(version: int) -> None:
+    if version != DISPATCH_VERSION:
+        raise HandshakeError(
+            f"the peer speaks dispatch version {version}, this process {DISPATCH_VERSION}; "
+            "run the same release of both"
+        )
+
+
+class _Channel:
+    """What both ends have after the handshake: a socket for liveness, a ring each way, two eventfds."""
+
+    def __init__(
+        self, sock: socket.socket, outgoing: Ring, incoming: Ring, reader: int, fds: list[int]
+    ) -> None:
+        self._sock = sock
+        self._rings = (outgoing, incoming)
+        self._writer = RingWriter(outgoing)
+        self._reader = RingReader(incoming, reader)
+        self._signal_fd, self._wait_fd = fds
+        self._poll = select.poll()
+        self._poll.register(self._wait_fd, select.POLLIN)
+        self._poll.register(sock, select.POLLIN)
+        sock.setblocking(False)
+
+    def send(self, record: bytes) -> None:
+        self._writer.write(record)
+        os.eventfd_write(self._signal_fd, 1)
+
+    def receive(self) -> bytes | None:
+        """The next record if one is there. Does not touch the eventfd."""
+        return self._reader.read()
+
+    def wait(self, timeout: float | None) -> None:
+        """Blocks until the other side has signalled, or for `timeout` seconds.
+
+        Raises:
+            PeerGone: the control socket closed.
+        """
+        ready = dict(self._poll.poll(None if timeout is None else timeout * 1000))
+        if self._wait_fd in ready:
+            self.clear()
+        elif self._sock.fileno() in ready:
+            raise PeerGone("the control socket closed")
+
+    def clear(self) -> None:
+        """Takes the signals so far, so that the eventfd is quiet until the next one."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wait_fd)
+
+    def close(self) -> None:
+        self._sock.close()
+        for ring in self._rings:
+            ring.close()
+        _close_fds([self._signal_fd, self._wait_fd])
+
+
+class WorkerEndpoint:
+    """A worker's listening control socket.
+
+    Args:
+        path: where to listen; a socket that nobody listens on any more is replaced. Mode 0600.
+
+    Raises:
+        OSError: the path cannot be bound, or another worker is listening on it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _remove_stale_socket(path)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            self._sock.bind(str(path))
+            path.chmod(0o600)
+            self._sock.listen(8)
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def accept(self, facts: WorkerFacts) -> WorkerSession:
+        """Waits for a scheduler with which the handshake succeeds; a failed one is logged and refused."""
+        while True:
+            sock, _ = self._sock.accept()
+            try:
+                return _worker_handshake(sock, facts)
+            except (HandshakeError, RingError, OSError) as error:
+                logger.warning("handshake with a scheduler failed: %s", error)
+                with suppress(OSError):
+                    _send(sock, "refused", pb.Refused(reason=str(error)))
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+
+    def close(self) -> None:
+        """Stops listening and removes the socket's path."""
+        self._sock.close()
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+
+
+def _remove_stale_socket(path: Path) -> None:
+    """Removes a socket file that a dead process left; leaves anything else for bind() to complain about."""
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+
+
+def _worker_handshake(sock: socket.socket, facts: WorkerFacts) -> WorkerSession:
+    sock.settimeout(HANDSHAKE_SECONDS)
+    hello = _receive(sock, "hello")[0].hello
+    _check_version(hello.dispatch_version)
+    welcome = pb.Welcome(dispatch_version=DISPATCH_VERSION, pid=os.getpid(), **asdict(facts))
+    _send(sock, "welcome", welcome)
+    message, fds = _receive(sock, "attach", num_fds=2)
+    attach = message.attach
+    plan_fd, result_fd = fds
+    rings: list[Ring] = []
+    try:
+        rings += [Ring.open(attach.plan_ring), Ring.open(attach.result_ring)]
+        plans, results = rings
+        limits = record_limits(facts)
+        if results.shape.slot_bytes < limits.result_bytes:
+            raise HandshakeError(
+                f"result slots of {results.shape.slot_bytes} bytes; this worker needs {limits.result_bytes}"
+            )
+        _send(sock, "attached", pb.Attached())
+        channel = _Channel(sock, results, plans, attach.plan_reader, [result_fd, plan_fd])
+    except BaseException:
+        _close_fds(fds)
+        for ring in rings:
+            ring.close()
+        raise
+    return WorkerSession(channel, hello.pid)
+
+
+class WorkerSession:
+    """A worker's attachment to one scheduler."""
+
+    def __init__(self, channel: _Channel, scheduler_pid: int) -> None:
+        self._channel = channel
+        self.scheduler_pid = scheduler_pid
+
+    def next_plan(self, *, block: bool) -> StepPlan | None:
+        """The next plan; None if none is there and `block` is false.
+
+        Raises:
+            SchedulerGone: the scheduler is gone (plans it left behind are not worth computing).
+            RecordError: the plan is malformed.
+        """
+        record = self._channel.receive()
+        while record is None and block:
+            try:
+                self._channel.wait(None)
+            except PeerGone as error:
+                raise SchedulerGone(str(error)) from None
+            record = self._channel.receive()
+        return None if record is None else decode_plan(record)
+
+    def send_result(self, result: StepResult) -> None:
+        """Publishes a result and wakes the scheduler."""
+        self._channel.send(encode_result(result))
+
+    def close(self) -> None:
+        """Leaves the scheduler; it sees the socket close."""
+        self._channel.close()
+
+
+class WorkerLink:
+    """A scheduler's attachment to one worker.
+
+    `facts` are the worker's; `result_fd` and `control_fd` are readable when a result has come and when the
+    worker is gone, for an event loop to watch.
+    """
+
+    def __init__(self, channel: _Channel, facts: WorkerFacts, worker_pid: int) -> None:
+        self._channel = channel
+        self.facts = facts
+        self.worker_pid = worker_pid
+        self.result_fd = channel._wait_fd
+        self.control_fd = channel._sock.fileno()
+
+    @classmethod
+    def connect(cls, path: Path) -> WorkerLink:
+        """Connects to the worker listening on `path` and attaches to it.
+
+        Raises:
+            OSError: nobody listens there (yet), or the worker left during the handshake.
+            HandshakeError: it cannot work with this scheduler.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            sock.settimeout(HANDSHAKE_SECONDS)
+            sock.connect(str(path))
+            return cls._attach(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    @classmethod
+    def _attach(cls, sock: socket.socket) -> WorkerLink:
+        _send(sock, "hello", pb.Hello(dispatch_version=DISPATCH_VERSION, pid=os.getpid()))
+        welcome = _receive(sock, "welcome")[0].welcome
+        _check_version(welcome.dispatch_version)
+        facts = _facts(welcome)
+        limits = record_limits(facts)
+        rings: list[Ring] = []
+        fds: list[int] = []
+        try:
+            rings.append(Ring.create(RingShape(limits.plan_bytes, _NUM_SLOTS, facts.world_size)))
+            rings.append(Ring.create(RingShape(limits.result_bytes, _NUM_SLOTS)))
+            plans, results = rings
+            fds += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+            attach = pb.Attach(plan_ring=plans.name, plan_reader=facts.rank, result_ring=results.name)
+            _send(sock, "attach", attach, fds=(fds[0], fds[1]))
+            _receive(sock, "attached")
+            channel = _Channel(sock, plans, results, 0, fds)
+        except BaseException:
+            _close_fds(fds)
+            for ring in rings:
+                ring.close()
+            raise
+        finally:
+            for ring in rings:
+                ring.unlink()
+        return cls(channel, facts, welcome.pid)
+
+    def send_plan(self, plan: StepPlan) -> None:
+        """Publishes a plan and wakes the worker."""
+        self._channel.send(encode_plan(plan))
+
+    def poll_result(self) -> StepResult | None:
+        """The next result if one is there. Call `clear` first when `result_fd` became readable.
+
+        Raises:
+            RecordError, RingError: the worker wrote something malformed.
+        """
+        record = self._channel.receive()
+        return None if record is None else decode_result(record)
+
+    def clear(self) -> None:
+        """Takes the signals of `result_fd`; read all results afterwards."""
+        self._channel.clear()
+
+    def wait_result(self, timeout: float | None = None) -> StepResult | None:
+        """The next result, waiting up to `timeout` seconds (None: for ever); None when it did not come.
+
+        Raises:
+            WorkerGone: the worker is gone.
+        """
+        result = self.poll_result()
+        if result is not None:
+            return result
+        try:
+            self._channel.wait(timeout)
+        except PeerGone as error:
+            raise WorkerGone(str(error)) from None
+        return self.poll_result()
+
+    def close(self) -> None:
+        """Leaves the worker, which keeps its weights and waits for the next scheduler."""
+        self._channel.close()
+
+
+def _facts(welcome: pb.Welcome) -> WorkerFacts:
+    return WorkerFacts(
+        model=welcome.model,
+        vocab_size=welcome.vocab_size,
+        max_model_len=welcome.max_model_len,
+        eos_token_ids=tuple(welcome.eos_token_ids),
+        block_size=welcome.block_size,
+        num_blocks=welcome.num_blocks,
+        max_num_seqs=welcome.max_num_seqs,
+        max_num_batched_tokens=welcome.max_num_batched_tokens,
+        dtype=welcome.dtype,
+        device=welcome.device,
+        rank=welcome.rank,
+        world_size=welcome.world_size,
+    )
