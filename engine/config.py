@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagewire.settings import require, require_positive
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
@@ -39,3 +44,35 @@ class WorkerConfig:
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value out of its range."""
+        kind, colon, index = self.device.partition(":")
+        require(
+            (kind in ("auto", "cpu", "cuda") and not colon) or (kind == "cuda" and index.isdecimal()),
+            "device",
+            self.device,
+            "auto, cpu, cuda or cuda:N",
+        )
+        require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        require(
+            self.load_format in LOAD_FORMATS,
+            "load_format",
+            self.load_format,
+            f"one of {', '.join(LOAD_FORMATS)}",
+        )
+        require_positive(
+            self,
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_size",
+            "num_blocks",
+            "kv_cache_memory",
+        )
+        require(
+            0 < self.gpu_memory_utilization <= 1,
+            "gpu_memory_utilization",
+            self.gpu_memory_utilization,
+            "greater than 0 and at most 1",
+        )

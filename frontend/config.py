@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagewire.settings import require, require_positive
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendConfig:
@@ -36,3 +38,32 @@ class FrontendConfig:
     max_body_bytes: int = 8 * 1024 * 1024
     reuse_port: bool = True
     drain_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value out of its range."""
+        for name in ("port", "grpc_port"):
+            value = getattr(self, name)
+            require(0 <= value < 2**16, name, value, "between 0 and 65535")
+        require(
+            self.port == 0 or self.port != self.grpc_port,
+            "grpc_port",
+            self.grpc_port,
+            "another port than port",
+        )
+        for name in self.served_model_names:
+            require(name != "", "served_model_names", name, "names of at least one character")
+        # A key travels in a header and in an environment variable, where white space separates keys.
+        require(
+            all(key and not any(character.isspace() for character in key) for key in self.api_keys),
+            "api_keys",
+            "an empty key or one with white space",
+            "keys without white space",
+        )
+        require_positive(self, "max_body_bytes")
+        require(self.drain_timeout >= 0, "drain_timeout", self.drain_timeout, "at least 0")
+        require(
+            self.chat_template is None or self.chat_template.is_file(),
+            "chat_template",
+            str(self.chat_template),
+            "a file that exists",
+        )

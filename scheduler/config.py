@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagewire.settings import require, require_positive
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -25,3 +27,8 @@ class SchedulerConfig:
     max_num_batched_tokens: int | None = None
     max_num_waiting: int = 1024
     enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value out of its range."""
+        require(len(self.listen) > 0, "listen", self.listen, "at least one address")
+        require_positive(self, "max_num_seqs", "max_num_batched_tokens", "max_num_waiting")

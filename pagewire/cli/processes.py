@@ -1,0 +1,50 @@
+"""pagewire frontend, scheduler and engine-worker: each process alone, in the foreground.
+
+For systemd, Kubernetes and the like; `pagewire serve` starts its processes by the same commands.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from frontend.config import FrontendConfig
+from pagewire.cli.options import build, with_options
+from scheduler.config import SchedulerConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the app."""
+    app.command("frontend")(with_options(FrontendConfig)(frontend))
+    app.command("scheduler")(with_options(SchedulerConfig)(scheduler))
+    app.command(
+        "engine-worker",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )(engine_worker)
+
+
+def frontend(**values: Any) -> None:
+    """Run one frontend: text, HTTP and public gRPC before a scheduler."""
+    config = build(FrontendConfig, values)
+
+    from frontend.server import run
+
+    run(config)
+
+
+def scheduler(**values: Any) -> None:
+    """Run one scheduler before an engine-worker."""
+    config = build(SchedulerConfig, values)
+
+    from scheduler.server import run
+
+    run(config)
+
+
+def engine_worker(context: typer.Context) -> None:
+    """Run one engine-worker; the same as the command `engine-worker`."""
+    from engine.cli import main
+
+    main(context.args)

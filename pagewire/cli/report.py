@@ -1,0 +1,67 @@
+"""What people see of the processes of a service."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class ConsoleReport:
+    """Prints every event and every line the processes write, with the process's name before it.
+
+    In colour on a terminal. Implements pagewire.supervisor.Report.
+    """
+
+    def __init__(self, console: Console, name_width: int) -> None:
+        self._console = console
+        self._width = name_width
+
+    def starting(self, name: str, pid: int) -> None:
+        self._say(name, f"starting, pid {pid}", "dim")
+
+    def ready(self, name: str, seconds: float, status: str) -> None:
+        self._say(name, f"ready after {seconds:.1f} s{': ' if status else ''}{status}", "green")
+
+    def log_line(self, name: str, line: str) -> None:
+        self._say(name, line, "")
+
+    def died(self, name: str, how: str, restart_in: float) -> None:
+        when = f"in {restart_in:g} s" if restart_in else "now"
+        self._say(name, f"{how}; restarting {when}", "bold red")
+
+    def stopping(self, name: str) -> None:
+        self._say(name, "stopping", "dim")
+
+    def killed(self, name: str, seconds: float) -> None:
+        self._say(name, f"did not stop within {seconds:g} s; killed", "bold red")
+
+    def _say(self, name: str, text: str, style: str) -> None:
+        from rich.text import Text
+
+        line = Text.assemble((name.ljust(self._width), "cyan"), " | ", (text, style))
+        self._console.print(line, soft_wrap=True)
+
+
+class QuietReport:
+    """Says only what goes wrong, on stderr. Implements pagewire.supervisor.Report."""
+
+    def starting(self, name: str, pid: int) -> None:
+        """Nothing to say."""
+
+    def ready(self, name: str, seconds: float, status: str) -> None:
+        """Nothing to say."""
+
+    def log_line(self, name: str, line: str) -> None:
+        """Nothing to say: the last lines are part of the error if the process fails."""
+
+    def died(self, name: str, how: str, restart_in: float) -> None:
+        print(f"{name} {how}; restarting in {restart_in:g} s", file=sys.stderr)
+
+    def stopping(self, name: str) -> None:
+        """Nothing to say."""
+
+    def killed(self, name: str, seconds: float) -> None:
+        print(f"{name} did not stop within {seconds:g} s; killed", file=sys.stderr)

@@ -1,0 +1,75 @@
+"""pagewire serve: the whole service on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.config import WorkerConfig
+from frontend.config import FrontendConfig
+from pagewire import __version__
+from pagewire.cli.arguments import Model
+from pagewire.cli.options import with_options
+from pagewire.cli.service import WIRING, RunningService, ServiceConfig, running_service
+from pagewire.hub.aliases import DEFAULT_MODEL
+from pagewire.notify import notify_ready
+from scheduler.config import SchedulerConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the app."""
+    app.command("serve")(with_options(FrontendConfig, WorkerConfig, SchedulerConfig, without=WIRING)(serve))
+
+
+def serve(
+    model: Model = DEFAULT_MODEL,
+    frontends: Annotated[int, typer.Option(help="Frontend processes that share the ports.")] = 1,
+    **values: Any,
+) -> None:
+    """Serve a model: frontends, scheduler and engine-worker, supervised, until Ctrl-C."""
+    config = ServiceConfig.resolve(model, values, frontends=frontends)
+    raise typer.Exit(asyncio.run(_serve(config)))
+
+
+async def _serve(config: ServiceConfig) -> int:
+    from rich.console import Console
+
+    from pagewire.cli.report import ConsoleReport
+
+    console = Console(highlight=False)
+    console.print(f"pagewire {__version__} serves {config.frontend.served_model_names[0]}", soft_wrap=True)
+    width = max(len(spec.name) for stage in config.stages() for spec in stage)
+    started = time.monotonic()
+    async with running_service(config, ConsoleReport(console, width)) as service:
+        await service.supervisor.serve(
+            on_ready=lambda: _announce(console, service, time.monotonic() - started)
+        )
+    console.print("killed" if service.supervisor.killed else "stopped")
+    return 1 if service.supervisor.killed else 0
+
+
+def _announce(console: Console, service: RunningService, seconds: float) -> None:
+    """Says where the service answers and how to ask it something."""
+    notify_ready(f"serving {service.model}")
+    body = {
+        "model": service.model,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    }
+    key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if service.config.frontend.api_keys else ""
+    lines = f"""
+ready after {seconds:.1f} s; Ctrl-C stops it
+  HTTP  http://{service.http_address}/v1
+  gRPC  {service.grpc_address}
+
+try:
+  curl http://{service.http_address}/v1/chat/completions -H 'Content-Type: application/json' \\{key}
+    -d '{json.dumps(body)}'
+"""
+    console.print(lines, soft_wrap=True, markup=False)

@@ -1,0 +1,190 @@
+"""The processes of one service on one machine: their configurations, command lines and addresses."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from os import environ
+from pathlib import Path
+from typing import Any
+
+from engine.config import WorkerConfig
+from frontend.config import FrontendConfig
+from pagewire.cli.options import arguments, build, environment
+from pagewire.cli.ports import ReservedPort
+from pagewire.errors import ConfigError
+from pagewire.supervisor import ProcessSpec, Report, Supervisor
+from scheduler.config import SchedulerConfig
+
+# What the service decides by itself, so that `pagewire serve` has no option for it.
+WIRING = ("socket", "listen", "worker_socket", "scheduler", "reuse_port")
+# Longest path of a Unix socket, its closing NUL included (sockaddr_un).
+MAX_SOCKET_PATH = 108
+# Seconds a frontend gets, beyond its own drain timeout, before it is killed.
+STOP_MARGIN = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceConfig:
+    """One service: worker, scheduler and `frontends` frontends that share their ports.
+
+    `model` in worker and frontend is a directory, resolved already. Socket paths are relative to the
+    runtime directory, which exists only while the service runs.
+    """
+
+    worker: WorkerConfig
+    scheduler: SchedulerConfig
+    frontend: FrontendConfig
+    frontends: int
+
+    @classmethod
+    def resolve(cls, model: str, values: dict[str, Any], *, frontends: int = 1) -> ServiceConfig:
+        """From option values; fetches the model, with progress on stderr, if it is not there yet.
+
+        Raises:
+            ConfigError: an option or the model is wrong.
+        """
+        if frontends < 1:
+            raise ConfigError(f"frontends is {frontends}; it must be at least 1", param="frontends")
+        names = values.get("served_model_names") or (served_name(model),)
+        values = {**values, "model": model, "served_model_names": names}
+        socket, scheduler_address = Path("worker.sock"), "unix:scheduler.sock"
+        worker = build(WorkerConfig, {**values, "socket": socket})
+        scheduler = build(
+            SchedulerConfig, {**values, "listen": (scheduler_address,), "worker_socket": socket}
+        )
+        frontend = build(FrontendConfig, {**values, "scheduler": scheduler_address})
+
+        from pagewire.hub import resolve_model
+
+        directory = str(resolve_model(model, progress=True))
+        return cls(
+            worker=replace(worker, model=directory),
+            scheduler=scheduler,
+            frontend=replace(frontend, model=directory),
+            frontends=frontends,
+        )
+
+    def placed(self, runtime_dir: Path, port: int, grpc_port: int) -> ServiceConfig:
+        """The same with its sockets in `runtime_dir` and its ports decided.
+
+        Raises:
+            ConfigError: the directory's path is too long for Unix sockets.
+        """
+        scheduler_socket = f"unix:{runtime_dir / 'scheduler.sock'}"
+        worker_socket = runtime_dir / "worker.sock"
+        if len(str(worker_socket)) + len("scheduler.notify") >= MAX_SOCKET_PATH:
+            raise ConfigError(
+                f"the runtime directory {runtime_dir} has too long a path for Unix sockets (at most "
+                f"{MAX_SOCKET_PATH} bytes); set XDG_RUNTIME_DIR to a shorter one"
+            )
+        return replace(
+            self,
+            worker=replace(self.worker, socket=worker_socket),
+            scheduler=replace(self.scheduler, listen=(scheduler_socket,), worker_socket=worker_socket),
+            frontend=replace(
+                self.frontend, scheduler=scheduler_socket, port=port, grpc_port=grpc_port, reuse_port=True
+            ),
+        )
+
+    def stages(self) -> list[list[ProcessSpec]]:
+        """The processes in the order in which they stop."""
+        frontends = [
+            _process(
+                f"frontend-{index}" if self.frontends > 1 else "frontend",
+                "frontend",
+                self.frontend,
+                stop_timeout=self.frontend.drain_timeout + STOP_MARGIN,
+            )
+            for index in range(self.frontends)
+        ]
+        return [
+            frontends,
+            [_process("scheduler", "scheduler", self.scheduler)],
+            [_process("engine-worker", "engine-worker", self.worker)],
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """A started service: its supervisor and where it answers."""
+
+    supervisor: Supervisor
+    config: ServiceConfig
+
+    @property
+    def http_address(self) -> str:
+        """host:port of the HTTP API, as seen from this machine."""
+        return f"{_reachable(self.config.frontend.host)}:{self.config.frontend.port}"
+
+    @property
+    def grpc_address(self) -> str:
+        """host:port of the gRPC API, as seen from this machine."""
+        return f"{_reachable(self.config.frontend.host)}:{self.config.frontend.grpc_port}"
+
+    @property
+    def model(self) -> str:
+        """The name that requests use."""
+        return self.config.frontend.served_model_names[0]
+
+
+@asynccontextmanager
+async def running_service(config: ServiceConfig, report: Report) -> AsyncIterator[RunningService]:
+    """Starts the processes and stops them at the end. They are not ready yet: see Supervisor.until_ready.
+
+    Raises:
+        ConfigError: a port is in use, or the runtime directory cannot be made.
+    """
+    frontend = config.frontend
+    port = ReservedPort(frontend.host, frontend.port, "port")
+    try:
+        grpc_port = ReservedPort(frontend.host, frontend.grpc_port, "grpc-port")
+        try:
+            with _runtime_directory() as runtime_dir:
+                placed = config.placed(Path(runtime_dir), port.port, grpc_port.port)
+                async with Supervisor(placed.stages(), Path(runtime_dir), report) as supervisor:
+                    yield RunningService(supervisor, placed)
+        finally:
+            grpc_port.release()
+    finally:
+        port.release()
+
+
+def served_name(model: str) -> str:
+    """What requests call a model that was named like this on the command line: a file's or directory's own
+    name, or else the alias or Hugging Face id as it is."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.resolve().name if path.exists() else model
+
+
+def _runtime_directory() -> tempfile.TemporaryDirectory[str]:
+    """A directory for sockets that only this user can enter (mode 0700)."""
+    parent = environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    try:
+        return tempfile.TemporaryDirectory(prefix="pagewire-", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make a runtime directory in {parent}: {error.strerror}; set XDG_RUNTIME_DIR to a "
+            "directory that can be written"
+        ) from error
+
+
+def _process(name: str, command: str, config: Any, *, stop_timeout: float = 10.0) -> ProcessSpec:
+    return ProcessSpec(
+        name=name,
+        command=(sys.executable, "-m", "pagewire", command, *arguments(config)),
+        environment=environment(config),
+        stop_timeout=stop_timeout,
+    )
+
+
+def _reachable(host: str) -> str:
+    """An address that a client on this machine can connect to."""
+    if host in ("", "0.0.0.0", "::"):
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
