@@ -1,0 +1,98 @@
+"""A model's tokenizer, as its tokenizer.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from frontend.text.detokenizer import IncrementalDetokenizer
+from frontend.text.token_table import TokenTable, build_token_table
+from pagewire.errors import ConfigError, InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokenizer:
+    """Text to ids and ids to text. Immutable and thread-safe; encoding and decoding release the GIL.
+
+    Attributes:
+        vocab_size: one more than the highest id that has a token. The model's own may be larger.
+        special_ids: control tokens such as the end of a turn, which are not text.
+    """
+
+    vocab_size: int
+    special_ids: frozenset[int]
+    _tokenizer: Tokenizer
+    _table: TokenTable
+
+    @classmethod
+    def load(cls, model_dir: Path) -> TextTokenizer:
+        """Reads a model directory's tokenizer.json.
+
+        Raises:
+            ConfigError: it is missing, wrong, or of a kind whose output cannot be streamed.
+        """
+        path = model_dir / "tokenizer.json"
+        if not path.is_file():
+            raise ConfigError(
+                f"{model_dir}: has no tokenizer.json; convert its tokenizer to that format first"
+            )
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise ConfigError(f"{path}: not a tokenizer: {error}") from error
+        # Some files carry the settings of the training run, which would shorten or pad prompts.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        added = tokenizer.get_added_tokens_decoder()
+        special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        try:
+            table = build_token_table(tokenizer, special_ids)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.message}") from error
+        return cls(len(table.token_bytes), special_ids, tokenizer, table)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text. Special tokens written in the text become their ids.
+
+        Args:
+            add_special_tokens: whether to add what the model expects around a text, such as the
+                beginning-of-sequence token; the tokenizer says what that is, often nothing.
+
+        Raises:
+            InvalidRequest: the text is not valid Unicode.
+        """
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:  # how the library says that a string is not UTF-8
+            raise InvalidRequest("the text has half a surrogate pair; it must be valid Unicode") from error
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of some ids.
+
+        Raises:
+            InvalidRequest: an id has no token.
+        """
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise InvalidRequest(
+                    f"token id {token_id} does not exist; ids are between 0 and {self.vocab_size - 1}",
+                    param="token_ids",
+                )
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text, special or not; empty for an id without a token."""
+        return self._table.token_bytes[token_id] if 0 <= token_id < self.vocab_size else b""
+
+    def token_text(self, token_id: int) -> str:
+        """The token's bytes as text, with replacement characters where they are part of a character."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def new_detokenizer(self, *, skip_special_tokens: bool) -> IncrementalDetokenizer:
+        """For the ids of one output, as they come."""
+        return self._table.new_detokenizer(skip_special_tokens=skip_special_tokens)
