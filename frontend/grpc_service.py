@@ -1,0 +1,292 @@
+"""The public gRPC API over the generation pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from frontend.api_keys import ApiKeys
+from frontend.completion import Delta, Finished, FinishReason, PositionLogprobs, Usage
+from frontend.config import FrontendConfig
+from frontend.generation import GenerationPipeline
+from frontend.generation_request import (
+    Conversation,
+    GenerationRequest,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+    check_request_id,
+    resolve_sampling,
+)
+from frontend.grpc_interceptor import ErrorInterceptor
+from frontend.text.tokenizer import TextTokenizer
+from pagewire.errors import ConfigError, InvalidRequest
+from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
+
+SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+
+_REASONS = {
+    FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: inference_pb2.FINISH_REASON_ABORT,
+}
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """Translates messages; everything else is the pipeline's. Errors are raised for the interceptor."""
+
+    def __init__(self, pipeline: GenerationPipeline) -> None:
+        self._pipeline = pipeline
+        self._model = pipeline.model
+
+    async def Generate(  # noqa: N802
+        self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> None:
+        """Streams a completion. The client's cancel and deadline arrive here as CancelledError."""
+        async with self._pipeline.start(self._request(request, context)) as completion:
+            async with aclosing(completion.events()) as events:
+                async for event in events:
+                    response = inference_pb2.GenerateResponse(request_id=completion.request_id)
+                    if isinstance(event, Delta):
+                        response.delta.CopyFrom(self._delta(event))
+                    else:
+                        response.finished.CopyFrom(_finished(event))
+                    await context.write(response)
+
+    async def GenerateOnce(  # noqa: N802
+        self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.GenerateOnceResponse:
+        """Returns a completion whole."""
+        async with self._pipeline.start(self._request(request, context)) as completion:
+            whole = await completion.whole()
+            return inference_pb2.GenerateOnceResponse(
+                request_id=completion.request_id,
+                token_ids=whole.token_ids,
+                text=whole.text,
+                logprobs=[_logprobs(self._model.tokenizer, entry) for entry in whole.logprobs],
+                finished=_finished(whole.finished),
+            )
+
+    async def Tokenize(  # noqa: N802
+        self, request: inference_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.TokenizeResponse:
+        """Tokenizes text or messages."""
+        self._model.check_name(request.model)
+        prompt = _prompt(request, ("text", "messages"))
+        assert not isinstance(prompt, TokenPrompt)
+        facts = self._pipeline.link.model
+        return inference_pb2.TokenizeResponse(
+            token_ids=await self._pipeline.tokenize(prompt),
+            max_model_len=0 if facts is None else facts.max_model_len,
+        )
+
+    async def Detokenize(  # noqa: N802
+        self, request: inference_pb2.DetokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.DetokenizeResponse:
+        """Turns ids into text."""
+        self._model.check_name(request.model)
+        text = await self._pipeline.detokenize(
+            request.token_ids, skip_special_tokens=request.skip_special_tokens
+        )
+        return inference_pb2.DetokenizeResponse(text=text)
+
+    async def ListModels(  # noqa: N802
+        self, request: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.ListModelsResponse:
+        """Lists the served model under each of its names."""
+        facts = self._pipeline.link.model
+        return inference_pb2.ListModelsResponse(
+            models=[
+                inference_pb2.Model(
+                    id=name,
+                    created=self._model.created,
+                    max_model_len=0 if facts is None else facts.max_model_len,
+                    vocab_size=self._model.tokenizer.vocab_size if facts is None else facts.vocab_size,
+                )
+                for name in self._model.names
+            ]
+        )
+
+    async def GetLoad(  # noqa: N802
+        self, request: inference_pb2.GetLoadRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.GetLoadResponse:
+        """Reports the scheduler's load."""
+        load = await self._pipeline.link.get_load()
+        return inference_pb2.GetLoadResponse(
+            num_requests_running=load.num_requests_running,
+            num_requests_waiting=load.num_requests_waiting,
+            kv_cache_usage=load.num_used_blocks / load.num_blocks if load.num_blocks else 0.0,
+            max_num_seqs=load.max_num_seqs,
+            max_num_waiting=load.max_num_waiting,
+        )
+
+    def _request(
+        self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=check_request_id(request.request_id),
+            model=request.model,
+            prompt=_prompt(request, ("text", "token_ids", "messages")),
+            sampling=resolve_sampling(self._model.defaults, _given(request.sampling)),
+            priority=request.priority,
+            timeout=_timeout(request, context),
+        )
+
+    def _delta(self, delta: Delta) -> inference_pb2.Delta:
+        return inference_pb2.Delta(
+            token_ids=delta.token_ids,
+            text=delta.text,
+            logprobs=[_logprobs(self._model.tokenizer, entry) for entry in delta.logprobs],
+            usage=_usage(delta.usage),
+        )
+
+
+def _prompt(
+    request: inference_pb2.GenerateRequest | inference_pb2.TokenizeRequest, choices: tuple[str, ...]
+) -> Prompt:
+    kind = request.WhichOneof("prompt")
+    add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
+    if kind == "text":
+        return TextPrompt(text=request.text, add_special_tokens=add_special_tokens)
+    if kind == "messages":
+        conversation = request.messages
+        opens_turn = (
+            conversation.add_generation_prompt if conversation.HasField("add_generation_prompt") else True
+        )
+        return Conversation(
+            messages=[_message(message) for message in conversation.messages],
+            add_generation_prompt=opens_turn,
+        )
+    if kind == "token_ids" and isinstance(request, inference_pb2.GenerateRequest):
+        return TokenPrompt(token_ids=list(request.token_ids.ids))
+    raise InvalidRequest(f"the request has no prompt; set one of {', '.join(choices)}", param="prompt")
+
+
+def _message(message: inference_pb2.ChatMessage) -> dict[str, Any]:
+    turn = {"role": message.role, "content": message.content}
+    if message.HasField("name"):
+        turn["name"] = message.name
+    return turn
+
+
+def _given(sampling: inference_pb2.SamplingParams) -> dict[str, Any]:
+    """The fields that the client set. (The two plain booleans cannot be told from unset when false.)"""
+    given: dict[str, Any] = {}
+    for descriptor, value in sampling.ListFields():
+        if descriptor.name == "logit_bias":
+            value = dict(value)
+        elif descriptor.is_repeated:
+            value = tuple(value)
+        given[descriptor.name] = value
+    return given
+
+
+def _timeout(request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> float | None:
+    """The sooner of the request's own timeout and the call's deadline."""
+    remaining = context.time_remaining()
+    own = request.timeout if request.HasField("timeout") else None
+    if remaining is None or math.isinf(remaining):
+        return own
+    # A NaN must reach the check of its value, so it may not lose the comparison.
+    return remaining if own is None or own > remaining else own
+
+
+def _usage(usage: Usage) -> inference_pb2.Usage:
+    return inference_pb2.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+    )
+
+
+def _finished(finished: Finished) -> inference_pb2.Finished:
+    message = inference_pb2.Finished(finish_reason=_REASONS[finished.reason], usage=_usage(finished.usage))
+    if finished.stop_string is not None:
+        message.stop_string = finished.stop_string
+    elif finished.stop_token_id is not None:
+        message.stop_token_id = finished.stop_token_id
+    return message
+
+
+def _logprobs(tokenizer: TextTokenizer, entry: PositionLogprobs) -> inference_pb2.PositionLogprobs:
+    def token(token_id: int, logprob: float) -> inference_pb2.TokenLogprob:
+        return inference_pb2.TokenLogprob(
+            token_id=token_id,
+            logprob=logprob,
+            text=tokenizer.token_text(token_id),
+            raw=tokenizer.token_bytes(token_id),
+        )
+
+    return inference_pb2.PositionLogprobs(
+        sampled=token(entry.token_id, entry.logprob), top=[token(*candidate) for candidate in entry.top]
+    )
+
+
+class GrpcServer:
+    """The listening server: the inference service, health and reflection.
+
+    Attributes:
+        port: the port it listens on.
+    """
+
+    def __init__(self, config: FrontendConfig, pipeline: GenerationPipeline) -> None:
+        self._pipeline = pipeline
+        self._health = health.aio.HealthServicer()
+        self._reports: set[asyncio.Task[None]] = set()
+        self._server = grpc.aio.server(
+            interceptors=(ErrorInterceptor(ApiKeys(config.api_keys)),), options=_options(config)
+        )
+        service = InferenceService(pipeline)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        address = f"{host}:{config.grpc_port}"
+        try:
+            self.port: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {address} for gRPC: {error}") from error
+
+    async def start(self) -> None:
+        """Starts serving, health included."""
+        await self._server.start()
+        self.report_health()
+
+    def report_health(self) -> None:
+        """Tells health watchers whether a request would be served now."""
+        report = asyncio.create_task(self._set_health())
+        self._reports.add(report)
+        report.add_done_callback(self._reports.discard)
+
+    async def _set_health(self) -> None:
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if self._pipeline.ready
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for service in ("", SERVICE_NAME):
+            await self._health.set(service, status)
+
+    async def stop(self, grace: float) -> None:
+        """Closes the port; calls still open get `grace` seconds."""
+        await self._server.stop(grace)
+
+
+def _options(config: FrontendConfig) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.so_reuseport", int(config.reuse_port)),
+        ("grpc.max_receive_message_length", config.max_body_bytes),
+        ("grpc.max_send_message_length", -1),
+        # A long generation is a quiet call: clients may ping through it, and dead ones are found.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    )

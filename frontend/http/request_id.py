@@ -1,0 +1,8 @@
+"""Where a request's id is kept while HTTP handles it."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+"""The caller's id (from the body, else the x-request-id header) or a drawn one."""

@@ -1,0 +1,359 @@
+"""The frontend's one stream to its scheduler.
+
+Submissions and aborts go out, one StepDeltas message a step comes in and is spread over the open requests.
+When the scheduler is lost, the link connects again and submits every open request once more with the
+tokens generated so far; sampling is keyed by seed and position, so the continuation is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from frontend.open_request import OpenRequest, ended_by_drain, ended_with
+from pagewire.errors import DeadlineExceeded, Overloaded, Unavailable, from_code
+from pagewire.inference.v1 import inference_pb2
+from pagewire.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+MAX_UNSENT = 4096
+"""Submissions waiting to be written; beyond it new requests are refused."""
+
+UNARY_TIMEOUT = 5.0
+"""Seconds that GetLoad and GetMetrics may take."""
+
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Links of one process (in a test) must not share a connection, nor its fate.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_RETRY_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0)
+_MAX_HANDLE = 2**32 - 1
+
+
+class SchedulerLink:
+    """Owns the stream, the open requests and what is waiting to be written.
+
+    Everything runs on one event loop. `open` and `close` never wait: they only change what the writer
+    will send, so that an abort costs its caller nothing and overtakes nothing.
+
+    Attributes:
+        model: facts about the served model, from the last scheduler that told; None before the first.
+        num_reconnects: how often the stream was lost and came back.
+        failed: completes with the exception if the link itself breaks; it never does otherwise.
+    """
+
+    def __init__(self, target: str, *, reconnect_timeout: float = 30.0) -> None:
+        """Args:
+        target: gRPC address of the scheduler.
+        reconnect_timeout: seconds that open requests wait for a lost scheduler before they are ended.
+        """
+        self._target = target
+        self._reconnect_timeout = reconnect_timeout
+        self.model: scheduler_pb2.GetModelResponse | None = None
+        self.num_reconnects = 0
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: scheduler_pb2_grpc.SchedulerServiceStub | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._streaming = False
+        self._resubmit_needed = False
+        self._give_up: asyncio.TimerHandle | None = None
+        self._open: dict[int, OpenRequest] = {}
+        self._unsent: dict[int, bool] = {}
+        """Handle -> True for a submission, False for an abort, in the order they are to be written."""
+        self._has_unsent = asyncio.Event()
+        self._next_handle = 1
+        self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether the scheduler is there and has an engine."""
+        return self._streaming and self.model is not None and self.model.ready
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` whenever `ready` or `model` may have changed."""
+        self._listeners.append(listener)
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    async def start(self) -> None:
+        """Starts connecting; returns at once."""
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._channel = grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
+        self._stub = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._task = asyncio.create_task(self._run(), name="scheduler-link")
+        self._task.add_done_callback(self._task_done)
+
+    async def stop(self) -> None:
+        """Ends the stream. Requests still open end with reason ABORT."""
+        self.abort_all()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._give_up is not None:
+            self._give_up.cancel()
+        if self._channel is not None:
+            await self._channel.close()
+
+    def open(
+        self,
+        *,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        sampling: inference_pb2.SamplingParams,
+        priority: int,
+        deadline: float | None,
+    ) -> OpenRequest:
+        """Submits a request. `deadline` is event loop time.
+
+        Raises:
+            Unavailable: no scheduler with an engine is connected.
+            Overloaded: the scheduler takes submissions more slowly than they come.
+        """
+        if not self.ready:
+            raise Unavailable(self.why_not_ready())
+        if len(self._unsent) >= MAX_UNSENT:
+            raise Overloaded(f"{MAX_UNSENT} submissions wait to be sent to the scheduler; try again later")
+        request = OpenRequest(
+            handle=self._draw_handle(),
+            request_id=request_id,
+            prompt_ids=prompt_ids,
+            sampling=sampling,
+            priority=priority,
+            deadline=deadline,
+        )
+        if deadline is not None:
+            loop = asyncio.get_running_loop()
+            request.timer = loop.call_at(deadline, self._expire, request)
+        self._open[request.handle] = request
+        self._send(request.handle, submit=True)
+        return request
+
+    def close(self, request: OpenRequest) -> None:
+        """Ends the caller's interest in a request; the scheduler is told unless it already ended it."""
+        if request.timer is not None:
+            request.timer.cancel()
+        if self._open.pop(request.handle, None) is not None:
+            self._abort(request.handle)
+
+    def abort_all(self) -> None:
+        """Ends every open request with reason ABORT, as at the end of a drain."""
+        for request in list(self._open.values()):
+            self._end_here(request, ended_by_drain())
+
+    def why_not_ready(self) -> str:
+        """For people: what is missing."""
+        if not self._streaming:
+            return "the scheduler is not reachable; try again shortly"
+        return "no engine is attached to the scheduler yet; try again shortly"
+
+    def _draw_handle(self) -> int:
+        while self._next_handle in self._open:
+            self._next_handle = self._next_handle % _MAX_HANDLE + 1
+        handle = self._next_handle
+        self._next_handle = handle % _MAX_HANDLE + 1
+        return handle
+
+    def _expire(self, request: OpenRequest) -> None:
+        self._end_here(request, ended_with(DeadlineExceeded("the request's deadline passed")))
+
+    def _end_here(self, request: OpenRequest, ended: scheduler_pb2.Ended) -> None:
+        """Ends a request for a reason found in the frontend."""
+        if self._open.pop(request.handle, None) is not None:
+            self._abort(request.handle)
+        request.end(ended)
+
+    def _abort(self, handle: int) -> None:
+        if self._unsent.pop(handle, False):
+            return  # the scheduler never heard of it
+        self._send(handle, submit=False)
+
+    def _send(self, handle: int, *, submit: bool) -> None:
+        if not self._streaming:
+            return  # open requests are submitted anew on the next stream, and aborted ones are not
+        self._unsent[handle] = submit
+        self._has_unsent.set()
+
+    async def _run(self) -> None:
+        """Keeps the stream, for as long as the frontend lives."""
+        failures = 0
+        while True:
+            failures = 0 if await self._connect_once() else failures + 1
+            await asyncio.sleep(_RETRY_DELAYS[min(failures, len(_RETRY_DELAYS) - 1)])
+
+    async def _connect_once(self) -> bool:
+        """Holds one stream from its first message to its end; whether it got that far.
+
+        Until the scheduler can be reached this waits inside gRPC, which retries with its own back-off.
+        """
+        assert self._stub is not None
+        call = self._stub.Connect(wait_for_ready=True)
+        began = False
+        try:
+            message = await call.read()
+            if message is not grpc.aio.EOF:
+                began = True
+                await self._hold(call, message)
+            logger.warning("the scheduler closed the stream")
+        except grpc.aio.AioRpcError as error:
+            logger.warning("the stream to the scheduler ended: %s %s", error.code().name, error.details())
+        finally:
+            call.cancel()
+        return began
+
+    async def _hold(self, call: grpc.aio.StreamStreamCall, message: Any) -> None:
+        """Reads and writes until the stream ends; `message` is the first one read."""
+        self._stream_began()
+        writer = asyncio.create_task(self._write(call), name="scheduler-link-writer")
+        writer.add_done_callback(self._task_done)
+        try:
+            while message is not grpc.aio.EOF:
+                self._receive(message)
+                message = await call.read()
+        finally:
+            writer.cancel()
+            self._stream_ended()
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        """Tells whoever waits for `failed` of a fault in this code, which unlike a lost stream is final."""
+        if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
+            self.failed.set_exception(error)
+
+    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
+        """Writes what `_send` queued, in order, at the pace the scheduler reads."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await self._has_unsent.wait()
+                self._has_unsent.clear()
+                while self._unsent:
+                    handle = next(iter(self._unsent))
+                    if self._unsent.pop(handle):
+                        submit = self._open[handle].to_submit(loop.time())
+                        await call.write(scheduler_pb2.ConnectRequest(submit=submit))
+                    else:
+                        abort = scheduler_pb2.Abort(handle=handle)
+                        await call.write(scheduler_pb2.ConnectRequest(abort=abort))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            logger.debug("a write found the stream ended")  # the reader finds it too, and starts over
+
+    def _stream_began(self) -> None:
+        self._streaming = True
+        self._unsent.clear()
+        if self._resubmit_needed:
+            self.num_reconnects += 1
+
+    def _stream_ended(self) -> None:
+        self._streaming = False
+        self._unsent.clear()
+        self._resubmit_needed = True
+        if self._give_up is None:
+            loop = asyncio.get_running_loop()
+            self._give_up = loop.call_later(self._reconnect_timeout, self._give_up_waiting)
+        self._changed()
+
+    def _give_up_waiting(self) -> None:
+        self._give_up = None
+        error = Unavailable(
+            f"the scheduler was lost and not back within {self._reconnect_timeout:g} s; try again later"
+        )
+        for request in list(self._open.values()):
+            self._end_here(request, ended_with(error))
+
+    def _resubmit(self) -> None:
+        """Submits every open request to the scheduler that took over, with what it has generated so far."""
+        if self._give_up is not None:
+            self._give_up.cancel()
+            self._give_up = None
+        self._resubmit_needed = False
+        for handle in self._open:
+            self._send(handle, submit=True)
+        logger.info("connected to the scheduler again; resubmitted %d requests", len(self._open))
+
+    def _receive(self, message: scheduler_pb2.ConnectResponse) -> None:
+        if message.HasField("deltas"):
+            self._spread(message.deltas)
+        elif message.HasField("model"):
+            self.model = message.model
+            if self._resubmit_needed and message.model.ready:
+                self._resubmit()
+            self._changed()
+
+    def _spread(self, deltas: scheduler_pb2.StepDeltas) -> None:
+        """Gives each open request its part of a step. Handles no longer open were aborted meanwhile."""
+        get = self._open.get
+        for admitted in deltas.admitted:
+            request = get(admitted.handle)
+            if request is not None:
+                _note_cached(request, admitted.num_cached_tokens)
+        if deltas.logprobs:
+            self._spread_logprobs(deltas)
+        for handle, token_id in zip(deltas.handles, deltas.token_ids, strict=True):
+            request = get(handle)
+            if request is not None:
+                request.add_token(token_id)
+        for ended in deltas.ended:
+            request = self._open.pop(ended.handle, None)
+            if request is not None:
+                _note_cached(request, ended.num_cached_tokens)
+                request.end(ended)
+
+    def _spread_logprobs(self, deltas: scheduler_pb2.StepDeltas) -> None:
+        for index, logprobs in zip(deltas.logprob_indices, deltas.logprobs, strict=True):
+            request = self._open.get(deltas.handles[index])
+            if request is not None and not request.add_logprobs(logprobs):
+                behind = Overloaded("the client reads more slowly than log probabilities are generated")
+                self._end_here(request, ended_with(behind))
+
+    async def get_load(self) -> scheduler_pb2.GetLoadResponse:
+        """The scheduler's load.
+
+        Raises:
+            Unavailable: the scheduler cannot be reached.
+        """
+        assert self._stub is not None
+        with _status_as_error():
+            load: scheduler_pb2.GetLoadResponse = await self._stub.GetLoad(
+                scheduler_pb2.GetLoadRequest(), timeout=UNARY_TIMEOUT
+            )
+            return load
+
+    async def get_metrics(self) -> bytes:
+        """The scheduler's metrics in Prometheus text format.
+
+        Raises:
+            Unavailable: the scheduler cannot be reached.
+        """
+        assert self._stub is not None
+        with _status_as_error():
+            response = await self._stub.GetMetrics(scheduler_pb2.GetMetricsRequest(), timeout=UNARY_TIMEOUT)
+            return bytes(response.exposition)
+
+
+@contextmanager
+def _status_as_error() -> Iterator[None]:
+    """Raises what the scheduler answered as this package's error."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise Unavailable(f"the scheduler did not answer within {UNARY_TIMEOUT:g} s") from error
+        raise from_code(error.code().value[0], error.details() or "") from error
+
+
+def _note_cached(request: OpenRequest, num_cached_tokens: int) -> None:
+    """Keeps the first count: after a resubmission the prompt was paid for already."""
+    if request.num_cached_tokens is None:
+        request.num_cached_tokens = min(num_cached_tokens, len(request.prompt_ids))

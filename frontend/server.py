@@ -1,0 +1,114 @@
+"""The frontend process: both protocols on one event loop, over one stream to the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+
+import uvloop
+
+from frontend.config import FrontendConfig
+from frontend.generation import GenerationPipeline
+from frontend.grpc_service import GrpcServer
+from frontend.http.server import HttpServer
+from frontend.metrics import FrontendMetrics
+from frontend.scheduler_link import SchedulerLink
+from frontend.served_model import ServedModel
+from pagewire.hub import resolve_model
+from pagewire.notify import notify_ready
+
+logger = logging.getLogger(__name__)
+
+_FLUSH_GRACE = 1.0
+"""Seconds that a gRPC client gets to take the end of its stream, after the drain."""
+
+
+class Frontend:
+    """Everything one frontend process consists of, from first to last.
+
+    Attributes:
+        pipeline, link, http, grpc: the parts, once started.
+    """
+
+    def __init__(self, config: FrontendConfig) -> None:
+        self._config = config
+        self.metrics = FrontendMetrics()
+        self.link = SchedulerLink(config.scheduler)
+        self.link.on_change(self._show_link)
+
+    async def start(self) -> None:
+        """Connects to the scheduler and, meanwhile, loads the model's text side; then serves.
+
+        Raises:
+            ConfigError: the model cannot be read, or an address cannot be had.
+        """
+        await self.link.start()
+        model = await asyncio.to_thread(load_model, self._config)
+        self.pipeline = GenerationPipeline(model, self.link, self.metrics)
+        self.http = HttpServer(self._config, self.pipeline, self.metrics)
+        self.grpc = GrpcServer(self._config, self.pipeline)
+        await self.http.start()
+        await self.grpc.start()
+        self.link.on_change(self.grpc.report_health)
+
+    async def stop(self, drain_timeout: float) -> None:
+        """Refuses new requests, lets open ones finish for `drain_timeout` seconds, then closes everything."""
+        self.pipeline.draining = True
+        self.grpc.report_health()
+        await self.pipeline.drain(drain_timeout)
+        await asyncio.gather(self.grpc.stop(_FLUSH_GRACE), self.http.stop())
+        await self.link.stop()
+        self.pipeline.close()
+
+    def _show_link(self) -> None:
+        self.metrics.scheduler_ready.set(self.link.ready)
+        self.metrics.scheduler_reconnects.set(self.link.num_reconnects)
+
+
+def load_model(config: FrontendConfig) -> ServedModel:
+    """Finds the model's directory and reads its tokenizer, template and defaults. Slow.
+
+    Raises:
+        ConfigError: there is no such model, or a file is wrong.
+    """
+    directory = resolve_model(config.model)
+    names = config.served_model_names or (default_name(config.model),)
+    return ServedModel.load(directory, names, config.chat_template)
+
+
+def default_name(model: str) -> str:
+    """What requests call a model that was given no name: the alias or id as typed, or a path's last part."""
+    path = Path(model)
+    return path.resolve().name if path.exists() else model
+
+
+async def _serve(config: FrontendConfig) -> int:
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled.set)
+    frontend = Frontend(config)
+    await frontend.start()
+    status = f"HTTP on {config.host}:{frontend.http.port}, gRPC on {config.host}:{frontend.grpc.port}"
+    logger.info("serving %s: %s", ", ".join(frontend.pipeline.model.names), status)
+    notify_ready(status)
+    stopping = asyncio.create_task(signalled.wait())
+    await asyncio.wait((stopping, frontend.link.failed), return_when=asyncio.FIRST_COMPLETED)
+    if frontend.link.failed.done():
+        logger.critical("the link to the scheduler broke", exc_info=frontend.link.failed.exception())
+        return 1
+    logger.info("draining: open requests get up to %g s", config.drain_timeout)
+    await frontend.stop(config.drain_timeout)
+    return 0
+
+
+def run(config: FrontendConfig) -> int:
+    """Serves until SIGTERM or SIGINT, drains, and returns the process's exit status.
+
+    Raises:
+        ConfigError: the frontend cannot start as configured.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(config))
