@@ -31,6 +31,7 @@ def test_a_reserved_port_is_shared_with_frontends_and_with_nobody_else() -> None
         stranger.bind((LOCAL, reserved.port))
     with socket.socket() as frontend, socket.socket() as second, socket.socket() as client:
         for each in (frontend, second):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             each.bind((LOCAL, reserved.port))
         frontend.listen()
