@@ -5,6 +5,7 @@ For systemd, Kubernetes and the like; `pagewire serve` starts its processes by t
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import typer
@@ -31,7 +32,8 @@ def frontend(**values: Any) -> None:
 
     from frontend.server import run
 
-    run(config)
+    _log_to_stderr()
+    raise typer.Exit(run(config))
 
 
 def scheduler(**values: Any) -> None:
@@ -40,7 +42,8 @@ def scheduler(**values: Any) -> None:
 
     from scheduler.server import run
 
-    run(config)
+    _log_to_stderr()
+    raise typer.Exit(run(config))
 
 
 def engine_worker(context: typer.Context) -> None:
@@ -48,3 +51,7 @@ def engine_worker(context: typer.Context) -> None:
     from engine.cli import main
 
     main(context.args)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
