@@ -1,0 +1,102 @@
+"""What an attention backend is given and what it must return."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class LayerKVCache:
+    """One layer's keys and values, each [num_blocks, block_size, num_kv_heads, head_dim].
+
+    Owned by the worker's KV pool; written by the attention layer, read by the backend.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+
+    def store(self, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+        """Writes key and value [T, num_kv_heads, head_dim] to their slots."""
+        self.key.flatten(0, 1).index_copy_(0, slot_mapping, key)
+        self.value.flatten(0, 1).index_copy_(0, slot_mapping, value)
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """Which tokens a step computes, on the host. S requests, T tokens, each request's tokens together.
+
+    The runner puts requests that compute one token first, longest context first.
+
+    Attributes:
+        counts: tokens computed for each request, [S].
+        seq_lens: its context including these tokens, [S].
+        block_table: its KV block ids in sequence order, [S, at least the blocks of the longest]. Entries
+            past a request's own blocks are arbitrary.
+        slot_mapping: block_id * block_size + offset of each token, [T].
+        block_size: tokens per block.
+    """
+
+    counts: IntArray
+    seq_lens: IntArray
+    block_table: IntArray
+    slot_mapping: IntArray
+    block_size: int
+
+    @cached_property
+    def num_decodes(self) -> int:
+        """How many requests, all at the front, compute exactly one token."""
+        return int((self.counts == 1).sum())
+
+
+@dataclass(slots=True)
+class AttentionMetadata:
+    """The layout of a step on the device, the same for every layer. Backends add their own fields.
+
+    Attributes:
+        query_start_loc: where each request's tokens begin, and the total, [S + 1] int32.
+        seq_lens: [S] int32.
+        block_table: [S, B] int32.
+        slot_mapping: [T] int64.
+        max_query_len, max_seq_len: the largest of the step.
+    """
+
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+    slot_mapping: torch.Tensor
+    max_query_len: int
+    max_seq_len: int
+
+
+class AttentionBackend(ABC):
+    """One way to attend over paged keys and values. Shared by all layers; holds no request state."""
+
+    @abstractmethod
+    def prepare(self, layout: BatchLayout) -> AttentionMetadata:
+        """Everything about a step that is the same for every layer, computed once."""
+
+    @abstractmethod
+    def forward(
+        self,
+        query: torch.Tensor,
+        kv_cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        scale: float,
+    ) -> torch.Tensor:
+        """Causal attention of query [T, num_heads, head_dim] over each request's own context.
+
+        The step's keys and values are in the cache already. Query heads share key-value heads in groups of
+        consecutive heads. Never lets the content of a slot outside a request's context into its result, NaN
+        included.
+
+        Returns:
+            [T, num_heads, head_dim].
+        """

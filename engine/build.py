@@ -1,0 +1,156 @@
+"""From a worker's configuration to a runner ready to take plans."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from engine.attention.backend import AttentionBackend
+from engine.attention.torch_backend import TorchAttentionBackend
+from engine.config import WorkerConfig
+from engine.device import device_limits, device_name, dtype_name, pick_device, pick_dtype
+from engine.dispatch.facts import WorkerFacts
+from engine.kv_cache import (
+    GIB,
+    KVCacheShape,
+    KVCacheSize,
+    allocate_kv_cache,
+    default_cpu_bytes,
+    size_kv_cache,
+)
+from engine.layers.linear_method import DenseMethod
+from engine.layers.parallel import TensorParallel
+from engine.loader.load import load_model, model_directory
+from engine.memory_profile import cuda_bytes_for_kv
+from engine.model_config import ModelConfig, load_model_config
+from engine.model_runner import ModelRunner
+from engine.models.base import CausalLM, ModelContext
+from engine.request_rows import RequestRows
+from pagewire.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWorker:
+    """A runner and what a scheduler is told about it."""
+
+    runner: ModelRunner
+    facts: WorkerFacts
+
+
+def build_worker(config: WorkerConfig) -> LoadedWorker:
+    """Loads the model, allocates the KV pool and the rows.
+
+    Raises:
+        ConfigError: a setting or a model file is wrong, or the memory does not suffice.
+    """
+    device = pick_device(config.device)
+    directory = model_directory(config.model, config.load_format)
+    model_config = load_model_config(directory)
+    dtype = pick_dtype(config.dtype, device, model_config.dtype)
+    limits = device_limits(device)
+    max_num_seqs = _positive("max_num_seqs", config.max_num_seqs, limits.max_num_seqs)
+    max_tokens = _positive(
+        "max_num_batched_tokens", config.max_num_batched_tokens, limits.max_num_batched_tokens
+    )
+    block_size = _positive("block_size", config.block_size, config.block_size)
+    wanted_len = _max_model_len(config, model_config)
+    backend = TorchAttentionBackend(device, dtype)
+    context = ModelContext(model_config, wanted_len, backend, DenseMethod(), TensorParallel())
+    model = load_model(context, directory, config.load_format, device=device, dtype=dtype, seed=config.seed)
+    shape = KVCacheShape(
+        num_layers=model_config.num_hidden_layers,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model_config.head_dim,
+        block_size=block_size,
+        dtype=dtype,
+    )
+    make_runner = partial(
+        _make_runner, model, backend, shape, model_config.vocab_size, max_num_seqs, max_tokens
+    )
+    if device.type == "cpu":
+        available = config.kv_cache_memory if config.kv_cache_memory is not None else default_cpu_bytes()
+    else:
+        longest_step = min(wanted_len, max_tokens)
+        trial = make_runner(KVCacheSize(-(-longest_step // block_size), wanted_len), device)
+        available = cuda_bytes_for_kv(trial, _utilization(config))
+        del trial
+    size = size_kv_cache(
+        shape,
+        num_blocks=config.num_blocks,
+        available_bytes=available,
+        max_model_len=wanted_len,
+        max_num_seqs=max_num_seqs,
+    )
+    runner = make_runner(size, device)
+    facts = WorkerFacts(
+        model=config.model,
+        vocab_size=model_config.vocab_size,
+        max_model_len=size.max_model_len,
+        eos_token_ids=model_config.eos_token_ids,
+        block_size=block_size,
+        num_blocks=size.num_blocks,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_tokens,
+        dtype=dtype_name(dtype),
+        device=device_name(device),
+    )
+    logger.info(
+        "%s: %s on %s, KV pool of %d blocks (%.2f GiB)",
+        facts.model,
+        facts.dtype,
+        facts.device,
+        size.num_blocks,
+        size.num_blocks * shape.block_bytes / GIB,
+    )
+    return LoadedWorker(runner, facts)
+
+
+def _make_runner(
+    model: CausalLM,
+    backend: AttentionBackend,
+    shape: KVCacheShape,
+    vocab_size: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    size: KVCacheSize,
+    device: torch.device,
+) -> ModelRunner:
+    rows = RequestRows(
+        max_num_seqs=max_num_seqs,
+        max_model_len=size.max_model_len,
+        block_size=shape.block_size,
+        num_pool_blocks=size.num_blocks,
+        vocab_size=vocab_size,
+        device=device,
+    )
+    kv_caches = allocate_kv_cache(shape, size.num_blocks, device)
+    return ModelRunner(model, backend, kv_caches, rows, max_num_batched_tokens=max_num_batched_tokens)
+
+
+def _utilization(config: WorkerConfig) -> float:
+    if not 0 < config.gpu_memory_utilization <= 1:
+        raise ConfigError(
+            f"gpu_memory_utilization is {config.gpu_memory_utilization}; it must be above 0 and at most 1"
+        )
+    return config.gpu_memory_utilization
+
+
+def _positive(name: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; it must be at least 1")
+    return value
+
+
+def _max_model_len(config: WorkerConfig, model: ModelConfig) -> int:
+    longest = model.max_position_embeddings
+    wanted = _positive("max_model_len", config.max_model_len, longest)
+    if wanted > longest:
+        raise ConfigError(f"max_model_len is {wanted}; this model was made for at most {longest} tokens")
+    return wanted

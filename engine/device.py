@@ -1,0 +1,85 @@
+"""Which device and number format a worker uses, and the limits that suit the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pagewire.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """Defaults for how much a device computes at once.
+
+    Attributes:
+        max_num_seqs: request rows.
+        max_num_batched_tokens: tokens in a step. On the CPU a step of more would stall running streams for
+            longer than it saves.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+CPU_LIMITS = DeviceLimits(max_num_seqs=64, max_num_batched_tokens=256)
+CUDA_LIMITS = DeviceLimits(max_num_seqs=256, max_num_batched_tokens=8192)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())):
+        raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, but torch sees no CUDA device; use --device cpu")
+    number = int(index or 0)
+    if number >= torch.cuda.device_count():
+        raise ConfigError(f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", number)
+
+
+def pick_dtype(name: str, device: torch.device, checkpoint_dtype: str) -> torch.dtype:
+    """The number format of weights, activations and KV.
+
+    "auto" is the checkpoint's own 16-bit format on CUDA (bfloat16 for any other checkpoint) and float32 on
+    the CPU.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise ConfigError(f"dtype is {name!r}; it must be one of auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.float16 if checkpoint_dtype == "float16" else torch.bfloat16
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name a dtype has in configuration files."""
+    return str(dtype).removeprefix("torch.")
+
+
+def device_name(device: torch.device) -> str:
+    """For people: "cpu", or "cuda:0 NVIDIA H200"."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{device} {torch.cuda.get_device_name(device)}"
+
+
+def device_limits(device: torch.device) -> DeviceLimits:
+    """The device's default limits."""
+    return CPU_LIMITS if device.type == "cpu" else CUDA_LIMITS

@@ -1,0 +1,1 @@
+"""Kernels: one folder per operation, each with a naive reference that says what it computes."""

@@ -1,0 +1,1 @@
+"""Attention of new tokens over paged keys and values."""

@@ -1,0 +1,46 @@
+"""The definition of paged attention, one token and one head at a time. Slow on purpose; tests compare to it."""
+
+from __future__ import annotations
+
+import torch
+
+
+def naive_paged_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    *,
+    query_start_loc: list[int],
+    seq_lens: list[int],
+    block_table: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Causal attention of each request's last tokens over its whole context, computed in fp64.
+
+    Args:
+        query: [T, H, D]; request i owns rows query_start_loc[i] to query_start_loc[i + 1], which are the
+            last tokens of its context.
+        key_cache, value_cache: [num_blocks, block_size, HK, D]; query head h attends to head h // (H / HK).
+        seq_lens: context of each request, its new tokens included.
+        block_table: [S, B] block ids in sequence order.
+
+    Returns:
+        [T, H, D] in the query's dtype.
+    """
+    output = torch.empty_like(query)
+    block_size = key_cache.shape[1]
+    group = query.shape[1] // key_cache.shape[2]
+    for request, seq_len in enumerate(seq_lens):
+        begin, end = query_start_loc[request], query_start_loc[request + 1]
+        positions = range(seq_len)
+        blocks = [int(block_table[request, p // block_size]) for p in positions]
+        keys = torch.stack([key_cache[b, p % block_size] for b, p in zip(blocks, positions, strict=True)])
+        values = torch.stack([value_cache[b, p % block_size] for b, p in zip(blocks, positions, strict=True)])
+        for token in range(begin, end):
+            visible = seq_len - (end - 1 - token)
+            for head in range(query.shape[1]):
+                k = keys[:visible, head // group].double()
+                v = values[:visible, head // group].double()
+                weights = torch.softmax(k @ query[token, head].double() * scale, dim=0)
+                output[token, head] = (weights @ v).to(query.dtype)
+    return output

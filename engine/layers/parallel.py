@@ -1,0 +1,44 @@
+"""A worker's place among the ranks that share one model by splitting its matrices (tensor parallelism)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, slots=True)
+class TensorParallel:
+    """This rank and how it adds up with the others. The default is one rank that holds everything.
+
+    Attributes:
+        rank, size: place and number of ranks.
+        group: the communicator; needed only where size > 1.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    def split(self, total: int, what: str) -> int:
+        """This rank's share of `total`, which must divide evenly."""
+        if total % self.size:
+            raise ValueError(
+                f"{what} is {total}, which {self.size} tensor-parallel ranks cannot share evenly"
+            )
+        return total // self.size
+
+    def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
+        """The sum of every rank's partial result; in place where there are several ranks."""
+        if self.size > 1:
+            dist.all_reduce(partial, group=self.group)
+        return partial
+
+    def all_gather_last_dim(self, part: torch.Tensor) -> torch.Tensor:
+        """Every rank's [..., n] side by side: [..., size * n], in rank order."""
+        if self.size == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part, group=self.group)
+        return torch.cat(parts, dim=-1)

@@ -1,0 +1,54 @@
+"""How a layer receives its weights from a checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine.layers.parallel import TensorParallel
+
+
+class ShardError(ValueError):
+    """A checkpoint tensor does not fit the parameter it is meant for."""
+
+
+class LoadableModule(nn.Module):
+    """A layer that loads its own parameters.
+
+    `checkpoint_shards` names the checkpoint tensors that a fused parameter is made of, in order, such as
+    ("q", "k", "v"); empty where a parameter comes from one tensor of the same name.
+    """
+
+    checkpoint_shards: tuple[str, ...] = ()
+
+    def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
+        """Copies a whole checkpoint tensor, or this rank's part of it, into the parameter.
+
+        Raises:
+            ShardError: the tensor's shape is not what the parameter needs.
+        """
+        copy_checked(getattr(self, name), tensor)
+
+    def finish_loading(self) -> None:
+        """Called once when every parameter is loaded; a layer may now change their layout for speed."""
+
+
+def copy_checked(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copies with a change of dtype and device but never of shape."""
+    if target.shape != source.shape:
+        raise ShardError(f"has shape {list(source.shape)}; {list(target.shape)} is needed")
+    with torch.no_grad():
+        target.copy_(source)
+
+
+def take_part(tensor: torch.Tensor, dim: int, index: int, size: int, total: int) -> torch.Tensor:
+    """The index-th part of `size` along `dim` of a checkpoint tensor that must have `total` there."""
+    if dim >= tensor.dim() or tensor.shape[dim] != total:
+        raise ShardError(f"has shape {list(tensor.shape)}; {total} is needed in dimension {dim}")
+    return tensor.narrow(dim, index * size, size)
+
+
+def vocab_range(vocab_size: int, parallel: TensorParallel) -> tuple[int, int]:
+    """First and past-the-last row of this rank's share of the vocabulary."""
+    share = parallel.split(vocab_size, "vocab_size")
+    return parallel.rank * share, (parallel.rank + 1) * share

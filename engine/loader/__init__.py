@@ -1,0 +1,1 @@
+"""Filling a model's parameters: from Hugging Face checkpoints, or with random numbers."""

@@ -1,0 +1,86 @@
+"""Which checkpoint tensor belongs to which parameter of a model, and which are still missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.layers.weights import LoadableModule, ShardError
+from engine.models.base import CausalLM
+from pagewire.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """One parameter, or one shard of a fused parameter."""
+
+    module: LoadableModule
+    parameter: str
+    shard: str | None
+
+
+class LoadTargets:
+    """The checkpoint tensors a model needs, by name; each is loaded exactly once."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self._targets: dict[str, _Target] = {}
+        self._ignored = model.ignored
+        self._aliases: set[str] = set()
+        self._collect(model)
+        self._loaded: dict[str, str] = {}
+
+    def load(self, name: str, tensor: torch.Tensor, source: str) -> None:
+        """Puts one checkpoint tensor where it belongs.
+
+        Raises:
+            ConfigError: the model has no such parameter, the shape differs, or it was loaded before; the
+                message names the tensor and `source`, its file.
+        """
+        target = self._targets.get(name)
+        if target is None:
+            if name in self._aliases or name.endswith(self._ignored):
+                return
+            raise ConfigError(f"{source}: tensor {name!r} is not part of this model")
+        if name in self._loaded:
+            raise ConfigError(f"{source}: tensor {name!r} is in {self._loaded[name]} already")
+        try:
+            target.module.load_parameter(target.parameter, tensor, target.shard)
+        except ShardError as error:
+            raise ConfigError(f"{source}: tensor {name!r} {error}") from error
+        self._loaded[name] = source
+
+    def require_complete(self, source: str) -> None:
+        """Raises ConfigError if any parameter was not loaded."""
+        missing = sorted(self._targets.keys() - self._loaded.keys())
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise ConfigError(f"{source} lacks {len(missing)} tensors of the model: {shown}")
+
+    def _collect(self, model: CausalLM) -> None:
+        """Names every parameter as checkpoints do. A parameter shared by two modules (tied embeddings) is
+        loaded under its first name; checkpoints that repeat it under the second are tolerated."""
+        seen: set[nn.Parameter] = set()
+        for path, module in model.named_modules():
+            if not isinstance(module, LoadableModule):
+                continue
+            for parameter_name, parameter in module.named_parameters(recurse=False):
+                names = _checkpoint_names(model, path, module, parameter_name)
+                if parameter in seen:
+                    self._aliases.update(names)
+                    continue
+                seen.add(parameter)
+                for name, shard in names.items():
+                    self._targets[name] = _Target(module, parameter_name, shard)
+
+
+def _checkpoint_names(
+    model: CausalLM, path: str, module: LoadableModule, parameter: str
+) -> dict[str, str | None]:
+    """Checkpoint tensor name -> shard, for one parameter."""
+    if not module.checkpoint_shards:
+        return {f"{path}.{parameter}": None}
+    parent, _, own_name = path.rpartition(".")
+    parts = {shard: name for name, (fused, shard) in model.fused.items() if fused == own_name}
+    return {f"{parent}.{parts[shard]}.{parameter}": shard for shard in module.checkpoint_shards}

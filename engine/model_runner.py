@@ -1,0 +1,88 @@
+"""Runs step plans: applies them to the rows, feeds the model, samples, and hands results back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+
+from engine.attention.backend import AttentionBackend, LayerKVCache
+from engine.dispatch.records import StepPlan, StepResult, u32
+from engine.models.base import CausalLM
+from engine.pending import FinishedStep, PendingStep, SampledStep
+from engine.request_rows import PlanError, RequestRows
+from engine.sampling.sampler import sample
+from engine.step_inputs import StepInputs, prepare_inputs
+
+logger = logging.getLogger(__name__)
+
+
+class ModelRunner:
+    """Owns a model's rows and KV pool and executes plans in order. One thread uses it.
+
+    `launch` starts a step without waiting for the device, so that the next plan can be launched behind it;
+    on the CPU the step is over when it returns.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        backend: AttentionBackend,
+        kv_caches: Sequence[LayerKVCache],
+        rows: RequestRows,
+        *,
+        max_num_batched_tokens: int,
+    ) -> None:
+        self.model = model
+        self.backend = backend
+        self.kv_caches = kv_caches
+        self.rows = rows
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.device = rows.token_ids.device
+
+    def reset(self) -> None:
+        """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""
+        self.rows.reset()
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Starts one step. Never raises for what is in the plan or happens in the model: a failure becomes
+        a result with an error, and the rows stay usable."""
+        started = time.monotonic()
+        try:
+            return self._launch(plan, started)
+        except PlanError as error:
+            return FinishedStep.failed(plan.step_id, f"inconsistent plan: {error}")
+        except Exception as error:
+            logger.exception("step %d failed", plan.step_id)
+            return FinishedStep.failed(plan.step_id, f"{type(error).__name__}: {error}")
+
+    @torch.inference_mode()
+    def _launch(self, plan: StepPlan, started: float) -> PendingStep:
+        self.rows.apply(plan)
+        if not len(plan.rows):
+            return FinishedStep(StepResult(plan.step_id, u32([])))
+        inputs = prepare_inputs(plan, self.rows, self.max_num_batched_tokens)
+        hidden = self._run_model(inputs)
+        if not len(inputs.logits_indices):
+            return FinishedStep(StepResult(plan.step_id, u32([]), execute_us=_microseconds_since(started)))
+        last = hidden.index_select(0, torch.from_numpy(inputs.logits_indices).to(self.device))
+        logits = self.model.compute_logits(last)
+        batch = self.rows.sampling.select(inputs.sampling_rows, inputs.sampling_positions)
+        sampled = sample(logits, batch, self.rows.token_ids)
+        self.rows.append_sampled(inputs.sampling_rows, sampled.token_ids)
+        return SampledStep(plan.step_id, started, sampled)
+
+    def _run_model(self, inputs: StepInputs) -> torch.Tensor:
+        """Final hidden states of the step's tokens, [T, hidden]."""
+        token_index = torch.from_numpy(inputs.token_index).to(self.device, non_blocking=True)
+        positions = torch.from_numpy(inputs.positions).to(self.device, non_blocking=True)
+        token_ids = self.rows.token_ids.view(-1).index_select(0, token_index)
+        metadata = self.backend.prepare(inputs.layout)
+        hidden: torch.Tensor = self.model(token_ids, positions, self.kv_caches, metadata)
+        return hidden
+
+
+def _microseconds_since(started: float) -> int:
+    return round((time.monotonic() - started) * 1e6)

@@ -1,0 +1,63 @@
+"""What the runner needs of every model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from engine.attention.backend import AttentionBackend, AttentionMetadata, LayerKVCache
+from engine.layers.linear_method import LinearMethod
+from engine.layers.parallel import TensorParallel
+from engine.model_config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelContext:
+    """What every model is built from.
+
+    Attributes:
+        config: the model.
+        max_model_len: positions it must serve.
+        backend: how its attention layers attend.
+        linear_method: how its linear layers store weights and multiply.
+        parallel: this rank.
+    """
+
+    config: ModelConfig
+    max_model_len: int
+    backend: AttentionBackend
+    linear_method: LinearMethod
+    parallel: TensorParallel
+
+
+class CausalLM(nn.Module, ABC):
+    """A decoder-only language model. Its parameters' names are those of its checkpoints, up to fusion.
+
+    Attributes:
+        fused: checkpoint module name -> (module here, shard of it), such as "q_proj" -> ("qkv_proj", "q").
+        ignored: suffixes of checkpoint tensors that carry nothing to load.
+        num_kv_heads: key-value heads on this rank.
+    """
+
+    fused: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    ignored: ClassVar[tuple[str, ...]] = ()
+    num_kv_heads: int
+
+    @abstractmethod
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        kv_caches: Sequence[LayerKVCache],
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        """token_ids and positions [T] -> final hidden states [T, hidden]. Writes the KV caches."""
+
+    @abstractmethod
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [S, hidden] -> logits [S, vocab_size] fp32."""

@@ -1,0 +1,185 @@
+"""The Llama family: Llama 1 to 3.x, Mistral without a sliding window, Yi, SmolLM2 and their like.
+
+Pre-norm decoder layers of grouped-query attention with rotary embedding and a gated feed-forward layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from engine.attention.backend import AttentionMetadata, LayerKVCache
+from engine.layers.activation import silu_and_mul
+from engine.layers.attention import Attention
+from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from engine.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from engine.layers.norm import RMSNorm
+from engine.layers.rotary import RotaryEmbedding, apply_rotary
+from engine.models.base import CausalLM, ModelContext
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+class LlamaAttention(nn.Module):
+    """Projections, rotation and attention of one layer."""
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        config = context.config
+        self.qkv_proj = QKVParallelLinear(
+            config.hidden_size,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            bias=config.qkv_bias,
+            method=context.linear_method,
+            parallel=context.parallel,
+        )
+        self.o_proj = RowParallelLinear(
+            config.num_attention_heads * config.head_dim,
+            config.hidden_size,
+            bias=config.o_bias,
+            method=context.linear_method,
+            parallel=context.parallel,
+        )
+        self.attention = Attention(scale=config.head_dim**-0.5, backend=context.backend)
+        self.head_dim = config.head_dim
+        self.num_heads, self.num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+
+    def forward(
+        self, x: torch.Tensor, rotation: Rotation, kv_cache: LayerKVCache, metadata: AttentionMetadata
+    ) -> torch.Tensor:
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        rotated_heads = self.num_heads + self.num_kv_heads
+        rotated = apply_rotary(heads[:, :rotated_heads], *rotation)
+        query, key = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
+        value = heads[:, rotated_heads:]
+        output: torch.Tensor = self.o_proj(self.attention(query, key, value, kv_cache, metadata))
+        return output
+
+
+class LlamaMLP(nn.Module):
+    """The gated feed-forward part of one layer."""
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        config = context.config
+        self.gate_up_proj = MergedColumnParallelLinear(
+            config.hidden_size,
+            {"gate": config.intermediate_size, "up": config.intermediate_size},
+            bias=config.mlp_bias,
+            method=context.linear_method,
+            parallel=context.parallel,
+        )
+        self.down_proj = RowParallelLinear(
+            config.intermediate_size,
+            config.hidden_size,
+            bias=config.mlp_bias,
+            method=context.linear_method,
+            parallel=context.parallel,
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        return output
+
+
+class LlamaDecoderLayer(nn.Module):
+    """One layer. The residual stream travels beside the activations, so that each norm adds and
+    normalises in one place."""
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        config = context.config
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LlamaAttention(context)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = LlamaMLP(context)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        rotation: Rotation,
+        kv_cache: LayerKVCache,
+        metadata: AttentionMetadata,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, residual = self.input_layernorm(x, residual)
+        x = self.self_attn(x, rotation, kv_cache, metadata)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
+
+
+class LlamaModel(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        config = context.config
+        self.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, parallel=context.parallel
+        )
+        self.layers = nn.ModuleList(LlamaDecoderLayer(context) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(
+            config.head_dim, context.max_model_len, config.rope_theta, config.rope_scaling
+        )
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        kv_caches: Sequence[LayerKVCache],
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        x: torch.Tensor = self.embed_tokens(token_ids)
+        residual: torch.Tensor | None = None
+        rotation: Rotation = self.rotary(positions)
+        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
+            x, residual = layer(x, residual, rotation, kv_cache, metadata)
+        x, _ = self.norm(x, residual)
+        return x
+
+
+class LlamaForCausalLM(CausalLM):
+    """The whole model; parameters named as in Hugging Face checkpoints."""
+
+    fused: ClassVar = {
+        "q_proj": ("qkv_proj", "q"),
+        "k_proj": ("qkv_proj", "k"),
+        "v_proj": ("qkv_proj", "v"),
+        "gate_proj": ("gate_up_proj", "gate"),
+        "up_proj": ("gate_up_proj", "up"),
+    }
+    # Old conversions saved the rotary frequencies, which are computed here.
+    ignored: ClassVar = (".rotary_emb.inv_freq",)
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        config = context.config
+        self.model = LlamaModel(context)
+        self.lm_head = ParallelLMHead(
+            config.vocab_size,
+            config.hidden_size,
+            method=context.linear_method,
+            parallel=context.parallel,
+            tied_to=self.model.embed_tokens if config.tie_word_embeddings else None,
+        )
+        self.num_kv_heads = self.model.layers[0].self_attn.num_kv_heads  # type: ignore[assignment, union-attr]
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        kv_caches: Sequence[LayerKVCache],
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        hidden: torch.Tensor = self.model(token_ids, positions, kv_caches, metadata)
+        return hidden
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.lm_head(hidden)
+        return logits

@@ -1,0 +1,118 @@
+"""The sampling parameters of the requests in a worker's rows, as columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.dispatch.records import SamplingRecord
+
+IntArray = npt.NDArray[np.int64]
+
+_COLUMNS = np.dtype(
+    [
+        ("temperature", "f4"),
+        ("top_p", "f4"),
+        ("top_k", "i4"),
+        ("min_p", "f4"),
+        ("repetition_penalty", "f4"),
+        ("presence_penalty", "f4"),
+        ("frequency_penalty", "f4"),
+        ("seed", "i8"),
+        ("min_tokens", "i8"),
+        ("logprobs", "i4"),
+        ("num_prompt_tokens", "i8"),
+        # Derived: whether the row changes its logits before temperature, or anything at all.
+        ("has_penalties", "?"),
+        ("has_lists", "?"),
+        ("is_plain_greedy", "?"),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLists:
+    """A request's parameters that name tokens.
+
+    Attributes:
+        bias_ids, bias_values: logit_bias.
+        allowed_ids: the only tokens it may generate; empty allows all.
+        masked_ids: not before min_tokens. Empty where allowed_ids would leave nothing else.
+    """
+
+    bias_ids: IntArray
+    bias_values: npt.NDArray[np.float32]
+    allowed_ids: IntArray
+    masked_ids: IntArray
+
+
+@dataclass(slots=True)
+class SamplingBatch:
+    """The parameters of the requests that sample in one step, S of them.
+
+    Attributes:
+        columns: structured array with the fields of SamplingRecord, [S].
+        rows: the worker row of each.
+        positions: where in its sequence each sampled token goes.
+        lists: index in the batch -> token lists, for those that have any.
+    """
+
+    columns: np.ndarray  # type: ignore[type-arg]  # structured, see _COLUMNS
+    rows: IntArray
+    positions: IntArray
+    lists: dict[int, TokenLists]
+
+
+@dataclass(slots=True)
+class SamplingTable:
+    """Parameters by worker row; set when a request enters the row and left behind when it goes."""
+
+    num_rows: int
+    _columns: np.ndarray = field(init=False)  # type: ignore[type-arg]
+    _lists: dict[int, TokenLists] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._columns = np.zeros(self.num_rows, dtype=_COLUMNS)
+
+    def set(self, row: int, record: SamplingRecord, num_prompt_tokens: int) -> None:
+        """Stores a request's parameters. They were validated where the request was accepted."""
+        masked = record.masked_until_min_tokens if record.min_tokens > 0 else ()
+        if record.allowed_token_ids and set(record.allowed_token_ids) <= set(masked):
+            masked = ()
+        has_lists = bool(record.logit_bias or record.allowed_token_ids or masked)
+        has_penalties = (
+            record.repetition_penalty != 1 or record.presence_penalty != 0 or record.frequency_penalty != 0
+        )
+        greedy = record.temperature == 0
+        self._columns[row] = (
+            record.temperature,
+            record.top_p,
+            record.top_k,
+            record.min_p,
+            record.repetition_penalty,
+            record.presence_penalty,
+            record.frequency_penalty,
+            record.seed,
+            record.min_tokens,
+            record.logprobs,
+            num_prompt_tokens,
+            has_penalties,
+            has_lists,
+            greedy and not has_penalties and not has_lists,
+        )
+        self._lists.pop(row, None)
+        if has_lists:
+            self._lists[row] = TokenLists(
+                bias_ids=np.array([token_id for token_id, _ in record.logit_bias], dtype=np.int64),
+                bias_values=np.array([value for _, value in record.logit_bias], dtype=np.float32),
+                allowed_ids=np.array(record.allowed_token_ids, dtype=np.int64),
+                masked_ids=np.array(masked, dtype=np.int64),
+            )
+
+    def select(self, rows: IntArray, positions: IntArray) -> SamplingBatch:
+        """The parameters of the given rows, whose next tokens go to the given positions."""
+        columns = self._columns[rows]
+        lists = {int(i): self._lists[int(rows[i])] for i in np.flatnonzero(columns["has_lists"])}
+        return SamplingBatch(columns, rows, positions, lists)

@@ -1,0 +1,159 @@
+"""Drives a model runner by plans made by hand: a scheduler just large enough for the engine's own tests.
+
+It gives every request its own blocks, never preempts, and runs one step at a time or one ahead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, StepResult, TokenLogprobs, u32
+from engine.model_runner import ModelRunner
+from engine.pending import PendingStep
+
+GREEDY = SamplingRecord(temperature=0.0)
+
+
+@dataclass
+class DrivenRequest:
+    """One request's state, as a scheduler would keep it."""
+
+    row: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    max_tokens: int
+    sampling: SamplingRecord
+    block_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_planned: int = 0
+    entered: bool = False
+    output: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def planned_tokens(self) -> int:
+        """Tokens in the worker's row once every planned step has run."""
+        return len(self.token_ids) + self.num_planned
+
+
+class PlanDriver:
+    """Plans steps for a runner until every request has its tokens."""
+
+    def __init__(self, runner: ModelRunner, *, budget: int | None = None, steps_ahead: int = 0) -> None:
+        self.runner = runner
+        self.budget = budget or runner.max_num_batched_tokens
+        self.steps_ahead = steps_ahead
+        self.free_rows = list(range(runner.rows.max_num_seqs))[::-1]
+        # Shuffled, so that no test passes because blocks happen to lie in order.
+        pool = np.random.default_rng(0).permutation(runner.rows.num_pool_blocks)
+        self.free_blocks = pool.tolist()
+        self.freed_rows: list[int] = []
+        self.running: list[DrivenRequest] = []
+        self.step_id = 0
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int | list[int],
+        sampling: SamplingRecord | list[SamplingRecord] = GREEDY,
+    ) -> list[DrivenRequest]:
+        """Runs the prompts together, each to exactly its max_tokens tokens."""
+        limits = max_tokens if isinstance(max_tokens, list) else [max_tokens] * len(prompts)
+        records = sampling if isinstance(sampling, list) else [sampling] * len(prompts)
+        requests = [
+            self.add(prompt, limit, record)
+            for prompt, limit, record in zip(prompts, limits, records, strict=True)
+        ]
+        self.run()
+        return requests
+
+    def add(self, prompt: list[int], max_tokens: int, sampling: SamplingRecord = GREEDY) -> DrivenRequest:
+        """A request that enters with the next step that has budget for it."""
+        request = DrivenRequest(self.free_rows.pop(), list(prompt), len(prompt), max_tokens, sampling)
+        self.running.append(request)
+        return request
+
+    def run(self) -> None:
+        """Steps until nothing is running."""
+        in_flight: deque[tuple[PendingStep, list[DrivenRequest]]] = deque()
+        while self.running or in_flight:
+            planned = self.plan()
+            if planned is not None:
+                in_flight.append((self.runner.launch(planned[0]), planned[1]))
+            if planned is None or len(in_flight) > self.steps_ahead:
+                pending, sampling = in_flight.popleft()
+                self.update(pending.result(), sampling)
+
+    def plan(self) -> tuple[StepPlan, list[DrivenRequest]] | None:
+        """The next step and the requests that sample in it; None if there is nothing to compute."""
+        budget = self.budget
+        scheduled: list[tuple[DrivenRequest, int, list[int]]] = []
+        new_requests = []
+        for request in self.running:
+            done = len(request.output) + request.num_planned >= request.max_tokens
+            count = min(request.planned_tokens - request.num_computed, budget)
+            if done or count == 0:
+                continue
+            blocks = self._grow(request, request.num_computed + count)
+            if not request.entered:
+                request.entered = True
+                tokens, held = u32(request.token_ids), u32(blocks)
+                new_requests.append(
+                    NewRequest(request.row, tokens, request.num_prompt_tokens, held, request.sampling)
+                )
+                blocks = []
+            scheduled.append((request, count, blocks))
+            budget -= count
+        if not scheduled:
+            return None
+        return self._advance(scheduled, new_requests)
+
+    def update(self, result: StepResult, sampling: list[DrivenRequest]) -> None:
+        """Takes in a step's tokens; finished requests leave their rows and blocks."""
+        assert result.error == "", result.error
+        assert len(result.token_ids) == len(sampling)
+        for index, request in enumerate(sampling):
+            request.num_planned -= 1
+            token_id = int(result.token_ids[index])
+            request.token_ids.append(token_id)
+            request.output.append(token_id)
+            if request.sampling.logprobs >= 0:
+                request.logprobs.append(result.logprobs[index])
+            if len(request.output) == request.max_tokens:
+                self.running.remove(request)
+                self.freed_rows.append(request.row)
+                self.free_rows.append(request.row)
+                self.free_blocks.extend(request.block_ids)
+
+    def _grow(self, request: DrivenRequest, num_tokens: int) -> list[int]:
+        needed = -(-num_tokens // self.runner.rows.block_size) - len(request.block_ids)
+        blocks = [self.free_blocks.pop() for _ in range(needed)]
+        request.block_ids.extend(blocks)
+        return blocks
+
+    def _advance(
+        self, scheduled: list[tuple[DrivenRequest, int, list[int]]], new_requests: list[NewRequest]
+    ) -> tuple[StepPlan, list[DrivenRequest]]:
+        starts = [request.num_computed for request, _, _ in scheduled]
+        samples = []
+        for request, count, _ in scheduled:
+            request.num_computed += count
+            samples.append(int(request.num_computed == request.planned_tokens))
+            request.num_planned += samples[-1]
+        plan = StepPlan(
+            step_id=self.step_id,
+            freed_rows=u32(self.freed_rows),
+            new_requests=new_requests,
+            rows=u32([request.row for request, _, _ in scheduled]),
+            starts=u32(starts),
+            counts=u32([count for _, count, _ in scheduled]),
+            samples=u32(samples),
+            num_new_blocks=u32([len(blocks) for _, _, blocks in scheduled]),
+            new_block_ids=u32([block for _, _, blocks in scheduled for block in blocks]),
+        )
+        self.step_id += 1
+        self.freed_rows = []
+        return plan, [request for (request, _, _), s in zip(scheduled, samples, strict=True) if s]
