@@ -1,0 +1,171 @@
+"""The KV blocks of one replica: who holds them, what they contain, which goes next when memory is short.
+
+Every block is either held (ref_count > 0) or in the free queue. A full block whose content is known carries
+the chained hash of all tokens up to its end; it stays findable by that hash after its last holder let go,
+until it is evicted to be written anew. The free queue is in order of eviction: least recently used first,
+and of the blocks that a request lets go, the tail of its sequence before the head.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+BlockHash = bytes
+ROOT_HASH: BlockHash = b""
+
+
+def hash_block(parent: BlockHash, token_ids: array[int]) -> BlockHash:
+    """The chained hash of a full block: 16 bytes over its parent's hash and its tokens.
+
+    A cryptographic hash, because a collision would hand one user another's context.
+    """
+    return blake2b(token_ids.tobytes(), key=parent, digest_size=16).digest()
+
+
+class _Block:
+    """A block's state. `prev` and `next` link it into the free queue while nobody holds it."""
+
+    __slots__ = ("block_hash", "block_id", "next", "prev", "ref_count")
+
+    def __init__(self, block_id: int) -> None:
+        self.block_id = block_id
+        self.ref_count = 0
+        self.block_hash: BlockHash | None = None
+        self.prev: _Block = self
+        self.next: _Block = self
+
+
+class BlockPool:
+    """All blocks of one KV pool.
+
+    Args:
+        num_blocks: how many there are.
+        enable_caching: whether content is remembered; without it `publish` and `lookup` do nothing.
+    """
+
+    def __init__(self, num_blocks: int, *, enable_caching: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.num_evictions = 0
+        self._enable_caching = enable_caching
+        self._queue = _Block(-1)  # sentinel: its `next` is evicted first
+        self._blocks = [_Block(block_id) for block_id in range(num_blocks)]
+        self._by_hash: dict[BlockHash, _Block] = {}
+        self._num_free = 0
+        for block in self._blocks:
+            self._enqueue_last(block)
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that nobody holds, cached or not."""
+        return self._num_free
+
+    @property
+    def num_used(self) -> int:
+        """Blocks held by requests."""
+        return self.num_blocks - self._num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks that can be found by content."""
+        return len(self._by_hash)
+
+    def ref_count(self, block_id: int) -> int:
+        """How many requests hold the block."""
+        return self._blocks[block_id].ref_count
+
+    def allocate(self, count: int) -> list[int]:
+        """Takes `count` free blocks, evicting their content. The caller has checked `num_free`."""
+        assert count <= self._num_free, (count, self._num_free)
+        return [self._take_first() for _ in range(count)]
+
+    def _take_first(self) -> int:
+        block = self._queue.next
+        self._unlink(block)
+        block.ref_count = 1
+        if block.block_hash is not None:
+            del self._by_hash[block.block_hash]
+            block.block_hash = None
+            self.num_evictions += 1
+        return block.block_id
+
+    def lookup(self, hashes: Iterable[BlockHash]) -> list[int]:
+        """Block ids of the longest run of these hashes, from the first, that is cached."""
+        found = []
+        for block_hash in hashes:
+            block = self._by_hash.get(block_hash)
+            if block is None:
+                break
+            found.append(block.block_id)
+        return found
+
+    def num_free_among(self, block_ids: Iterable[int]) -> int:
+        """How many of these blocks are in the free queue, so that acquiring them lowers `num_free`."""
+        return sum(self._blocks[block_id].ref_count == 0 for block_id in block_ids)
+
+    def acquire(self, block_ids: Iterable[int]) -> None:
+        """Adds a holder to blocks that `lookup` found."""
+        for block_id in block_ids:
+            block = self._blocks[block_id]
+            if block.ref_count == 0:
+                self._unlink(block)
+            block.ref_count += 1
+
+    def publish(self, block_id: int, block_hash: BlockHash) -> None:
+        """Makes a held, full block findable by its content. Of several with equal content the first stays."""
+        if not self._enable_caching or block_hash in self._by_hash:
+            return
+        block = self._blocks[block_id]
+        assert block.ref_count > 0, block_id
+        if block.block_hash is None:
+            block.block_hash = block_hash
+            self._by_hash[block_hash] = block
+
+    def release(self, block_ids: Sequence[int]) -> None:
+        """Removes a holder from each block of a sequence, given head first. Blocks that nobody holds any
+        more become free: those without findable content are reused first, the others last, tail before head.
+        """
+        for block_id in reversed(block_ids):
+            block = self._blocks[block_id]
+            assert block.ref_count > 0, block_id
+            block.ref_count -= 1
+            if block.ref_count == 0:
+                if block.block_hash is None:
+                    self._enqueue_first(block)
+                else:
+                    self._enqueue_last(block)
+
+    def forget(self) -> None:
+        """Forgets all content, as when the KV memory was lost. Holders stay."""
+        for block in self._by_hash.values():
+            block.block_hash = None
+        self._by_hash.clear()
+
+    def _enqueue_last(self, block: _Block) -> None:
+        self._link(block, self._queue.prev, self._queue)
+
+    def _enqueue_first(self, block: _Block) -> None:
+        self._link(block, self._queue, self._queue.next)
+
+    def _link(self, block: _Block, before: _Block, after: _Block) -> None:
+        block.prev, block.next = before, after
+        before.next = after.prev = block
+        self._num_free += 1
+
+    def _unlink(self, block: _Block) -> None:
+        block.prev.next, block.next.prev = block.next, block.prev
+        block.prev = block.next = block
+        self._num_free -= 1
+
+    def check(self) -> None:
+        """Walks the whole pool and asserts its invariants. For tests."""
+        free, block = [], self._queue.next
+        while block is not self._queue:
+            assert block.next.prev is block
+            free.append(block.block_id)
+            block = block.next
+        assert len(free) == len(set(free)) == self._num_free
+        assert all((block.ref_count == 0) == (block.block_id in set(free)) for block in self._blocks)
+        hashed = {block.block_hash: block for block in self._blocks if block.block_hash is not None}
+        assert hashed == self._by_hash

@@ -1,0 +1,495 @@
+"""The decision core: what each step computes, for which requests, in which blocks.
+
+Pure: no I/O, no clock, no globals. `schedule()` plans a step as if all steps in flight had succeeded;
+`update()` applies the result of the oldest step in flight. There is no prefill phase and no decode phase: a
+request has tokens, some of them computed, and every step computes some more. Chunked prefill, prefix hits
+and recomputation after preemption are that same arithmetic.
+
+Order of execution is what makes planning ahead safe: workers run steps in order, so a block freed while an
+earlier step still writes to it may be handed out again, and a block may be shared as soon as the step that
+fills it has been planned.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.dispatch.records import U32, NewRequest, RecordLimits, StepPlan, StepResult, TokenLogprobs, u32
+from pagewire.errors import InvalidRequest, Overloaded
+from scheduler.block_pool import BlockPool
+from scheduler.request import EndReason, Request, Status
+
+MAX_FAILURES = 2
+_HEAP_SLACK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What bounds the scheduler's decisions.
+
+    Attributes:
+        num_blocks: KV blocks in the pool.
+        block_size: tokens per block.
+        max_num_seqs: requests in a step.
+        max_num_batched_tokens: tokens in a step.
+        max_model_len: tokens in a request.
+        vocab_size: token ids are smaller.
+        max_num_waiting: requests that may wait.
+        enable_prefix_caching: whether blocks are shared by content.
+    """
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    vocab_size: int
+    max_num_waiting: int = 1024
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        capacity = self.num_blocks * self.block_size
+        if self.max_model_len > capacity:
+            raise ValueError(f"max_model_len {self.max_model_len} exceeds the KV pool's {capacity} tokens")
+
+    @property
+    def max_new_words(self) -> int:
+        """Variable-length words of new requests that fit one plan record."""
+        return RecordLimits.derive(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+        ).max_new_words
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start, in tokens where not said otherwise."""
+
+    num_steps: int = 0
+    num_preemptions: int = 0
+    num_computed_tokens: int = 0
+    num_generated_tokens: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What a step's result meant for requests.
+
+    Attributes:
+        tokens: every request that gained a token, with the token, in the plan's order.
+        logprobs: index into `tokens` -> log probabilities.
+        ended: requests that ended, after their tokens; `end_reason` says why.
+    """
+
+    tokens: list[tuple[Request, int]] = field(default_factory=list)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    ended: list[Request] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """A dispatched step: which requests it computes and which of them it samples. Its result means nothing
+    (`void`) if an earlier step failed after it was planned.
+    """
+
+    step_id: int
+    scheduled: list[Request]
+    sampled: list[Request]
+    void: bool = False
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A step being planned."""
+
+    budget: int
+    words: int
+    scheduled: list[Request] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    num_new_blocks: list[int] = field(default_factory=list)
+    new_block_ids: list[int] = field(default_factory=list)
+    new_requests: list[NewRequest] = field(default_factory=list)
+
+
+class Scheduler:
+    """Continuous batching over one KV pool.
+
+    Every accepted request ends exactly once: in the `ended` of an `update`, or by `abort`.
+    """
+
+    def __init__(self, limits: SchedulerLimits) -> None:
+        self.limits = limits
+        self.pool = BlockPool(limits.num_blocks, enable_caching=limits.enable_prefix_caching)
+        self.counters = Counters()
+        self.running: list[Request] = []
+        self._max_new_words = limits.max_new_words
+        self._waiting: list[tuple[int, int, Request]] = []
+        self._num_waiting = 0
+        self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._freed_rows: list[int] = []
+        self._in_flight: deque[_InFlight] = deque()
+        self._admitted: list[Request] = []
+        self._num_arrivals = 0
+        self._next_step_id = 0
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a worker row."""
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests admitted but not running."""
+        return self._num_waiting
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps planned whose result has not been applied."""
+        return len(self._in_flight)
+
+    def add(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            InvalidRequest: it could never be served.
+            Overloaded: too many requests wait already.
+        """
+        self._check(request)
+        if self._num_waiting >= self.limits.max_num_waiting:
+            raise Overloaded(
+                f"{self._num_waiting} requests are waiting, the most this server queues; try again later"
+            )
+        request.arrival = self._num_arrivals
+        self._num_arrivals += 1
+        self._enqueue(request)
+
+    def _check(self, request: Request) -> None:
+        limits, token_ids = self.limits, request.token_ids
+        if not token_ids:
+            raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
+        if len(token_ids) >= limits.max_model_len:
+            raise InvalidRequest(
+                f"the prompt has {len(token_ids)} tokens; with at least one to generate, this model takes at "
+                f"most {limits.max_model_len - 1}",
+                param="prompt",
+            )
+        if max(token_ids) >= limits.vocab_size:
+            raise InvalidRequest(
+                f"token id {max(token_ids)} is out of range; it must be below {limits.vocab_size}",
+                param="prompt",
+            )
+        if len(token_ids) >= request.max_total_tokens:
+            raise InvalidRequest("max_tokens must leave at least one token to generate", param="max_tokens")
+        request.max_total_tokens = min(request.max_total_tokens, limits.max_model_len)
+
+    def _enqueue(self, request: Request) -> None:
+        request.status = Status.WAITING
+        heapq.heappush(self._waiting, (request.priority, request.arrival, request))
+        self._num_waiting += 1
+
+    def abort(self, request: Request, reason: EndReason = EndReason.ABORT, error: str = "") -> bool:
+        """Ends a request now; its blocks are free for the next step. False if it had ended already."""
+        if request.status is Status.ENDED:
+            return False
+        self._end(request, reason, error=error)
+        return True
+
+    def _end(
+        self, request: Request, reason: EndReason, *, stop_token_id: int | None = None, error: str = ""
+    ) -> None:
+        if request.status is Status.RUNNING:
+            self.running.remove(request)
+            self._vacate(request)
+        else:
+            self._num_waiting -= 1  # its heap entry is skipped when it surfaces
+        request.status = Status.ENDED
+        if len(self._waiting) > 2 * self._num_waiting + _HEAP_SLACK:
+            self._waiting = [entry for entry in self._waiting if entry[2].status is Status.WAITING]
+            heapq.heapify(self._waiting)
+        request.end_reason = reason
+        request.stop_token_id = stop_token_id
+        request.error = error
+
+    def _vacate(self, request: Request) -> None:
+        """Takes row and blocks from a request."""
+        self.pool.release(request.block_ids)
+        request.block_ids = []
+        request.num_published_blocks = 0
+        request.num_computed_tokens = 0
+        self._freed_rows.append(request.row)
+        self._free_rows.append(request.row)
+        request.row = -1
+
+    def _preempt(self, request: Request) -> None:
+        """Sends a running request back to wait; it will recompute what the prefix cache has lost."""
+        self._vacate(request)
+        request.num_preemptions += 1
+        self.counters.num_preemptions += 1
+        self._enqueue(request)
+
+    def schedule(self) -> StepPlan | None:
+        """Plans the next step and counts it as in flight; None if there is nothing to compute."""
+        draft = _Draft(budget=self.limits.max_num_batched_tokens, words=self._max_new_words)
+        preempted = self._schedule_running(draft)
+        if not preempted:
+            self._schedule_waiting(draft)
+        if not draft.scheduled:
+            return None
+        return self._dispatch(draft)
+
+    def _schedule_running(self, draft: _Draft) -> bool:
+        """Gives running requests their tokens; True if one had to be preempted.
+
+        Those that need one token go first, so that no stream waits for another's prompt; the rest of the
+        budget goes to chunks. Within both, in order of service. When blocks run out the last in that order
+        makes room, unless this step computes it already.
+        """
+        preempted, chunked = False, []
+        index = 0
+        while index < len(self.running) and draft.budget > 0:
+            request = self.running[index]
+            index += 1
+            wanted = len(request.token_ids) + request.num_pending - request.num_computed_tokens
+            if wanted > 1:
+                chunked.append(request)
+            elif (
+                request.num_computed_tokens + 1 < request.max_total_tokens
+            ):  # else its last token is in flight
+                preempted |= self._continue(draft, request, 1)
+        for request in chunked:
+            wanted = len(request.token_ids) - request.num_computed_tokens
+            if request.status is Status.RUNNING and draft.budget > 0:
+                preempted |= self._continue(draft, request, min(wanted, draft.budget))
+        return preempted
+
+    def _continue(self, draft: _Draft, request: Request, count: int) -> bool:
+        """Places `count` more tokens of a running request, or fewer if blocks are short; True if some request
+        was preempted for it, possibly itself.
+        """
+        block_size, pool, preempted = self.limits.block_size, self.pool, False
+        start, num_held = request.num_computed_tokens, len(request.block_ids)
+        needed = -(-(start + count) // block_size) - num_held
+        while needed > pool.num_free:
+            victim = self.running[-1]
+            if victim.planned_step == self._next_step_id:
+                count = min(count, (num_held + pool.num_free) * block_size - start)
+                needed = -(-(start + count) // block_size) - num_held
+                break
+            self.running.pop()
+            self._preempt(victim)
+            preempted = True
+            if victim is request:
+                return True
+        if count > 0:
+            blocks = pool.allocate(needed) if needed > 0 else []
+            draft.num_new_blocks.append(len(blocks))
+            draft.new_block_ids += blocks
+            self._place(draft, request, count, blocks)
+        return preempted
+
+    def _schedule_waiting(self, draft: _Draft) -> None:
+        """Admits waiting requests while budget, rows, blocks and the plan record have room."""
+        while draft.budget > 0 and self._free_rows and self._waiting:
+            request = self._waiting[0][2]
+            if request.status is Status.ENDED:
+                heapq.heappop(self._waiting)
+                continue
+            if request.num_pending or not self._admit(draft, request):
+                return
+
+    def _admit(self, draft: _Draft, request: Request) -> bool:
+        """Moves the first waiting request into a row, if everything it needs is there."""
+        limits, pool, num_tokens = self.limits, self.pool, len(request.token_ids)
+        block_size = limits.block_size
+        hits: list[int] = []
+        if limits.enable_prefix_caching:  # the last token is always computed: its logits are needed
+            hits = pool.lookup(request.hashes((num_tokens - 1) // block_size, block_size))
+        start = len(hits) * block_size
+        available = pool.num_free - pool.num_free_among(hits)
+        if -(-num_tokens // block_size) - len(hits) > available:
+            return False
+        count = min(num_tokens - start, draft.budget)
+        pool.acquire(hits)
+        blocks = pool.allocate(-(-(start + count) // block_size) - len(hits))
+        new = NewRequest(
+            self._free_rows[-1],
+            np.array(request.token_ids, dtype=U32),
+            request.num_prompt_tokens,
+            u32(hits + blocks),
+            request.sampling,
+        )
+        if new.num_words > draft.words:
+            pool.release(hits + blocks)
+            return False
+        draft.words -= new.num_words
+        draft.new_requests.append(new)
+        draft.num_new_blocks.append(0)
+        self._enter(request, hits, start)
+        self._place(draft, request, count, blocks)
+        return True
+
+    def _enter(self, request: Request, hits: list[int], start: int) -> None:
+        """Turns the first waiting request into a running one that holds its prefix hits."""
+        heapq.heappop(self._waiting)
+        self._num_waiting -= 1
+        request.status = Status.RUNNING
+        request.row = self._free_rows.pop()
+        request.block_ids = hits
+        request.num_published_blocks = len(hits)
+        request.num_computed_tokens = start
+        insort(self.running, request, key=lambda running: running.order)
+        self.counters.prefix_cache_queries += len(request.token_ids)
+        self.counters.prefix_cache_hits += start
+        if request.num_cached_tokens < 0:
+            request.num_cached_tokens = start
+            self._admitted.append(request)
+
+    def _place(self, draft: _Draft, request: Request, count: int, blocks: list[int]) -> None:
+        """Adds `count` tokens of a request to the step, with the new blocks that hold them."""
+        start = request.num_computed_tokens
+        end = start + count
+        samples = end == len(request.token_ids) + request.num_pending
+        draft.scheduled.append(request)
+        draft.starts.append(start)
+        draft.counts.append(count)
+        draft.samples.append(samples)
+        draft.budget -= count
+        request.block_ids += blocks
+        request.num_computed_tokens = end
+        request.planned_step = self._next_step_id
+        if samples:
+            request.num_pending += 1
+        self._publish(request)
+
+    def _publish(self, request: Request) -> None:
+        """Makes blocks findable that are full of known tokens, computed by the steps planned so far."""
+        block_size = self.limits.block_size
+        full = min(request.num_computed_tokens, len(request.token_ids)) // block_size
+        if full <= request.num_published_blocks or not self.limits.enable_prefix_caching:
+            return
+        hashes = request.hashes(full, block_size)
+        for index in range(request.num_published_blocks, full):
+            self.pool.publish(request.block_ids[index], hashes[index])
+        request.num_published_blocks = full
+
+    def _dispatch(self, draft: _Draft) -> StepPlan:
+        plan = StepPlan(
+            step_id=self._next_step_id,
+            freed_rows=u32(self._freed_rows),
+            new_requests=draft.new_requests,
+            rows=u32([request.row for request in draft.scheduled]),
+            starts=u32(draft.starts),
+            counts=u32(draft.counts),
+            samples=u32(draft.samples),
+            num_new_blocks=u32(draft.num_new_blocks),
+            new_block_ids=u32(draft.new_block_ids),
+        )
+        sampled = [request for request, one in zip(draft.scheduled, draft.samples, strict=True) if one]
+        self._in_flight.append(_InFlight(plan.step_id, draft.scheduled, sampled))
+        self._next_step_id += 1
+        self._freed_rows = []
+        self.counters.num_steps += 1
+        self.counters.num_computed_tokens += sum(draft.counts)
+        return plan
+
+    def take_admitted(self) -> list[Request]:
+        """Requests that entered their first step since the last call; `num_cached_tokens` is set."""
+        admitted, self._admitted = self._admitted, []
+        return admitted
+
+    def update(self, result: StepResult) -> StepOutput:
+        """Applies the result of the oldest step in flight.
+
+        Raises:
+            ValueError: the result is not that step's, or has the wrong number of tokens: a broken worker.
+        """
+        if not self._in_flight or self._in_flight[0].step_id != result.step_id:
+            raise ValueError(f"result of step {result.step_id} is not of the oldest step in flight")
+        step = self._in_flight.popleft()
+        if step.void:
+            return StepOutput()
+        if result.error:
+            return self._fail(step, result.error)
+        if len(result.token_ids) != len(step.sampled):
+            raise ValueError(
+                f"step {step.step_id} samples {len(step.sampled)} requests, its result has "
+                f"{len(result.token_ids)} tokens"
+            )
+        output = StepOutput()
+        for index, (request, token_id) in enumerate(
+            zip(step.sampled, result.token_ids.tolist(), strict=True)
+        ):
+            if request.status is Status.ENDED:
+                continue  # it ended while this step was in flight
+            if index in result.logprobs:
+                output.logprobs[len(output.tokens)] = result.logprobs[index]
+            output.tokens.append((request, token_id))
+            self._append(request, token_id, output)
+        self.counters.num_generated_tokens += len(output.tokens)
+        return output
+
+    def _append(self, request: Request, token_id: int, output: StepOutput) -> None:
+        request.token_ids.append(token_id)
+        request.num_pending -= 1
+        if request.status is Status.RUNNING and len(request.token_ids) % self.limits.block_size == 0:
+            self._publish(request)
+        if token_id in request.stop_token_ids and request.num_output_tokens > request.sampling.min_tokens:
+            self._end(request, EndReason.STOP, stop_token_id=token_id)
+            output.ended.append(request)
+        elif len(request.token_ids) >= request.max_total_tokens:
+            self._end(request, EndReason.LENGTH)
+            output.ended.append(request)
+
+    def _fail(self, step: _InFlight, error: str) -> StepOutput:
+        """Handles a step the worker could not run: its KV is in doubt, so everything is recomputed from the
+        tokens known, and a request that was there for the second failure ends with the error.
+        """
+        output = StepOutput()
+        for request in step.scheduled:
+            request.num_failures += 1
+            if request.num_failures >= MAX_FAILURES and request.status is not Status.ENDED:
+                self._end(request, EndReason.ERROR, error=error)
+                output.ended.append(request)
+        self._recompute_all()
+        for later in self._in_flight:
+            later.void = True
+        return output
+
+    def _recompute_all(self) -> None:
+        pending = [request for _, _, request in self._waiting] + self.running
+        while self.running:
+            self._preempt(self.running.pop())
+        for request in pending:
+            request.num_pending = 0
+        self.pool.forget()
+
+    def evacuate(self) -> list[Request]:
+        """Takes every live request out, in order of service, ready to be `resume`d by another scheduler (or
+        this worker's successor): known tokens stay, everything else is forgotten.
+        """
+        self._recompute_all()
+        live = sorted((r for _, _, r in self._waiting if r.status is Status.WAITING), key=lambda r: r.order)
+        self._waiting, self._num_waiting = [], 0
+        self._in_flight.clear()
+        return live
+
+    def resume(self, request: Request) -> None:
+        """Queues a request that another scheduler had accepted; the queue's limit does not apply.
+
+        Raises:
+            InvalidRequest: it does not fit this scheduler's limits.
+        """
+        self._check(request)
+        self._num_arrivals = max(self._num_arrivals, request.arrival + 1)
+        self._enqueue(request)

@@ -1,0 +1,95 @@
+"""A request as the scheduler sees it: tokens in, tokens out, and where it stands."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from engine.dispatch.records import SamplingRecord
+from scheduler.block_pool import ROOT_HASH, BlockHash, hash_block
+
+
+class Status(Enum):
+    """Where a request stands."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+class EndReason(Enum):
+    """Why a request ended."""
+
+    STOP = auto()
+    LENGTH = auto()
+    ABORT = auto()
+    ERROR = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request. The scheduler core mutates it; whoever submitted it reads it.
+
+    Attributes:
+        request_id: for logs.
+        token_ids: prompt and known output.
+        num_prompt_tokens: how many of `token_ids` are prompt.
+        sampling: sent to the worker.
+        max_total_tokens: it ends with LENGTH when `token_ids` has grown to this.
+        stop_token_ids: it ends with STOP after one of these.
+        priority: lower goes first; ties by arrival.
+        owner: whatever the submitter wants to find again; the core does not look at it.
+        num_pending: tokens that steps in flight will have sampled; they follow `token_ids`.
+        num_computed_tokens: tokens whose KV is computed, or will be by the steps in flight.
+        planned_step: the last step that computes tokens of it.
+        num_cached_tokens: prompt tokens found in the prefix cache when it was first admitted.
+    """
+
+    request_id: str
+    token_ids: array[int]
+    num_prompt_tokens: int
+    sampling: SamplingRecord
+    max_total_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()
+    priority: int = 0
+    owner: object = None
+
+    status: Status = Status.WAITING
+    arrival: int = 0
+    row: int = -1
+    num_pending: int = 0
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = -1
+    num_preemptions: int = 0
+    num_failures: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[BlockHash] = field(default_factory=list)
+    num_published_blocks: int = 0
+    planned_step: int = -1
+    end_reason: EndReason | None = None
+    stop_token_id: int | None = None
+    error: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        """Known and pending tokens."""
+        return len(self.token_ids) + self.num_pending
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Known generated tokens."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sort key of service: priority, then arrival."""
+        return (self.priority, self.arrival)
+
+    def hashes(self, count: int, block_size: int) -> list[BlockHash]:
+        """The chained hashes of its first `count` blocks, which must be full of known tokens."""
+        known = self.block_hashes
+        for index in range(len(known), count):
+            parent = known[-1] if known else ROOT_HASH
+            known.append(hash_block(parent, self.token_ids[index * block_size : (index + 1) * block_size]))
+        return known[:count]

@@ -1,0 +1,120 @@
+"""The block pool as a state machine: any order of allocate, share, publish, release keeps its invariants."""
+
+from __future__ import annotations
+
+from array import array
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from scheduler.block_pool import ROOT_HASH, BlockPool, hash_block
+
+NUM_BLOCKS = 9
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Holders are lists of blocks with known content; the model recounts everything from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(NUM_BLOCKS)
+        self.holders: list[tuple[list[int], list[bytes]]] = []
+
+    def _chain(self, tokens: list[int]) -> list[bytes]:
+        hashes, parent = [], ROOT_HASH
+        for token in tokens:
+            parent = hash_block(parent, array("I", [token]))
+            hashes.append(parent)
+        return hashes
+
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=4), publish=st.booleans())
+    def hold(self, tokens: list[int], publish: bool) -> None:
+        hashes = self._chain(tokens)
+        hits = self.pool.lookup(hashes)
+        needed = len(tokens) - len(hits)
+        if needed > self.pool.num_free - self.pool.num_free_among(hits):
+            return
+        free_before = self.pool.num_free
+        self.pool.acquire(hits)
+        blocks = hits + self.pool.allocate(needed)
+        assert self.pool.num_free <= free_before - needed
+        if publish:
+            for block_id, block_hash in zip(blocks, hashes, strict=True):
+                self.pool.publish(block_id, block_hash)
+            assert len(self.pool.lookup(hashes)) == len(hashes)
+        self.holders.append((blocks, hashes))
+
+    @precondition(lambda self: self.holders)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        blocks, hashes = self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1)))
+        found = self.pool.lookup(hashes)
+        self.pool.release(blocks)
+        assert self.pool.lookup(hashes) == found, "releasing must not lose content"
+
+    @rule()
+    def forget(self) -> None:
+        self.pool.forget()
+        assert self.pool.num_cached == 0
+
+    @invariant()
+    def every_block_is_counted(self) -> None:
+        self.pool.check()
+        counts = [0] * NUM_BLOCKS
+        for blocks, _ in self.holders:
+            for block_id in blocks:
+                counts[block_id] += 1
+        assert [self.pool.ref_count(block_id) for block_id in range(NUM_BLOCKS)] == counts
+        assert self.pool.num_used == sum(count > 0 for count in counts)
+
+
+TestPoolMachine = PoolMachine.TestCase
+TestPoolMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def _published(pool: BlockPool, *contents: int) -> tuple[list[int], list[bytes]]:
+    hashes, parent = [], ROOT_HASH
+    for content in contents:
+        parent = hash_block(parent, array("I", [content]))
+        hashes.append(parent)
+    blocks = pool.allocate(len(contents))
+    for block_id, block_hash in zip(blocks, hashes, strict=True):
+        pool.publish(block_id, block_hash)
+    return blocks, hashes
+
+
+def test_least_recently_used_content_is_evicted_first_and_the_tail_before_the_head() -> None:
+    pool = BlockPool(4)
+    old, old_hashes = _published(pool, 1, 2)
+    new, new_hashes = _published(pool, 3, 4)
+    pool.release(old)
+    pool.release(new)
+    assert pool.allocate(1) == [old[1]]
+    assert pool.lookup(old_hashes) == [old[0]]
+    assert pool.allocate(2) == [old[0], new[1]]
+    assert pool.lookup(new_hashes) == [new[0]]
+    assert pool.num_evictions == 3
+
+
+def test_blocks_without_content_are_reused_before_any_content_is_evicted() -> None:
+    pool = BlockPool(3)
+    cached, hashes = _published(pool, 1)
+    plain = pool.allocate(2)
+    pool.release(cached)
+    pool.release(plain)
+    assert set(pool.allocate(2)) == set(plain)
+    assert pool.lookup(hashes) == cached
+
+
+def test_equal_blocks_after_different_prefixes_have_different_hashes() -> None:
+    tokens = array("I", [7])
+    assert hash_block(hash_block(ROOT_HASH, array("I", [1])), tokens) != hash_block(ROOT_HASH, tokens)
+
+
+def test_with_caching_off_nothing_is_found_again() -> None:
+    pool = BlockPool(2, enable_caching=False)
+    blocks, hashes = _published(pool, 1, 2)
+    assert pool.lookup(hashes) == []
+    pool.release(blocks)
+    assert pool.num_free == 2
