@@ -32,10 +32,10 @@ class Frontend:
         pipeline, link, http, grpc: the parts, once started.
     """
 
-    def __init__(self, config: FrontendConfig) -> None:
+    def __init__(self, config: FrontendConfig, *, reconnect_timeout: float = 30.0) -> None:
         self._config = config
         self.metrics = FrontendMetrics()
-        self.link = SchedulerLink(config.scheduler)
+        self.link = SchedulerLink(config.scheduler, reconnect_timeout=reconnect_timeout)
         self.link.on_change(self._show_link)
 
     async def start(self) -> None:
@@ -80,8 +80,10 @@ def load_model(config: FrontendConfig) -> ServedModel:
 
 def default_name(model: str) -> str:
     """What requests call a model that was given no name: the alias or id as typed, or a path's last part."""
-    path = Path(model)
-    return path.resolve().name if path.exists() else model
+    path = Path(model).expanduser()
+    if not path.exists():
+        return model
+    return path.stem if path.suffix == ".gguf" else path.resolve().name
 
 
 async def _serve(config: FrontendConfig) -> int:

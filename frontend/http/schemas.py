@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from frontend.generation_request import Conversation, Prompt, TextPrompt, TokenPrompt
 from pagewire.errors import InvalidRequest, Unsupported
 
-TokenIdList = Annotated[list[int], FailFast()]
+TokenIdList = Annotated[list[int], Field(fail_fast=True)]
 
 _UNSERVED: Mapping[str, tuple[object, ...]] = {
     # Fields that clients of the field know, with the values that ask for nothing beyond what is served.
@@ -212,7 +212,12 @@ class ChatCompletionBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    prompt: str | TokenIdList | Annotated[list[str], FailFast()] | Annotated[list[TokenIdList], FailFast()]
+    prompt: (
+        str
+        | TokenIdList
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[TokenIdList], Field(fail_fast=True)]
+    )
     add_special_tokens: bool = True
     logprobs: int | None = None
 
