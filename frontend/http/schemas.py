@@ -11,6 +11,8 @@ from frontend.generation_request import Conversation, Prompt, TextPrompt, TokenP
 from pagewire.errors import InvalidRequest, Unsupported
 
 TokenIdList = Annotated[list[int], Field(fail_fast=True)]
+TextList = Annotated[list[str], Field(fail_fast=True)]
+TokenIdLists = Annotated[list[TokenIdList], Field(fail_fast=True)]
 
 _UNSERVED: Mapping[str, tuple[object, ...]] = {
     # Fields that clients of the field know, with the values that ask for nothing beyond what is served.

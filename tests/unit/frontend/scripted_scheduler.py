@@ -68,9 +68,11 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def Connect(  # noqa: N802
         self, requests: AsyncIterator[pb.ConnectRequest], context: grpc.aio.ServicerContext
     ) -> None:
-        self.num_streams += 1
-        self._context = context
         await context.write(pb.ConnectResponse(model=self.model()))
+        async with self._changed:
+            self.num_streams += 1
+            self._context = context
+            self._changed.notify_all()
         async for message in requests:
             async with self._changed:
                 if message.HasField("submit"):

@@ -122,7 +122,8 @@ async def test_seed_is_drawn_and_max_tokens_is_what_the_context_has_left(http, s
     await post(http, "/v1/completions", {"prompt": "12345", "max_tokens": 10_000})
     first, second = (submit.sampling for submit in scheduler.submits)
     assert first.max_tokens == second.max_tokens == 195
-    assert first.HasField("seed") and first.seed != second.seed
+    assert first.HasField("seed")
+    assert first.seed != second.seed
 
 
 async def test_chat_logprobs_have_openais_shape(http, scheduler: ScriptedScheduler) -> None:

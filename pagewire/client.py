@@ -1,0 +1,306 @@
+"""Clients of the public gRPC service, for programs that want more than OpenAI's API and less than stubs.
+
+    with Client("127.0.0.1:50051") as client:
+        print(client.generate("The capital of France is", SamplingParams(max_tokens=8)).text)
+        for event in client.generate(messages=[{"role": "user", "content": "Hi"}], stream=True):
+            print(event.text, end="", flush=True)
+
+Errors are those of `pagewire.errors`, by the status the server answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypedDict, Unpack, overload
+
+import grpc
+
+from pagewire.errors import ConfigError, InvalidRequest, PagewireError, from_code
+from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
+from pagewire.sampling_params import SamplingParams
+
+Completion = inference_pb2.GenerateOnceResponse
+"""A whole completion: `request_id`, `token_ids`, `text`, `logprobs` and `finished` (reason and usage)."""
+
+Event = inference_pb2.Delta
+"""A piece of a streamed completion: `token_ids`, `text`, `logprobs` and `usage` so far."""
+
+_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+_DEFAULTS = SamplingParams()
+
+
+class RequestFields(TypedDict, total=False):
+    """What a request may have besides a text prompt and sampling parameters.
+
+    token_ids: the prompt as token ids. messages: the prompt as a conversation, each turn with "role" and
+    "content". model: one of `models()`; empty means the server's only one. request_id: a name for logs.
+    priority: lower goes first.
+    """
+
+    token_ids: Sequence[int]
+    messages: Sequence[Mapping[str, str]]
+    model: str
+    request_id: str
+    priority: int
+
+
+class Client:
+    """Blocking. Safe to use from several threads; close it, or use it as a context manager."""
+
+    def __init__(self, url_or_target: str, api_key: str | None = None) -> None:
+        """Args:
+        url_or_target: the server's gRPC address: "host:port", "unix:/path" or "grpc://host:port".
+        api_key: sent with every call.
+        """
+        self._channel = grpc.insecure_channel(_target(url_or_target), options=_OPTIONS)
+        self._stub = _stub(self._channel)
+        self._metadata = _metadata(api_key)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls under way are cancelled."""
+        self._channel.close()
+
+    @overload
+    def generate(
+        self,
+        prompt: str | None = None,
+        sampling_params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        stream: Literal[False] = False,
+        **fields: Unpack[RequestFields],
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | None = None,
+        sampling_params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        stream: Literal[True],
+        **fields: Unpack[RequestFields],
+    ) -> Iterator[Event]: ...
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        sampling_params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        stream: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> Completion | Iterator[Event]:
+        """Generates a completion of a text, of token ids or of a conversation.
+
+        Args:
+            prompt: text to continue; or else give `token_ids` or `messages`.
+            sampling_params: a field left at its default is left to the server, that is to the model's own.
+            timeout: seconds until the request is ended with DeadlineExceeded.
+            stream: whether to return an iterator of deltas. Closing it aborts the request.
+            fields: see `RequestFields`.
+
+        Raises:
+            PagewireError: what the server answered (when streaming: on iteration).
+        """
+        request = _request(prompt, sampling_params, **fields)
+        if stream:
+            return self._deltas(request, timeout)
+        with _status_as_error():
+            response: Completion = self._stub.GenerateOnce(request, timeout=timeout, metadata=self._metadata)
+            return response
+
+    def _deltas(self, request: inference_pb2.GenerateRequest, timeout: float | None) -> Iterator[Event]:
+        call = self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
+        try:
+            with _status_as_error():
+                for response in call:
+                    if response.HasField("delta"):
+                        yield response.delta
+        finally:
+            call.cancel()
+
+    def models(self) -> list[inference_pb2.Model]:
+        """The models that requests may name."""
+        with _status_as_error():
+            response = self._stub.ListModels(inference_pb2.ListModelsRequest(), metadata=self._metadata)
+            return list(response.models)
+
+    def tokenize(
+        self, prompt: str | None = None, *, messages: Sequence[Mapping[str, str]] | None = None
+    ) -> list[int]:
+        """The token ids that `generate` would use for a text or a conversation."""
+        with _status_as_error():
+            response = self._stub.Tokenize(_tokenize_request(prompt, messages), metadata=self._metadata)
+            return list(response.token_ids)
+
+
+class AsyncClient:
+    """The same for asyncio. Make and use it on one event loop."""
+
+    def __init__(self, url_or_target: str, api_key: str | None = None) -> None:
+        """Takes what `Client` takes."""
+        self._channel = grpc.aio.insecure_channel(_target(url_or_target), options=_OPTIONS)
+        self._stub = _stub(self._channel)
+        self._metadata = _metadata(api_key)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; calls under way are cancelled."""
+        await self._channel.close()
+
+    @overload
+    def generate(
+        self,
+        prompt: str | None = None,
+        sampling_params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        stream: Literal[False] = False,
+        **fields: Unpack[RequestFields],
+    ) -> Awaitable[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | None = None,
+        sampling_params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        stream: Literal[True],
+        **fields: Unpack[RequestFields],
+    ) -> AsyncGenerator[Event, None]: ...
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        sampling_params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        stream: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> Awaitable[Completion] | AsyncGenerator[Event, None]:
+        """As `Client.generate`, to be awaited or, with `stream`, iterated over. Cancelling the task or
+        closing the iterator aborts the request."""
+        request = _request(prompt, sampling_params, **fields)
+        return self._deltas(request, timeout) if stream else self._whole(request, timeout)
+
+    async def _whole(self, request: inference_pb2.GenerateRequest, timeout: float | None) -> Completion:
+        with _status_as_error():
+            response: Completion = await self._stub.GenerateOnce(
+                request, timeout=timeout, metadata=self._metadata
+            )
+            return response
+
+    async def _deltas(
+        self, request: inference_pb2.GenerateRequest, timeout: float | None
+    ) -> AsyncGenerator[Event, None]:
+        call = self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
+        try:
+            with _status_as_error():
+                async for response in call:
+                    if response.HasField("delta"):
+                        yield response.delta
+        finally:
+            call.cancel()
+
+    async def models(self) -> list[inference_pb2.Model]:
+        """The models that requests may name."""
+        with _status_as_error():
+            response = await self._stub.ListModels(inference_pb2.ListModelsRequest(), metadata=self._metadata)
+            return list(response.models)
+
+    async def tokenize(
+        self, prompt: str | None = None, *, messages: Sequence[Mapping[str, str]] | None = None
+    ) -> list[int]:
+        """The token ids that `generate` would use for a text or a conversation."""
+        with _status_as_error():
+            response = await self._stub.Tokenize(_tokenize_request(prompt, messages), metadata=self._metadata)
+            return list(response.token_ids)
+
+
+def _target(url_or_target: str) -> str:
+    if url_or_target.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{url_or_target} is an HTTP address; give the server's gRPC address, such as 127.0.0.1:50051"
+        )
+    return url_or_target.removeprefix("grpc://").rstrip("/")
+
+
+def _stub(channel: Any) -> inference_pb2_grpc.InferenceServiceStub:
+    return inference_pb2_grpc.InferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+def _metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    return () if api_key is None else (("authorization", f"Bearer {api_key}"),)
+
+
+def _request(
+    prompt: str | None,
+    sampling_params: SamplingParams | None,
+    *,
+    token_ids: Sequence[int] | None = None,
+    messages: Sequence[Mapping[str, str]] | None = None,
+    model: str = "",
+    request_id: str = "",
+    priority: int = 0,
+) -> inference_pb2.GenerateRequest:
+    if [prompt, token_ids, messages].count(None) != 2:
+        raise InvalidRequest("give exactly one of prompt, token_ids and messages", param="prompt")
+    request = inference_pb2.GenerateRequest(model=model, request_id=request_id, priority=priority)
+    if prompt is not None:
+        request.text = prompt
+    elif token_ids is not None:
+        request.token_ids.ids.extend(token_ids)
+        request.token_ids.SetInParent()
+    else:
+        request.messages.CopyFrom(_messages(messages or ()))
+    if sampling_params is not None:
+        request.sampling.CopyFrom(_sampling(sampling_params))
+    return request
+
+
+def _tokenize_request(
+    prompt: str | None, messages: Sequence[Mapping[str, str]] | None
+) -> inference_pb2.TokenizeRequest:
+    if (prompt is None) == (messages is None):
+        raise InvalidRequest("give either prompt or messages", param="prompt")
+    if messages is None:
+        return inference_pb2.TokenizeRequest(text=prompt)
+    return inference_pb2.TokenizeRequest(messages=_messages(messages))
+
+
+def _messages(messages: Sequence[Mapping[str, str]]) -> inference_pb2.ChatMessages:
+    return inference_pb2.ChatMessages(messages=[inference_pb2.ChatMessage(**message) for message in messages])
+
+
+def _sampling(params: SamplingParams) -> inference_pb2.SamplingParams:
+    """The fields that differ from their defaults; the others are left for the model to decide."""
+    names = [field.name for field in inference_pb2.SamplingParams.DESCRIPTOR.fields]
+    given = {name: getattr(params, name) for name in names}
+    return inference_pb2.SamplingParams(
+        **{name: value for name, value in given.items() if value != getattr(_DEFAULTS, name)}
+    )
+
+
+@contextmanager
+def _status_as_error() -> Iterator[None]:
+    """Raises the status that ended a call as this package's error."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        status = error.code()
+        raised: PagewireError = from_code(status.value[0], error.details() or status.name)
+        raise raised from error

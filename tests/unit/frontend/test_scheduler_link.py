@@ -1,0 +1,151 @@
+"""What the frontend does with its stream when requests come and go and schedulers die."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from frontend.scheduler_link import SchedulerLink
+from pagewire.client import AsyncClient
+from pagewire.errors import Unavailable
+from pagewire.inference.v1 import inference_pb2
+from pagewire.sampling_params import SamplingParams
+from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend, until_ready
+from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, stop
+
+
+async def test_request_goes_on_where_it_was_when_the_scheduler_is_replaced(
+    frontend: RunningFrontend, scheduler: ScriptedScheduler
+) -> None:
+    async with AsyncClient(frontend.target) as client:
+        stream = client.generate("abc", SamplingParams(max_tokens=9, seed=5), stream=True)
+        first = asyncio.ensure_future(anext(stream))
+        submit = await scheduler.submitted()
+        await scheduler.say(submit.handle, b"xy", cached=2)
+        assert (await first).text == "xy"
+
+        await scheduler.stop()
+        successor = await ScriptedScheduler(scheduler.target.removeprefix("unix:")).start()
+        again = await successor.submitted()
+        assert bytes(again.token_ids) == b"abcxy"
+        assert again.num_prompt_tokens == 3
+        assert again.sampling == submit.sampling
+        await successor.say(again.handle, [*b"z", EOS], end=stop(EOS), cached=3)
+        rest = [delta async for delta in stream]
+        assert "".join(delta.text for delta in rest) == "z"
+        assert rest[-1].usage == inference_pb2.Usage(prompt_tokens=3, cached_tokens=2, completion_tokens=4)
+        assert frontend.link.num_reconnects == 1
+        await successor.stop()
+
+
+async def test_request_waits_for_the_successors_engine(
+    frontend: RunningFrontend, scheduler: ScriptedScheduler
+) -> None:
+    async with AsyncClient(frontend.target) as client:
+        asking = asyncio.ensure_future(client.generate("abc"))
+        await scheduler.submitted()
+        await scheduler.stop()
+        successor = ScriptedScheduler(scheduler.target.removeprefix("unix:"), ready=False)
+        await successor.start()
+        await successor.until(lambda scheduler: scheduler.num_streams == 1)
+        assert successor.submits == []
+        with pytest.raises(Unavailable):
+            await client.generate("new")
+        successor.reply = b"done"
+        await successor.attach_engine()
+        assert (await asking).text == "done"
+        await successor.stop()
+
+
+async def test_request_aborted_while_the_scheduler_was_away_is_not_resubmitted(
+    frontend: RunningFrontend, scheduler: ScriptedScheduler
+) -> None:
+    async with AsyncClient(frontend.target) as client:
+        kept, dropped = (asyncio.ensure_future(client.generate(text)) for text in ("keep", "drop"))
+        await scheduler.submitted(2)
+        await scheduler.stop()
+        dropped.cancel()
+        await asyncio.wait([dropped])
+        successor = ScriptedScheduler(scheduler.target.removeprefix("unix:"))
+        successor.reply = b"x"
+        await successor.start()
+        assert (await kept).text == "x"
+        assert [bytes(submit.token_ids) for submit in successor.submits] == [b"keep"]
+        await successor.stop()
+
+
+async def test_open_requests_end_when_the_scheduler_stays_away(
+    start_frontend: FrontendFactory, scheduler: ScriptedScheduler
+) -> None:
+    frontend = await start_frontend(reconnect_timeout=0.2)
+    async with AsyncClient(frontend.target) as client:
+        asking = asyncio.ensure_future(client.generate("p"))
+        await scheduler.submitted()
+        await scheduler.stop()
+        with pytest.raises(Unavailable, match=r"not back within 0\.2 s"):
+            await asking
+        with pytest.raises(Unavailable, match="not reachable"):
+            await client.generate("p")
+
+
+async def test_frontend_that_starts_first_waits_for_the_scheduler(tmp_path: Path) -> None:
+    path = str(tmp_path / "late.sock")
+    link = SchedulerLink(f"unix:{path}")
+    await link.start()
+    assert not link.ready
+    await asyncio.sleep(0.1)
+    scheduler = await ScriptedScheduler(path).start()
+    ready = asyncio.Event()
+    link.on_change(ready.set)
+    await asyncio.wait_for(ready.wait(), 5)
+    assert link.ready
+    await link.stop()
+    await scheduler.stop()
+
+
+async def test_abort_of_an_unsent_submission_sends_neither(frontend, scheduler) -> None:
+    await until_ready(frontend)
+    sampling = inference_pb2.SamplingParams(max_tokens=1)
+    fields = {"request_id": "r", "sampling": sampling, "priority": 0, "deadline": None}
+    frontend.link.close(frontend.link.open(prompt_ids=[1], **fields))
+    kept = frontend.link.open(prompt_ids=[2], **fields)
+    await scheduler.submitted()
+    assert [submit.handle for submit in scheduler.submits] == [kept.handle]
+    assert scheduler.aborts == []
+    frontend.link.close(kept)
+    await scheduler.aborted(kept.handle)
+
+
+async def test_tokens_of_one_step_reach_their_own_requests_in_order(frontend, scheduler) -> None:
+    async with AsyncClient(frontend.target) as client:
+        first, second = (asyncio.ensure_future(client.generate(text)) for text in ("1", "2"))
+        handles = {}
+        for count in (1, 2):
+            submit = await scheduler.submitted(count)
+            handles[bytes(submit.token_ids)] = submit.handle
+        one, two = handles[b"1"], handles[b"2"]
+        ended = [pb.Ended(handle=one, reason=pb.END_REASON_LENGTH)]
+        unknown = 77
+        await scheduler.send(pb.StepDeltas(handles=[one, two, unknown, one], token_ids=b"acxb", ended=ended))
+        assert (await first).text == "ab"
+        await scheduler.say(two, b"d", end=pb.Ended(reason=pb.END_REASON_LENGTH))
+        assert (await second).text == "cd"
+
+
+async def test_requests_leave_nothing_behind(frontend, scheduler) -> None:
+    scheduler.reply = b"some text to stop in"
+    async with AsyncClient(frontend.target) as client:
+        for number in range(200):
+            params = SamplingParams(stop=["text"] if number % 2 else [])
+            stream = client.generate("p", params, stream=True)
+            async for _ in stream:
+                if number % 3 == 0:
+                    break
+            await stream.aclose()
+        await asyncio.wait_for(frontend.pipeline._idle.wait(), 5)
+    assert frontend.link._open == {}
+    await scheduler.until(lambda scheduler: len(scheduler.submits) == 200)
+    assert frontend.link._unsent == {}
