@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from engine.attention.backend import LayerKVCache
@@ -102,8 +104,13 @@ def allocate_kv_cache(shape: KVCacheShape, num_blocks: int, device: torch.device
     """
     size = (shape.num_layers, 2, num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
     try:
-        pool = torch.zeros(size, dtype=shape.dtype, device=device)
-    except RuntimeError as error:
+        if device.type == "cpu":
+            # torch.zeros would write, and so commit, every page; numpy leaves that to the system.
+            pool = torch.from_numpy(np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8))
+            pool = pool.view(shape.dtype).view(size)
+        else:
+            pool = torch.zeros(size, dtype=shape.dtype, device=device)
+    except (RuntimeError, MemoryError) as error:
         total = num_blocks * shape.block_bytes
         raise ConfigError(f"a KV pool of {num_blocks} blocks ({total} bytes) cannot be allocated") from error
     return [LayerKVCache(layer[0], layer[1]) for layer in pool]

@@ -1,0 +1,54 @@
+"""The `engine-worker` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from engine.config import WorkerConfig
+from pagewire.cli.options import build, with_options
+from pagewire.errors import ConfigError
+from pagewire.lifeline import end_with_parent
+
+app = typer.Typer(
+    name="engine-worker", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+
+@app.command()
+@with_options(WorkerConfig)
+def engine_worker(**values: Any) -> None:
+    """Load a model and compute steps for a scheduler, in the foreground, until SIGTERM."""
+    config = build(WorkerConfig, values)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _set_thread_policy()
+
+    from engine.worker import run
+
+    raise typer.Exit(run(config))
+
+
+def _set_thread_policy() -> None:
+    """Makes torch's OpenMP threads sleep while they wait. Read when torch is first imported.
+
+    Spinning threads keep a core busy between steps, and on a shared machine they cost more than they save.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and ends the process.
+
+    Status 0: terminated by SIGTERM. 2: the command line, a setting or a model is wrong.
+    """
+    end_with_parent()
+    try:
+        app(args=arguments, prog_name="engine-worker")
+    except ConfigError as error:
+        print(f"engine-worker: {error.message}", file=sys.stderr)
+        sys.exit(2)

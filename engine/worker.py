@@ -1,0 +1,113 @@
+"""The engine-worker process: loads a model once, then serves one scheduler after another."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from engine.build import build_worker
+from engine.config import WorkerConfig
+from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
+from engine.dispatch.records import RecordError
+from engine.model_runner import ModelRunner
+from engine.pending import PendingStep
+from pagewire.errors import ConfigError
+from pagewire.notify import notify_ready
+
+logger = logging.getLogger(__name__)
+
+# Between two looks at a device that is computing while no plan is there.
+POLL_SECONDS = 20e-6
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGINT, raised where no step is running."""
+
+
+class _Termination:
+    """Turns SIGTERM and SIGINT into _Terminated, but never in the middle of a step.
+
+    The handler raises at once while the worker waits; during a step it only notes the signal, which
+    `step` raises when the step is over.
+    """
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._in_step = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around work that must not be interrupted."""
+        self._in_step = True
+        try:
+            yield
+        finally:
+            self._in_step = False
+        if self._requested:
+            raise _Terminated
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
+        if not self._in_step:
+            raise _Terminated
+
+
+def run(config: WorkerConfig) -> int:
+    """Loads the model, listens, and serves schedulers until SIGTERM or SIGINT; the exit status.
+
+    Raises:
+        ConfigError: a setting or a model file is wrong, or the socket cannot be bound.
+    """
+    try:
+        termination = _Termination()
+        worker = build_worker(config)
+        try:
+            endpoint = WorkerEndpoint(config.socket)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {config.socket}: {error}") from error
+        try:
+            notify_ready(f"{worker.facts.model} on {worker.facts.device}")
+            logger.info("listening on %s", config.socket)
+            while True:
+                session = endpoint.accept(worker.facts)
+                logger.info("serving scheduler %d", session.scheduler_pid)
+                _serve(session, worker.runner, termination)
+        finally:
+            endpoint.close()
+    except _Terminated:
+        logger.info("terminated")
+        return 0
+
+
+def _serve(session: WorkerSession, runner: ModelRunner, termination: _Termination) -> None:
+    """Executes one scheduler's plans until it goes; then forgets its requests and keeps the weights."""
+    pending: deque[PendingStep] = deque()
+    try:
+        while True:
+            plan = session.next_plan(block=not pending)
+            if plan is not None:
+                with termination.step():
+                    pending.append(runner.launch(plan))
+            _send_finished(session, pending)
+            if plan is None and pending:
+                time.sleep(POLL_SECONDS)
+    except SchedulerGone:
+        logger.info("scheduler %d is gone", session.scheduler_pid)
+    except RecordError as error:
+        # The two sides no longer agree on anything; a new handshake starts over.
+        logger.error("scheduler %d sent a malformed plan: %s", session.scheduler_pid, error)
+    finally:
+        session.close()
+        runner.reset()
+
+
+def _send_finished(session: WorkerSession, pending: deque[PendingStep]) -> None:
+    while pending and pending[0].done():
+        session.send_result(pending.popleft().result())
