@@ -1,10 +1,23 @@
-"""Arguments that several commands share and no configuration class defines."""
+"""Arguments and options that several commands share and no configuration class defines."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from engine.config import WorkerConfig
+from pagewire.cli.options import arguments, build, with_options
+from pagewire.cli.service import ServiceConfig
+from pagewire.errors import ConfigError
+from pagewire.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pagewire.client import Client
 
 Model = Annotated[
     str,
@@ -13,3 +26,73 @@ Model = Annotated[
         help="A directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.",
     ),
 ]
+Url = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="gRPC address of a running server; without it one is started."),
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="PAGEWIRE_API_KEY", help="Key for the server at --url.", show_envvar=True)
+]
+MaxTokens = Annotated[int | None, typer.Option(help="The most tokens to generate.")]
+Temperature = Annotated[float | None, typer.Option(help="Divides the logits; 0 is greedy.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Keeps the likeliest tokens that together have this probability.")
+]
+TopK = Annotated[int | None, typer.Option(help="Keeps this many of the likeliest tokens.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.")]
+
+# A command's own server answers nobody else, so nothing needs to drain.
+OWN_SERVER: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "drain_timeout": 1.0}
+# Engine options that make sense for a server of one user.
+with_engine_options = with_options(
+    WorkerConfig,
+    without=("socket", "max_num_seqs", "block_size", "num_blocks", "gpu_memory_utilization", "seed"),
+)
+
+
+def sampling_params(**values: Any) -> SamplingParams | None:
+    """The parameters given on the command line; None if there are none.
+
+    Raises:
+        ConfigError: one is out of its range.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        return SamplingParams(**given) if given else None
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+@contextmanager
+def connected(
+    model: str, url: str | None, api_key: str | None, values: dict[str, Any]
+) -> Iterator[tuple[Client, str]]:
+    """A client and the model's name for it: of the server at `url`, or of one started here and stopped at
+    the end.
+
+    Raises:
+        PagewireError: the server cannot be started, or engine options were given for one at `url`.
+    """
+    from pagewire.client import Client
+
+    if url is not None:
+        _refuse_engine_options(values)
+        with Client(url, api_key) as client:
+            yield client, model
+        return
+
+    from pagewire.cli.background import background_service
+
+    config = ServiceConfig.resolve(model, {**values, **OWN_SERVER})
+    print(f"starting {model} ...", file=sys.stderr, flush=True)
+    with background_service(config) as service, Client(service.grpc_address) as client:
+        yield client, service.model
+
+
+def _refuse_engine_options(values: dict[str, Any]) -> None:
+    plain = WorkerConfig(model="", socket=Path())
+    given = build(WorkerConfig, {**values, "model": "", "socket": Path()})
+    if given != plain:
+        raise ConfigError(
+            f"{' '.join(arguments(given)[3:])} concerns a server started here; the one at --url has its own"
+        )

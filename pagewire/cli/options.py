@@ -90,11 +90,11 @@ def arguments(config: Any) -> list[str]:
 
 
 def environment(config: Any) -> dict[str, str]:
-    """The environment variables that complete `arguments`."""
+    """The environment variables that complete `arguments`. Empty ones too, lest a process inherit others."""
     return {
         variable: " ".join(getattr(config, name))
         for name, variable in ENVIRONMENT.items()
-        if getattr(config, name, ())
+        if hasattr(config, name)
     }
 
 

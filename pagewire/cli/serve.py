@@ -48,9 +48,12 @@ async def _serve(config: ServiceConfig) -> int:
     width = max(len(spec.name) for stage in config.stages() for spec in stage)
     started = time.monotonic()
     async with running_service(config, ConsoleReport(console, width)) as service:
-        await service.supervisor.serve(
-            on_ready=lambda: _announce(console, service, time.monotonic() - started)
-        )
+
+        async def announce() -> None:
+            await service.until_serving()
+            _announce(console, service, time.monotonic() - started)
+
+        await service.supervisor.serve(announce)
     console.print("killed" if service.supervisor.killed else "stopped")
     return 1 if service.supervisor.killed else 0
 

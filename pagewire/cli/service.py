@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ WIRING = ("socket", "listen", "worker_socket", "scheduler", "reuse_port")
 MAX_SOCKET_PATH = 108
 # Seconds a frontend gets, beyond its own drain timeout, before it is killed.
 STOP_MARGIN = 5.0
+RECONNECT_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,16 @@ class RunningService:
         """The name that requests use."""
         return self.config.frontend.served_model_names[0]
 
+    async def until_serving(self) -> None:
+        """Returns when a request would be served: every process is ready and a frontend has reached the
+        engine through the scheduler.
+
+        Raises:
+            ChildFailed: a process cannot be brought up.
+        """
+        await self.supervisor.until_ready()
+        await watch_until_serving(self.grpc_address)
+
 
 @asynccontextmanager
 async def running_service(config: ServiceConfig, report: Report) -> AsyncIterator[RunningService]:
@@ -151,6 +163,22 @@ async def running_service(config: ServiceConfig, report: Report) -> AsyncIterato
             grpc_port.release()
     finally:
         port.release()
+
+
+async def watch_until_serving(grpc_address: str) -> None:
+    """Watches a server's health (grpc.health.v1) until it says SERVING, which it does unasked."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    request = health_pb2.HealthCheckRequest()
+    while True:
+        async with grpc.aio.insecure_channel(grpc_address) as channel:
+            try:
+                async for answer in health_pb2_grpc.HealthStub(channel).Watch(request, wait_for_ready=True):
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(RECONNECT_SECONDS)  # that frontend died; its successor will answer
 
 
 def served_name(model: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,9 +58,9 @@ class Supervisor:
         Raises:
             ChildFailed: one of them cannot be brought up.
         """
-        await self._unless_failed(asyncio.create_task(self._all_ready()))
+        await self._first_of(asyncio.create_task(self._all_ready()))
 
-    async def serve(self, on_ready: Callable[[], None]) -> None:
+    async def serve(self, on_ready: Callable[[], Awaitable[None]]) -> None:
         """Runs until SIGTERM or SIGINT; a second signal kills what has not ended by then.
 
         Signal handlers stay installed until the process ends, so that the second signal is heard while
@@ -81,14 +81,14 @@ class Supervisor:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
-        until_ready = asyncio.create_task(self.until_ready())
-        until_stop = asyncio.create_task(stop.wait())
-        await asyncio.wait((until_ready, until_stop), return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            until_ready.result()
-            on_ready()
-            await self._unless_failed(until_stop)
-        until_ready.cancel()
+        stopped = asyncio.create_task(stop.wait())
+        starting = asyncio.create_task(self._start(on_ready))
+        try:
+            await self._first_of(stopped, starting)
+            await self._first_of(stopped)
+        finally:
+            starting.cancel()
+            stopped.cancel()
 
     def kill(self) -> None:
         """Kills every process at once; `killed` says so afterwards."""
@@ -96,16 +96,21 @@ class Supervisor:
         for child in self.children:
             child.kill()
 
+    async def _start(self, on_ready: Callable[[], Awaitable[None]]) -> None:
+        await self._all_ready()
+        await on_ready()
+
     async def _all_ready(self) -> None:
         for child in self.children:
             await child.ready.wait()
 
-    async def _unless_failed(self, awaited: asyncio.Future[Any]) -> None:
-        """Waits for `awaited`, unless a process is given up first: then its error is raised."""
+    async def _first_of(self, *awaited: asyncio.Task[Any]) -> None:
+        """Waits until one of these has ended, or a process is given up; raises the error of either."""
         try:
-            watched: list[asyncio.Future[Any]] = [awaited, *self._tasks]
-            done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-            for finished in done:
-                finished.result()
-        finally:
-            awaited.cancel()
+            done, _ = await asyncio.wait((*awaited, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            for task in awaited:
+                task.cancel()
+            raise
+        for finished in done:
+            finished.result()

@@ -71,8 +71,13 @@ def test_arguments_and_environment_reproduce_a_configuration(config: Any) -> Non
 def test_defaults_need_no_arguments() -> None:
     config = FrontendConfig(model="m", scheduler="unix:/s")
     assert arguments(config) == ["m", "--scheduler", "unix:/s"]
-    assert environment(config) == {}
     assert parsed(FrontendConfig, ["m", "--scheduler", "unix:/s"]) == config
+
+
+def test_a_process_without_keys_does_not_inherit_them() -> None:
+    config = FrontendConfig(model="m", scheduler="unix:/s")
+    inherited = {"PAGEWIRE_API_KEY": "secret", **environment(config)}
+    assert parsed(FrontendConfig, arguments(config), inherited) == config
 
 
 def test_keys_do_not_appear_in_lists_of_processes() -> None:

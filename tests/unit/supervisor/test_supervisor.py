@@ -220,7 +220,9 @@ SUPERVISE = """
         command = (sys.executable, "-c", sys.argv[2], str(directory / "ends"), "one")
         spec = ProcessSpec(name="one", command=command, stop_timeout=float(sys.argv[3]))
         async with Supervisor([[spec]], directory, QuietReport()) as supervisor:
-            await supervisor.serve(lambda: print(supervisor.children[0].pid, flush=True))
+            async def say_pid():
+                print(supervisor.children[0].pid, flush=True)
+            await supervisor.serve(say_pid)
         print("killed" if supervisor.killed else "stopped")
 
     asyncio.run(main())
