@@ -1,0 +1,289 @@
+"""Drives the engine: attaches to the worker, keeps it one step ahead, hands out what comes back.
+
+One object on the event loop; nothing here blocks. Plans go out as soon as fewer than two steps are in
+flight, results come in by the worker's eventfd, and the worker's death by its control socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, HandshakeError, WorkerLink
+from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.records import RecordError, StepResult
+from engine.dispatch.ring import RingError
+from pagewire.errors import Code, PagewireError, Unavailable
+from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from scheduler.config import SchedulerConfig
+from scheduler.core import Scheduler, StepOutput
+from scheduler.intake import make_limits
+from scheduler.metrics import SchedulerMetrics
+from scheduler.outbox import Outbox, Ticket
+from scheduler.request import EndReason, Request
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25)
+
+
+class EngineDriver:
+    """Owns the core, the link to the worker and every accepted request until it ends.
+
+    Attributes:
+        facts: of the attached worker; of the last one while none is attached; None before the first.
+        metrics: what has been counted.
+        attached, detached: set while an engine is attached, and while none is.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._link: WorkerLink | None = None
+        self._core: Scheduler | None = None
+        self._lost = asyncio.Event()
+        self._orphans: list[Request] = []
+        self._outboxes: set[Outbox] = set()
+        self._pump_scheduled = False
+        self.facts: WorkerFacts | None = None
+        self.attached, self.detached = asyncio.Event(), asyncio.Event()
+        self.detached.set()
+        self.metrics = SchedulerMetrics(lambda: self._core)
+
+    @property
+    def core(self) -> Scheduler | None:
+        """The decision core over the attached worker."""
+        return self._core
+
+    async def run(self) -> None:
+        """Attaches to the worker, again and again when it is lost, until cancelled."""
+        try:
+            while True:
+                link = await self._connect()
+                self._attach(link)
+                await self._lost.wait()
+                self._detach()
+        finally:
+            if self._link is not None:
+                self._detach()
+
+    async def _connect(self) -> WorkerLink:
+        """Tries until a worker answers. The handshake runs in a thread, as an answer may take its time."""
+        attempt = 0
+        while True:
+            try:
+                return await asyncio.to_thread(WorkerLink.connect, self._config.worker_socket)
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass  # not there yet
+            except (HandshakeError, RingError, OSError) as error:
+                logger.warning("cannot attach to the worker at %s: %s", self._config.worker_socket, error)
+            await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
+            attempt += 1
+
+    def _attach(self, link: WorkerLink) -> None:
+        facts = self.facts = link.facts
+        self._link = link
+        self._core = Scheduler(make_limits(facts, self._config))
+        self._lost.clear()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(link.result_fd, self._on_results)
+        loop.add_reader(link.control_fd, self._lost.set)
+        self.attached.set()
+        self.detached.clear()
+        logger.info(
+            "attached to worker %d: %s on %s, %d blocks of %d tokens",
+            link.worker_pid,
+            facts.model,
+            facts.device,
+            facts.num_blocks,
+            facts.block_size,
+        )
+        orphans, self._orphans = self._orphans, []
+        for request in orphans:
+            self._resume(request)
+        self._tell_model()
+        self._pump()
+
+    def _detach(self) -> None:
+        """Leaves a worker that is lost: its requests wait, with the tokens they have, for the next one."""
+        assert self._link is not None
+        assert self._core is not None
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._link.result_fd)
+        loop.remove_reader(self._link.control_fd)
+        self._link.close()
+        self._orphans = self._core.evacuate()
+        self.metrics.retire(self._core)
+        self.metrics.num_worker_losses += 1
+        self._link, self._core = None, None
+        self.attached.clear()
+        self.detached.set()
+        self._tell_model()
+        logger.warning("detached from the worker; %d requests wait for the next", len(self._orphans))
+
+    def _resume(self, request: Request) -> None:
+        assert self._core is not None
+        if request.end_reason is not None:
+            return  # aborted while no worker was attached
+        try:
+            self._core.resume(request)
+        except PagewireError as error:
+            self._core.abort(request, EndReason.ERROR, error.message)
+            self._finish(request, error.code)
+
+    def subscribe(self, outbox: Outbox) -> None:
+        """Tells this outbox about the model, now and whenever it changes."""
+        self._outboxes.add(outbox)
+        outbox.set_model(self.model())
+
+    def unsubscribe(self, outbox: Outbox, requests: Iterable[Request]) -> None:
+        """Ends a stream: its requests are aborted, their blocks free at once."""
+        self._outboxes.discard(outbox)
+        for request in list(requests):
+            self.abort(request)
+
+    def submit(self, request: Request, ticket: Ticket, timeout: float | None) -> None:
+        """Accepts a request; its events go to the ticket's outbox.
+
+        Raises:
+            PagewireError: it is refused: malformed, too much waiting, no engine attached.
+        """
+        if self._core is None:
+            raise Unavailable("no engine is attached; try again later")
+        self._core.add(request)
+        if timeout is not None:
+            loop = asyncio.get_running_loop()
+            ticket.deadline = loop.call_later(timeout, self._expire, request)
+        self._schedule_pump()
+
+    def abort(self, request: Request) -> None:
+        """Ends a request at once, without a word to its outbox."""
+        if self._end(request, EndReason.ABORT):
+            self._settle(request)
+            self._schedule_pump()
+
+    def _expire(self, request: Request) -> None:
+        error = "the request's deadline passed before it finished"
+        if self._end(request, EndReason.ERROR, error):
+            self._finish(request, Code.DEADLINE_EXCEEDED)
+            _ticket(request).outbox.flush(0)
+            self._schedule_pump()
+
+    def _end(self, request: Request, reason: EndReason, error: str = "") -> bool:
+        if self._core is not None:
+            return self._core.abort(request, reason, error)
+        if request.end_reason is not None:
+            return False
+        request.end_reason, request.error = reason, error
+        return True
+
+    def _schedule_pump(self) -> None:
+        """Plans once this turn of the loop is over, so that requests that come together start together."""
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Keeps the worker one step ahead."""
+        self._pump_scheduled = False
+        if self._core is None or self._link is None:
+            return
+        while self._core.num_in_flight < MAX_STEPS_IN_FLIGHT and (plan := self._core.schedule()) is not None:
+            self._link.send_plan(plan)
+            self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
+        now = asyncio.get_running_loop().time()
+        for request in self._core.take_admitted():
+            ticket = _ticket(request)
+            self.metrics.scheduled(ticket, now)
+            ticket.outbox.add_admitted(ticket.handle, request.num_cached_tokens)
+
+    def _on_results(self) -> None:
+        """Applies every result that has come, plans on, then hands the tokens out."""
+        assert self._link is not None
+        assert self._core is not None
+        self._link.clear()
+        outputs: list[tuple[StepResult, StepOutput]] = []
+        try:
+            while (result := self._link.poll_result()) is not None:
+                outputs.append((result, self._core.update(result)))
+        except (RecordError, RingError, ValueError):
+            logger.exception("the worker sent a broken result; leaving it")
+            self._lost.set()
+        self._pump()
+        for result, output in outputs:
+            if result.error:
+                logger.error("step %d failed: %s", result.step_id, result.error)
+            self._hand_out(result, output)
+
+    def _hand_out(self, result: StepResult, output: StepOutput) -> None:
+        now = asyncio.get_running_loop().time()
+        self.metrics.step_time.observe(result.execute_us * 1e-6)
+        touched: set[Outbox] = set()
+        logprobs = output.logprobs
+        for index, (request, token_id) in enumerate(output.tokens):
+            ticket = _ticket(request)
+            self.metrics.token(ticket, now)
+            ticket.outbox.add_token(ticket.handle, token_id, logprobs.get(index) if logprobs else None)
+            touched.add(ticket.outbox)
+        for request in output.ended:
+            self._finish(request, Code.INTERNAL)
+            touched.add(_ticket(request).outbox)
+        for outbox in touched:
+            outbox.flush(result.step_id)
+
+    def _finish(self, request: Request, status: Code) -> None:
+        """Tells the outbox of a request that it ended."""
+        ticket = _ticket(request)
+        self._settle(request)
+        ticket.outbox.add_ended(ticket.handle, request, status)
+
+    def _settle(self, request: Request) -> None:
+        ticket = _ticket(request)
+        if ticket.deadline is not None:
+            ticket.deadline.cancel()
+        self.metrics.ended(request, ticket, asyncio.get_running_loop().time())
+
+    def _tell_model(self) -> None:
+        model = self.model()
+        for outbox in self._outboxes:
+            outbox.set_model(model)
+
+    def model(self) -> pb.GetModelResponse:
+        """Facts about the model and the limits in force; empty but for `ready` before the first worker."""
+        facts = self.facts
+        if facts is None:
+            return pb.GetModelResponse(ready=False)
+        limits = make_limits(facts, self._config)
+        return pb.GetModelResponse(
+            model=facts.model,
+            vocab_size=facts.vocab_size,
+            max_model_len=facts.max_model_len,
+            eos_token_ids=facts.eos_token_ids,
+            block_size=facts.block_size,
+            num_blocks=facts.num_blocks,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            dtype=facts.dtype,
+            device=facts.device,
+            ready=self._core is not None,
+        )
+
+    def load(self) -> pb.GetLoadResponse:
+        """Current queue lengths and memory use."""
+        core = self._core
+        if core is None:
+            return pb.GetLoadResponse(num_requests_waiting=len(self._orphans))
+        return pb.GetLoadResponse(
+            num_requests_running=core.num_running,
+            num_requests_waiting=core.num_waiting,
+            num_used_blocks=core.pool.num_used,
+            num_blocks=core.pool.num_blocks,
+            max_num_seqs=core.limits.max_num_seqs,
+            max_num_waiting=core.limits.max_num_waiting,
+            num_steps_in_flight=core.num_in_flight,
+        )
+
+
+def _ticket(request: Request) -> Ticket:
+    assert isinstance(request.owner, Ticket)
+    return request.owner

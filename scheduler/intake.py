@@ -1,0 +1,92 @@
+"""From sampling parameters and token ids to a request the core can serve."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Sequence
+
+from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.records import SamplingRecord
+from pagewire.errors import InvalidRequest
+from pagewire.sampling_params import SamplingParams
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerLimits
+from scheduler.request import Request
+
+
+def make_request(
+    request_id: str,
+    token_ids: Sequence[int],
+    sampling: SamplingParams,
+    facts: WorkerFacts,
+    *,
+    num_prompt_tokens: int = 0,
+    priority: int = 0,
+    owner: object = None,
+) -> Request:
+    """Resolves what is still open: the seed, max_tokens, and the tokens that end the output.
+
+    Args:
+        request_id: for logs.
+        token_ids: prompt, and any output already generated.
+        sampling: how to sample; text-level fields are not looked at.
+        facts: of the model.
+        num_prompt_tokens: how many of `token_ids` are prompt; 0 means all.
+        priority: lower goes first.
+        owner: kept in the request.
+
+    Raises:
+        InvalidRequest: a value does not suit the model.
+    """
+    sampling.check_token_ids(facts.vocab_size)
+    num_prompt_tokens = num_prompt_tokens or len(token_ids)
+    if num_prompt_tokens > len(token_ids):
+        raise InvalidRequest(f"num_prompt_tokens is {num_prompt_tokens}, of {len(token_ids)} tokens in all")
+    max_tokens = facts.max_model_len if sampling.max_tokens is None else sampling.max_tokens
+    eos = () if sampling.ignore_eos else facts.eos_token_ids
+    stop_token_ids = frozenset(sampling.stop_token_ids).union(eos)
+    return Request(
+        request_id,
+        array("I", token_ids),
+        num_prompt_tokens,
+        _record(sampling, stop_token_ids),
+        max_total_tokens=num_prompt_tokens + max_tokens,
+        stop_token_ids=stop_token_ids,
+        priority=priority,
+        owner=owner,
+    )
+
+
+def _record(sampling: SamplingParams, stop_token_ids: frozenset[int]) -> SamplingRecord:
+    return SamplingRecord(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=max(sampling.top_k, 0),
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+        min_tokens=sampling.min_tokens,
+        logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
+        masked_until_min_tokens=tuple(sorted(stop_token_ids)) if sampling.min_tokens else (),
+        logit_bias=tuple(sampling.logit_bias.items()),
+        allowed_token_ids=tuple(sampling.allowed_token_ids),
+    )
+
+
+def make_limits(facts: WorkerFacts, config: SchedulerConfig) -> SchedulerLimits:
+    """The limits of a scheduler over a worker: the worker's, lowered by the configuration."""
+    return SchedulerLimits(
+        num_blocks=facts.num_blocks,
+        block_size=facts.block_size,
+        max_num_seqs=min(facts.max_num_seqs, config.max_num_seqs or facts.max_num_seqs),
+        max_num_batched_tokens=min(
+            facts.max_num_batched_tokens, config.max_num_batched_tokens or facts.max_num_batched_tokens
+        ),
+        max_model_len=facts.max_model_len,
+        vocab_size=facts.vocab_size,
+        max_num_waiting=config.max_num_waiting,
+        enable_prefix_caching=config.enable_prefix_caching,
+    )

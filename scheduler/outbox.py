@@ -1,0 +1,127 @@
+"""What the scheduler has to tell one subscriber, gathered until its stream takes it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from engine.dispatch.records import TokenLogprobs
+from pagewire.errors import Code
+from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from scheduler.request import EndReason, Request
+
+_END_REASONS = {
+    EndReason.STOP: pb.END_REASON_STOP,
+    EndReason.LENGTH: pb.END_REASON_LENGTH,
+    EndReason.ABORT: pb.END_REASON_ABORT,
+    EndReason.ERROR: pb.END_REASON_ERROR,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """The submitter's side of a request; `Request.owner`.
+
+    Attributes:
+        outbox: where its events go.
+        handle: its name on that stream.
+        submitted_at, scheduled_at, first_token_at, last_token_at: loop time, seconds; 0 while it has not
+            happened.
+        deadline: ends it when its time is up.
+    """
+
+    outbox: Outbox
+    handle: int
+    submitted_at: float
+    scheduled_at: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    deadline: asyncio.TimerHandle | None = None
+
+
+class Outbox:
+    """Events for one stream, in columns. A subscriber that lags gets the steps it missed in one message, so
+    that what waits here is bounded by the tokens its requests may still generate.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[int] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[tuple[int, TokenLogprobs]] = []
+        self._admitted: list[pb.Admitted] = []
+        self._ended: list[pb.Ended] = []
+        self._model: pb.GetModelResponse | None = None
+        self._step_id = 0
+        self._wake = asyncio.Event()
+
+    def add_token(self, handle: int, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """A request gained a token."""
+        if logprobs is not None:
+            self._logprobs.append((len(self._handles), logprobs))
+        self._handles.append(handle)
+        self._token_ids.append(token_id)
+
+    def add_admitted(self, handle: int, num_cached_tokens: int) -> None:
+        """A request entered its first step."""
+        self._admitted.append(pb.Admitted(handle=handle, num_cached_tokens=num_cached_tokens))
+
+    def add_ended(self, handle: int, request: Request, status: Code = Code.INTERNAL) -> None:
+        """A request ended; `status` matters if it ended with an error."""
+        ended = pb.Ended(
+            handle=handle,
+            reason=_END_REASONS[request.end_reason or EndReason.ABORT],
+            stop_token_id=request.stop_token_id,
+            num_cached_tokens=max(request.num_cached_tokens, 0),
+            num_output_tokens=request.num_output_tokens,
+        )
+        if request.end_reason is EndReason.ERROR:
+            ended.status, ended.error = status, request.error
+        self._ended.append(ended)
+
+    def add_refused(self, handle: int, code: Code, error: str) -> None:
+        """A submission was not accepted."""
+        self._ended.append(pb.Ended(handle=handle, reason=pb.END_REASON_ERROR, status=code, error=error))
+
+    def set_model(self, model: pb.GetModelResponse) -> None:
+        """The model's facts, or whether an engine is attached, changed."""
+        self._model = model
+        self._wake.set()
+
+    def flush(self, step_id: int) -> None:
+        """Lets the stream take what has been added."""
+        self._step_id = step_id
+        self._wake.set()
+
+    async def take(self) -> list[pb.ConnectResponse]:
+        """Waits until there is something and takes all of it: at most one message of each kind."""
+        await self._wake.wait()
+        self._wake.clear()
+        messages = []
+        if self._model is not None:
+            messages.append(pb.ConnectResponse(model=self._model))
+            self._model = None
+        if self._handles or self._admitted or self._ended:
+            messages.append(pb.ConnectResponse(deltas=self._take_deltas()))
+        return messages
+
+    def _take_deltas(self) -> pb.StepDeltas:
+        deltas = pb.StepDeltas(
+            step_id=self._step_id,
+            handles=self._handles,
+            token_ids=self._token_ids,
+            admitted=self._admitted,
+            ended=self._ended,
+        )
+        for index, logprobs in self._logprobs:
+            deltas.logprob_indices.append(index)
+            deltas.logprobs.append(logprobs_message(logprobs))
+        self._handles, self._token_ids, self._logprobs = [], [], []
+        self._admitted, self._ended = [], []
+        return deltas
+
+
+def logprobs_message(logprobs: TokenLogprobs) -> pb.TokenLogprobs:
+    """Log probabilities as a message."""
+    return pb.TokenLogprobs(
+        logprob=logprobs.logprob, top_ids=list(logprobs.top_ids), top_logprobs=list(logprobs.top_logprobs)
+    )

@@ -1,0 +1,207 @@
+"""The scheduler's gRPC service: streams in front of the driver."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from engine.dispatch.facts import WorkerFacts
+from pagewire.errors import Code, DeadlineExceeded, PagewireError, Unavailable, Unsupported
+from pagewire.sampling_params import SamplingParams
+from pagewire.sampling_wire import given_fields
+from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from pagewire.scheduler.v1 import scheduler_pb2_grpc
+from scheduler.driver import EngineDriver
+from scheduler.intake import make_request
+from scheduler.outbox import Outbox, Ticket
+from scheduler.request import Request, Status
+
+logger = logging.getLogger(__name__)
+
+_TEXT_FIELDS = ("stop", "include_stop_str_in_output", "skip_special_tokens")
+
+
+class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """See protos/pagewire/scheduler/v1/scheduler.proto."""
+
+    def __init__(self, driver: EngineDriver) -> None:
+        self._driver = driver
+
+    async def Connect(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ConnectRequest], context: grpc.aio.ServicerContext
+    ) -> None:
+        """One frontend's stream."""
+        connection = _Connection(self._driver)
+        reader = asyncio.create_task(connection.read(request_iterator))
+        writer = asyncio.create_task(connection.write(context))
+        try:
+            done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            reader.cancel()
+            writer.cancel()
+            connection.close()
+
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """One token-level request."""
+        connection = _Connection(self._driver)
+        try:
+            connection.submit(_as_submit(request, context))
+            while True:
+                for message in await connection.outbox.take():
+                    for event in _events(message.deltas):
+                        yield event
+                        if event.HasField("ended"):
+                            return
+        except PagewireError as error:
+            await context.abort(_status(error.code), error.message)
+        finally:
+            connection.close()
+
+    async def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetModelResponse:
+        """Facts about the model."""
+        model = self._driver.model()
+        if not model.ready:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no engine is attached")
+        return model
+
+    async def GetLoad(  # noqa: N802
+        self, request: pb.GetLoadRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetLoadResponse:
+        """Queue lengths and memory use."""
+        return self._driver.load()
+
+    async def GetMetrics(  # noqa: N802
+        self, request: pb.GetMetricsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetMetricsResponse:
+        """Prometheus text."""
+        return pb.GetMetricsResponse(exposition=self._driver.metrics.exposition())
+
+
+class _Connection:
+    """One stream's open requests and its outbox."""
+
+    def __init__(self, driver: EngineDriver) -> None:
+        self._driver = driver
+        self._requests: dict[int, Request] = {}
+        self.outbox = Outbox()
+
+    async def read(self, messages: AsyncIterator[pb.ConnectRequest]) -> None:
+        """Takes submissions and aborts until the frontend closes its side."""
+        self._driver.subscribe(self.outbox)
+        async for message in messages:
+            if message.HasField("submit"):
+                self._try_submit(message.submit)
+            elif message.HasField("abort"):
+                request = self._requests.pop(message.abort.handle, None)
+                if request is not None:
+                    self._driver.abort(request)
+
+    async def write(self, context: grpc.aio.ServicerContext) -> None:
+        """Writes what the outbox gathers, at the pace the frontend reads."""
+        while True:
+            for message in await self.outbox.take():
+                for ended in message.deltas.ended:
+                    self._requests.pop(ended.handle, None)
+                await context.write(message)
+
+    def _try_submit(self, submit: pb.Submit) -> None:
+        """Submits, or answers with the refusal."""
+        try:
+            self.submit(submit)
+        except PagewireError as error:
+            self._driver.metrics.refused(error.code.name.lower())
+            self.outbox.add_refused(submit.handle, error.code, error.message)
+            self.outbox.flush(0)
+
+    def submit(self, submit: pb.Submit) -> None:
+        """Hands a request to the driver.
+
+        Raises:
+            PagewireError: it is refused.
+        """
+        facts = self._facts()
+        timeout = submit.timeout if submit.HasField("timeout") else None
+        if timeout is not None and not timeout > 0:
+            raise DeadlineExceeded("the request's deadline had passed when it arrived")
+        ticket = Ticket(self.outbox, submit.handle, asyncio.get_running_loop().time())
+        request = make_request(
+            submit.request_id,
+            submit.token_ids,
+            SamplingParams(**given_fields(submit.sampling)),
+            facts,
+            num_prompt_tokens=submit.num_prompt_tokens,
+            priority=submit.priority,
+            owner=ticket,
+        )
+        open_request = self._requests.get(submit.handle)
+        if open_request is not None and open_request.status is not Status.ENDED:
+            raise PagewireError(f"handle {submit.handle} is in use on this stream")
+        self._driver.submit(request, ticket, timeout)
+        self._requests[submit.handle] = request
+
+    def _facts(self) -> WorkerFacts:
+        if self._driver.facts is None:
+            raise Unavailable("no engine is attached; try again later")
+        return self._driver.facts
+
+    def close(self) -> None:
+        """Aborts what is open."""
+        self._driver.unsubscribe(self.outbox, self._requests.values())
+
+
+def _as_submit(request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> pb.Submit:
+    """A direct client's request in the form frontends use."""
+    for field in _TEXT_FIELDS:
+        if field in given_fields(request.sampling):
+            raise Unsupported(f"{field} works on text; this service knows tokens only", param=field)
+    submit = pb.Submit(
+        handle=1,
+        request_id=request.request_id or uuid.uuid4().hex,
+        token_ids=request.token_ids,
+        sampling=request.sampling,
+        priority=request.priority,
+    )
+    remaining = context.time_remaining()
+    if remaining is not None and not math.isinf(remaining):
+        submit.timeout = remaining
+    return submit
+
+
+def _events(deltas: pb.StepDeltas) -> list[pb.GenerateResponse]:
+    """A single-request stream's deltas as events.
+
+    Raises:
+        PagewireError: the request ended with an error.
+    """
+    events: list[pb.GenerateResponse] = []
+    logprobs: dict[int, Any] = dict(zip(deltas.logprob_indices, deltas.logprobs, strict=True))
+    for index, token_id in enumerate(deltas.token_ids):
+        token = pb.Token(token_id=token_id, logprobs=logprobs.get(index))
+        events.append(pb.GenerateResponse(token=token))
+    for ended in deltas.ended:
+        if ended.reason == pb.END_REASON_ERROR:
+            raise _error(ended)
+        events.append(pb.GenerateResponse(ended=ended))
+    return events
+
+
+def _error(ended: pb.Ended) -> PagewireError:
+    error = PagewireError(ended.error)
+    error.code = Code(ended.status)
+    return error
+
+
+def _status(code: Code) -> grpc.StatusCode:
+    return next(status for status in grpc.StatusCode if status.value[0] == code)
