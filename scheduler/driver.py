@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, HandshakeError, WorkerLink
@@ -191,7 +192,7 @@ class EngineDriver:
         while self._core.num_in_flight < MAX_STEPS_IN_FLIGHT and (plan := self._core.schedule()) is not None:
             self._link.send_plan(plan)
             self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
-        now = asyncio.get_running_loop().time()
+        now = time.perf_counter()
         for request in self._core.take_admitted():
             ticket = _ticket(request)
             self.metrics.scheduled(ticket, now)
@@ -216,7 +217,7 @@ class EngineDriver:
             self._hand_out(result, output)
 
     def _hand_out(self, result: StepResult, output: StepOutput) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.perf_counter()
         self.metrics.step_time.observe(result.execute_us * 1e-6)
         touched: set[Outbox] = set()
         logprobs = output.logprobs
@@ -241,7 +242,7 @@ class EngineDriver:
         ticket = _ticket(request)
         if ticket.deadline is not None:
             ticket.deadline.cancel()
-        self.metrics.ended(request, ticket, asyncio.get_running_loop().time())
+        self.metrics.ended(request, ticket, time.perf_counter())
 
     def _tell_model(self) -> None:
         model = self.model()

@@ -25,7 +25,7 @@ class Ticket:
     Attributes:
         outbox: where its events go.
         handle: its name on that stream.
-        submitted_at, scheduled_at, first_token_at, last_token_at: loop time, seconds; 0 while it has not
+        submitted_at, scheduled_at, first_token_at, last_token_at: perf_counter seconds; 0 while it has not
             happened.
         deadline: ends it when its time is up.
     """

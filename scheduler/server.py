@@ -50,7 +50,7 @@ class SchedulerServer:
         Raises:
             ConfigError: an address cannot be listened on.
         """
-        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(  # type: ignore[no-untyped-call]
             SchedulerService(self._driver), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

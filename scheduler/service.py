@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -135,7 +136,7 @@ class _Connection:
         timeout = submit.timeout if submit.HasField("timeout") else None
         if timeout is not None and not timeout > 0:
             raise DeadlineExceeded("the request's deadline had passed when it arrived")
-        ticket = Ticket(self.outbox, submit.handle, asyncio.get_running_loop().time())
+        ticket = Ticket(self.outbox, submit.handle, time.perf_counter())
         request = make_request(
             submit.request_id,
             submit.token_ids,
