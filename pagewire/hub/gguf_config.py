@@ -42,8 +42,8 @@ def model_config(gguf: GgufFile, vocab_size: int) -> dict[str, Any]:
         raise ConfigError(
             f"{gguf.path}: head_count {heads} and embedding_length {hidden_size} must be positive"
         )
-    rope_dims = gguf.optional("llama.rope.dimension_count", int, hidden_size // heads)
-    head_dim = gguf.optional("llama.attention.key_length", int, rope_dims)
+    head_dim = gguf.optional("llama.attention.key_length", int, hidden_size // heads)
+    rope_dims = gguf.optional("llama.rope.dimension_count", int, head_dim)
     if rope_dims != head_dim:
         raise ConfigError(
             f"{gguf.path}: rotates {rope_dims} of {head_dim} dimensions of a head; Llama rotates all"

@@ -57,8 +57,8 @@ def fetch_snapshot(model: str, cache: Path, *, progress: bool) -> Path:
         ) from error
     except Exception as error:  # which HTTP library it lets through depends on huggingface_hub's version
         raise ConfigError(
-            f"{model}: not in the cache, and the Hugging Face Hub cannot be reached: {error} Check the "
-            "network, or name a directory or a .gguf file that you have"
+            f"{model}: not in the cache, and fetching it from the Hugging Face Hub failed: {error} Check "
+            "the network, or name a directory or a .gguf file that you have"
         ) from error
     finally:
         if not hidden_before:
