@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from pagewire.supervisor import describe
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -35,6 +37,12 @@ class ConsoleReport:
     def stopping(self, name: str) -> None:
         self._say(name, "stopping", "dim")
 
+    def stopped(self, name: str, returncode: int) -> None:
+        if returncode == 0:
+            self._say(name, "stopped", "dim")
+        else:
+            self._say(name, f"{describe(returncode)} while it was stopping", "bold red")
+
     def killed(self, name: str, seconds: float) -> None:
         self._say(name, f"did not stop within {seconds:g} s; killed", "bold red")
 
@@ -61,6 +69,9 @@ class QuietReport:
         print(f"{name} {how}; restarting in {restart_in:g} s", file=sys.stderr)
 
     def stopping(self, name: str) -> None:
+        """Nothing to say."""
+
+    def stopped(self, name: str, returncode: int) -> None:
         """Nothing to say."""
 
     def killed(self, name: str, seconds: float) -> None:

@@ -61,10 +61,8 @@ async def _serve(config: ServiceConfig) -> int:
 def _announce(console: Console, service: RunningService, seconds: float) -> None:
     """Says where the service answers and how to ask it something."""
     notify_ready(f"serving {service.model}")
-    body = {
-        "model": service.model,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-    }
+    message = {"role": "user", "content": "What is the capital of France?"}
+    body = {"model": service.model, "messages": [message], "max_tokens": 64, "temperature": 0}
     key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if service.config.frontend.api_keys else ""
     lines = f"""
 ready after {seconds:.1f} s; Ctrl-C stops it

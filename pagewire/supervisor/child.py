@@ -65,6 +65,9 @@ class Report(Protocol):
     def stopping(self, name: str) -> None:
         """It was asked to stop."""
 
+    def stopped(self, name: str, returncode: int) -> None:
+        """It ended after it was asked to, with this return code."""
+
     def killed(self, name: str, seconds: float) -> None:
         """It had not stopped after `seconds` and was killed."""
 
@@ -129,6 +132,7 @@ class Child:
         while not self._stopping.is_set():
             returncode = await self._run_once()
             if self._stopping.is_set():
+                self._report.stopped(self.spec.name, returncode)
                 return
             stable = self.ready.is_set() and time.monotonic() - self._ready_at >= STABLE_SECONDS
             self.ready.clear()

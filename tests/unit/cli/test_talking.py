@@ -21,9 +21,9 @@ class Echo(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self) -> None:
         self.requests: list[pb.GenerateRequest] = []
 
-    def Generate(
+    def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.GenerateResponse]:  # noqa: N802
+    ) -> Iterator[pb.GenerateResponse]:
         self.requests.append(request)
         said = request.text or request.messages.messages[-1].content
         if said == "fail":

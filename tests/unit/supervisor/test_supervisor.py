@@ -65,6 +65,9 @@ class Journal:
     def stopping(self, name: str) -> None:
         self.events.append(("stopping", name))
 
+    def stopped(self, name: str, returncode: int) -> None:
+        self.events.append(("stopped", name, returncode))
+
     def killed(self, name: str, seconds: float) -> None:
         self.events.append(("killed", name))
 
@@ -115,6 +118,7 @@ async def test_stops_stage_by_stage(tmp_path: Path, report: Journal) -> None:
         await supervisor.until_ready()
     assert ends.read_text().split() == ["frontend", "scheduler", "worker"]
     assert report.of_kind("died") == []
+    assert report.of_kind("stopped") == [("stopped", name, 0) for name in ("frontend", "scheduler", "worker")]
 
 
 async def test_restarts_a_killed_child_at_once_and_then_ever_later(tmp_path: Path, report: Journal) -> None:
