@@ -165,7 +165,7 @@ class Scheduler:
             InvalidRequest: it could never be served.
             Overloaded: too many requests wait already.
         """
-        self._check(request)
+        self.check(request)
         if self._num_waiting >= self.limits.max_num_waiting:
             raise Overloaded(
                 f"{self._num_waiting} requests are waiting, the most this server queues; try again later"
@@ -174,7 +174,12 @@ class Scheduler:
         self._num_arrivals += 1
         self._enqueue(request)
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """Checks a request against the limits, and cuts its max_total_tokens to them.
+
+        Raises:
+            InvalidRequest: it could never be served.
+        """
         limits, token_ids = self.limits, request.token_ids
         if not token_ids:
             raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
@@ -490,6 +495,6 @@ class Scheduler:
         Raises:
             InvalidRequest: it does not fit this scheduler's limits.
         """
-        self._check(request)
+        self.check(request)
         self._num_arrivals = max(self._num_arrivals, request.arrival + 1)
         self._enqueue(request)

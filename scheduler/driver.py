@@ -18,7 +18,7 @@ from engine.dispatch.ring import RingError
 from pagewire.errors import Code, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.config import SchedulerConfig
-from scheduler.core import Scheduler, StepOutput
+from scheduler.core import Scheduler, SchedulerLimits, StepOutput
 from scheduler.intake import make_limits
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outbox import Outbox, Ticket
@@ -84,7 +84,7 @@ class EngineDriver:
     def _attach(self, link: WorkerLink) -> None:
         facts = self.facts = link.facts
         self._link = link
-        self._core = Scheduler(make_limits(facts, self._config))
+        self._core = Scheduler(self._limits(facts))
         self._lost.clear()
         loop = asyncio.get_running_loop()
         loop.add_reader(link.result_fd, self._on_results)
@@ -254,7 +254,7 @@ class EngineDriver:
         facts = self.facts
         if facts is None:
             return pb.GetModelResponse(ready=False)
-        limits = make_limits(facts, self._config)
+        limits = self._limits(facts)
         return pb.GetModelResponse(
             model=facts.model,
             vocab_size=facts.vocab_size,
@@ -267,6 +267,16 @@ class EngineDriver:
             dtype=facts.dtype,
             device=facts.device,
             ready=self._core is not None,
+        )
+
+    def _limits(self, facts: WorkerFacts) -> SchedulerLimits:
+        config = self._config
+        return make_limits(
+            facts,
+            max_num_waiting=config.max_num_waiting,
+            enable_prefix_caching=config.enable_prefix_caching,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
         )
 
     def load(self) -> pb.GetLoadResponse:

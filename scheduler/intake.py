@@ -10,7 +10,6 @@ from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import SamplingRecord
 from pagewire.errors import InvalidRequest
 from pagewire.sampling_params import SamplingParams
-from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerLimits
 from scheduler.request import Request
 
@@ -76,17 +75,24 @@ def _record(sampling: SamplingParams, stop_token_ids: frozenset[int]) -> Samplin
     )
 
 
-def make_limits(facts: WorkerFacts, config: SchedulerConfig) -> SchedulerLimits:
-    """The limits of a scheduler over a worker: the worker's, lowered by the configuration."""
+def make_limits(
+    facts: WorkerFacts,
+    *,
+    max_num_waiting: int,
+    enable_prefix_caching: bool,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+) -> SchedulerLimits:
+    """The limits of a scheduler over a worker: the worker's own, lowered where a number is given."""
     return SchedulerLimits(
         num_blocks=facts.num_blocks,
         block_size=facts.block_size,
-        max_num_seqs=min(facts.max_num_seqs, config.max_num_seqs or facts.max_num_seqs),
+        max_num_seqs=min(facts.max_num_seqs, max_num_seqs or facts.max_num_seqs),
         max_num_batched_tokens=min(
-            facts.max_num_batched_tokens, config.max_num_batched_tokens or facts.max_num_batched_tokens
+            facts.max_num_batched_tokens, max_num_batched_tokens or facts.max_num_batched_tokens
         ),
         max_model_len=facts.max_model_len,
         vocab_size=facts.vocab_size,
-        max_num_waiting=config.max_num_waiting,
-        enable_prefix_caching=config.enable_prefix_caching,
+        max_num_waiting=max_num_waiting,
+        enable_prefix_caching=enable_prefix_caching,
     )

@@ -1,0 +1,138 @@
+"""The engine of one program: a worker process of its own and the scheduler core in this process.
+
+The same worker, dispatch and core as in the service; only the sockets to clients are missing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from engine.config import WorkerConfig
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerGone, WorkerLink
+from engine.dispatch.facts import WorkerFacts
+from pagewire.cli.options import arguments
+from pagewire.errors import ConfigError, Unavailable
+from pagewire.lifeline import Lifeline
+from scheduler.core import Scheduler, StepOutput
+from scheduler.intake import make_limits
+from scheduler.request import Request
+
+_CONFIG_ERROR_STATUS = 2
+_LAST_BYTES = 4096
+_RETRY_SECONDS = 0.02
+_STOP_SECONDS = 10.0
+_UNBOUNDED = 2**31
+
+
+class OfflineEngine:
+    """Owns the worker process, the link to it and the core. Not for use from several threads.
+
+    Attributes:
+        facts: of the worker.
+    """
+
+    def __init__(self, worker: WorkerConfig, *, enable_prefix_caching: bool) -> None:
+        """Starts the worker and waits until it has loaded the model. `worker.socket` is not looked at.
+
+        Raises:
+            ConfigError: the worker refuses its configuration or the model.
+            Unavailable: it died while it started.
+        """
+        self._directory = tempfile.TemporaryDirectory(prefix="pagewire-", ignore_cleanup_errors=True)
+        socket = Path(self._directory.name) / "worker.sock"
+        self._log: IO[bytes] = (Path(self._directory.name) / "worker.log").open("w+b")
+        self._lifeline = Lifeline()
+        self._link: WorkerLink | None = None
+        self._process = self._start(worker, socket)
+        try:
+            self._link = self._connect(socket)
+        except BaseException:
+            self.close()
+            raise
+        self.facts: WorkerFacts = self._link.facts
+        limits = make_limits(
+            self.facts, max_num_waiting=_UNBOUNDED, enable_prefix_caching=enable_prefix_caching
+        )
+        self.core = Scheduler(limits)
+
+    def _start(self, worker: WorkerConfig, socket: Path) -> subprocess.Popen[bytes]:
+        config = [*arguments(worker), "--socket", str(socket)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "pagewire", "engine-worker", *config],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=_environment(self._lifeline),
+            pass_fds=(self._lifeline.child_fd,),
+            start_new_session=True,
+        )
+
+    def _connect(self, socket: Path) -> WorkerLink:
+        while True:
+            try:
+                return WorkerLink.connect(socket)
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self._process.poll() is not None:
+                    raise self._died() from None
+            time.sleep(_RETRY_SECONDS)
+
+    def _died(self) -> ConfigError | Unavailable:
+        self._process.wait()
+        self._log.seek(0)
+        log = self._log.read()[-_LAST_BYTES:].decode(errors="replace").strip()
+        if self._process.returncode == _CONFIG_ERROR_STATUS:
+            return ConfigError(log.splitlines()[-1].removeprefix("engine-worker: "))
+        return Unavailable(f"the engine-worker ended with status {self._process.returncode}:\n{log}")
+
+    def steps(self) -> Iterator[StepOutput]:
+        """Runs steps, one planned ahead, and yields their outputs until nothing is left to compute.
+
+        Raises:
+            Unavailable: the worker died.
+        """
+        assert self._link is not None
+        while True:
+            while (
+                self.core.num_in_flight < MAX_STEPS_IN_FLIGHT and (plan := self.core.schedule()) is not None
+            ):
+                self._link.send_plan(plan)
+            if self.core.num_in_flight == 0:
+                return
+            try:
+                result = self._link.wait_result()
+            except WorkerGone:
+                raise self._died() from None
+            if result is not None:
+                yield self.core.update(result)
+
+    def abort(self, requests: list[Request]) -> None:
+        """Ends requests that are still open, as when the caller was interrupted."""
+        for request in requests:
+            self.core.abort(request)
+
+    def close(self) -> None:
+        """Stops the worker."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._lifeline.close()
+        self._log.close()
+        self._directory.cleanup()
+
+
+def _environment(lifeline: Lifeline) -> dict[str, str]:
+
+    return {**os.environ, "PYTHONUNBUFFERED": "1", **lifeline.environment()}
