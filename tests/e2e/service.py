@@ -1,0 +1,110 @@
+"""A real `pagewire serve` under test: its processes, addresses and metrics."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+READY_SECONDS = 90.0
+
+
+@dataclass
+class Service:
+    """A running service. `options` are those of the command line.
+
+    Attributes:
+        http_url: such as http://127.0.0.1:8000.
+        grpc_target: such as 127.0.0.1:50051.
+        model: the name that requests use.
+    """
+
+    directory: Path
+    model: str = "smollm2-135m"
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        port, grpc_port = free_ports(2)
+        self.http_url = f"http://127.0.0.1:{port}"
+        self.grpc_target = f"127.0.0.1:{grpc_port}"
+        self.log_path = self.directory / f"serve-{port}.log"
+        ports = ("--port", str(port), "--grpc-port", str(grpc_port))
+        options = ("--dtype", "float32", "--host", "127.0.0.1", *ports, *self.options)
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pagewire", "serve", self.model, *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "2", **self.environment},
+            )
+
+    def wait_ready(self) -> Service:
+        """Returns when a request would be served."""
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"serve ended with {self.process.returncode}:\n{self.log}")
+            try:
+                if httpx.get(f"{self.http_url}/ready", timeout=5).status_code == 200:
+                    return self
+            except httpx.TransportError:
+                pass  # not listening yet
+            time.sleep(0.05)
+        raise AssertionError(f"not ready after {READY_SECONDS} s:\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        """What all processes have printed."""
+        return self.log_path.read_text(errors="replace")
+
+    def metrics(self) -> dict[str, float]:
+        """All samples of /metrics without histogram buckets, by name (labels included)."""
+        text = httpx.get(f"{self.http_url}/metrics", timeout=30).text
+        samples = re.findall(r"^([a-zA-Z_:]+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
+        return {name: float(value) for name, value in samples if "_bucket" not in name}
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """The supervisor's children by role: "frontend", "scheduler", "engine-worker"."""
+        children = psutil.Process(self.process.pid).children()
+        roles = ("frontend", "scheduler", "engine-worker")
+        return {role: child for child in children for role in roles if role in child.cmdline()[:4]}
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def __enter__(self) -> Service:
+        return self.wait_ready()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at present."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
