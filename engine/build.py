@@ -21,7 +21,7 @@ from engine.kv_cache import (
     default_cpu_bytes,
     size_kv_cache,
 )
-from engine.layers.linear_method import DenseMethod
+from engine.layers.linear_method import DenseMethod, LinearMethod, PackedCpuMethod
 from engine.layers.parallel import TensorParallel
 from engine.loader.load import load_model, model_directory
 from engine.memory_profile import cuda_bytes_for_kv
@@ -60,7 +60,7 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
     block_size = _positive("block_size", config.block_size, config.block_size)
     wanted_len = _max_model_len(config, model_config)
     backend = TorchAttentionBackend(device, dtype)
-    context = ModelContext(model_config, wanted_len, backend, DenseMethod(), TensorParallel())
+    context = ModelContext(model_config, wanted_len, backend, _linear_method(device), TensorParallel())
     model = load_model(context, directory, config.load_format, device=device, dtype=dtype, seed=config.seed)
     shape = KVCacheShape(
         num_layers=model_config.num_hidden_layers,
@@ -130,6 +130,11 @@ def _make_runner(
     )
     kv_caches = allocate_kv_cache(shape, size.num_blocks, device)
     return ModelRunner(model, backend, kv_caches, rows, max_num_batched_tokens=max_num_batched_tokens)
+
+
+def _linear_method(device: torch.device) -> LinearMethod:
+    packed = device.type == "cpu" and PackedCpuMethod.is_available()
+    return PackedCpuMethod() if packed else DenseMethod()
 
 
 def _utilization(config: WorkerConfig) -> float:

@@ -26,21 +26,25 @@ MAX_PADDING_SHARE = 0.25
 MIN_PADDING_BLOCKS = 32
 
 
+# Which blocks to gather, in order: ids, or a range where they lie side by side and need no copy.
+BlockIds = torch.Tensor | slice
+
+
 @dataclass(slots=True)
 class DecodeBucket:
     """Requests at query rows begin to end that compute one token each.
 
     Attributes:
-        block_ids: of the padded contexts, flat, [B * blocks].
+        block_ids: of the padded contexts, flat, B * blocks of them.
         length: what the gathered contexts are cut to.
         mask: added to the scores, 0 inside each context and -inf in its padding, [B, 1, 1, length]; None
             where all contexts are of this length.
-        stale: index into the gathered slots of those that belong to a request but not to its context yet.
+        stale: index into the gathered slots (a copy then) of those that belong to a request but not to its context yet.
     """
 
     begin: int
     end: int
-    block_ids: torch.Tensor
+    block_ids: BlockIds
     length: int
     mask: torch.Tensor | None
     stale: torch.Tensor | None
@@ -57,7 +61,7 @@ class PrefillChunk:
 
     begin: int
     end: int
-    block_ids: torch.Tensor
+    block_ids: BlockIds
     length: int
     mask: torch.Tensor | None
 
@@ -122,18 +126,26 @@ class TorchAttentionBackend(AttentionBackend):
             stale = self._tensor(np.flatnonzero(outside & (slots < own_blocks[:, None] * layout.block_size)))
             mask = torch.zeros((end - begin, longest), device=self.device, dtype=self.dtype)
             mask = mask.masked_fill_(self._tensor(outside[:, :longest]), -torch.inf)[:, None, None]
-        return DecodeBucket(begin, end, self._tensor(table.reshape(-1)), longest, mask, stale)
+        # Stale slots are cleared in a copy, never in the pool.
+        flat = table.reshape(-1)
+        block_ids = self._block_ids(flat) if stale is None else self._tensor(flat)
+        return DecodeBucket(begin, end, block_ids, longest, mask, stale)
 
     def _chunk(self, layout: BatchLayout, request: int, begin: int, end: int) -> PrefillChunk:
         length = int(layout.seq_lens[request])
         num_blocks = -(-length // layout.block_size)
-        block_ids = self._tensor(layout.block_table[request, :num_blocks])
+        block_ids = self._block_ids(layout.block_table[request, :num_blocks])
         mask = None
         count = end - begin
         if count != length:
             mask = torch.full((count, length), -torch.inf, device=self.device, dtype=self.dtype)
             mask = mask.triu_(length - count + 1)
         return PrefillChunk(begin, end, block_ids, length, mask)
+
+    def _block_ids(self, ids: IntArray) -> BlockIds:
+        if (np.diff(ids) == 1).all():
+            return slice(int(ids[0]), int(ids[-1]) + 1)
+        return self._tensor(ids)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
@@ -155,13 +167,13 @@ def _decode_buckets(layout: BatchLayout) -> list[tuple[int, int]]:
 
 
 def _gather(
-    cache: torch.Tensor, block_ids: torch.Tensor, batch: int, length: int, stale: torch.Tensor | None = None
+    cache: torch.Tensor, block_ids: BlockIds, batch: int, length: int, stale: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The contexts in the given blocks, [batch, length, HK, D], with the stale slots set to zero.
 
     A masked slot has a weight of zero, but zero times a NaN left in unused memory would still be NaN.
     """
-    blocks = cache.index_select(0, block_ids)
+    blocks = cache[block_ids] if isinstance(block_ids, slice) else cache.index_select(0, block_ids)
     if stale is not None:
         blocks.flatten(0, 1).index_fill_(0, stale, 0)
     return blocks.view(batch, -1, *cache.shape[2:])[:, :length]
@@ -174,7 +186,7 @@ def _attend_decodes(
     keys = _gather(kv_cache.key, bucket.block_ids, batch, bucket.length, bucket.stale)
     values = _gather(kv_cache.value, bucket.block_ids, batch, bucket.length, bucket.stale)
     # Query heads that share a key-value head become the rows of one small matrix: [B, HK, G, D].
-    grouped = query[bucket.begin : bucket.end].unflatten(1, (kv_cache.key.shape[2], -1))
+    grouped = query[bucket.begin : bucket.end].reshape(batch, kv_cache.key.shape[2], -1, query.shape[2])
     output = F.scaled_dot_product_attention(
         grouped, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=bucket.mask, scale=scale
     )
@@ -187,7 +199,8 @@ def _attend_chunk(
     keys = _gather(kv_cache.key, chunk.block_ids, 1, chunk.length)[0].transpose(0, 1)
     values = _gather(kv_cache.value, chunk.block_ids, 1, chunk.length)[0].transpose(0, 1)
     # Key-value heads are the batch, and their query heads see them without a copy: [HK, G, n, D].
-    grouped = query[chunk.begin : chunk.end].unflatten(1, (keys.shape[0], -1)).permute(1, 2, 0, 3)
+    rows = query[chunk.begin : chunk.end]
+    grouped = rows.reshape(len(rows), keys.shape[0], -1, rows.shape[2]).permute(1, 2, 0, 3)
     group = grouped.shape[1]
     output = F.scaled_dot_product_attention(
         grouped,

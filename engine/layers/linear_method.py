@@ -55,3 +55,31 @@ class DenseMethod(LinearMethod):
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return F.linear(x, layer.weight, bias)  # type: ignore[arg-type]
+
+
+class PackedCpuMethod(DenseMethod):
+    """Plain weights, repacked once for oneDNN's matrix product, which then skips repacking them every step.
+
+    Measured on two AVX-512 cores, 576 x 3072: 1.5 to 2 times faster than F.linear in fp32, 1.1 to 1.5 times in
+    bf16, at 1 to 256 tokens.
+    """
+
+    # Only a hint for the layout; 256 tokens' is the fastest in fp32 at any number, and no slower in bf16.
+    BATCH_HINT = 256
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether this build of torch has the operators."""
+        return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+    def finish_loading(self, layer: nn.Module) -> None:
+        weight = layer.get_parameter("weight").detach()
+        layer.packed_weight = torch.ops.mkldnn._reorder_linear_weight(weight, self.BATCH_HINT)  # type: ignore[assignment]
+        # The plain copy is not needed here any more; an embedding tied to it keeps its own reference.
+        layer.register_parameter("weight", None)
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, layer.packed_weight, bias, "none", [], ""
+        )
+        return product

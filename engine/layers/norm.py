@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from engine.layers.weights import LoadableModule
@@ -12,9 +11,11 @@ from engine.layers.weights import LoadableModule
 class RMSNorm(LoadableModule):
     """x / rms(x) * weight over the last dimension."""
 
+    eps: torch.Tensor
+
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        self.register_buffer("eps", torch.tensor(eps, dtype=torch.float32), persistent=False)
         self.weight = nn.Parameter(torch.empty(hidden_size), requires_grad=False)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,4 +26,13 @@ class RMSNorm(LoadableModule):
             residual is overwritten.
         """
         residual = x if residual is None else residual.add_(x)
-        return F.rms_norm(residual, self.weight.shape, self.weight, self.eps), residual
+        return self.normalise(residual), residual
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden] in x's dtype, computed in fp32.
+
+        Five operators on the CPU; torch.nn.functional.rms_norm takes eleven there.
+        """
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(self.weight).to(x.dtype)

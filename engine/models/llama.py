@@ -52,7 +52,7 @@ class LlamaAttention(nn.Module):
     def forward(
         self, x: torch.Tensor, rotation: Rotation, kv_cache: LayerKVCache, metadata: AttentionMetadata
     ) -> torch.Tensor:
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        heads = self.qkv_proj(x).view(len(x), -1, self.head_dim)
         rotated_heads = self.num_heads + self.num_kv_heads
         rotated = apply_rotary(heads[:, :rotated_heads], *rotation)
         query, key = rotated[:, : self.num_heads], rotated[:, self.num_heads :]

@@ -1,0 +1,144 @@
+"""Reading config.json: what is understood, and what is refused rather than ignored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.model_config import ModelConfig, RopeScaling, load_model_config, parse_model_config
+from pagewire.errors import ConfigError
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def parse(generation: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
+    return parse_model_config({**LLAMA, **changes}, generation or {}, source="config.json")
+
+
+def test_defaults_are_those_of_the_family() -> None:
+    config = parse(num_key_value_heads=None)
+    assert config.num_key_value_heads == 4
+    assert config.head_dim == 16
+    assert config.rope_theta == 10000.0
+    assert config.rope_scaling is None
+    assert not (config.qkv_bias or config.o_bias or config.mlp_bias or config.tie_word_embeddings)
+
+
+def test_head_dim_may_differ_from_hidden_size_over_heads() -> None:
+    assert parse(head_dim=32).head_dim == 32
+
+
+def test_attention_bias_is_on_all_four_projections() -> None:
+    config = parse(attention_bias=True)
+    assert config.qkv_bias
+    assert config.o_bias
+
+
+@pytest.mark.parametrize(
+    ("fields", "theta", "scaling"),
+    [
+        ({"rope_theta": 5e5}, 5e5, None),
+        ({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}, 1e5, None),
+        ({"rope_theta": 1e4, "rope_scaling": None}, 1e4, None),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            1e4,
+            RopeScaling(kind="linear", factor=4.0),
+        ),
+        (
+            {"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE},
+            5e5,
+            RopeScaling(kind="llama3", factor=8.0),
+        ),
+        (
+            {"rope_parameters": {**LLAMA3_ROPE, "rope_theta": 5e5}},
+            5e5,
+            RopeScaling(kind="llama3", factor=8.0),
+        ),
+    ],
+    ids=["theta", "new default", "null scaling", "linear", "llama3", "new llama3"],
+)
+def test_both_generations_of_rope_fields(fields: dict, theta: float, scaling: RopeScaling | None) -> None:
+    config = parse(**fields)
+    assert config.rope_theta == theta
+    assert config.rope_scaling == scaling
+
+
+@pytest.mark.parametrize(
+    ("config_eos", "generation", "expected"),
+    [
+        (2, {}, (2,)),
+        (2, {"eos_token_id": [7, 2]}, (7, 2)),
+        ([2, 3], {"eos_token_id": 9}, (9, 2, 3)),
+        (None, {}, ()),
+    ],
+)
+def test_eos_ids_of_both_files_all_count(config_eos: Any, generation: dict, expected: tuple) -> None:
+    assert parse(generation, eos_token_id=config_eos).eos_token_ids == expected
+
+
+def test_mistral_without_a_sliding_window_is_a_llama() -> None:
+    assert parse(architectures=["MistralForCausalLM"], sliding_window=None).architecture == "MistralForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["BertModel"]}, "supported: LlamaForCausalLM, MistralForCausalLM"),
+        ({"architectures": None}, "architectures is None"),
+        ({"sliding_window": 4096}, "sliding_window is 4096; it must be null"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor is None"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized (awq)"),
+        ({"num_key_value_heads": 3}, "a divisor of num_attention_heads (4)"),
+        ({"hidden_size": None}, "hidden_size is None; it must be a positive integer"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+        ({"eos_token_id": 100}, "eos_token_id 100 is not a token id below 100"),
+    ],
+    ids=str,
+)
+def test_what_is_not_understood_is_refused_by_name(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(**changes)
+    assert message in error.value.message
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff"])
+def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        load_model_config(tmp_path)
+
+
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json does not exist"):
+        load_model_config(tmp_path)
+
+
+def test_generation_config_is_read_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5]}))
+    assert load_model_config(tmp_path).eos_token_ids == (5, 2)
