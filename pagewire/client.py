@@ -26,7 +26,12 @@ Completion = inference_pb2.GenerateOnceResponse
 Event = inference_pb2.Delta
 """A piece of a streamed completion: `token_ids`, `text`, `logprobs` and `usage` so far."""
 
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Each client has a connection of its own, so that several spread over frontends that share a port.
+    ("grpc.use_local_subchannel_pool", 1),
+)
 _DEFAULTS = SamplingParams()
 
 

@@ -35,6 +35,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.aborts: list[int] = []
         self.num_streams = 0
         self._changed = asyncio.Condition()
+        self._writing = asyncio.Lock()
         self._context: grpc.aio.ServicerContext | None = None
         self._server: grpc.aio.Server | None = None
         self._replies: set[asyncio.Task[None]] = set()
@@ -77,7 +78,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             async with self._changed:
                 if message.HasField("submit"):
                     self.submits.append(message.submit)
-                    self._answer(message.submit)
+                    self._answer(message.submit, context)
                 else:
                     self.aborts.append(message.abort.handle)
                 self._changed.notify_all()
@@ -113,9 +114,12 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         assert self._context is not None
         await self._context.write(pb.ConnectResponse(model=self.model()))
 
-    async def send(self, deltas: pb.StepDeltas) -> None:
-        assert self._context is not None
-        await self._context.write(pb.ConnectResponse(deltas=deltas))
+    async def send(self, deltas: pb.StepDeltas, to: grpc.aio.ServicerContext | None = None) -> None:
+        """Writes to one frontend's stream, by default the one that connected last."""
+        context = to or self._context
+        assert context is not None
+        async with self._writing:  # a call takes one write at a time
+            await context.write(pb.ConnectResponse(deltas=deltas))
 
     async def say(
         self,
@@ -125,6 +129,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         end: pb.Ended | None = None,
         logprobs: Sequence[pb.TokenLogprobs] = (),
         cached: int | None = None,
+        to: grpc.aio.ServicerContext | None = None,
     ) -> None:
         """One step in which a request gains tokens and perhaps ends."""
         deltas = pb.StepDeltas(handles=[handle] * len(tokens), token_ids=tokens)
@@ -136,15 +141,15 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         if end is not None:
             end.handle = handle
             deltas.ended.append(end)
-        await self.send(deltas)
+        await self.send(deltas, to)
 
-    def _answer(self, submit: pb.Submit) -> None:
+    def _answer(self, submit: pb.Submit, to: grpc.aio.ServicerContext) -> None:
         if self.reply is not None:
-            task = asyncio.create_task(self._reply(submit, self.reply))
+            task = asyncio.create_task(self._reply(submit, self.reply, to))
             self._replies.add(task)
             task.add_done_callback(self._replies.discard)
 
-    async def _reply(self, submit: pb.Submit, reply: bytes) -> None:
+    async def _reply(self, submit: pb.Submit, reply: bytes, to: grpc.aio.ServicerContext) -> None:
         emitted = len(submit.token_ids) - submit.num_prompt_tokens
         limit = submit.sampling.max_tokens
         for position, token in enumerate([*reply, EOS][:limit]):
@@ -156,9 +161,10 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 end = stop(EOS)
             elif position + 1 == limit:
                 end = pb.Ended(reason=pb.END_REASON_LENGTH)
-            if submit.handle in self.aborts:
+            if submit.handle in self.aborts or to.done():
                 return
-            await self.say(submit.handle, [token], end=end, cached=0 if position == emitted else None)
+            cached = 0 if position == emitted else None
+            await self.say(submit.handle, [token], end=end, cached=cached, to=to)
 
 
 def stop(token_id: int) -> pb.Ended:
