@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 10.0
 MAX_STEPS_IN_FLIGHT = 2
-_NUM_SLOTS = 2 * MAX_STEPS_IN_FLIGHT
+RING_SLOTS = 2 * MAX_STEPS_IN_FLIGHT
 _MAX_PACKET = 1 << 16
 
 
@@ -329,8 +329,8 @@ class WorkerLink:
         rings: list[Ring] = []
         fds: list[int] = []
         try:
-            rings.append(Ring.create(RingShape(limits.plan_bytes, _NUM_SLOTS, facts.world_size)))
-            rings.append(Ring.create(RingShape(limits.result_bytes, _NUM_SLOTS)))
+            rings.append(Ring.create(RingShape(limits.plan_bytes, RING_SLOTS, facts.world_size)))
+            rings.append(Ring.create(RingShape(limits.result_bytes, RING_SLOTS)))
             plans, results = rings
             fds += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
             attach = pb.Attach(plan_ring=plans.name, plan_reader=facts.rank, result_ring=results.name)

@@ -53,7 +53,8 @@ class MiniatureWorker:
         for row in plan.freed_rows.tolist():
             del self.rows[row]
         for new in plan.new_requests:
-            assert new.row not in self.rows and new.row < self.max_num_seqs
+            assert new.row not in self.rows
+            assert new.row < self.max_num_seqs
             self.rows[new.row] = _Row(new.token_ids.tolist(), new.block_ids.tolist())
         self._append_blocks(plan)
         if fail:

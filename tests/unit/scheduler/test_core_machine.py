@@ -112,7 +112,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.scheduler.abort(request):
             self.aborted.add(request.request_id)
             self.terminal[request.request_id] += 1
-        assert request.status is Status.ENDED and not request.block_ids
+        assert request.status is Status.ENDED
+        assert not request.block_ids
 
     def _apply(self, result: StepResult) -> None:
         output = self.scheduler.update(result)

@@ -1,0 +1,97 @@
+"""Greedy tokens are transformers' own, however requests are batched, chunked, cached or preempted.
+
+The reference is transformers' Llama in float32 on the same dequantized weights. It reads prompt and
+completion in one forward pass; where its likeliest token after every prefix is the one we generated, its own
+greedy generation would have produced exactly our tokens. Where its two likeliest logits are within 1e-4 of
+each other either token is accepted, and the test says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.e2e.client import complete_all, tokens
+from tests.e2e.prompts import MAX_TOKENS, greedy, prompt_ids
+from tests.e2e.service import Service
+
+TIE = 1e-4
+
+
+class Reference:
+    """transformers' greedy choice, by teacher forcing."""
+
+    def __init__(self, directory: Path) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self._checked: set[tuple[int, ...]] = set()
+
+    def check(self, prompt: list[int], completion: list[int]) -> None:
+        """Asserts that greedy generation after the prompt gives this completion, up to ties."""
+        assert len(completion) == MAX_TOKENS
+        sequence = prompt + completion
+        if tuple(sequence) in self._checked:
+            return
+        with torch.inference_mode():
+            logits = self._model(torch.tensor([sequence])).logits[0, len(prompt) - 1 : -1]
+        best = logits.topk(2)
+        for position, token in enumerate(completion):
+            choice, gap = best.indices[position].tolist(), float(-best.values[position].diff())
+            if token != choice[0]:
+                assert token == choice[1], f"token {position} is {token}, transformers has {choice[0]}"
+                assert gap <= TIE, f"token {position} is {token}, transformers prefers {choice[0]} by {gap}"
+                warnings.warn(f"accepted a tie within {gap:.1e} at token {position}", stacklevel=2)
+        self._checked.add(tuple(sequence))
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2_dir: Path) -> Iterator[Reference]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield Reference(smollm2_dir)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2_dir: Path) -> list[list[int]]:
+    return prompt_ids(smollm2_dir)
+
+
+async def _check(service: Service, reference: Reference, prompts: list[list[int]], concurrency: int) -> int:
+    """Completes and checks all prompts; the number of prompt tokens that came from the cache."""
+    responses = await complete_all(service.grpc_target, [greedy(ids) for ids in prompts], concurrency)
+    for prompt, completion in zip(prompts, tokens(responses), strict=True):
+        reference.check(prompt, completion)
+    return sum(response.finished.usage.cached_tokens for response in responses)
+
+
+async def test_one_at_a_time_then_all_at_once_with_prefix_hits(
+    server: Service, reference: Reference, prompts: list[list[int]]
+) -> None:
+    await _check(server, reference, prompts, concurrency=1)
+    cached = await _check(server, reference, prompts, concurrency=16)
+    full_blocks = sum((len(ids) - 1) // 16 * 16 for ids in prompts)
+    assert cached == full_blocks > 0, "the second round finds every full block of every prompt"
+
+
+@pytest.mark.parametrize("budget", [7, 33, 100])
+async def test_odd_token_budgets_that_cut_prompts_into_chunks(
+    budget: int, tmp_path: Path, reference: Reference, prompts: list[list[int]]
+) -> None:
+    options = ("--max-num-batched-tokens", str(budget), "--no-enable-prefix-caching")
+    with Service(tmp_path, options=options) as service:
+        assert await _check(service, reference, prompts, concurrency=16) == 0
+
+
+async def test_a_pool_so_small_that_requests_are_preempted(
+    tmp_path: Path, reference: Reference, prompts: list[list[int]]
+) -> None:
+    with Service(tmp_path, options=("--num-blocks", "24", "--max-model-len", "384")) as service:
+        await _check(service, reference, prompts, concurrency=16)
+        metrics = service.metrics()
+        assert metrics["pagewire:num_preemptions_total"] > 0
+        assert metrics["pagewire:kv_cache_used_blocks"] == 0

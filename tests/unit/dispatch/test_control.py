@@ -1,0 +1,245 @@
+"""The handshake, wake-ups and liveness between a scheduler and a worker, over real sockets and rings."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.dispatch import control
+from engine.dispatch.control import (
+    HandshakeError,
+    SchedulerGone,
+    WorkerEndpoint,
+    WorkerGone,
+    WorkerLink,
+    WorkerSession,
+)
+from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.records import StepPlan, StepResult, u32
+from engine.dispatch.ring import RingError
+from pagewire.worker.v1 import worker_pb2 as pb
+
+FACTS = WorkerFacts(
+    model="a-model",
+    vocab_size=100,
+    max_model_len=64,
+    eos_token_ids=(1, 2),
+    block_size=16,
+    num_blocks=8,
+    max_num_seqs=4,
+    max_num_batched_tokens=32,
+    dtype="float32",
+    device="cpu",
+)
+EMPTY = u32([])
+
+
+def empty_plan(step_id: int) -> StepPlan:
+    return StepPlan(step_id, EMPTY, [], EMPTY, EMPTY, EMPTY, EMPTY, EMPTY, EMPTY)
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[WorkerEndpoint]:
+    endpoint = WorkerEndpoint(tmp_path / "worker.sock")
+    yield endpoint
+    endpoint.close()
+
+
+def attach(endpoint: WorkerEndpoint) -> tuple[WorkerLink, WorkerSession]:
+    sessions: list[WorkerSession] = []
+    thread = threading.Thread(target=lambda: sessions.append(endpoint.accept(FACTS)))
+    thread.start()
+    link = WorkerLink.connect(endpoint.path)
+    thread.join()
+    return link, sessions[0]
+
+
+def test_the_handshake_carries_the_facts_and_leaves_nothing_in_dev_shm(endpoint: WorkerEndpoint) -> None:
+    before = set(os.listdir("/dev/shm"))
+    link, session = attach(endpoint)
+    assert link.facts == FACTS
+    assert link.worker_pid == session.scheduler_pid == os.getpid()
+    assert set(os.listdir("/dev/shm")) == before
+    session.close()
+    link.close()
+
+
+def test_plans_and_results_go_back_and_forth(endpoint: WorkerEndpoint) -> None:
+    link, session = attach(endpoint)
+    for step_id in range(20):
+        link.send_plan(empty_plan(step_id))
+        plan = session.next_plan(block=True)
+        assert plan is not None
+        session.send_result(StepResult(plan.step_id, u32([plan.step_id + 5])))
+        result = link.wait_result(timeout=5)
+        assert result is not None
+        assert (result.step_id, result.token_ids.tolist()) == (step_id, [step_id + 5])
+    assert session.next_plan(block=False) is None
+    assert link.wait_result(timeout=0.01) is None
+    session.close()
+    link.close()
+
+
+def test_a_writer_far_ahead_is_stopped_by_the_ring(endpoint: WorkerEndpoint) -> None:
+    link, session = attach(endpoint)
+    for step_id in range(control.RING_SLOTS):
+        link.send_plan(empty_plan(step_id))
+    with pytest.raises(RingError, match="full"):
+        link.send_plan(empty_plan(control.RING_SLOTS))
+    session.close()
+    link.close()
+
+
+def test_each_side_learns_at_once_that_the_other_is_gone(endpoint: WorkerEndpoint) -> None:
+    link, session = attach(endpoint)
+    session.close()
+    with pytest.raises(WorkerGone):
+        link.wait_result()
+    link.close()
+    link, session = attach(endpoint)
+    link.close()
+    with pytest.raises(SchedulerGone):
+        session.next_plan(block=True)
+    session.close()
+
+
+def test_a_worker_that_is_killed_while_the_scheduler_waits_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time, pathlib\n"
+            "from tests.unit.dispatch.test_control import FACTS, WorkerEndpoint\n"
+            "endpoint = WorkerEndpoint(pathlib.Path(sys.argv[1]))\n"
+            "print('listening', flush=True)\n"
+            "session = endpoint.accept(FACTS)\n"
+            "time.sleep(60)\n",
+            str(path),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    link = WorkerLink.connect(path)
+    threading.Timer(0.1, child.kill).start()
+    with pytest.raises(WorkerGone):
+        link.wait_result(timeout=30)
+    child.wait()
+    child.stdout.close()
+    link.close()
+
+
+def test_one_worker_serves_one_scheduler_after_another(endpoint: WorkerEndpoint) -> None:
+    for _ in range(3):
+        link, session = attach(endpoint)
+        link.send_plan(empty_plan(0))
+        assert session.next_plan(block=True) is not None
+        link.close()
+        session.close()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    link, session = attach(endpoint)
+    link.close()
+    session.close()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def misbehave(endpoint: WorkerEndpoint, talk: Callable[[socket.socket], None]) -> pb.Control:
+    """A stranger talks to the worker's socket; what the worker answers in the end."""
+    answers: list[pb.Control] = []
+
+    def stranger() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(str(endpoint.path))
+            talk(sock)
+            while packet := sock.recv(65536):
+                answers.append(pb.Control.FromString(packet))
+
+    thread = threading.Thread(target=stranger)
+    thread.start()
+    link, session = None, None
+
+    def friend() -> None:
+        nonlocal link
+        thread.join()
+        link = WorkerLink.connect(endpoint.path)
+
+    friendly = threading.Thread(target=friend)
+    friendly.start()
+    session = endpoint.accept(FACTS)
+    friendly.join()
+    assert link is not None, "the worker goes on to serve the next scheduler"
+    link.close()
+    session.close()
+    return answers[-1]
+
+
+def test_a_scheduler_of_another_version_is_refused_with_both_versions_named(endpoint: WorkerEndpoint) -> None:
+    hello = pb.Control(hello=pb.Hello(dispatch_version=999))
+    answer = misbehave(endpoint, lambda sock: sock.send(hello.SerializeToString()))
+    assert "999" in answer.refused.reason
+    assert "1" in answer.refused.reason
+
+
+def test_garbage_and_silence_on_the_control_socket_are_refused(
+    endpoint: WorkerEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "malformed" in misbehave(endpoint, lambda sock: sock.send(b"\xff" * 100)).refused.reason
+    monkeypatch.setattr(control, "HANDSHAKE_SECONDS", 0.1)
+    assert "no hello within" in misbehave(endpoint, lambda sock: None).refused.reason
+
+
+def test_an_attach_that_names_another_file_is_refused(endpoint: WorkerEndpoint) -> None:
+    def talk(sock: socket.socket) -> None:
+        sock.send(pb.Control(hello=pb.Hello(dispatch_version=1)).SerializeToString())
+        sock.recv(65536)
+        attach = pb.Attach(plan_ring="../../etc/passwd", result_ring="x")
+        read_fd, write_fd = os.pipe()
+        socket.send_fds(sock, [pb.Control(attach=attach).SerializeToString()], [read_fd, write_fd])
+        os.close(read_fd)
+        os.close(write_fd)
+
+    assert "not the name of a ring" in misbehave(endpoint, talk).refused.reason
+
+
+def test_a_socket_left_by_a_dead_worker_is_replaced_but_a_live_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
+        dead.bind(str(path))
+    live = WorkerEndpoint(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(OSError, match="in use"):
+        WorkerEndpoint(path)
+    live.close()
+    assert not path.exists()
+
+
+def test_connecting_where_nobody_listens_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        WorkerLink.connect(tmp_path / "nobody.sock")
+
+
+def test_the_schedulers_side_refuses_a_worker_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def answer() -> None:
+            sock, _ = server.accept()
+            with sock:
+                sock.recv(65536)
+                sock.send(pb.Control(welcome=pb.Welcome(dispatch_version=8)).SerializeToString())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(HandshakeError, match="version 8"):
+            WorkerLink.connect(path)
+        thread.join()

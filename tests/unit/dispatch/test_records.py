@@ -1,0 +1,146 @@
+"""Plans and results survive their binary form, and damaged records are refused, never misread silently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.dispatch.records import (
+    F32,
+    U32,
+    NewRequest,
+    RecordError,
+    RecordLimits,
+    SamplingRecord,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+    decode_plan,
+    decode_result,
+    encode_plan,
+    encode_result,
+    u32,
+)
+
+WORD = st.integers(0, 2**32 - 1)
+FLOAT = st.floats(width=32, allow_nan=False)
+IDS = st.lists(WORD, max_size=8)
+
+samplings = st.builds(
+    SamplingRecord,
+    temperature=FLOAT,
+    top_p=FLOAT,
+    top_k=st.integers(0, 2**31 - 1),
+    min_p=FLOAT,
+    repetition_penalty=FLOAT,
+    presence_penalty=FLOAT,
+    frequency_penalty=FLOAT,
+    seed=st.integers(-(2**63), 2**63 - 1),
+    min_tokens=st.integers(0, 2**31 - 1),
+    logprobs=st.integers(-1, 20),
+    masked_until_min_tokens=IDS.map(tuple),
+    logit_bias=st.lists(st.tuples(WORD, FLOAT), max_size=4).map(tuple),
+    allowed_token_ids=IDS.map(tuple),
+)
+new_requests = st.builds(
+    NewRequest,
+    row=WORD,
+    token_ids=IDS.map(u32),
+    num_prompt_tokens=WORD,
+    block_ids=IDS.map(u32),
+    sampling=samplings,
+)
+
+
+@st.composite
+def plans(draw: Any) -> StepPlan:
+    n = draw(st.integers(0, 5))
+    columns = [u32(draw(st.lists(WORD, min_size=n, max_size=n))) for _ in range(4)]
+    counts = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    blocks = draw(st.lists(WORD, min_size=sum(counts), max_size=sum(counts)))
+    return StepPlan(
+        draw(st.integers(0, 2**64 - 1)),
+        u32(draw(IDS)),
+        draw(st.lists(new_requests, max_size=3)),
+        *columns,
+        u32(counts),
+        u32(blocks),
+    )
+
+
+@st.composite
+def results(draw: Any) -> StepResult:
+    tokens = draw(IDS)
+    logprobs = {}
+    for index in draw(st.sets(st.integers(0, 7), max_size=3)):
+        top = draw(st.lists(st.tuples(WORD, FLOAT), max_size=4))
+        ids, values = [id_ for id_, _ in top], [value for _, value in top]
+        logprobs[index] = TokenLogprobs(draw(FLOAT), np.array(ids, U32), np.array(values, F32))
+    execute_us, error = draw(WORD), draw(st.text(max_size=20))
+    return StepResult(draw(st.integers(0, 2**64 - 1)), u32(tokens), logprobs, execute_us, error)
+
+
+def plain(value: Any) -> Any:
+    """Arrays as lists, dataclasses as tuples, for comparison."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return [plain(getattr(value, name)) for name in value.__dataclass_fields__]
+    return value
+
+
+@given(plans())
+def test_a_plan_survives_encoding(plan: StepPlan) -> None:
+    assert plain(decode_plan(encode_plan(plan))) == plain(plan)
+
+
+@given(results())
+def test_a_result_survives_encoding(result: StepResult) -> None:
+    assert plain(decode_result(encode_result(result))) == plain(result)
+
+
+@settings(max_examples=300)
+@given(plans(), results(), st.data())
+def test_a_damaged_record_is_refused_or_decodes_to_something_of_the_same_size(
+    plan: StepPlan, result: StepResult, data: st.DataObject
+) -> None:
+    for record, decode in ((encode_plan(plan), decode_plan), (encode_result(result), decode_result)):
+        damaged = bytearray(record)
+        position = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[position] ^= data.draw(st.integers(1, 255))
+        with_cut = bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+        for candidate in (bytes(damaged), with_cut):
+            try:
+                decode(candidate)
+            except RecordError:
+                continue
+            assert len(candidate) == len(record)
+
+
+def test_a_record_of_another_version_is_refused() -> None:
+    record = bytearray(encode_result(StepResult(0, u32([]))))
+    record[0] += 1
+    with pytest.raises(RecordError, match="version"):
+        decode_result(bytes(record))
+
+
+def test_the_largest_plan_and_result_fit_their_slots() -> None:
+    limits = RecordLimits.derive(max_num_seqs=4, max_num_batched_tokens=64, block_size=16, max_model_len=512)
+    words = limits.max_new_words
+    new = [NewRequest(row, u32([0] * (words // 4)), 1, u32([]), SamplingRecord()) for row in range(4)]
+    ones, blocks = u32([1] * 4), u32([0] * (4 + 64 // 16))
+    plan = StepPlan(0, u32(range(4)), new, ones, ones, ones, ones, u32([2] * 4), blocks)
+    assert sum(request.num_words for request in new) == words
+    assert words // 4 * 4 == words
+    assert limits.plan_bytes - 128 <= len(encode_plan(plan)) <= limits.plan_bytes
+    top = TokenLogprobs(0.0, [0] * 20, [0.0] * 20)
+    result = StepResult(0, u32([0] * 4), dict.fromkeys(range(4), top), error="x" * 9999)
+    assert limits.result_bytes - 128 <= len(encode_result(result)) <= limits.result_bytes
