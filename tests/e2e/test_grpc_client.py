@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from pagewire import AsyncClient, Client, SamplingParams
+from pagewire import Client, SamplingParams
 from pagewire.errors import DeadlineExceeded, InvalidRequest, NotFound
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
@@ -90,13 +90,13 @@ def test_health_and_reflection(channel: grpc.Channel) -> None:
     assert found.name == "pagewire/inference/v1/inference.proto"
 
 
-async def test_closed_stream_frees_its_place(server: Any) -> None:
-    async with AsyncClient(server.grpc_target) as client:
-        endless = SamplingParams(ignore_eos=True, max_tokens=2000)
-        async for _ in client.generate("Once", endless, stream=True):
-            break
-        async with grpc.aio.insecure_channel(server.grpc_target) as channel:
-            stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            async with asyncio.timeout(5):
-                while (await stub.GetLoad(pb.GetLoadRequest())).num_requests_running:
-                    await asyncio.sleep(0.02)
+def test_closed_stream_frees_its_place(client: Client, channel: grpc.Channel) -> None:
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    stream = client.generate("Once", SamplingParams(ignore_eos=True, max_tokens=2000), stream=True)
+    next(stream)
+    assert stub.GetLoad(pb.GetLoadRequest()).num_requests_running == 1
+    stream.close()
+    deadline = time.monotonic() + 5
+    while stub.GetLoad(pb.GetLoadRequest()).num_requests_running:
+        assert time.monotonic() < deadline, "the request is still running 5 s later"
+        time.sleep(0.02)
