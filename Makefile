@@ -17,6 +17,7 @@ GRPC_PORT ?= 50051
 ARGS ?=
 
 SOURCES := pagewire scheduler frontend engine
+BENCHMARKS = $(wildcard benchmarks/[a-z]*.py)
 LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
 
 .PHONY: help serve test test-gpu lint format proto bench clean
@@ -50,6 +51,9 @@ format: $(VENV)/.installed-dev ## Rewrite Python and protos in the house style
 
 proto: $(VENV)/.installed-dev ## Regenerate the stubs from protos/
 	$(BIN)/python tools/stubs.py
+
+bench: $(VENV)/.installed-dev ## Run the CPU benchmarks
+	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit; done
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
