@@ -53,11 +53,8 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
     model_config = load_model_config(directory)
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
     limits = device_limits(device)
-    max_num_seqs = _positive("max_num_seqs", config.max_num_seqs, limits.max_num_seqs)
-    max_tokens = _positive(
-        "max_num_batched_tokens", config.max_num_batched_tokens, limits.max_num_batched_tokens
-    )
-    block_size = _positive("block_size", config.block_size, config.block_size)
+    max_num_seqs = config.max_num_seqs or limits.max_num_seqs
+    max_tokens = config.max_num_batched_tokens or limits.max_num_batched_tokens
     wanted_len = _max_model_len(config, model_config)
     backend = TorchAttentionBackend(device, dtype)
     context = ModelContext(model_config, wanted_len, backend, _linear_method(device), TensorParallel())
@@ -66,7 +63,7 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
         num_layers=model_config.num_hidden_layers,
         num_kv_heads=model.num_kv_heads,
         head_dim=model_config.head_dim,
-        block_size=block_size,
+        block_size=config.block_size,
         dtype=dtype,
     )
     make_runner = partial(
@@ -76,8 +73,8 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
         available = config.kv_cache_memory if config.kv_cache_memory is not None else default_cpu_bytes()
     else:
         longest_step = min(wanted_len, max_tokens)
-        trial = make_runner(KVCacheSize(-(-longest_step // block_size), wanted_len), device)
-        available = cuda_bytes_for_kv(trial, _utilization(config))
+        trial = make_runner(KVCacheSize(-(-longest_step // config.block_size), wanted_len), device)
+        available = cuda_bytes_for_kv(trial, config.gpu_memory_utilization)
         del trial
     size = size_kv_cache(
         shape,
@@ -92,7 +89,7 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
         vocab_size=model_config.vocab_size,
         max_model_len=size.max_model_len,
         eos_token_ids=model_config.eos_token_ids,
-        block_size=block_size,
+        block_size=config.block_size,
         num_blocks=size.num_blocks,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_tokens,
@@ -137,25 +134,9 @@ def _linear_method(device: torch.device) -> LinearMethod:
     return PackedCpuMethod() if packed else DenseMethod()
 
 
-def _utilization(config: WorkerConfig) -> float:
-    if not 0 < config.gpu_memory_utilization <= 1:
-        raise ConfigError(
-            f"gpu_memory_utilization is {config.gpu_memory_utilization}; it must be above 0 and at most 1"
-        )
-    return config.gpu_memory_utilization
-
-
-def _positive(name: str, value: int | None, default: int) -> int:
-    if value is None:
-        return default
-    if value < 1:
-        raise ConfigError(f"{name} is {value}; it must be at least 1")
-    return value
-
-
 def _max_model_len(config: WorkerConfig, model: ModelConfig) -> int:
     longest = model.max_position_embeddings
-    wanted = _positive("max_model_len", config.max_model_len, longest)
+    wanted = config.max_model_len or longest
     if wanted > longest:
         raise ConfigError(f"max_model_len is {wanted}; this model was made for at most {longest} tokens")
     return wanted

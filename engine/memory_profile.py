@@ -16,7 +16,7 @@ def largest_plan(runner: ModelRunner) -> StepPlan:
     """
     rows = runner.rows
     remaining = runner.max_num_batched_tokens
-    requests = []
+    requests: list[NewRequest] = []
     while remaining > 0 and len(requests) < rows.max_num_seqs:
         count = min(remaining, rows.max_model_len - 1, rows.num_pool_blocks * rows.block_size)
         blocks = np.arange(-(-count // rows.block_size), dtype=U32)

@@ -56,13 +56,13 @@ class SampledStep:
         self._event: torch.cuda.Event | None = None
         self._execute_us = 0
         if device.type == "cuda":
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
         else:
             self._execute_us = round((time.monotonic() - started) * 1e6)
 
     def done(self) -> bool:
-        return self._event is None or self._event.query()
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def result(self) -> StepResult:
         if self._event is not None:

@@ -121,12 +121,12 @@ class RequestRows:
         self.block_table[np.repeat(rows, added), columns] = plan.new_block_ids
         self.num_blocks[rows] = ends
 
-    def _require_in_pool(self, block_ids: np.ndarray) -> None:  # type: ignore[type-arg]
+    def _require_in_pool(self, block_ids: np.ndarray) -> None:
         _require(
             block_ids < self.num_pool_blocks, block_ids, f"block id must be below {self.num_pool_blocks}"
         )
 
 
-def _require(holds: np.ndarray, values: np.ndarray, rule: str) -> None:  # type: ignore[type-arg]
+def _require(holds: np.ndarray, values: np.ndarray, rule: str) -> None:
     if not holds.all():
         raise PlanError(f"{rule}, got {values[~holds][0]}")

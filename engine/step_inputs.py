@@ -86,7 +86,7 @@ def _check_schedule(plan: StepPlan, rows: RequestRows, max_num_batched_tokens: i
     _require(plan, ends <= rows.num_blocks[plan.rows] * rows.block_size, "has too few blocks")
 
 
-def _require(plan: StepPlan, holds: np.ndarray, rule: str) -> None:  # type: ignore[type-arg]
+def _require(plan: StepPlan, holds: np.ndarray, rule: str) -> None:
     if not holds.all():
         i = int(np.flatnonzero(~holds)[0])
         raise PlanError(

@@ -39,7 +39,8 @@ class DecodeBucket:
         length: what the gathered contexts are cut to.
         mask: added to the scores, 0 inside each context and -inf in its padding, [B, 1, 1, length]; None
             where all contexts are of this length.
-        stale: index into the gathered slots (a copy then) of those that belong to a request but not to its context yet.
+        stale: index into the gathered slots (a copy then) of those in a request's last block that its
+            context has not reached; None where all contexts are of this length.
     """
 
     begin: int
@@ -147,7 +148,7 @@ class TorchAttentionBackend(AttentionBackend):
             return slice(int(ids[0]), int(ids[-1]) + 1)
         return self._tensor(ids)
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
 

@@ -18,22 +18,20 @@ from pagewire.hub import resolve_model
 
 logger = logging.getLogger(__name__)
 
-LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
-
 
 def model_directory(model: str, load_format: str) -> Path:
     """The directory, in Hugging Face layout, that holds the model; fetched or converted first if need be.
 
     Raises:
-        ConfigError: the load format is unknown or does not fit the model, or the model is not to be had.
+        ConfigError: the load format does not fit the model, or the model is not to be had.
     """
-    if load_format not in LOAD_FORMATS:
-        raise ConfigError(f"load format is {load_format!r}; it must be one of {', '.join(LOAD_FORMATS)}")
     path = Path(model)
     if load_format == "gguf" and path.is_dir():
-        raise ConfigError(f"load format 'gguf' needs a .gguf file or an alias; {model} is a directory")
+        raise ConfigError(
+            f"load_format is 'gguf', which needs a .gguf file or an alias; {model} is a directory"
+        )
     if load_format == "safetensors" and path.is_file():
-        raise ConfigError(f"load format 'safetensors' needs a directory; {model} is a file")
+        raise ConfigError(f"load_format is 'safetensors', which needs a directory; {model} is a file")
     return path if path.is_dir() else resolve_model(model)
 
 

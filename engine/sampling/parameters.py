@@ -59,7 +59,7 @@ class SamplingBatch:
         lists: index in the batch -> token lists, for those that have any.
     """
 
-    columns: np.ndarray  # type: ignore[type-arg]  # structured, see _COLUMNS
+    columns: np.ndarray  # structured, see _COLUMNS
     rows: IntArray
     positions: IntArray
     lists: dict[int, TokenLists]
@@ -70,7 +70,7 @@ class SamplingTable:
     """Parameters by worker row; set when a request enters the row and left behind when it goes."""
 
     num_rows: int
-    _columns: np.ndarray = field(init=False)  # type: ignore[type-arg]
+    _columns: np.ndarray = field(init=False)
     _lists: dict[int, TokenLists] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from engine.build import build_worker
 from engine.config import WorkerConfig
+from engine.dispatch.records import NewRequest, StepPlan, u32
 from engine.model_runner import ModelRunner
-from tests.integration.plan_driver import PlanDriver
+from tests.integration.plan_driver import GREEDY, PlanDriver
 
 OUTPUT_TOKENS = 24
 # Where the two best logits are closer than this, either token is right.
@@ -98,13 +99,10 @@ def test_a_request_that_enters_with_its_output_goes_on_as_before(runner, prompts
 
 def test_blocks_shared_with_another_request_are_read_and_not_recomputed(runner, prompts, references) -> None:
     """What a prefix hit does: the second request starts behind the blocks it shares with the first."""
-    from engine.dispatch.records import NewRequest, StepPlan, u32
-    from tests.integration.plan_driver import GREEDY
-
     prompt, (tokens, _) = prompts[-1], references[-1]
     shared = len(prompt) // 16 * 16
     blocks = list(range(10, 10 + len(prompt) // 16 + 1))
-    own = blocks[:-1] + [99]
+    own = [*blocks[:-1], 99]
     runner.reset()
     plans = [(0, blocks, 0, len(prompt)), (1, own, shared, len(prompt) - shared)]
     for step_id, (row, block_ids, start, count) in enumerate(plans):

@@ -1,4 +1,7 @@
-"""The definition of paged attention, one token and one head at a time. Slow on purpose; tests compare to it."""
+"""The definition of paged attention, one token and one head at a time.
+
+Slow on purpose; tests compare the backends to it.
+"""
 
 from __future__ import annotations
 

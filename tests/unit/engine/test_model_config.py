@@ -42,7 +42,7 @@ def test_defaults_are_those_of_the_family() -> None:
     assert config.head_dim == 16
     assert config.rope_theta == 10000.0
     assert config.rope_scaling is None
-    assert not (config.qkv_bias or config.o_bias or config.mlp_bias or config.tie_word_embeddings)
+    assert not any((config.qkv_bias, config.o_bias, config.mlp_bias, config.tie_word_embeddings))
 
 
 def test_head_dim_may_differ_from_hidden_size_over_heads() -> None:
@@ -99,7 +99,9 @@ def test_eos_ids_of_both_files_all_count(config_eos: Any, generation: dict, expe
 
 
 def test_mistral_without_a_sliding_window_is_a_llama() -> None:
-    assert parse(architectures=["MistralForCausalLM"], sliding_window=None).architecture == "MistralForCausalLM"
+    assert (
+        parse(architectures=["MistralForCausalLM"], sliding_window=None).architecture == "MistralForCausalLM"
+    )
 
 
 @pytest.mark.parametrize(

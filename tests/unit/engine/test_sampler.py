@@ -104,7 +104,9 @@ def test_filters_of_a_large_vocabulary_keep_what_sorting_says(top_p: float, spre
     torch.manual_seed(1)
     logits = torch.randn(3, 5000) * torch.tensor([[spread], [spread * 4], [spread / 4]])
     top_k = torch.tensor([0, 2000, 40])
-    kept = filter_logits(logits, top_k, torch.full((3,), top_p).double(), torch.tensor([0.0, 1e-4, 0.0]).double())
+    kept = filter_logits(
+        logits, top_k, torch.full((3,), top_p).double(), torch.tensor([0.0, 1e-4, 0.0]).double()
+    )
     for row in range(3):
         order = sorted(range(5000), key=lambda i: (-float(logits[row, i]), i))
         weights = [math.exp(float(logits[row, i]) - float(logits[row, order[0]])) for i in order]
@@ -128,9 +130,7 @@ def test_the_same_seed_and_position_draw_the_same_in_any_batch() -> None:
     ]
     sequences = [list(range(i + 1)) for i in range(12)]
     together = run(logits, variety, tokens=sequences).token_ids.tolist()
-    alone = [
-        run(logits[i : i + 1], [variety[i]], tokens=[sequences[i]]).token_ids.item() for i in range(12)
-    ]
+    alone = [run(logits[i : i + 1], [variety[i]], tokens=[sequences[i]]).token_ids.item() for i in range(12)]
     order = [7, 3, 11, 0]
     some = run(logits[order], [variety[i] for i in order], tokens=[sequences[i] for i in order])
     assert together == alone
@@ -173,7 +173,9 @@ def test_penalties_equal_a_naive_reference() -> None:
             expected = []
             for token_id, value in enumerate(logits[row].tolist()):
                 if token_id in prompt + output:
-                    value = value / record.repetition_penalty if value > 0 else value * record.repetition_penalty
+                    value = (
+                        value / record.repetition_penalty if value > 0 else value * record.repetition_penalty
+                    )
                 value -= record.frequency_penalty * output.count(token_id)
                 value -= record.presence_penalty * (token_id in output)
                 expected.append(value)
@@ -201,7 +203,9 @@ def test_stop_tokens_wait_for_min_tokens() -> None:
 
 
 def test_a_request_allowed_only_stop_tokens_may_stop_before_min_tokens() -> None:
-    record = SamplingRecord(temperature=0.0, min_tokens=5, masked_until_min_tokens=(1,), allowed_token_ids=(1,))
+    record = SamplingRecord(
+        temperature=0.0, min_tokens=5, masked_until_min_tokens=(1,), allowed_token_ids=(1,)
+    )
     assert run(torch.zeros(1, 4), [record]).token_ids.tolist() == [1]
 
 
