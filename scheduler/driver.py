@@ -66,7 +66,7 @@ class EngineDriver:
                 self._detach()
         finally:
             if self._link is not None:
-                self._detach()
+                self._link.close()
 
     async def _connect(self) -> WorkerLink:
         """Tries until a worker answers. The handshake runs in a thread, as an answer may take its time."""

@@ -113,9 +113,11 @@ async def _serve(config: SchedulerConfig) -> int:
     stopping = asyncio.create_task(signalled.wait())
     broken = asyncio.create_task(server.wait())
     await asyncio.wait((stopping, broken), return_when=asyncio.FIRST_COMPLETED)
+    error = broken.exception() if broken.done() else None
+    broken.cancel()
     await server.stop()
-    if broken.done() and broken.exception() is not None:
-        logger.critical("the scheduler broke", exc_info=broken.exception())
+    if error is not None:
+        logger.critical("the scheduler broke", exc_info=error)
         return 1
     return 0
 
