@@ -36,6 +36,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     # Links of one process (in a test) must not share a connection, nor its fate.
     ("grpc.use_local_subchannel_pool", 1),
+    # A scheduler whose host died without a word is noticed within 15 seconds. The scheduler permits pings.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 _RETRY_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _MAX_HANDLE = 2**32 - 1
@@ -66,6 +70,7 @@ class SchedulerLink:
         self._stub: scheduler_pb2_grpc.SchedulerServiceStub | None = None
         self._task: asyncio.Task[None] | None = None
         self._streaming = False
+        self._engine_ready = False
         self._resubmit_needed = False
         self._give_up: asyncio.TimerHandle | None = None
         self._open: dict[int, OpenRequest] = {}
@@ -78,7 +83,7 @@ class SchedulerLink:
     @property
     def ready(self) -> bool:
         """Whether the scheduler is there and has an engine."""
-        return self._streaming and self.model is not None and self.model.ready
+        return self._streaming and self._engine_ready
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Calls `listener` whenever `ready` or `model` may have changed."""
@@ -251,6 +256,7 @@ class SchedulerLink:
 
     def _stream_began(self) -> None:
         self._streaming = True
+        self._engine_ready = False
         self._unsent.clear()
         if self._resubmit_needed:
             self.num_reconnects += 1
@@ -286,7 +292,9 @@ class SchedulerLink:
         if message.HasField("deltas"):
             self._spread(message.deltas)
         elif message.HasField("model"):
-            self.model = message.model
+            self._engine_ready = message.model.ready
+            if message.model.vocab_size:  # 0 from a scheduler that has not seen an engine yet
+                self.model = message.model
             if self._resubmit_needed and message.model.ready:
                 self._resubmit()
             self._changed()

@@ -56,6 +56,9 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._context = None
 
     def model(self) -> pb.GetModelResponse:
+        """The facts; none but `ready` before there is an engine, like the real one."""
+        if not self.ready:
+            return pb.GetModelResponse(ready=False)
         return pb.GetModelResponse(
             model="scripted",
             vocab_size=257,
@@ -63,7 +66,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             eos_token_ids=[EOS],
             block_size=16,
             num_blocks=100,
-            ready=self.ready,
+            ready=True,
         )
 
     async def Connect(  # noqa: N802

@@ -274,3 +274,17 @@ async def test_drain_that_takes_too_long_ends_requests_as_aborted(http, frontend
     await frontend.pipeline.drain(0.1)
     body = await (await asking).json()
     assert (body["choices"][0]["text"], body["choices"][0]["finish_reason"]) == ("a", "abort")
+
+
+async def test_what_needs_no_engine_works_without_one(start_frontend: FrontendFactory, scheduler) -> None:
+    scheduler.ready = False
+    frontend = await start_frontend(wait=False)
+    await scheduler.until(lambda scheduler: scheduler.num_streams == 1)
+    async with aiohttp.ClientSession(frontend.url) as session:
+        async with session.get("/ready") as response:
+            assert response.status == 503
+        status, body = await post(session, "/v1/completions", {"prompt": "p"})
+        assert (status, body["error"]["code"]) == (503, "engine_unavailable")
+        assert await post(session, "/detokenize", {"tokens": [104]}) == (200, {"prompt": "h"})
+        async with session.get("/v1/models/bytes") as response:
+            assert (await response.json())["max_model_len"] is None
