@@ -10,6 +10,7 @@ copy out of the ring slot), so the slot is free as soon as decoding returns.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ MAX_ERROR_BYTES = 4096
 
 U32 = np.dtype("<u4")
 F32 = np.dtype("<f4")
+_BYTE = np.dtype("u1")
 U32Array = npt.NDArray[np.uint32]
 F32Array = npt.NDArray[np.float32]
 
@@ -151,17 +153,8 @@ class StepResult:
     error: str = ""
 
 
-_PLAN_HEADER = np.dtype(
-    [
-        ("version", "<u4"),
-        ("num_freed", "<u4"),
-        ("step_id", "<u8"),
-        ("num_new", "<u4"),
-        ("num_scheduled", "<u4"),
-        ("num_new_blocks", "<u4"),
-        ("num_words", "<u4"),
-    ]
-)
+# version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words
+_PLAN_HEADER = struct.Struct("<IIQIIII")
 _NEW_REQUEST = np.dtype(
     [
         ("seed", "<i8"),
@@ -183,17 +176,8 @@ _NEW_REQUEST = np.dtype(
         ("num_allowed", "<u4"),
     ]
 )
-_RESULT_HEADER = np.dtype(
-    [
-        ("version", "<u4"),
-        ("num_tokens", "<u4"),
-        ("step_id", "<u8"),
-        ("num_logprobs", "<u4"),
-        ("num_top", "<u4"),
-        ("execute_us", "<u4"),
-        ("num_error_bytes", "<u4"),
-    ]
-)
+# version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes
+_RESULT_HEADER = struct.Struct("<IIQIIII")
 _LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
 
 
@@ -233,13 +217,13 @@ class RecordLimits:
         """Size of the largest plan record."""
         max_new_blocks = self.max_num_seqs + self.max_num_batched_tokens // self.block_size
         words = self.max_num_seqs * 6 + max_new_blocks + self.max_new_words
-        return _PLAN_HEADER.itemsize + self.max_num_seqs * _NEW_REQUEST.itemsize + words * 4 + 64
+        return _PLAN_HEADER.size + self.max_num_seqs * _NEW_REQUEST.itemsize + words * 4 + 64
 
     @property
     def result_bytes(self) -> int:
         """Size of the largest result record: every row sampled with the most log probabilities."""
         per_row = 4 + _LOGPROB.itemsize + 20 * 8
-        return _RESULT_HEADER.itemsize + self.max_num_seqs * per_row + MAX_ERROR_BYTES + 64
+        return _RESULT_HEADER.size + self.max_num_seqs * per_row + MAX_ERROR_BYTES + 64
 
 
 def u32(values: Sequence[int]) -> U32Array:
@@ -288,30 +272,32 @@ def encode_plan(plan: StepPlan) -> bytes:
         row, arrays = _pack_new(request)
         fixed.append(row)
         ragged.extend(arrays)
-    header = np.array(
-        (
-            DISPATCH_VERSION,
-            len(plan.freed_rows),
-            plan.step_id,
-            len(fixed),
-            len(plan.rows),
-            len(plan.new_block_ids),
-            sum(map(len, ragged)),
-        ),
-        dtype=_PLAN_HEADER,
+    header = _PLAN_HEADER.pack(
+        DISPATCH_VERSION,
+        len(plan.freed_rows),
+        plan.step_id,
+        len(fixed),
+        len(plan.rows),
+        len(plan.new_block_ids),
+        sum(map(len, ragged)),
     )
     columns = (plan.freed_rows, plan.rows, plan.starts, plan.counts, plan.samples, plan.num_new_blocks)
-    parts = [header.tobytes(), np.array(fixed, dtype=_NEW_REQUEST).tobytes()]
+    parts = [header, np.array(fixed, dtype=_NEW_REQUEST).tobytes() if fixed else b""]
     parts += [column.astype(U32, copy=False).tobytes() for column in (*columns, plan.new_block_ids, *ragged)]
     return b"".join(parts)
 
 
 class _Cursor:
-    """Reads consecutive arrays from a record and refuses to read past its end."""
+    """Reads a header and then consecutive arrays from a record, and refuses to read past its end."""
 
-    def __init__(self, record: bytes) -> None:
+    def __init__(self, record: bytes, header: struct.Struct) -> None:
+        if len(record) < header.size:
+            raise RecordError(f"a record of {len(record)} bytes has no whole header")
+        version, *self.header = header.unpack_from(record)
+        if version != DISPATCH_VERSION:
+            raise RecordError(f"record version {version}, expected {DISPATCH_VERSION}")
         self._record = record
-        self._offset = 0
+        self._offset = header.size
 
     def take(self, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
         size = dtype.itemsize * count
@@ -324,15 +310,13 @@ class _Cursor:
     def words(self, count: int) -> U32Array:
         return self.take(U32, count)
 
-    def header(self, dtype: np.dtype[np.void]) -> np.void:
-        header: np.void = self.take(dtype, 1)[0]
-        if header["version"] != DISPATCH_VERSION:
-            raise RecordError(f"record version {header['version']}, expected {DISPATCH_VERSION}")
-        return header
+    @property
+    def num_left(self) -> int:
+        return len(self._record) - self._offset
 
     def finish(self) -> None:
-        if self._offset != len(self._record):
-            raise RecordError(f"{len(self._record) - self._offset} bytes left over at the end of a record")
+        if self.num_left:
+            raise RecordError(f"{self.num_left} bytes left over at the end of a record")
 
 
 def _take_new(fixed: np.void, cursor: _Cursor) -> NewRequest:
@@ -366,27 +350,20 @@ def decode_plan(record: bytes) -> StepPlan:
     Raises:
         RecordError: the record is malformed.
     """
-    cursor = _Cursor(record)
-    header = cursor.header(_PLAN_HEADER)
-    fixed = cursor.take(_NEW_REQUEST, int(header["num_new"]))
-    n = int(header["num_scheduled"])
-    freed_rows = cursor.words(int(header["num_freed"]))
-    rows, starts, counts, samples, num_new_blocks = (cursor.words(n) for _ in range(5))
-    new_block_ids = cursor.words(int(header["num_new_blocks"]))
-    if int(num_new_blocks.sum()) != len(new_block_ids):
-        raise RecordError(f"{len(new_block_ids)} new block ids, but the counts sum to {num_new_blocks.sum()}")
+    cursor = _Cursor(record, _PLAN_HEADER)
+    num_freed, step_id, num_new, n, num_blocks, num_words = cursor.header
+    fixed = cursor.take(_NEW_REQUEST, num_new)
+    freed_rows = cursor.words(num_freed)
+    rows, starts, counts, samples, num_new_blocks = cursor.words(5 * n).reshape(5, n)
+    new_block_ids = cursor.words(num_blocks)
+    if n and int(num_new_blocks.sum()) != num_blocks:
+        raise RecordError(f"{num_blocks} new block ids, but the counts sum to {num_new_blocks.sum()}")
+    if cursor.num_left != 4 * num_words:
+        raise RecordError(f"{cursor.num_left} bytes of new requests' data, the header has {4 * num_words}")
     new_requests = [_take_new(request, cursor) for request in fixed]
     cursor.finish()
     return StepPlan(
-        int(header["step_id"]),
-        freed_rows,
-        new_requests,
-        rows,
-        starts,
-        counts,
-        samples,
-        num_new_blocks,
-        new_block_ids,
+        step_id, freed_rows, new_requests, rows, starts, counts, samples, num_new_blocks, new_block_ids
     )
 
 
@@ -394,22 +371,18 @@ def encode_result(result: StepResult) -> bytes:
     """The result's binary record. An error message is cut to MAX_ERROR_BYTES."""
     error = result.error.encode(errors="replace")[:MAX_ERROR_BYTES]
     entries = result.logprobs
-    fixed = np.array(
-        [(index, len(entry.top_ids), entry.logprob) for index, entry in entries.items()], dtype=_LOGPROB
+    fixed = [(index, len(entry.top_ids), entry.logprob) for index, entry in entries.items()]
+    header = _RESULT_HEADER.pack(
+        DISPATCH_VERSION,
+        len(result.token_ids),
+        result.step_id,
+        len(entries),
+        sum(num_top for _, num_top, _ in fixed),
+        min(result.execute_us, 2**32 - 1),
+        len(error),
     )
-    header = np.array(
-        (
-            DISPATCH_VERSION,
-            len(result.token_ids),
-            result.step_id,
-            len(entries),
-            int(fixed["num_top"].sum()),
-            min(result.execute_us, 2**32 - 1),
-            len(error),
-        ),
-        dtype=_RESULT_HEADER,
-    )
-    parts = [header.tobytes(), result.token_ids.astype(U32, copy=False).tobytes(), fixed.tobytes()]
+    parts = [header, result.token_ids.astype(U32, copy=False).tobytes()]
+    parts.append(np.array(fixed, dtype=_LOGPROB).tobytes() if fixed else b"")
     parts += [np.asarray(entry.top_ids, dtype=U32).tobytes() for entry in entries.values()]
     parts += [np.asarray(entry.top_logprobs, dtype=F32).tobytes() for entry in entries.values()]
     parts.append(error)
@@ -422,16 +395,15 @@ def decode_result(record: bytes) -> StepResult:
     Raises:
         RecordError: the record is malformed.
     """
-    cursor = _Cursor(record)
-    header = cursor.header(_RESULT_HEADER)
-    token_ids = cursor.words(int(header["num_tokens"]))
-    fixed = cursor.take(_LOGPROB, int(header["num_logprobs"]))
-    num_top = int(header["num_top"])
-    if int(fixed["num_top"].sum()) != num_top:
+    cursor = _Cursor(record, _RESULT_HEADER)
+    num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes = cursor.header
+    token_ids = cursor.words(num_tokens)
+    fixed = cursor.take(_LOGPROB, num_logprobs)
+    if num_top != (int(fixed["num_top"].sum()) if num_logprobs else 0):
         raise RecordError("log-probability counts do not add up")
     top_ids = cursor.words(num_top)
     top_logprobs = cursor.words(num_top).view(F32)
-    error = cursor.take(np.dtype("u1"), int(header["num_error_bytes"])).tobytes().decode(errors="replace")
+    error = cursor.take(_BYTE, num_error_bytes).tobytes().decode(errors="replace")
     cursor.finish()
     logprobs, offset = {}, 0
     for entry in fixed:
@@ -440,4 +412,4 @@ def decode_result(record: bytes) -> StepResult:
             float(entry["logprob"]), top_ids[offset:end], top_logprobs[offset:end]
         )
         offset = end
-    return StepResult(int(header["step_id"]), token_ids, logprobs, int(header["execute_us"]), error)
+    return StepResult(step_id, token_ids, logprobs, execute_us, error)

@@ -99,7 +99,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         doomed, self.doomed = self.doomed > 0, max(self.doomed - 1, 0)
         self._apply(self.worker.execute(self.in_flight.popleft(), fail=doomed))
 
-    @precondition(lambda self: self.in_flight)
+    @precondition(lambda self: self.in_flight and not self.doomed)
     @rule()
     def fail(self) -> None:
         self._apply(self.worker.execute(self.in_flight.popleft(), fail=True))
