@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from engine.attention.backend import LayerKVCache
@@ -104,13 +105,24 @@ def allocate_kv_cache(shape: KVCacheShape, num_blocks: int, device: torch.device
     """
     size = (shape.num_layers, 2, num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
     try:
-        if device.type == "cpu":
-            # torch.zeros would write, and so commit, every page; numpy leaves that to the system.
-            pool = torch.from_numpy(np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8))
-            pool = pool.view(shape.dtype).view(size)
-        else:
-            pool = torch.zeros(size, dtype=shape.dtype, device=device)
-    except (RuntimeError, MemoryError) as error:
+        pool = (
+            _lazy_zeros(math.prod(size) * shape.dtype.itemsize).view(shape.dtype).view(size)
+            if device.type == "cpu"
+            else torch.zeros(size, dtype=shape.dtype, device=device)
+        )
+    except (RuntimeError, OSError, OverflowError) as error:
         total = num_blocks * shape.block_bytes
         raise ConfigError(f"a KV pool of {num_blocks} blocks ({total} bytes) cannot be allocated") from error
     return [LayerKVCache(layer[0], layer[1]) for layer in pool]
+
+
+def _lazy_zeros(num_bytes: int) -> torch.Tensor:
+    """Zeroed bytes whose pages the system commits as they are first written.
+
+    Small pages, because a block is a few KiB in each layer: with huge ones the first tokens of a request
+    would have the system clear 2 MiB for every layer's keys and again for its values.
+    """
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages refuses the advice and needs none
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

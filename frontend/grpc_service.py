@@ -28,6 +28,7 @@ from frontend.grpc_interceptor import ErrorInterceptor
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import ConfigError, InvalidRequest
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
+from pagewire.sampling_wire import given_fields
 
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
@@ -133,7 +134,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             request_id=check_request_id(request.request_id),
             model=request.model,
             prompt=_prompt(request, ("text", "token_ids", "messages")),
-            sampling=resolve_sampling(self._model.defaults, _given(request.sampling)),
+            sampling=resolve_sampling(self._model.defaults, given_fields(request.sampling)),
             priority=request.priority,
             timeout=_timeout(request, context),
         )
@@ -173,18 +174,6 @@ def _message(message: inference_pb2.ChatMessage) -> dict[str, Any]:
     if message.HasField("name"):
         turn["name"] = message.name
     return turn
-
-
-def _given(sampling: inference_pb2.SamplingParams) -> dict[str, Any]:
-    """The fields that the client set. (The two plain booleans cannot be told from unset when false.)"""
-    given: dict[str, Any] = {}
-    for descriptor, value in sampling.ListFields():
-        if descriptor.name == "logit_bias":
-            value = dict(value)
-        elif descriptor.is_repeated:
-            value = tuple(value)
-        given[descriptor.name] = value
-    return given
 
 
 def _timeout(request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from pathlib import Path
 
 import uvloop
 
@@ -17,6 +16,7 @@ from frontend.metrics import FrontendMetrics
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
 from pagewire.hub import resolve_model
+from pagewire.model_name import default_model_name
 from pagewire.notify import notify_ready
 
 logger = logging.getLogger(__name__)
@@ -74,16 +74,8 @@ def load_model(config: FrontendConfig) -> ServedModel:
         ConfigError: there is no such model, or a file is wrong.
     """
     directory = resolve_model(config.model)
-    names = config.served_model_names or (default_name(config.model),)
+    names = config.served_model_names or (default_model_name(config.model),)
     return ServedModel.load(directory, names, config.chat_template)
-
-
-def default_name(model: str) -> str:
-    """What requests call a model that was given no name: the alias or id as typed, or a path's last part."""
-    path = Path(model).expanduser()
-    if not path.exists():
-        return model
-    return path.stem if path.suffix == ".gguf" else path.resolve().name
 
 
 async def _serve(config: FrontendConfig) -> int:

@@ -32,7 +32,6 @@ _OPTIONS = (
     # Each client has a connection of its own, so that several spread over frontends that share a port.
     ("grpc.use_local_subchannel_pool", 1),
 )
-_DEFAULTS = SamplingParams()
 
 
 class RequestFields(TypedDict, total=False):
@@ -292,12 +291,10 @@ def _messages(messages: Sequence[Mapping[str, str]]) -> inference_pb2.ChatMessag
 
 
 def _sampling(params: SamplingParams) -> inference_pb2.SamplingParams:
-    """The fields that differ from their defaults; the others are left for the model to decide."""
+    """Every field that has a value. Whoever gives parameters decides all of them; a request without any
+    leaves them to the model's own defaults."""
     names = [field.name for field in inference_pb2.SamplingParams.DESCRIPTOR.fields]
-    given = {name: getattr(params, name) for name in names}
-    return inference_pb2.SamplingParams(
-        **{name: value for name, value in given.items() if value != getattr(_DEFAULTS, name)}
-    )
+    return inference_pb2.SamplingParams(**{name: getattr(params, name) for name in names})
 
 
 @contextmanager

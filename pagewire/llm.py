@@ -14,6 +14,7 @@ from frontend.output_text import OutputText
 from frontend.served_model import ServedModel
 from pagewire.errors import InvalidRequest, PagewireError
 from pagewire.hub import DEFAULT_MODEL, resolve_model
+from pagewire.model_name import default_model_name
 from pagewire.offline_engine import OfflineEngine
 from pagewire.sampling_params import SamplingParams
 from scheduler.core import StepOutput
@@ -98,7 +99,7 @@ class LLM:
         self._engine: OfflineEngine | None = None
         directory = resolve_model(model, progress=True)
         config = WorkerConfig(**{**worker_options, "model": str(directory), "socket": Path()})
-        self._text = ServedModel.load(directory, (model,), None)
+        self._text = ServedModel.load(directory, (default_model_name(model),), None)
         self._engine = OfflineEngine(config, enable_prefix_caching=enable_prefix_caching)
         self._ids = count()
 

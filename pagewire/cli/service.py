@@ -17,6 +17,7 @@ from frontend.config import FrontendConfig
 from pagewire.cli.options import arguments, build, environment
 from pagewire.cli.ports import ReservedPort
 from pagewire.errors import ConfigError
+from pagewire.model_name import default_model_name
 from pagewire.supervisor import ProcessSpec, Report, Supervisor
 from scheduler.config import SchedulerConfig
 
@@ -51,7 +52,7 @@ class ServiceConfig:
         """
         if frontends < 1:
             raise ConfigError(f"frontends is {frontends}; it must be at least 1", param="frontends")
-        names = values.get("served_model_names") or (served_name(model),)
+        names = values.get("served_model_names") or (default_model_name(model),)
         values = {**values, "model": model, "served_model_names": names}
         socket, scheduler_address = Path("worker.sock"), "unix:scheduler.sock"
         worker = build(WorkerConfig, {**values, "socket": socket})
@@ -179,15 +180,6 @@ async def watch_until_serving(grpc_address: str) -> None:
                         return
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(RECONNECT_SECONDS)  # that frontend died; its successor will answer
-
-
-def served_name(model: str) -> str:
-    """What requests call a model that was named like this on the command line: a file's or directory's own
-    name, or else the alias or Hugging Face id as it is."""
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf":
-        return path.stem
-    return path.resolve().name if path.exists() else model
 
 
 def _runtime_directory() -> tempfile.TemporaryDirectory[str]:

@@ -11,8 +11,9 @@ import pytest
 
 from pagewire.cli.ports import ReservedPort
 from pagewire.cli.report import QuietReport
-from pagewire.cli.service import ServiceConfig, running_service, served_name
+from pagewire.cli.service import ServiceConfig, running_service
 from pagewire.errors import ConfigError
+from pagewire.model_name import default_model_name
 
 LOCAL = "127.0.0.1"
 
@@ -61,11 +62,11 @@ def test_an_address_that_is_not_ours_is_refused(host: str) -> None:
 
 
 def test_a_model_is_served_under_the_name_it_was_given_by(model: Path) -> None:
-    assert served_name("smollm2-135m") == "smollm2-135m"
-    assert served_name("owner/name") == "owner/name"
-    assert served_name(str(model)) == "tiny"
-    assert served_name(f"{model}/") == "tiny"
-    assert served_name("/models/Tiny.Q4_1.gguf") == "Tiny.Q4_1"
+    assert default_model_name("smollm2-135m") == "smollm2-135m"
+    assert default_model_name("owner/name") == "owner/name"
+    assert default_model_name(str(model)) == "tiny"
+    assert default_model_name(f"{model}/") == "tiny"
+    assert default_model_name("/models/Tiny.Q4_1.gguf") == "Tiny.Q4_1"
 
 
 def test_every_process_gets_its_part_of_the_options(model: Path, tmp_path: Path) -> None:
