@@ -33,6 +33,10 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+Sampling = SamplingParams | Mapping[str, Any]
+"""SamplingParams decide every field; a mapping of some of its fields leaves the others to the model's own
+defaults (generation_config.json), as does None for all of them."""
+
 
 class RequestFields(TypedDict, total=False):
     """What a request may have besides a text prompt and sampling parameters.
@@ -75,7 +79,7 @@ class Client:
     def generate(
         self,
         prompt: str | None = None,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: Sampling | None = None,
         *,
         timeout: float | None = None,
         stream: Literal[False] = False,
@@ -86,7 +90,7 @@ class Client:
     def generate(
         self,
         prompt: str | None = None,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: Sampling | None = None,
         *,
         timeout: float | None = None,
         stream: Literal[True],
@@ -96,7 +100,7 @@ class Client:
     def generate(
         self,
         prompt: str | None = None,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: Sampling | None = None,
         *,
         timeout: float | None = None,
         stream: bool = False,
@@ -169,7 +173,7 @@ class AsyncClient:
     def generate(
         self,
         prompt: str | None = None,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: Sampling | None = None,
         *,
         timeout: float | None = None,
         stream: Literal[False] = False,
@@ -180,7 +184,7 @@ class AsyncClient:
     def generate(
         self,
         prompt: str | None = None,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: Sampling | None = None,
         *,
         timeout: float | None = None,
         stream: Literal[True],
@@ -190,7 +194,7 @@ class AsyncClient:
     def generate(
         self,
         prompt: str | None = None,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: Sampling | None = None,
         *,
         timeout: float | None = None,
         stream: bool = False,
@@ -253,7 +257,7 @@ def _metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
 
 def _request(
     prompt: str | None,
-    sampling_params: SamplingParams | None,
+    sampling_params: Sampling | None,
     *,
     token_ids: Sequence[int] | None = None,
     messages: Sequence[Mapping[str, str]] | None = None,
@@ -290,11 +294,11 @@ def _messages(messages: Sequence[Mapping[str, str]]) -> inference_pb2.ChatMessag
     return inference_pb2.ChatMessages(messages=[inference_pb2.ChatMessage(**message) for message in messages])
 
 
-def _sampling(params: SamplingParams) -> inference_pb2.SamplingParams:
-    """Every field that has a value. Whoever gives parameters decides all of them; a request without any
-    leaves them to the model's own defaults."""
+def _sampling(sampling: Sampling) -> inference_pb2.SamplingParams:
+    params = sampling if isinstance(sampling, SamplingParams) else SamplingParams(**sampling)
     names = [field.name for field in inference_pb2.SamplingParams.DESCRIPTOR.fields]
-    return inference_pb2.SamplingParams(**{name: getattr(params, name) for name in names})
+    given = names if isinstance(sampling, SamplingParams) else sampling
+    return inference_pb2.SamplingParams(**{name: getattr(params, name) for name in given})
 
 
 @contextmanager

@@ -50,17 +50,18 @@ with_engine_options = with_options(
 )
 
 
-def sampling_params(**values: Any) -> SamplingParams | None:
-    """The parameters given on the command line; None if there are none.
+def sampling_params(**values: Any) -> dict[str, Any]:
+    """The parameters given on the command line, by SamplingParams field.
 
     Raises:
         ConfigError: one is out of its range.
     """
     given = {name: value for name, value in values.items() if value is not None}
     try:
-        return SamplingParams(**given) if given else None
+        SamplingParams(**given)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    return given
 
 
 @contextmanager

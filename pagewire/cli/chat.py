@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,6 @@ from pagewire.cli.arguments import (
 )
 from pagewire.errors import PagewireError
 from pagewire.hub.aliases import DEFAULT_MODEL
-from pagewire.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +75,7 @@ class Conversation:
         self,
         client: Client,
         model: str,
-        sampling: SamplingParams | None,
+        sampling: Mapping[str, Any],
         system: str | None,
         console: Console,
     ) -> None:
