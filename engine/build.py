@@ -23,13 +23,14 @@ from engine.kv_cache import (
 )
 from engine.layers.linear_method import DenseMethod, LinearMethod, PackedCpuMethod
 from engine.layers.parallel import TensorParallel
-from engine.loader.load import load_model, model_directory
+from engine.loader.load import load_model
 from engine.memory_profile import cuda_bytes_for_kv
 from engine.model_config import ModelConfig, load_model_config
 from engine.model_runner import ModelRunner
 from engine.models.base import CausalLM, ModelContext
 from engine.request_rows import RequestRows
 from pagewire.errors import ConfigError
+from pagewire.hub import resolve_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
         ConfigError: a setting or a model file is wrong, or the memory does not suffice.
     """
     device = pick_device(config.device)
-    directory = model_directory(config.model, config.load_format)
+    directory, load_format = resolve_checkpoint(config.model, config.load_format)
     model_config = load_model_config(directory)
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
     limits = device_limits(device)
@@ -58,7 +59,7 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
     wanted_len = _max_model_len(config, model_config)
     backend = TorchAttentionBackend(device, dtype)
     context = ModelContext(model_config, wanted_len, backend, _linear_method(device), TensorParallel())
-    model = load_model(context, directory, config.load_format, device=device, dtype=dtype, seed=config.seed)
+    model = load_model(context, directory, load_format, device=device, dtype=dtype, seed=config.seed)
     shape = KVCacheShape(
         num_layers=model_config.num_hidden_layers,
         num_kv_heads=model.num_kv_heads,

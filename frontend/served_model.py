@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import ConfigError, InvalidRequest, NotFound
 from pagewire.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.tiktoken", "*.model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +52,7 @@ class ServedModel:
             raise ConfigError(f"{directory}: generation_config.json: {error}") from error
         return cls(
             names=names,
-            tokenizer=TextTokenizer.load(directory),
+            tokenizer=_tokenizer(directory),
             template=ChatTemplate.load(directory, chat_template),
             defaults=defaults,
         )
@@ -63,3 +68,10 @@ class ServedModel:
                 f"the model {name!r} does not exist; this server has {', '.join(map(repr, self.names))}",
                 param="model",
             )
+
+
+def _tokenizer(directory: Path) -> TextTokenizer:
+    if any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        return TextTokenizer.load(directory)
+    logger.warning("%s has no tokenizer: requests must send token ids, and get no text", directory)
+    return TextTokenizer.without_text()

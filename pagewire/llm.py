@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from engine.config import WorkerConfig
 from frontend.output_text import OutputText
 from frontend.served_model import ServedModel
 from pagewire.errors import InvalidRequest, PagewireError
-from pagewire.hub import DEFAULT_MODEL, resolve_model
+from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
 from pagewire.model_name import default_model_name
 from pagewire.offline_engine import OfflineEngine
 from pagewire.sampling_params import SamplingParams
@@ -97,8 +97,9 @@ class LLM:
             ConfigError: an option or the model is wrong.
         """
         self._engine: OfflineEngine | None = None
-        directory = resolve_model(model, progress=True)
-        config = WorkerConfig(**{**worker_options, "model": str(directory), "socket": Path()})
+        wanted = WorkerConfig(**worker_options, model=model, socket=Path())
+        directory, load_format = resolve_checkpoint(model, wanted.load_format, progress=True)
+        config = replace(wanted, model=str(directory), load_format=load_format)
         self._text = ServedModel.load(directory, (default_model_name(model),), None)
         self._engine = OfflineEngine(config, enable_prefix_caching=enable_prefix_caching)
         self._ids = count()

@@ -13,26 +13,8 @@ from engine.loader.dummy import load_dummy
 from engine.loader.safetensors import load_safetensors
 from engine.models.base import CausalLM, ModelContext
 from engine.models.registry import model_class
-from pagewire.errors import ConfigError
-from pagewire.hub import resolve_model
 
 logger = logging.getLogger(__name__)
-
-
-def model_directory(model: str, load_format: str) -> Path:
-    """The directory, in Hugging Face layout, that holds the model; fetched or converted first if need be.
-
-    Raises:
-        ConfigError: the load format does not fit the model, or the model is not to be had.
-    """
-    path = Path(model)
-    if load_format == "gguf" and path.is_dir():
-        raise ConfigError(
-            f"load_format is 'gguf', which needs a .gguf file or an alias; {model} is a directory"
-        )
-    if load_format == "safetensors" and path.is_file():
-        raise ConfigError(f"load_format is 'safetensors', which needs a directory; {model} is a file")
-    return path if path.is_dir() else resolve_model(model)
 
 
 def load_model(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from frontend.text.detokenizer import IncrementalDetokenizer
-from frontend.text.token_table import TokenTable, build_token_table
+from frontend.text.token_table import ByteLevelTable, TokenTable, build_token_table
 from pagewire.errors import ConfigError, InvalidRequest
 
 
@@ -70,6 +71,11 @@ class TextTokenizer:
             raise InvalidRequest("the text has half a surrogate pair; it must be valid Unicode") from error
         return ids
 
+    @classmethod
+    def without_text(cls) -> TextTokenizer:
+        """For a model that has no tokenizer: token ids go in and out, and no text."""
+        return _IdsOnly(0, frozenset(), Tokenizer(BPE()), ByteLevelTable([], []))
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of some ids.
 
@@ -96,3 +102,12 @@ class TextTokenizer:
     def new_detokenizer(self, *, skip_special_tokens: bool) -> IncrementalDetokenizer:
         """For the ids of one output, as they come."""
         return self._table.new_detokenizer(skip_special_tokens=skip_special_tokens)
+
+
+class _IdsOnly(TextTokenizer):
+    """Has no vocabulary; see `TextTokenizer.without_text`."""
+
+    __slots__ = ()
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        raise InvalidRequest("this model has no tokenizer; send token ids instead of text", param="prompt")

@@ -61,13 +61,13 @@ class ServiceConfig:
         )
         frontend = build(FrontendConfig, {**values, "scheduler": scheduler_address})
 
-        from pagewire.hub import resolve_model
+        from pagewire.hub import resolve_checkpoint
 
-        directory = str(resolve_model(model, progress=True))
+        directory, load_format = resolve_checkpoint(model, worker.load_format, progress=True)
         return cls(
-            worker=replace(worker, model=directory),
+            worker=replace(worker, model=str(directory), load_format=load_format),
             scheduler=scheduler,
-            frontend=replace(frontend, model=directory),
+            frontend=replace(frontend, model=str(directory)),
             frontends=frontends,
         )
 

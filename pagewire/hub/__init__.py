@@ -12,7 +12,7 @@ is `$PAGEWIRE_HOME` (default `~/.cache/pagewire`):
 from __future__ import annotations
 
 from pagewire.hub.aliases import ALIASES, DEFAULT_MODEL, ModelAlias
-from pagewire.hub.resolve import ModelEntry, list_models, pull, resolve_model
+from pagewire.hub.resolve import ModelEntry, list_models, pull, resolve_checkpoint, resolve_model
 
 __all__ = [
     "ALIASES",
@@ -21,5 +21,6 @@ __all__ = [
     "ModelEntry",
     "list_models",
     "pull",
+    "resolve_checkpoint",
     "resolve_model",
 ]

@@ -64,6 +64,35 @@ def resolve_model(model: str, *, progress: bool = False) -> Path:
     )
 
 
+def resolve_checkpoint(model: str, load_format: str, *, progress: bool = False) -> tuple[Path, str]:
+    """As `resolve_model`, where the caller has asked for a format of weights.
+
+    Args:
+        load_format: "gguf" insists on a .gguf file or an alias of one, "safetensors" on anything else;
+            "auto" and "dummy" take what there is.
+
+    Returns:
+        The directory and the format to load it by: "dummy", or "auto" for the weights that are there.
+
+    Raises:
+        ConfigError: as `resolve_model`, or the model is not of that format.
+    """
+    is_gguf = not Path(model).is_dir() and (Path(model).suffix == ".gguf" or model in ALIASES)
+    if load_format == "gguf" and not is_gguf:
+        raise ConfigError(
+            f"load_format is 'gguf', which needs a .gguf file or one of: {', '.join(ALIASES)}; "
+            f"'{model}' is neither",
+            param="load_format",
+        )
+    if load_format == "safetensors" and is_gguf:
+        raise ConfigError(
+            f"load_format is 'safetensors', which needs a directory or a Hugging Face id; '{model}' is GGUF",
+            param="load_format",
+        )
+    directory = resolve_model(model, progress=progress)
+    return directory, "dummy" if load_format == "dummy" else "auto"
+
+
 def pull(name: str, *, progress: bool = True) -> Path:
     """Fetches an alias or a Hugging Face id into the cache, ready to serve, and returns its directory.
 
