@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
 from pagewire.hub.resolve import gguf_file
+
+# As in the worker (engine/cli.py): threads that spin while they wait steal time from whatever else runs on
+# the machine. It is read when torch is first imported, so it must be set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

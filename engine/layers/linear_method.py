@@ -60,11 +60,10 @@ class DenseMethod(LinearMethod):
 class PackedCpuMethod(DenseMethod):
     """Plain weights, repacked once for oneDNN's matrix product, which then skips repacking them every step.
 
-    Measured on two AVX-512 cores, 576 x 3072, 1 to 256 tokens: 1.5 to 2 times faster than F.linear in fp32,
-    1.1 to 1.5 times in bf16.
+    Falls back to DenseMethod where torch lacks the operators (see `is_available`).
     """
 
-    # Only a hint for the layout; 256 tokens' is the fastest in fp32 at any number, and no slower in bf16.
+    # The number of tokens that oneDNN chooses the layout for; the product takes any number.
     BATCH_HINT = 256
 
     @staticmethod

@@ -57,7 +57,7 @@ def greedy(ids: list[int], max_tokens: int = MAX_TOKENS) -> pb.GenerateRequest:
     )
 
 
-def seeded(ids: list[int], seed: int, max_tokens: int = 48) -> pb.GenerateRequest:
+def seeded(ids: list[int], seed: int, max_tokens: int = 40) -> pb.GenerateRequest:
     """A request with every kind of random choice, made reproducible by its seed."""
     sampling = pb.SamplingParams(
         temperature=0.9,
