@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The release installed where there is no NVIDIA GPU; with one, pip takes the newest that the package allows.
 TORCH ?= torch==2.13.0
 # Passed to pip for torch. PyTorch's own CPU builds save several GB without a GPU:
-#   make serve TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+#   make serve TORCH_PIP_ARGS="--index-url <PyTorch's CPU index>"
 TORCH_PIP_ARGS ?=
 
 MODEL ?= smollm2-135m
