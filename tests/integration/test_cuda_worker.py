@@ -1,0 +1,68 @@
+"""The same engine on a CUDA device, through its real worker process. Needs one: `make test-gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pagewire import LLM, SamplingParams
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+VOCAB = 2000
+PROMPTS = [
+    [(7 * index + 13 * salt) % VOCAB for index in range(length)] for salt, length in enumerate((1, 30, 200))
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with random weights, in Hugging Face layout."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+    )
+    directory = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 33}, {"num_blocks": 32}])
+def test_greedy_tokens_equal_transformers_on_the_device(model: Path, options: dict[str, int]) -> None:
+    sampling = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    with LLM(str(model), device="cuda", dtype="float32", **options) as llm:
+        outputs = llm.generate(PROMPTS * 3, sampling)
+    reference = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32).cuda().eval()
+    for prompt, output in zip(PROMPTS * 3, outputs, strict=True):
+        tokens = output.outputs[0].token_ids
+        with torch.inference_mode():
+            ids = torch.tensor([prompt + tokens], device="cuda")
+            best = reference(ids).logits[0, len(prompt) - 1 : -1].topk(2)
+        gaps = -best.values.diff()[:, 0]
+        for token, choice, gap in zip(tokens, best.indices.tolist(), gaps.tolist(), strict=True):
+            assert token == choice[0] or (token == choice[1] and gap < 1e-3)
+
+
+def test_seeded_tokens_are_the_same_alone_and_in_a_batch(model: Path) -> None:
+    params = [SamplingParams(seed=seed, top_p=0.9, max_tokens=24, ignore_eos=True) for seed in range(6)]
+    prompts = (PROMPTS * 2)[:6]
+    with LLM(str(model), device="cuda", dtype="float32") as llm:
+        together = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
+        alone = [
+            llm.generate([prompt], each)[0].outputs[0].token_ids
+            for prompt, each in zip(prompts, params, strict=True)
+        ]
+    assert together == alone
