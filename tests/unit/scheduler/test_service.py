@@ -1,0 +1,319 @@
+"""The scheduler process's service over gRPC, driving a miniature worker through real dispatch."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from engine.dispatch.control import SchedulerGone, WorkerEndpoint
+from engine.dispatch.facts import WorkerFacts
+from pagewire.inference.v1 import inference_pb2
+from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from pagewire.scheduler.v1 import scheduler_pb2_grpc
+from scheduler.config import SchedulerConfig
+from scheduler.server import SchedulerServer
+from tests.unit.scheduler.executor import MiniatureWorker, continuation
+
+VOCAB = 50
+FACTS = WorkerFacts(
+    model="miniature",
+    vocab_size=VOCAB,
+    max_model_len=128,
+    eos_token_ids=(49,),
+    block_size=4,
+    num_blocks=64,
+    max_num_seqs=4,
+    max_num_batched_tokens=16,
+    dtype="none",
+    device="none",
+)
+
+
+class WorkerThread:
+    """Serves schedulers with a miniature worker until closed.
+
+    Attributes:
+        step_seconds: how long each step takes.
+        fail_steps: how many of the next steps fail.
+        leave_at: leaves the scheduler, as if killed, when it is to run this many more steps.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.step_seconds = 0.0
+        self.fail_steps = 0
+        self.leave_at = -1
+        self.num_sessions = 0
+        self._endpoint = WorkerEndpoint(path)
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._closed:
+            session = self._endpoint.accept(FACTS)
+            self.num_sessions += 1
+            worker = MiniatureWorker(4, VOCAB, FACTS.max_num_batched_tokens, FACTS.max_num_seqs)
+            doomed = 0
+            try:
+                while self.leave_at != 0 and (plan := session.next_plan(block=True)) is not None:
+                    time.sleep(self.step_seconds)
+                    if self.fail_steps and not doomed:
+                        self.fail_steps -= 1
+                        doomed = 2  # this one, and the one that was planned on top of it
+                    fail, doomed = doomed > 0, max(doomed - 1, 0)
+                    session.send_result(worker.execute(plan, fail=fail))
+                    self.leave_at -= 1
+                self.leave_at = -1
+            except SchedulerGone:
+                pass
+            session.close()
+
+    def close(self) -> None:
+        self._closed = True
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[WorkerThread]:
+    worker = WorkerThread(tmp_path / "worker.sock")
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+async def stub(
+    worker: WorkerThread, tmp_path: Path
+) -> AsyncIterator[scheduler_pb2_grpc.SchedulerServiceStub]:
+    address = f"unix:{tmp_path}/scheduler.sock"
+    config = SchedulerConfig(listen=(address,), worker_socket=tmp_path / "worker.sock", max_num_waiting=3)
+    server = SchedulerServer(config)
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        async with asyncio.timeout(10):
+            while not await is_ready(stub):
+                await asyncio.sleep(0.01)
+        yield stub
+    await server.stop()
+
+
+async def is_ready(stub: scheduler_pb2_grpc.SchedulerServiceStub) -> bool:
+    try:
+        return bool((await stub.GetModel(pb.GetModelRequest())).ready)
+    except grpc.aio.AioRpcError:
+        return False
+
+
+def request(prompt: list[int], max_tokens: int, **sampling: object) -> pb.GenerateRequest:
+    params = inference_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True, **sampling)  # type: ignore[arg-type]
+    return pb.GenerateRequest(token_ids=prompt, sampling=params)
+
+
+def submit(handle: int, prompt: list[int], max_tokens: int, **fields: object) -> pb.ConnectRequest:
+    sampling = inference_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    return pb.ConnectRequest(
+        submit=pb.Submit(handle=handle, token_ids=prompt, sampling=sampling, **fields)  # type: ignore[arg-type]
+    )
+
+
+class Frontend:
+    """Speaks Connect and collects what comes, by handle."""
+
+    def __init__(self, stub: scheduler_pb2_grpc.SchedulerServiceStub) -> None:
+        self.call = stub.Connect()
+        self.tokens: dict[int, list[int]] = {}
+        self.ended: dict[int, pb.Ended] = {}
+        self.models: list[pb.GetModelResponse] = []
+
+    async def until_ended(self, *handles: int) -> None:
+        async with asyncio.timeout(20):
+            while not self.ended.keys() >= set(handles):
+                await self.receive()
+
+    async def receive(self) -> None:
+        message = await self.call.read()
+        if message.HasField("model"):
+            self.models.append(message.model)
+        for handle, token in zip(message.deltas.handles, message.deltas.token_ids, strict=True):
+            assert handle not in self.ended
+            self.tokens.setdefault(handle, []).append(token)
+        for ended in message.deltas.ended:
+            assert ended.handle not in self.ended, "ended twice"
+            self.ended[ended.handle] = ended
+
+
+async def used_blocks(stub: scheduler_pb2_grpc.SchedulerServiceStub) -> int:
+    return int((await stub.GetLoad(pb.GetLoadRequest())).num_used_blocks)
+
+
+async def test_generate_streams_tokens_and_one_end(stub: scheduler_pb2_grpc.SchedulerServiceStub) -> None:
+    events = [event async for event in stub.Generate(request([1, 2, 3], 10))]
+    tokens = [event.token.token_id for event in events[:-1]]
+    assert tokens == continuation([1, 2, 3], 10, VOCAB)
+    assert events[-1].ended.reason == pb.END_REASON_LENGTH
+    assert events[-1].ended.num_output_tokens == 10
+    assert await used_blocks(stub) == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "status", "message"),
+    [
+        (request([], 5), grpc.StatusCode.INVALID_ARGUMENT, "empty"),
+        (request([VOCAB], 5), grpc.StatusCode.INVALID_ARGUMENT, "token id 50"),
+        (request([1] * 128, 5), grpc.StatusCode.INVALID_ARGUMENT, "at most 127"),
+        (request([1], 5, temperature=-1.0), grpc.StatusCode.INVALID_ARGUMENT, "temperature is -1"),
+        (request([1], 5, stop_token_ids=[99]), grpc.StatusCode.INVALID_ARGUMENT, "stop_token_ids"),
+        (request([1], 5, stop=["x"]), grpc.StatusCode.UNIMPLEMENTED, "stop works on text"),
+    ],
+)
+async def test_generate_refuses_with_a_typed_error(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub,
+    bad: pb.GenerateRequest,
+    status: grpc.StatusCode,
+    message: str,
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in stub.Generate(bad):
+            pass
+    assert caught.value.code() is status
+    assert message in str(caught.value.details())
+
+
+async def test_a_deadline_and_a_cancel_free_the_blocks(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    worker.step_seconds = 0.05
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in stub.Generate(request([1], 100), timeout=0.3):
+            pass
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    call = stub.Generate(request([1], 100))
+    await anext(aiter(call))
+    assert await used_blocks(stub) > 0
+    call.cancel()
+    async with asyncio.timeout(2):
+        while await used_blocks(stub):
+            await asyncio.sleep(0.01)
+
+
+async def test_one_stream_carries_many_requests_and_their_refusals(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub,
+) -> None:
+    frontend = Frontend(stub)
+    for handle in range(1, 5):
+        await frontend.call.write(submit(handle, [handle], 8))
+    await frontend.call.write(submit(7, [VOCAB + 1], 8))
+    await frontend.call.write(submit(8, [1], 8, timeout=-1.0))
+    await frontend.until_ended(1, 2, 3, 4, 7, 8)
+    assert frontend.models[0].model == "miniature"
+    for handle in range(1, 5):
+        assert frontend.tokens[handle] == continuation([handle], 8, VOCAB)
+    assert frontend.ended[7].status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert frontend.ended[8].status == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+async def test_a_full_queue_refuses_with_resource_exhausted(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    worker.step_seconds = 0.05
+    frontend = Frontend(stub)
+    handles = list(range(1, 12))  # 4 rows and 3 places to wait
+    for handle in handles:
+        await frontend.call.write(submit(handle, [handle], 8))
+    await frontend.until_ended(*handles)
+    refused = [handle for handle in handles if frontend.ended[handle].reason == pb.END_REASON_ERROR]
+    assert refused
+    codes = {frontend.ended[handle].status for handle in refused}
+    assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]}
+    assert all(len(frontend.tokens[handle]) == 8 for handle in handles if handle not in refused)
+
+
+async def test_output_sent_along_with_the_prompt_is_continued(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub,
+) -> None:
+    whole = continuation([5, 6], 20, VOCAB)
+    frontend = Frontend(stub)
+    await frontend.call.write(submit(1, [5, 6, *whole[:7]], 20, num_prompt_tokens=2))
+    await frontend.until_ended(1)
+    assert frontend.tokens[1] == whole[7:]
+
+
+async def test_a_closed_stream_aborts_its_requests(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    worker.step_seconds = 0.02
+    frontend, other = Frontend(stub), Frontend(stub)
+    await frontend.call.write(submit(1, [1], 100))
+    await other.call.write(submit(1, [2], 10))
+    while 1 not in frontend.tokens:
+        await frontend.receive()
+    frontend.call.cancel()
+    await other.until_ended(1)
+    assert other.tokens[1] == continuation([2], 10, VOCAB)
+    async with asyncio.timeout(2):
+        while await used_blocks(stub):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_lost_worker_is_replaced_and_streams_go_on_without_losing_or_repeating_a_token(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    frontend = Frontend(stub)
+    worker.leave_at = 9
+    for handle in range(1, 4):
+        await frontend.call.write(submit(handle, [handle] * 10, 30))
+    await frontend.until_ended(1, 2, 3)
+    assert worker.num_sessions == 2
+    for handle in range(1, 4):
+        assert frontend.tokens[handle] == continuation([handle] * 10, 30, VOCAB)
+    assert [model.ready for model in frontend.models][-2:] == [False, True]
+
+
+async def test_a_step_that_fails_once_is_recomputed_and_twice_is_an_error(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    frontend = Frontend(stub)
+    worker.fail_steps = 1
+    await frontend.call.write(submit(1, [3] * 5, 12))
+    await frontend.until_ended(1)
+    assert frontend.tokens[1] == continuation([3] * 5, 12, VOCAB)
+    worker.fail_steps = 2
+    await frontend.call.write(submit(2, [4] * 5, 12))
+    await frontend.until_ended(2)
+    assert frontend.ended[2].status == grpc.StatusCode.INTERNAL.value[0]
+    assert frontend.ended[2].error == "the step failed"
+    assert await used_blocks(stub) == 0
+
+
+async def test_health_metrics_and_load(stub: scheduler_pb2_grpc.SchedulerServiceStub, tmp_path: Path) -> None:
+    async for _ in stub.Generate(request([1, 2, 3, 4, 5], 3)):
+        pass
+    text = (await stub.GetMetrics(pb.GetMetricsRequest())).exposition.decode()
+    assert "pagewire:generation_tokens_total 3.0" in text
+    assert 'pagewire:request_success_total{finished_reason="length"} 1.0' in text
+    assert "pagewire:time_to_first_token_seconds_count 1.0" in text
+    load = await stub.GetLoad(pb.GetLoadRequest())
+    assert (load.num_requests_running, load.max_num_seqs, load.max_num_waiting) == (0, 4, 3)
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/scheduler.sock") as channel:
+        check = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert check.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_sockets_are_private(tmp_path: Path) -> None:
+    async def listen() -> int:
+        config = SchedulerConfig(
+            listen=(f"unix:{tmp_path}/s.sock",), worker_socket=tmp_path / "nobody.sock", max_num_waiting=3
+        )
+        server = SchedulerServer(config)
+        await server.start()
+        mode = (tmp_path / "s.sock").stat().st_mode & 0o777
+        await server.stop()
+        return mode
+
+    assert asyncio.run(listen()) == 0o600
