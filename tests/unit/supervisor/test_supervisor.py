@@ -86,7 +86,7 @@ def polite(name: str, journal_file: Path) -> ProcessSpec:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (what it waits for is another process)
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -1,0 +1,107 @@
+"""`LLM`: the offline API, over the same core, dispatch and worker process as the service."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pagewire import LLM, SamplingParams
+from pagewire.errors import ConfigError, InvalidRequest, Unavailable
+
+GREEDY = SamplingParams(temperature=0, max_tokens=16)
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2_dir: Path) -> Iterator[LLM]:
+    with LLM(max_model_len=256, kv_cache_memory=1 << 28) as llm:
+        yield llm
+
+
+def test_texts_and_ids_come_back_in_order_with_everything_about_them(llm: LLM) -> None:
+    outputs = llm.generate(["The capital of France is", [504, 3575, 282, 4649, 314]], GREEDY)
+    assert outputs[0].prompt == "The capital of France is"
+    assert outputs[1].prompt is None
+    assert outputs[0].prompt_token_ids == outputs[1].prompt_token_ids == [504, 3575, 282, 4649, 314]
+    first, second = outputs[0].outputs[0], outputs[1].outputs[0]
+    assert first.text.startswith(" Paris")
+    assert (first.text, first.token_ids) == (second.text, second.token_ids)
+    assert (first.finish_reason, len(first.token_ids)) == ("length", 16)
+
+
+def test_chat_renders_the_template_and_ends_at_the_end_of_the_turn(llm: LLM) -> None:
+    [one] = llm.chat(QUESTION, SamplingParams(temperature=0, max_tokens=32))
+    both = llm.chat([QUESTION, QUESTION], SamplingParams(temperature=0, max_tokens=32))
+    assert one.outputs[0].text == "The capital of France is Paris."
+    assert (one.outputs[0].finish_reason, one.outputs[0].stop_reason) == ("stop", None)
+    assert [output.outputs[0].text for output in both] == [one.outputs[0].text] * 2
+
+
+def test_stop_strings_and_stop_tokens_end_the_text_and_say_so(llm: LLM) -> None:
+    whole = llm.generate("The capital of France is", GREEDY)[0].outputs[0]
+    cut = SamplingParams(temperature=0, max_tokens=16, stop=["aris"])
+    by_string = llm.generate("The capital of France is", cut)[0].outputs[0]
+    assert (by_string.text, by_string.stop_reason, by_string.finish_reason) == (" P", "aris", "stop")
+    by_token = llm.generate(
+        "The capital of France is",
+        SamplingParams(temperature=0, max_tokens=16, stop_token_ids=[whole.token_ids[2]]),
+    )[0].outputs[0]
+    assert by_token.token_ids == whole.token_ids[:3]
+    assert by_token.stop_reason == whole.token_ids[2]
+
+
+def test_logprobs_have_one_entry_a_token_and_the_greedy_choice_is_the_likeliest(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=5, logprobs=3)
+    completion = llm.generate("One, two,", params)[0].outputs[0]
+    assert completion.logprobs is not None
+    assert len(completion.logprobs) == 5
+    for token_id, entry in zip(completion.token_ids, completion.logprobs, strict=True):
+        assert next(iter(entry.top.items())) == (token_id, pytest.approx(entry.logprob))
+        assert len(entry.top) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ("", GREEDY, "the prompt is empty"),
+        ([1] * 256, GREEDY, "at most 255"),
+        ([49_152], GREEDY, "out of range"),
+        ([-1], GREEDY, "negative"),
+        (["a", "b"], [GREEDY], "1 sampling_params for 2 prompts"),
+        ("a", SamplingParams(logit_bias={99_999: 1.0}), "logit_bias"),
+    ],
+)
+def test_bad_prompts_and_parameters_are_refused_before_anything_is_computed(
+    llm: LLM, prompt: object, params: object, message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        llm.generate(prompt, params)  # type: ignore[arg-type]
+    assert llm.generate("a", GREEDY)[0].outputs[0].token_ids
+
+
+def test_wrong_options_and_models_are_config_errors() -> None:
+    with pytest.raises(ConfigError, match="unknown model"):
+        LLM("no-such-model")
+    with pytest.raises(ConfigError, match="dtype"):
+        LLM(dtype="int3")
+    with pytest.raises(ConfigError, match="block"):
+        LLM(kv_cache_memory=1)
+
+
+def test_a_dead_worker_is_an_error_with_its_log_and_closing_leaves_no_process(smollm2_dir: Path) -> None:
+    before = set(psutil.Process().children())
+    llm = LLM(max_model_len=128, kv_cache_memory=1 << 28)
+    [worker] = set(psutil.Process().children()) - before
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(Unavailable, match="engine-worker ended with status -9"):
+        llm.generate("a", GREEDY)
+    llm.close()
+    llm.close()
+    assert set(psutil.Process().children()) <= before
+    with pytest.raises(InvalidRequest, match="closed"):
+        llm.generate("a", GREEDY)
