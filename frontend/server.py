@@ -21,6 +21,10 @@ from pagewire.notify import notify_ready
 
 logger = logging.getLogger(__name__)
 
+_REFUSE_GRACE = 0.25
+"""Seconds after the drain in which calls that are on their way still get their refusal: a gRPC server that
+is being stopped would answer them CANCELLED."""
+
 _FLUSH_GRACE = 1.0
 """Seconds that a gRPC client gets to take the end of its stream, after the drain."""
 
@@ -58,6 +62,7 @@ class Frontend:
         self.pipeline.draining = True
         self.grpc.report_health()
         await self.pipeline.drain(drain_timeout)
+        await asyncio.sleep(_REFUSE_GRACE)
         await asyncio.gather(self.grpc.stop(_FLUSH_GRACE), self.http.stop())
         await self.link.stop()
         self.pipeline.close()
