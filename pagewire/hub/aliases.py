@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,7 @@ class ModelAlias:
         sha256: of the GGUF file, in hexadecimal.
         licence: SPDX identifier of the weights' licence.
         description: one line for people.
+        sampling: what the model's authors recommend, for its generation_config.json.
     """
 
     name: str
@@ -30,6 +32,7 @@ class ModelAlias:
     sha256: str
     licence: str
     description: str
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -48,6 +51,7 @@ _MODELS = (
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
         description="SmolLM2 135M Instruct, 4-bit: small enough for any machine, and for tests",
+        sampling={"temperature": 0.2, "top_p": 0.9},
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from pagewire.hub.progress import report_progress
 _TOKENIZER_ROOM = 64 * 1024 * 1024
 
 
-def convert_gguf(path: Path, directory: Path, *, progress: bool) -> None:
+def convert_gguf(
+    path: Path, directory: Path, sampling: Mapping[str, float] | None = None, *, progress: bool
+) -> None:
     """Fills `directory` with config, tokenizer and float32 weights. The GGUF file is not changed.
+
+    Args:
+        sampling: default sampling parameters for generation_config.json, which GGUF has no place for.
 
     Raises:
         ConfigError: the file is corrupt, of an architecture, tokenizer or tensor type that cannot be
@@ -31,7 +37,8 @@ def convert_gguf(path: Path, directory: Path, *, progress: bool) -> None:
     size = weights_size(gguf)
     require_free_space(directory, size + _TOKENIZER_ROOM, f"converting {path.name}")
     _write_json(directory / "config.json", config)
-    _write_json(directory / "generation_config.json", generation_config(gguf, vocab_size))
+    defaults = {"do_sample": True, **sampling} if sampling else {}
+    _write_json(directory / "generation_config.json", {**generation_config(gguf, vocab_size), **defaults})
     write_tokenizer(gguf, directory, config["max_position_embeddings"])
     with report_progress(f"Converting {path.name}", size, enabled=progress) as advance:
         write_weights(gguf, config, directory / "model.safetensors", advance)

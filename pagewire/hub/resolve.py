@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def resolve_model(model: str, *, progress: bool = False) -> Path:
     if path.suffix == ".gguf":
         return _converted(path, progress=progress)
     if model in ALIASES:
-        return _converted(gguf_file(ALIASES[model], progress=progress), progress=progress)
+        alias = ALIASES[model]
+        return _converted(gguf_file(alias, progress=progress), alias.sampling, progress=progress)
     if is_huggingface_id(model):
         return fetch_snapshot(model, cache_home() / "huggingface", progress=progress)
     raise ConfigError(
@@ -149,27 +151,27 @@ def _local_directory(path: Path) -> Path:
     raise ConfigError(f"{path}: has no config.json, so it is not a model in Hugging Face layout{hint}")
 
 
-def _converted(path: Path, *, progress: bool) -> Path:
+def _converted(path: Path, sampling: Mapping[str, float] | None = None, *, progress: bool) -> Path:
     try:
         status = path.stat()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if not path.is_file():
         raise ConfigError(f"{path}: not a file")
-    identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{_CONVERTER_VERSION}"
+    identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{_CONVERTER_VERSION}|{sampling or {}}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:_IDENTITY_DIGITS]
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)
     return publish(
         cache_home() / "converted" / f"{stem}-{digest}",
-        lambda staging: _convert(path, staging, progress=progress),
+        lambda staging: _convert(path, staging, sampling or {}, progress=progress),
         on_wait=lambda: say(f"Waiting for another process to convert {path.name}", enabled=progress),
     )
 
 
-def _convert(path: Path, directory: Path, *, progress: bool) -> None:
+def _convert(path: Path, directory: Path, sampling: Mapping[str, float], *, progress: bool) -> None:
     from pagewire.hub.gguf_convert import convert_gguf  # slow, and seldom needed
 
-    convert_gguf(path, directory, progress=progress)
+    convert_gguf(path, directory, sampling, progress=progress)
 
 
 def _subdirectories(directory: Path) -> list[str]:

@@ -75,10 +75,13 @@ class Service:
         return {name: float(value) for name, value in samples if "_bucket" not in name}
 
     def processes(self) -> dict[str, psutil.Process]:
-        """The supervisor's children by role: "frontend", "scheduler", "engine-worker"."""
-        children = psutil.Process(self.process.pid).children()
+        """By role: "supervisor", and its children "frontend", "scheduler" and "engine-worker"."""
+        supervisor = psutil.Process(self.process.pid)
         roles = ("frontend", "scheduler", "engine-worker")
-        return {role: child for child in children for role in roles if role in child.cmdline()[:4]}
+        children = {
+            role: child for child in supervisor.children() for role in roles if role in child.cmdline()[:4]
+        }
+        return {"supervisor": supervisor, **children}
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""

@@ -104,7 +104,7 @@ async def test_two_hundred_requests_started_and_dropped_leave_nothing_behind(
 async def test_an_idle_service_uses_no_cpu(server: Service) -> None:
     await until_idle(server)
     processes = server.processes()
-    assert set(processes) == {"frontend", "scheduler", "engine-worker"}
+    assert set(processes) == {"supervisor", "frontend", "scheduler", "engine-worker"}
     await asyncio.sleep(1)
     before = {role: sum(process.cpu_times()[:2]) for role, process in processes.items()}
     await asyncio.sleep(4)

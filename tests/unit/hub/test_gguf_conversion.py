@@ -196,3 +196,8 @@ def test_what_cannot_be_converted_is_refused(
     with pytest.raises(ConfigError, match=said) as raised:
         convert(build_gguf(**change), tmp_path / "out")
     assert "tiny.gguf" in raised.value.message
+
+
+def test_the_default_model_recommends_sampling_that_suits_its_size(smollm2_dir: Path) -> None:
+    recommended = json.loads((smollm2_dir / "generation_config.json").read_text())
+    assert (recommended["temperature"], recommended["top_p"]) == (0.2, 0.9)
