@@ -17,9 +17,9 @@ from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
 from pagewire.model_name import default_model_name
 from pagewire.offline_engine import OfflineEngine
 from pagewire.sampling_params import SamplingParams
-from scheduler.core import StepOutput
 from scheduler.intake import make_request
 from scheduler.request import EndReason, Request
+from scheduler.step import StepOutput
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]

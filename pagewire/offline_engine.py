@@ -20,9 +20,10 @@ from engine.dispatch.facts import WorkerFacts
 from pagewire.cli.options import arguments
 from pagewire.errors import ConfigError, Unavailable
 from pagewire.lifeline import Lifeline
-from scheduler.core import Scheduler, StepOutput
+from scheduler.core import Scheduler
 from scheduler.intake import make_limits
 from scheduler.request import Request
+from scheduler.step import StepOutput
 
 _CONFIG_ERROR_STATUS = 2
 _LAST_BYTES = 4096

@@ -15,111 +15,18 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.dispatch.records import U32, NewRequest, RecordLimits, StepPlan, StepResult, TokenLogprobs, u32
+from engine.dispatch.records import U32, NewRequest, StepPlan, StepResult, u32
 from pagewire.errors import InvalidRequest, Overloaded
 from scheduler.block_pool import BlockPool
+from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
+from scheduler.step import Counters, Draft, InFlight, StepOutput
 
 MAX_FAILURES = 2
 _HEAP_SLACK = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """What bounds the scheduler's decisions.
-
-    Attributes:
-        num_blocks: KV blocks in the pool.
-        block_size: tokens per block.
-        max_num_seqs: requests in a step.
-        max_num_batched_tokens: tokens in a step.
-        max_model_len: tokens in a request.
-        vocab_size: token ids are smaller.
-        max_num_waiting: requests that may wait.
-        enable_prefix_caching: whether blocks are shared by content.
-    """
-
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    vocab_size: int
-    max_num_waiting: int = 1024
-    enable_prefix_caching: bool = True
-
-    def __post_init__(self) -> None:
-        capacity = self.num_blocks * self.block_size
-        if self.max_model_len > capacity:
-            raise ValueError(f"max_model_len {self.max_model_len} exceeds the KV pool's {capacity} tokens")
-
-    @property
-    def max_new_words(self) -> int:
-        """Variable-length words of new requests that fit one plan record."""
-        return RecordLimits.derive(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            block_size=self.block_size,
-            max_model_len=self.max_model_len,
-        ).max_new_words
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the start, in tokens where not said otherwise."""
-
-    num_steps: int = 0
-    num_preemptions: int = 0
-    num_computed_tokens: int = 0
-    num_generated_tokens: int = 0
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
-
-
-@dataclass(slots=True)
-class StepOutput:
-    """What a step's result meant for requests.
-
-    Attributes:
-        tokens: every request that gained a token, with the token, in the plan's order.
-        logprobs: index into `tokens` -> log probabilities.
-        ended: requests that ended, after their tokens; `end_reason` says why.
-    """
-
-    tokens: list[tuple[Request, int]] = field(default_factory=list)
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
-    ended: list[Request] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _InFlight:
-    """A dispatched step: which requests it computes and which of them it samples. Its result means nothing
-    (`void`) if an earlier step failed after it was planned.
-    """
-
-    step_id: int
-    scheduled: list[Request]
-    sampled: list[Request]
-    void: bool = False
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A step being planned."""
-
-    budget: int
-    words: int
-    scheduled: list[Request] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    samples: list[int] = field(default_factory=list)
-    num_new_blocks: list[int] = field(default_factory=list)
-    new_block_ids: list[int] = field(default_factory=list)
-    new_requests: list[NewRequest] = field(default_factory=list)
 
 
 class Scheduler:
@@ -138,7 +45,7 @@ class Scheduler:
         self._num_waiting = 0
         self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
         self._freed_rows: list[int] = []
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[InFlight] = deque()
         self._admitted: list[Request] = []
         self._num_arrivals = 0
         self._next_step_id = 0
@@ -245,7 +152,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step and counts it as in flight; None if there is nothing to compute."""
-        draft = _Draft(budget=self.limits.max_num_batched_tokens, words=self._max_new_words)
+        draft = Draft(budget=self.limits.max_num_batched_tokens, words=self._max_new_words)
         preempted = self._schedule_running(draft)
         if not preempted:
             self._schedule_waiting(draft)
@@ -253,7 +160,7 @@ class Scheduler:
             return None
         return self._dispatch(draft)
 
-    def _schedule_running(self, draft: _Draft) -> bool:
+    def _schedule_running(self, draft: Draft) -> bool:
         """Gives running requests their tokens; True if one had to be preempted.
 
         Those that need one token go first, so that no stream waits for another's prompt; the rest of the
@@ -278,7 +185,7 @@ class Scheduler:
                 preempted |= self._continue(draft, request, min(wanted, draft.budget))
         return preempted
 
-    def _continue(self, draft: _Draft, request: Request, count: int) -> bool:
+    def _continue(self, draft: Draft, request: Request, count: int) -> bool:
         """Places `count` more tokens of a running request, or fewer if blocks are short; True if some request
         was preempted for it, possibly itself.
         """
@@ -303,7 +210,7 @@ class Scheduler:
             self._place(draft, request, count, blocks)
         return preempted
 
-    def _schedule_waiting(self, draft: _Draft) -> None:
+    def _schedule_waiting(self, draft: Draft) -> None:
         """Admits waiting requests while budget, rows, blocks and the plan record have room."""
         while draft.budget > 0 and self._free_rows and self._waiting:
             request = self._waiting[0][2]
@@ -313,7 +220,7 @@ class Scheduler:
             if request.num_pending or not self._admit(draft, request):
                 return
 
-    def _admit(self, draft: _Draft, request: Request) -> bool:
+    def _admit(self, draft: Draft, request: Request) -> bool:
         """Moves the first waiting request into a row, if everything it needs is there."""
         limits, pool, num_tokens = self.limits, self.pool, len(request.token_ids)
         block_size = limits.block_size
@@ -360,7 +267,7 @@ class Scheduler:
             request.num_cached_tokens = start
             self._admitted.append(request)
 
-    def _place(self, draft: _Draft, request: Request, count: int, blocks: list[int]) -> None:
+    def _place(self, draft: Draft, request: Request, count: int, blocks: list[int]) -> None:
         """Adds `count` tokens of a request to the step, with the new blocks that hold them."""
         start = request.num_computed_tokens
         end = start + count
@@ -388,7 +295,7 @@ class Scheduler:
             self.pool.publish(request.block_ids[index], hashes[index])
         request.num_published_blocks = full
 
-    def _dispatch(self, draft: _Draft) -> StepPlan:
+    def _dispatch(self, draft: Draft) -> StepPlan:
         plan = StepPlan(
             step_id=self._next_step_id,
             freed_rows=u32(self._freed_rows),
@@ -401,7 +308,7 @@ class Scheduler:
             new_block_ids=u32(draft.new_block_ids),
         )
         sampled = [request for request, one in zip(draft.scheduled, draft.samples, strict=True) if one]
-        self._in_flight.append(_InFlight(plan.step_id, draft.scheduled, sampled))
+        self._in_flight.append(InFlight(plan.step_id, draft.scheduled, sampled))
         self._next_step_id += 1
         self._freed_rows = []
         self.counters.num_steps += 1
@@ -456,7 +363,7 @@ class Scheduler:
             self._end(request, EndReason.LENGTH)
             output.ended.append(request)
 
-    def _fail(self, step: _InFlight, error: str) -> StepOutput:
+    def _fail(self, step: InFlight, error: str) -> StepOutput:
         """Handles a step the worker could not run: its KV is in doubt, so everything is recomputed from the
         tokens known, and a request that was there for the second failure ends with the error.
         """

@@ -18,11 +18,13 @@ from engine.dispatch.ring import RingError
 from pagewire.errors import Code, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.config import SchedulerConfig
-from scheduler.core import Scheduler, SchedulerLimits, StepOutput
+from scheduler.core import Scheduler
 from scheduler.intake import make_limits
+from scheduler.limits import SchedulerLimits
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outbox import Outbox, Ticket
 from scheduler.request import EndReason, Request
+from scheduler.step import StepOutput
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import SamplingRecord
 from pagewire.errors import InvalidRequest
 from pagewire.sampling_params import SamplingParams
-from scheduler.core import SchedulerLimits
+from scheduler.limits import SchedulerLimits
 from scheduler.request import Request
 
 

@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.dispatch.records import SamplingRecord, StepPlan, StepResult
 from pagewire.errors import Overloaded
-from scheduler.core import Scheduler, SchedulerLimits
+from scheduler.core import Scheduler
+from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
 from tests.unit.scheduler.executor import MiniatureWorker, continuation
 

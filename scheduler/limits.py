@@ -1,0 +1,47 @@
+"""What bounds the scheduler's decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.dispatch.records import RecordLimits
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What bounds the scheduler's decisions.
+
+    Attributes:
+        num_blocks: KV blocks in the pool.
+        block_size: tokens per block.
+        max_num_seqs: requests in a step.
+        max_num_batched_tokens: tokens in a step.
+        max_model_len: tokens in a request.
+        vocab_size: token ids are smaller.
+        max_num_waiting: requests that may wait.
+        enable_prefix_caching: whether blocks are shared by content.
+    """
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    vocab_size: int
+    max_num_waiting: int = 1024
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        capacity = self.num_blocks * self.block_size
+        if self.max_model_len > capacity:
+            raise ValueError(f"max_model_len {self.max_model_len} exceeds the KV pool's {capacity} tokens")
+
+    @property
+    def max_new_words(self) -> int:
+        """Variable-length words of new requests that fit one plan record."""
+        return RecordLimits.derive(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+        ).max_new_words
