@@ -160,8 +160,10 @@ class _Channel:
 
     def clear(self) -> None:
         """Takes the signals so far, so that the eventfd is quiet until the next one."""
-        with suppress(BlockingIOError):
+        try:
             os.eventfd_read(self._wait_fd)
+        except BlockingIOError:
+            return  # quiet already
 
     def close(self) -> None:
         self._sock.close()

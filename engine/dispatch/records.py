@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,6 @@ MAX_ERROR_BYTES = 4096
 
 U32 = np.dtype("<u4")
 F32 = np.dtype("<f4")
-_BYTE = np.dtype("u1")
 U32Array = npt.NDArray[np.uint32]
 F32Array = npt.NDArray[np.float32]
 
@@ -179,6 +177,7 @@ _NEW_REQUEST = np.dtype(
 # version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes
 _RESULT_HEADER = struct.Struct("<IIQIIII")
 _LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
+_NO_LOGPROBS = np.zeros(0, _LOGPROB)
 
 
 class RecordError(ValueError):
@@ -287,45 +286,46 @@ def encode_plan(plan: StepPlan) -> bytes:
     return b"".join(parts)
 
 
-class _Cursor:
-    """Reads a header and then consecutive arrays from a record, and refuses to read past its end."""
+class _Words:
+    """Reads consecutive arrays from a record's 32-bit words and refuses to read past their end."""
 
-    def __init__(self, record: bytes, header: struct.Struct) -> None:
-        if len(record) < header.size:
-            raise RecordError(f"a record of {len(record)} bytes has no whole header")
-        version, *self.header = header.unpack_from(record)
-        if version != DISPATCH_VERSION:
-            raise RecordError(f"record version {version}, expected {DISPATCH_VERSION}")
-        self._record = record
-        self._offset = header.size
+    __slots__ = ("_position", "_words")
 
-    def take(self, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-        size = dtype.itemsize * count
-        if self._offset + size > len(self._record):
-            raise RecordError(f"record of {len(self._record)} bytes ends inside an array of {size} bytes")
-        array = np.frombuffer(self._record, dtype=dtype, count=count, offset=self._offset)
-        self._offset += size
-        return array
+    def __init__(self, record: bytes, offset: int) -> None:
+        if len(record) < offset or (len(record) - offset) % 4:
+            raise RecordError(f"a record of {len(record)} bytes ends too soon, or within a word")
+        self._words = np.frombuffer(record, U32, offset=offset)
+        self._position = 0
 
-    def words(self, count: int) -> U32Array:
-        return self.take(U32, count)
+    def take(self, count: int) -> U32Array:
+        begin = self._position
+        end = self._position = begin + count
+        if end > len(self._words):
+            raise RecordError(f"a record of {len(self._words)} words ends inside an array of {count}")
+        return self._words[begin:end]
 
     @property
     def num_left(self) -> int:
-        return len(self._record) - self._offset
-
-    def finish(self) -> None:
-        if self.num_left:
-            raise RecordError(f"{self.num_left} bytes left over at the end of a record")
+        return len(self._words) - self._position
 
 
-def _take_new(fixed: np.void, cursor: _Cursor) -> NewRequest:
-    token_ids = cursor.words(int(fixed["num_tokens"]))
-    block_ids = cursor.words(int(fixed["num_blocks"]))
-    masked = cursor.words(int(fixed["num_masked"])).tolist()
-    bias_ids = cursor.words(int(fixed["num_bias"])).tolist()
-    bias = cursor.words(int(fixed["num_bias"])).view(F32).tolist()
-    allowed = cursor.words(int(fixed["num_allowed"])).tolist()
+def _header(record: bytes, layout: struct.Struct) -> tuple[int, ...]:
+    """The header's fields after the version, which must be this one."""
+    if len(record) < layout.size:
+        raise RecordError(f"a record of {len(record)} bytes has no whole header")
+    version, *fields = layout.unpack_from(record)
+    if version != DISPATCH_VERSION:
+        raise RecordError(f"record version {version}, expected {DISPATCH_VERSION}")
+    return tuple(fields)
+
+
+def _take_new(fixed: np.void, words: _Words) -> NewRequest:
+    token_ids = words.take(int(fixed["num_tokens"]))
+    block_ids = words.take(int(fixed["num_blocks"]))
+    masked = words.take(int(fixed["num_masked"])).tolist()
+    bias_ids = words.take(int(fixed["num_bias"])).tolist()
+    bias = words.take(int(fixed["num_bias"])).view(F32).tolist()
+    allowed = words.take(int(fixed["num_allowed"])).tolist()
     sampling = SamplingRecord(
         temperature=float(fixed["temperature"]),
         top_p=float(fixed["top_p"]),
@@ -350,18 +350,22 @@ def decode_plan(record: bytes) -> StepPlan:
     Raises:
         RecordError: the record is malformed.
     """
-    cursor = _Cursor(record, _PLAN_HEADER)
-    num_freed, step_id, num_new, n, num_blocks, num_words = cursor.header
-    fixed = cursor.take(_NEW_REQUEST, num_new)
-    freed_rows = cursor.words(num_freed)
-    rows, starts, counts, samples, num_new_blocks = cursor.words(5 * n).reshape(5, n)
-    new_block_ids = cursor.words(num_blocks)
-    if n and int(num_new_blocks.sum()) != num_blocks:
+    num_freed, step_id, num_new, n, num_blocks, num_words = _header(record, _PLAN_HEADER)
+    words_at = _PLAN_HEADER.size + num_new * _NEW_REQUEST.itemsize
+    words = _Words(record, words_at)
+    freed_rows = words.take(num_freed)
+    rows, starts, counts, samples, num_new_blocks = (words.take(n) for _ in range(5))
+    new_block_ids = words.take(num_blocks)
+    if num_blocks != (int(num_new_blocks.sum()) if num_blocks or num_new_blocks.any() else 0):
         raise RecordError(f"{num_blocks} new block ids, but the counts sum to {num_new_blocks.sum()}")
-    if cursor.num_left != 4 * num_words:
-        raise RecordError(f"{cursor.num_left} bytes of new requests' data, the header has {4 * num_words}")
-    new_requests = [_take_new(request, cursor) for request in fixed]
-    cursor.finish()
+    if words.num_left != num_words:
+        raise RecordError(f"{words.num_left} words of new requests' data, the header has {num_words}")
+    new_requests = []
+    if num_new:
+        fixed = np.frombuffer(record, _NEW_REQUEST, num_new, _PLAN_HEADER.size)
+        new_requests = [_take_new(request, words) for request in fixed]
+    if words.num_left:
+        raise RecordError(f"{words.num_left} words left over at the end of a plan")
     return StepPlan(
         step_id, freed_rows, new_requests, rows, starts, counts, samples, num_new_blocks, new_block_ids
     )
@@ -395,16 +399,16 @@ def decode_result(record: bytes) -> StepResult:
     Raises:
         RecordError: the record is malformed.
     """
-    cursor = _Cursor(record, _RESULT_HEADER)
-    num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes = cursor.header
-    token_ids = cursor.words(num_tokens)
-    fixed = cursor.take(_LOGPROB, num_logprobs)
-    if num_top != (int(fixed["num_top"].sum()) if num_logprobs else 0):
-        raise RecordError("log-probability counts do not add up")
-    top_ids = cursor.words(num_top)
-    top_logprobs = cursor.words(num_top).view(F32)
-    error = cursor.take(_BYTE, num_error_bytes).tobytes().decode(errors="replace")
-    cursor.finish()
+    num_tokens, step_id, num_logprobs, num_top, execute_us, num_error = _header(record, _RESULT_HEADER)
+    error_at = len(record) - num_error
+    words = _Words(record[:error_at] if num_error else record, _RESULT_HEADER.size)
+    token_ids = words.take(num_tokens)
+    fixed = words.take(3 * num_logprobs).view(_LOGPROB) if num_logprobs else _NO_LOGPROBS
+    top_ids = words.take(num_top)
+    top_logprobs: F32Array = words.take(num_top).view(F32)
+    if words.num_left or num_top != (int(fixed["num_top"].sum()) if num_logprobs else 0):
+        raise RecordError("a result's lengths do not add up")
+    error = record[error_at:].decode(errors="replace") if num_error else ""
     logprobs, offset = {}, 0
     for entry in fixed:
         end = offset + int(entry["num_top"])

@@ -19,6 +19,7 @@ import mmap
 import os
 import re
 import secrets
+import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ _WRITE_CURSOR = _LINE_WORDS
 _READ_CURSORS = 2 * _LINE_WORDS
 MAX_READERS = 32
 MAX_SEGMENT_BYTES = 1 << 32
+
+_LENGTH = struct.Struct("<Q")
 
 _SHM = Path("/dev/shm")
 _PREFIX = "pagewire"
@@ -78,6 +81,7 @@ class Ring:
     def __init__(self, mapping: mmap.mmap, shape: RingShape, name: str) -> None:
         self.shape = shape
         self.name = name
+        self._stride = shape.stride
         self._mapping = mapping
         self._bytes = memoryview(mapping)
         self._words = self._bytes[:_HEADER_BYTES].cast("Q")
@@ -141,7 +145,7 @@ class Ring:
 
     def slot(self, cursor: int) -> int:
         """Byte offset of the slot that record number `cursor` lies in."""
-        return _HEADER_BYTES + cursor % self.shape.num_slots * self.shape.stride
+        return _HEADER_BYTES + cursor % self.shape.num_slots * self._stride
 
 
 class RingWriter:
@@ -161,16 +165,17 @@ class RingWriter:
         ring, shape = self._ring, self._ring.shape
         if len(record) > shape.slot_bytes:
             raise RingError(f"a record of {len(record)} bytes does not fit a slot of {shape.slot_bytes}")
-        slowest = min(
-            ring._words[_READ_CURSORS + _LINE_WORDS * reader] for reader in range(shape.num_readers)
-        )
+        words = ring._words
+        slowest = words[_READ_CURSORS]
+        for reader in range(1, shape.num_readers):
+            slowest = min(slowest, words[_READ_CURSORS + _LINE_WORDS * reader])
         if self._written - slowest >= shape.num_slots:
             raise RingError(f"the ring is full: a reader is {self._written - slowest} records behind")
         start = ring.slot(self._written)
-        ring._bytes[start : start + 8] = len(record).to_bytes(8, "little")
+        _LENGTH.pack_into(ring._bytes, start, len(record))
         ring._bytes[start + 8 : start + 8 + len(record)] = record
         self._written += 1
-        ring._words[_WRITE_CURSOR] = self._written
+        words[_WRITE_CURSOR] = self._written
 
 
 class RingReader:
@@ -201,7 +206,7 @@ class RingReader:
         if not 0 < behind <= ring.shape.num_slots:
             raise RingError(f"the writer is {behind} records ahead in a ring of {ring.shape.num_slots}")
         start = ring.slot(self._read)
-        length = int.from_bytes(ring._bytes[start : start + 8], "little")
+        (length,) = _LENGTH.unpack_from(ring._bytes, start)
         if length > ring.shape.slot_bytes:
             raise RingError(f"a record claims {length} bytes in a slot of {ring.shape.slot_bytes}")
         record = bytes(ring._bytes[start + 8 : start + 8 + length])
