@@ -69,7 +69,7 @@ class GenerationPipeline:
             self.model.check_name(request.model)
             deadline = _deadline(request.timeout)
             facts = self._facts()
-            prompt_ids = await self._prompt_ids(request.prompt, deadline)
+            prompt_ids = await self._prompt_ids(request.prompt, deadline, facts)
             open_request = self.link.open(
                 request_id=request.request_id,
                 prompt_ids=prompt_ids,
@@ -89,11 +89,12 @@ class GenerationPipeline:
             finally:
                 self.link.close(open_request)
 
-    async def tokenize(self, prompt: TextPrompt | Conversation) -> list[int]:
+    async def tokenize(self, prompt: TextPrompt | Conversation, max_tokens: int | None = None) -> list[int]:
         """The token ids that generation would use for a prompt.
 
         Raises:
-            InvalidRequest: the template refuses the conversation.
+            InvalidRequest: the template refuses the conversation, or the text is so long that it cannot but
+                have more than `max_tokens` tokens; that is found without tokenizing it.
             Overloaded: too many prompts wait.
         """
         if self._num_tokenizing >= MAX_TOKENIZING:
@@ -102,7 +103,7 @@ class GenerationPipeline:
         try:
             with self._metrics.tokenize.time():
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._threads, self._encode, prompt)
+                return await loop.run_in_executor(self._threads, self._encode, prompt, max_tokens)
         finally:
             self._num_tokenizing -= 1
 
@@ -138,19 +139,22 @@ class GenerationPipeline:
             raise Unavailable(self.link.why_not_ready())
         return self.link.model
 
-    async def _prompt_ids(self, prompt: Prompt, deadline: float | None) -> Sequence[int]:
+    async def _prompt_ids(
+        self, prompt: Prompt, deadline: float | None, facts: scheduler_pb2.GetModelResponse
+    ) -> Sequence[int]:
         if isinstance(prompt, TokenPrompt):
             return prompt.token_ids
         try:
             async with asyncio.timeout_at(deadline):
-                return await self.tokenize(prompt)
+                return await self.tokenize(prompt, facts.max_model_len)
         except TimeoutError as error:
             raise DeadlineExceeded("the request's deadline passed while it was tokenized") from error
 
-    def _encode(self, prompt: TextPrompt | Conversation) -> list[int]:
+    def _encode(self, prompt: TextPrompt | Conversation, max_tokens: int | None) -> list[int]:
         """Runs in a thread."""
         tokenizer = self.model.tokenizer
         if isinstance(prompt, TextPrompt):
+            _check_length(prompt.text, tokenizer.longest_token, max_tokens)
             return tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
         if self.model.template is None:
             raise InvalidRequest(
@@ -159,6 +163,7 @@ class GenerationPipeline:
         rendered = self.model.template.render(
             prompt.messages, add_generation_prompt=prompt.add_generation_prompt
         )
+        _check_length(rendered, tokenizer.longest_token, max_tokens)
         return tokenizer.encode(rendered, add_special_tokens=False)  # the template wrote them
 
     @contextmanager
@@ -215,6 +220,16 @@ def _check_range(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
         wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
         raise InvalidRequest(
             f"{param} has token id {wrong}; ids must be between 0 and {vocab_size - 1}", param=param
+        )
+
+
+def _check_length(text: str, longest_token: int, max_tokens: int | None) -> None:
+    """Refuses a text that has too many tokens even if each were the longest there is."""
+    if max_tokens is not None and len(text) > max_tokens * longest_token:
+        raise InvalidRequest(
+            f"the prompt has {len(text)} characters, which is more than the model's context of {max_tokens} "
+            "tokens can hold",
+            param="prompt",
         )
 
 

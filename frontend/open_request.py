@@ -37,6 +37,7 @@ class OpenRequest:
     __slots__ = (
         "_logprobs",
         "_num_taken",
+        "_submitted",
         "_waiter",
         "deadline",
         "ended",
@@ -71,6 +72,7 @@ class OpenRequest:
         self.ended: scheduler_pb2.Ended | None = None
         self.timer: asyncio.TimerHandle | None = None
         self._logprobs: deque[scheduler_pb2.TokenLogprobs] = deque()
+        self._submitted = False
         self._num_taken = 0
         self._waiter: asyncio.Future[None] | None = None
 
@@ -127,7 +129,9 @@ class OpenRequest:
             num_prompt_tokens=len(self.prompt_ids),
             sampling=self.sampling,
             priority=self.priority,
+            resumed=self._submitted,
         )
+        self._submitted = True
         submit.token_ids.extend(self.output_ids)
         if self.deadline is not None:
             submit.timeout = max(0.0, self.deadline - now)

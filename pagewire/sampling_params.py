@@ -12,6 +12,7 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 1024
 MAX_TOKEN_LIST = 1024
+INT32_MAX = 2**31 - 1
 INT64_RANGE = range(-(2**63), 2**63)
 
 
@@ -49,13 +50,18 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "at least 0 and finite")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "greater than 0 and at most 1")
-        _require(-1 <= self.top_k < 2**31, "top_k", self.top_k, "at least 1, or 0 or -1 for no limit")
+        _require(
+            -1 <= self.top_k <= INT32_MAX,
+            "top_k",
+            self.top_k,
+            f"at least 1 and at most {INT32_MAX}, or 0 or -1 for no limit",
+        )
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
         _require(
-            0 < self.repetition_penalty < math.inf,
+            0.01 <= self.repetition_penalty <= 100,
             "repetition_penalty",
             self.repetition_penalty,
-            "greater than 0 and finite",
+            "between 0.01 and 100",
         )
         _require(
             -2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "between -2 and 2"
@@ -65,12 +71,17 @@ class SamplingParams:
         )
         _require(self.seed is None or self.seed in INT64_RANGE, "seed", self.seed, "a signed 64-bit integer")
         _require(
-            self.max_tokens is None or 1 <= self.max_tokens < 2**31,
+            self.max_tokens is None or 1 <= self.max_tokens <= INT32_MAX,
             "max_tokens",
             self.max_tokens,
-            "at least 1",
+            f"at least 1 and at most {INT32_MAX}",
         )
-        _require(0 <= self.min_tokens < 2**31, "min_tokens", self.min_tokens, "at least 0")
+        _require(
+            0 <= self.min_tokens <= INT32_MAX,
+            "min_tokens",
+            self.min_tokens,
+            f"at least 0 and at most {INT32_MAX}",
+        )
         _require(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,
             "min_tokens",
@@ -88,7 +99,10 @@ class SamplingParams:
 
     def _check_lists(self) -> None:
         _require(
-            len(self.stop) <= MAX_STOP_STRINGS, "stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings"
+            len(self.stop) <= MAX_STOP_STRINGS,
+            "stop",
+            f"a list of {len(self.stop)}",
+            f"at most {MAX_STOP_STRINGS} strings",
         )
         for text in self.stop:
             _require(

@@ -65,15 +65,19 @@ class Scheduler:
         """Steps planned whose result has not been applied."""
         return len(self._in_flight)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, *, resumed: bool = False) -> None:
         """Queues a request.
+
+        Args:
+            request: a new one, at its beginning or with some output already.
+            resumed: it was accepted before, by a scheduler that is gone; the queue's limit does not apply.
 
         Raises:
             InvalidRequest: it could never be served.
             Overloaded: too many requests wait already.
         """
         self.check(request)
-        if self._num_waiting >= self.limits.max_num_waiting:
+        if self._num_waiting >= self.limits.max_num_waiting and not resumed:
             raise Overloaded(
                 f"{self._num_waiting} requests are waiting, the most this server queues; try again later"
             )
@@ -125,13 +129,10 @@ class Scheduler:
             self._vacate(request)
         else:
             self._num_waiting -= 1  # its heap entry is skipped when it surfaces
-        request.status = Status.ENDED
+        request.end(reason, stop_token_id=stop_token_id, error=error)
         if len(self._waiting) > 2 * self._num_waiting + _HEAP_SLACK:
             self._waiting = [entry for entry in self._waiting if entry[2].status is Status.WAITING]
             heapq.heapify(self._waiting)
-        request.end_reason = reason
-        request.stop_token_id = stop_token_id
-        request.error = error
 
     def _vacate(self, request: Request) -> None:
         """Takes row and blocks from a request."""
@@ -354,6 +355,7 @@ class Scheduler:
     def _append(self, request: Request, token_id: int, output: StepOutput) -> None:
         request.token_ids.append(token_id)
         request.num_pending -= 1
+        request.num_failures = 0  # it is past what failed
         if request.status is Status.RUNNING and len(request.token_ids) % self.limits.block_size == 0:
             self._publish(request)
         if token_id in request.stop_token_ids and request.num_output_tokens > request.sampling.min_tokens:

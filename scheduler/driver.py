@@ -126,13 +126,12 @@ class EngineDriver:
 
     def _resume(self, request: Request) -> None:
         assert self._core is not None
-        if request.end_reason is not None:
-            return  # aborted while no worker was attached
         try:
             self._core.resume(request)
         except PagewireError as error:
-            self._core.abort(request, EndReason.ERROR, error.message)
+            request.end(EndReason.ERROR, error=error.message)
             self._finish(request, error.code)
+            _ticket(request).outbox.flush(0)
 
     def subscribe(self, outbox: Outbox) -> None:
         """Tells this outbox about the model, now and whenever it changes."""
@@ -145,7 +144,9 @@ class EngineDriver:
         for request in list(requests):
             self.abort(request)
 
-    def submit(self, request: Request, ticket: Ticket, timeout: float | None) -> None:
+    def submit(
+        self, request: Request, ticket: Ticket, timeout: float | None, *, resumed: bool = False
+    ) -> None:
         """Accepts a request; its events go to the ticket's outbox.
 
         Raises:
@@ -153,7 +154,7 @@ class EngineDriver:
         """
         if self._core is None:
             raise Unavailable("no engine is attached; try again later")
-        self._core.add(request)
+        self._core.add(request, resumed=resumed)
         if timeout is not None:
             loop = asyncio.get_running_loop()
             ticket.deadline = loop.call_later(timeout, self._expire, request)
@@ -177,7 +178,8 @@ class EngineDriver:
             return self._core.abort(request, reason, error)
         if request.end_reason is not None:
             return False
-        request.end_reason, request.error = reason, error
+        request.end(reason, error=error)
+        self._orphans.remove(request)
         return True
 
     def _schedule_pump(self) -> None:

@@ -71,6 +71,13 @@ class Request:
     stop_token_id: int | None = None
     error: str = ""
 
+    def end(self, reason: EndReason, *, stop_token_id: int | None = None, error: str = "") -> None:
+        """Marks it ended. Row, blocks and queues are its scheduler's to take it from."""
+        self.status = Status.ENDED
+        self.end_reason = reason
+        self.stop_token_id = stop_token_id
+        self.error = error
+
     @property
     def num_tokens(self) -> int:
         """Known and pending tokens."""

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from engine.dispatch.facts import WorkerFacts
-from pagewire.errors import Code, DeadlineExceeded, PagewireError, Unavailable, Unsupported
+from pagewire.errors import Code, DeadlineExceeded, InvalidRequest, PagewireError, Unavailable, Unsupported
 from pagewire.sampling_params import SamplingParams
 from pagewire.sampling_wire import given_fields
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
@@ -45,6 +45,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+        except InvalidRequest as error:
+            await context.abort(_status(error.code), error.message)
         finally:
             reader.cancel()
             writer.cancel()
@@ -103,6 +105,7 @@ class _Connection:
         self._driver.subscribe(self.outbox)
         async for message in messages:
             if message.HasField("submit"):
+                self._check_handle(message.submit.handle)
                 self._try_submit(message.submit)
             elif message.HasField("abort"):
                 request = self._requests.pop(message.abort.handle, None)
@@ -116,6 +119,11 @@ class _Connection:
                 for ended in message.deltas.ended:
                     self._requests.pop(ended.handle, None)
                 await context.write(message)
+
+    def _check_handle(self, handle: int) -> None:
+        open_request = self._requests.get(handle)
+        if open_request is not None and open_request.status is not Status.ENDED:
+            raise InvalidRequest(f"handle {handle} names an open request of this stream already")
 
     def _try_submit(self, submit: pb.Submit) -> None:
         """Submits, or answers with the refusal."""
@@ -146,10 +154,7 @@ class _Connection:
             priority=submit.priority,
             owner=ticket,
         )
-        open_request = self._requests.get(submit.handle)
-        if open_request is not None and open_request.status is not Status.ENDED:
-            raise PagewireError(f"handle {submit.handle} is in use on this stream")
-        self._driver.submit(request, ticket, timeout)
+        self._driver.submit(request, ticket, timeout, resumed=submit.resumed)
         self._requests[submit.handle] = request
 
     def _facts(self) -> WorkerFacts:

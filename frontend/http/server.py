@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from frontend.api_keys import ApiKeys
 from frontend.config import FrontendConfig
@@ -17,7 +18,7 @@ from frontend.http.generate import GenerateHandlers
 from frontend.http.operations import OperationHandlers
 from frontend.http.request_id import REQUEST_ID
 from frontend.metrics import FrontendMetrics
-from pagewire.errors import ConfigError, PagewireError
+from pagewire.errors import ConfigError, InvalidRequest, PagewireError
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,16 @@ _WITHOUT_KEY = frozenset(("/", "/health", "/ready", "/version"))
 
 _FLUSH_TIMEOUT = 2.0
 """Seconds that connections get to take what was written, once everything has ended."""
+
+
+class _NoMalformedRequests(logging.Filter):
+    """Keeps requests that are not HTTP, which anyone can send, from filling the log with tracebacks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+logging.getLogger("aiohttp.server").addFilter(_NoMalformedRequests())
 
 
 class HttpServer:
@@ -88,6 +99,8 @@ class HttpServer:
             response = error_response(error)
         except web.HTTPException as error:
             response = http_error_response(error)
+        except web.RequestPayloadError as error:
+            response = error_response(InvalidRequest(f"the request's body cannot be read: {error}"))
         except Exception:
             logger.exception("request %s failed unexpectedly", request[REQUEST_ID])
             response = error_response(PagewireError("internal error; the server's log has the details"))
@@ -117,7 +130,7 @@ class HttpServer:
         return await handler(request)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        response.headers["x-request-id"] = request[REQUEST_ID]
+        response.headers["x-request-id"] = request.get(REQUEST_ID) or check_request_id(None)
         if self._pipeline.draining:
             response.force_close()
 

@@ -21,10 +21,12 @@ class TextTokenizer:
     Attributes:
         vocab_size: one more than the highest id that has a token. The model's own may be larger.
         special_ids: control tokens such as the end of a turn, which are not text.
+        longest_token: the most bytes of text that one token stands for.
     """
 
     vocab_size: int
     special_ids: frozenset[int]
+    longest_token: int
     _tokenizer: Tokenizer
     _table: TokenTable
 
@@ -53,7 +55,8 @@ class TextTokenizer:
             table = build_token_table(tokenizer, special_ids)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.message}") from error
-        return cls(len(table.token_bytes), special_ids, tokenizer, table)
+        longest_token = max(map(len, table.token_bytes), default=1)
+        return cls(len(table.token_bytes), special_ids, longest_token, tokenizer, table)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text. Special tokens written in the text become their ids.
@@ -74,7 +77,7 @@ class TextTokenizer:
     @classmethod
     def without_text(cls) -> TextTokenizer:
         """For a model that has no tokenizer: token ids go in and out, and no text."""
-        return _IdsOnly(0, frozenset(), Tokenizer(BPE()), ByteLevelTable([], []))
+        return _IdsOnly(0, frozenset(), 1, Tokenizer(BPE()), ByteLevelTable([], []))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of some ids.

@@ -153,3 +153,20 @@ def test_grpc_refuses_a_call_whose_deadline_has_passed(channel: grpc.Channel) ->
     with pytest.raises(grpc.RpcError) as raised:
         stub.GenerateOnce(pb.GenerateRequest(text="p"), timeout=0)
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_body_that_is_not_what_its_encoding_says_is_a_400(server: Any) -> None:
+    answer = httpx.post(
+        f"{server.http_url}/v1/completions",
+        content=b"not gzip",
+        headers={"content-encoding": "gzip", "content-type": "application/json"},
+        timeout=30,
+    )
+    assert answer.status_code == 400
+    assert "cannot be read" in answer.json()["error"]["message"]
+
+
+def test_a_text_far_too_long_is_refused_without_tokenizing_it(server: Any) -> None:
+    answer = httpx.post(f"{server.http_url}/v1/completions", json={"prompt": "a " * 3_500_000}, timeout=60)
+    assert answer.status_code == 400
+    assert "characters, which is more than" in answer.json()["error"]["message"]

@@ -22,7 +22,7 @@ END_REASON_ABORT: EndReason
 END_REASON_ERROR: EndReason
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "timeout")
+    __slots__ = ("handle", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "timeout", "resumed")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class Submit(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     handle: int
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -37,7 +38,8 @@ class Submit(_message.Message):
     sampling: _inference_pb2.SamplingParams
     priority: int
     timeout: float
-    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout: _Optional[float] = ...) -> None: ...
+    resumed: bool
+    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout: _Optional[float] = ..., resumed: _Optional[bool] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("handle",)

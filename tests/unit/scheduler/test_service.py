@@ -317,3 +317,30 @@ def test_sockets_are_private(tmp_path: Path) -> None:
         return mode
 
     assert asyncio.run(listen()) == 0o600
+
+
+async def test_requests_that_were_let_in_before_are_not_refused_by_a_full_queue(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    worker.step_seconds = 0.02
+    frontend = Frontend(stub)
+    handles = list(range(1, 16))
+    for handle in handles:
+        await frontend.call.write(submit(handle, [handle], 8, resumed=True))
+    await frontend.until_ended(*handles)
+    assert all(frontend.tokens[handle] == continuation([handle], 8, VOCAB) for handle in handles)
+
+
+async def test_a_handle_used_twice_ends_the_stream_that_did_it(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    worker.step_seconds = 0.02
+    frontend = Frontend(stub)
+    for _ in range(2):
+        await frontend.call.write(submit(1, [1], 100))
+    with pytest.raises(grpc.aio.AioRpcError, match="handle 1") as caught:
+        await frontend.until_ended(1)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    async with asyncio.timeout(2):
+        while await used_blocks(stub):
+            await asyncio.sleep(0.01)
