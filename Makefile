@@ -17,7 +17,7 @@ GRPC_PORT ?= 50051
 ARGS ?=
 
 SOURCES := pagewire scheduler frontend engine
-BENCHMARKS = $(wildcard benchmarks/[a-z]*.py)
+BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu
 LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
 
 .PHONY: help serve test test-gpu lint format proto bench clean
@@ -53,7 +53,7 @@ proto: $(VENV)/.installed-dev ## Regenerate the stubs from protos/
 	$(BIN)/python tools/stubs.py
 
 bench: $(VENV)/.installed-dev ## Run the CPU benchmarks
-	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit; done
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit; done
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
