@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
 from pagewire.hub.resolve import gguf_file
@@ -13,6 +14,10 @@ from pagewire.hub.resolve import gguf_file
 # As in the worker (engine/cli.py): threads that spin while they wait steal time from whatever else runs on
 # the machine. It is read when torch is first imported, so it must be set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Examples are not timed: on a busy machine any of them may take long once.
+settings.register_profile("pagewire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pagewire")
 
 
 @pytest.fixture(scope="session")
