@@ -389,21 +389,11 @@ class Scheduler:
         self.pool.forget()
 
     def evacuate(self) -> list[Request]:
-        """Takes every live request out, in order of service, ready to be `resume`d by another scheduler (or
-        this worker's successor): known tokens stay, everything else is forgotten.
+        """Takes every live request out, in order of service, ready to be added to another scheduler as
+        `resumed`: known tokens stay, everything else is forgotten.
         """
         self._recompute_all()
         live = sorted((r for _, _, r in self._waiting if r.status is Status.WAITING), key=lambda r: r.order)
         self._waiting, self._num_waiting = [], 0
         self._in_flight.clear()
         return live
-
-    def resume(self, request: Request) -> None:
-        """Queues a request that another scheduler had accepted; the queue's limit does not apply.
-
-        Raises:
-            InvalidRequest: it does not fit this scheduler's limits.
-        """
-        self.check(request)
-        self._num_arrivals = max(self._num_arrivals, request.arrival + 1)
-        self._enqueue(request)

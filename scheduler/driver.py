@@ -127,7 +127,7 @@ class EngineDriver:
     def _resume(self, request: Request) -> None:
         assert self._core is not None
         try:
-            self._core.resume(request)
+            self._core.add(request, resumed=True)
         except PagewireError as error:
             request.end(EndReason.ERROR, error=error.message)
             self._finish(request, error.code)
