@@ -70,6 +70,8 @@ class GenerationPipeline:
             deadline = _deadline(request.timeout)
             facts = self._facts()
             prompt_ids = await self._prompt_ids(request.prompt, deadline, facts)
+            if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+                raise DeadlineExceeded("the request's deadline passed before it was submitted")
             open_request = self.link.open(
                 request_id=request.request_id,
                 prompt_ids=prompt_ids,
