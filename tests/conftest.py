@@ -15,6 +15,10 @@ from pagewire.hub.resolve import gguf_file
 # the machine. It is read when torch is first imported, so it must be set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Without a GPU Triton's kernels run in its interpreter, which is chosen when they are first imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Examples are not timed: on a busy machine any of them may take long once.
 settings.register_profile("pagewire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pagewire")
