@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from engine.attention.backend import AttentionBackend
 from engine.attention.torch_backend import TorchAttentionBackend
 from engine.config import WorkerConfig
 from engine.device import device_limits, device_name, dtype_name, pick_device, pick_dtype
@@ -23,6 +22,7 @@ from engine.kv_cache import (
 )
 from engine.layers.linear_method import DenseMethod, LinearMethod, PackedCpuMethod
 from engine.layers.parallel import TensorParallel
+from engine.layers.torch_ops import TorchLayerOps
 from engine.loader.load import load_model
 from engine.memory_profile import cuda_bytes_for_kv
 from engine.model_config import ModelConfig, load_model_config
@@ -58,7 +58,8 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
     max_tokens = config.max_num_batched_tokens or limits.max_num_batched_tokens
     wanted_len = _max_model_len(config, model_config)
     backend = TorchAttentionBackend(device, dtype)
-    context = ModelContext(model_config, wanted_len, backend, _linear_method(device), TensorParallel())
+    ops = TorchLayerOps(device)
+    context = ModelContext(model_config, wanted_len, backend, ops, _linear_method(device), TensorParallel())
     model = load_model(context, directory, load_format, device=device, dtype=dtype, seed=config.seed)
     shape = KVCacheShape(
         num_layers=model_config.num_hidden_layers,
@@ -110,7 +111,7 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
 
 def _make_runner(
     model: CausalLM,
-    backend: AttentionBackend,
+    backend: TorchAttentionBackend,
     shape: KVCacheShape,
     vocab_size: int,
     max_num_seqs: int,

@@ -47,6 +47,7 @@ class ModelConfig:
         max_position_embeddings: the longest context the model was made for.
         rope_theta, rope_scaling: the rotary embedding.
         qkv_bias, o_bias, mlp_bias: which projections have a bias.
+        qk_norm: whether every query and key head is normalised before rotation.
         tie_word_embeddings: whether the output projection is the embedding matrix.
         eos_token_ids: every token that ends a completion.
         dtype: the number format the checkpoint was saved in, such as "bfloat16"; "" if it does not say.
@@ -67,6 +68,7 @@ class ModelConfig:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
+    qk_norm: bool
     tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...]
     dtype: str
@@ -122,6 +124,7 @@ def parse_model_config(
         qkv_bias=attention_bias,
         o_bias=attention_bias,
         mlp_bias=fields.flag("mlp_bias"),
+        qk_norm=architecture == "Qwen3ForCausalLM",
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
         eos_token_ids=_eos_token_ids(values, generation, vocab_size, source),
         dtype=str(values.get("dtype") or values.get("torch_dtype") or ""),

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.attention.backend import AttentionBackend, LayerKVCache
+from engine.attention.backend import LayerKVCache
+from engine.attention.torch_backend import TorchAttentionBackend
 from engine.dispatch.records import StepPlan, StepResult, u32
 from engine.models.base import CausalLM
 from engine.pending import FinishedStep, PendingStep, SampledStep
@@ -29,7 +30,7 @@ class ModelRunner:
     def __init__(
         self,
         model: CausalLM,
-        backend: AttentionBackend,
+        backend: TorchAttentionBackend,
         kv_caches: Sequence[LayerKVCache],
         rows: RequestRows,
         *,
@@ -68,7 +69,7 @@ class ModelRunner:
         if not len(inputs.logits_indices):
             return FinishedStep(StepResult(plan.step_id, u32([]), execute_us=_microseconds_since(started)))
         last = hidden.index_select(0, torch.from_numpy(inputs.logits_indices).to(self.device))
-        logits = self.model.compute_logits(last)
+        logits = self.model.compute_logits(last).float()
         batch = self.rows.sampling.select(inputs.sampling_rows, inputs.sampling_positions)
         sampled = sample(logits, batch, self.rows.token_ids)
         self.rows.append_sampled(inputs.sampling_rows, sampled.token_ids)

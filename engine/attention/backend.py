@@ -29,6 +29,33 @@ class LayerKVCache:
         self.value.flatten(0, 1).index_copy_(0, slot_mapping, value)
 
 
+@dataclass(frozen=True, slots=True)
+class HeadLayout:
+    """The heads of one attention layer on this rank."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class QKNorm:
+    """RMSNorm of every query and key head before rotation (Qwen3).
+
+    Attributes:
+        query, key: weights, [head_dim].
+        eps: of both.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    eps: float
+
+
+class Rotation:
+    """The rotary angles of a step's tokens, in whatever form its backend made them."""
+
+
 @dataclass(frozen=True)
 class BatchLayout:
     """Which tokens a step computes, on the host. S requests, T tokens, each request's tokens together.
@@ -61,27 +88,43 @@ class AttentionMetadata:
     """The layout of a step on the device, the same for every layer. Backends add their own fields.
 
     Attributes:
-        query_start_loc: where each request's tokens begin, and the total, [S + 1] int32.
-        seq_lens: [S] int32.
-        block_table: [S, B] int32.
-        slot_mapping: [T] int64.
-        max_query_len, max_seq_len: the largest of the step.
+        slot_mapping: block_id * block_size + offset of each token, [T].
     """
 
-    query_start_loc: torch.Tensor
-    seq_lens: torch.Tensor
-    block_table: torch.Tensor
     slot_mapping: torch.Tensor
-    max_query_len: int
-    max_seq_len: int
 
 
 class AttentionBackend(ABC):
     """One way to attend over paged keys and values. Shared by all layers; holds no request state."""
 
     @abstractmethod
-    def prepare(self, layout: BatchLayout) -> AttentionMetadata:
-        """Everything about a step that is the same for every layer, computed once."""
+    def rotation(self, table: torch.Tensor, positions: torch.Tensor) -> Rotation:
+        """The angles of a step's tokens, looked up once for all layers.
+
+        Args:
+            table: cosines, then sines, [max_positions, head_dim] fp32.
+            positions: [T].
+        """
+
+    @abstractmethod
+    def rotate_and_store(
+        self,
+        qkv: torch.Tensor,
+        heads: HeadLayout,
+        norm: QKNorm | None,
+        rotation: Rotation,
+        kv_cache: LayerKVCache,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        """Normalises (where a norm is given) and rotates queries and keys, and puts keys and values into
+        their slots. Channel i of a head pairs with i + D/2: (a, b) -> (a cos - b sin, b cos + a sin).
+
+        Args:
+            qkv: [T, (H + 2 * HK) * D]. May be overwritten.
+
+        Returns:
+            The queries, [T, H, D].
+        """
 
     @abstractmethod
     def forward(

@@ -16,8 +16,11 @@ from engine.attention.backend import (
     AttentionBackend,
     AttentionMetadata,
     BatchLayout,
+    HeadLayout,
     IntArray,
     LayerKVCache,
+    QKNorm,
+    Rotation,
 )
 
 # A bucket takes shorter requests until padding would exceed this share of its real blocks...
@@ -75,6 +78,15 @@ class TorchAttentionMetadata(AttentionMetadata):
     chunks: list[PrefillChunk]
 
 
+@dataclass(slots=True)
+class TorchRotation(Rotation):
+    """Cosines and sines of each token, over the whole head: the first half of `sin` is negative, so that a
+    rotated head is head * cos + (its halves swapped) * sin. Each [T, 1, head_dim]."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
 class TorchAttentionBackend(AttentionBackend):
     """See the module. `device` and `dtype` are those of the model."""
 
@@ -82,7 +94,33 @@ class TorchAttentionBackend(AttentionBackend):
         self.device = device
         self.dtype = dtype
 
+    def rotation(self, table: torch.Tensor, positions: torch.Tensor) -> TorchRotation:
+        cos, sin = table.index_select(0, positions).to(self.dtype).unsqueeze(1).chunk(2, dim=-1)
+        return TorchRotation(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
+
+    def rotate_and_store(
+        self,
+        qkv: torch.Tensor,
+        heads: HeadLayout,
+        norm: QKNorm | None,
+        rotation: Rotation,
+        kv_cache: LayerKVCache,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        assert isinstance(rotation, TorchRotation)
+        every = qkv.view(len(qkv), -1, heads.head_dim)
+        num_rotated = heads.num_heads + heads.num_kv_heads
+        turned, value = every[:, :num_rotated], every[:, num_rotated:]
+        if norm is not None:
+            query, key = turned[:, : heads.num_heads], turned[:, heads.num_heads :]
+            normalised = (_rms_norm(query, norm.query, norm.eps), _rms_norm(key, norm.key, norm.eps))
+            turned = torch.cat(normalised, dim=1)
+        rotated = rotate(turned, rotation)
+        kv_cache.store(rotated[:, heads.num_heads :], value, metadata.slot_mapping)
+        return rotated[:, : heads.num_heads]
+
     def prepare(self, layout: BatchLayout) -> TorchAttentionMetadata:
+        """Everything about a step that is the same for every layer, computed once."""
         starts = np.concatenate(([0], np.cumsum(layout.counts)))
         decodes = [self._bucket(layout, begin, end) for begin, end in _decode_buckets(layout)]
         chunks = [
@@ -90,12 +128,7 @@ class TorchAttentionBackend(AttentionBackend):
             for request in range(layout.num_decodes, len(layout.counts))
         ]
         return TorchAttentionMetadata(
-            query_start_loc=self._tensor(starts.astype(np.int32)),
-            seq_lens=self._tensor(layout.seq_lens.astype(np.int32)),
-            block_table=self._tensor(layout.block_table.astype(np.int32)),
             slot_mapping=self._tensor(layout.slot_mapping),
-            max_query_len=int(layout.counts.max()),
-            max_seq_len=int(layout.seq_lens.max()),
             decodes=decodes,
             chunks=chunks,
         )
@@ -150,6 +183,17 @@ class TorchAttentionBackend(AttentionBackend):
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+def rotate(heads: torch.Tensor, rotation: TorchRotation) -> torch.Tensor:
+    """Rotates heads [T, H, D] by the angles of each token's position."""
+    first, second = heads.chunk(2, dim=-1)
+    return torch.addcmul(heads * rotation.cos, torch.cat((second, first), dim=-1), rotation.sin)
+
+
+def _rms_norm(heads: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    scale = heads.float().square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+    return (heads * scale).to(heads.dtype).mul_(weight)
 
 
 def _decode_buckets(layout: BatchLayout) -> list[tuple[int, int]]:

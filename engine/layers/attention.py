@@ -5,33 +5,41 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from engine.attention.backend import AttentionBackend, AttentionMetadata, LayerKVCache
+from engine.attention.backend import (
+    AttentionBackend,
+    AttentionMetadata,
+    HeadLayout,
+    LayerKVCache,
+    QKNorm,
+    Rotation,
+)
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention of one layer over the paged cache, by whichever backend it was given."""
+    """Rotation and scaled dot-product attention of one layer over the paged cache, by the given backend."""
 
-    def __init__(self, *, scale: float, backend: AttentionBackend) -> None:
+    def __init__(self, heads: HeadLayout, *, scale: float, backend: AttentionBackend) -> None:
         super().__init__()
+        self.heads = heads
         self.scale = scale
         self.backend = backend
 
     def forward(
         self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        qkv: torch.Tensor,
+        norm: QKNorm | None,
+        rotation: Rotation,
         kv_cache: LayerKVCache,
         metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        """Stores the new keys and values, then attends.
+        """Rotates queries and keys, stores the new keys and values, then attends.
 
         Args:
-            query: [T, num_heads, head_dim].
-            key, value: [T, num_kv_heads, head_dim], of the same tokens.
+            qkv: [T, (num_heads + 2 * num_kv_heads) * head_dim], queries, then keys, then values. May be
+                overwritten.
 
         Returns:
             [T, num_heads * head_dim].
         """
-        kv_cache.store(key, value, metadata.slot_mapping)
+        query = self.backend.rotate_and_store(qkv, self.heads, norm, rotation, kv_cache, metadata)
         return self.backend.forward(query, kv_cache, metadata, self.scale).flatten(1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from engine.layers.linear_method import LinearMethod
+from engine.layers.ops import LayerOps
 from engine.layers.parallel import TensorParallel
 from engine.layers.weights import LoadableModule, copy_checked, take_part, vocab_range
 
@@ -14,8 +14,9 @@ from engine.layers.weights import LoadableModule, copy_checked, take_part, vocab
 class VocabParallelEmbedding(LoadableModule):
     """token_ids [T] -> [T, hidden]. Each rank looks up its own range; the sum over ranks is complete."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, parallel: TensorParallel) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, *, ops: LayerOps, parallel: TensorParallel) -> None:
         super().__init__()
+        self.ops = ops
         self.vocab_size = vocab_size
         self.parallel = parallel
         self.start, self.end = vocab_range(vocab_size, parallel)
@@ -27,15 +28,15 @@ class VocabParallelEmbedding(LoadableModule):
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         if self.parallel.size == 1:
-            return F.embedding(token_ids, self.weight)
+            return self.ops.embed(token_ids, self.weight)
         elsewhere = (token_ids < self.start) | (token_ids >= self.end)
         local = (token_ids - self.start).masked_fill(elsewhere, 0)
-        hidden = F.embedding(local, self.weight).masked_fill(elsewhere.unsqueeze(-1), 0)
+        hidden = self.ops.embed(local, self.weight).masked_fill(elsewhere.unsqueeze(-1), 0)
         return self.parallel.all_reduce(hidden)
 
 
 class ParallelLMHead(LoadableModule):
-    """hidden [S, hidden] -> logits [S, vocab] in fp32, complete on every rank.
+    """hidden [S, hidden] -> logits [S, vocab] in the model's dtype, complete on every rank.
 
     Where the model ties its embeddings, the weight is the embedding's and nothing is loaded here.
     """
@@ -69,4 +70,4 @@ class ParallelLMHead(LoadableModule):
         self.method.finish_loading(self)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.parallel.all_gather_last_dim(self.method.apply(self, hidden, None)).float()
+        return self.parallel.all_gather_last_dim(self.method.apply(self, hidden, None))

@@ -12,6 +12,7 @@ from torch import nn
 
 from engine.attention.backend import AttentionBackend, AttentionMetadata, LayerKVCache
 from engine.layers.linear_method import LinearMethod
+from engine.layers.ops import LayerOps
 from engine.layers.parallel import TensorParallel
 from engine.model_config import ModelConfig
 
@@ -24,6 +25,7 @@ class ModelContext:
         config: the model.
         max_model_len: positions it must serve.
         backend: how its attention layers attend.
+        ops: how its layers compute what lies between.
         linear_method: how its linear layers store weights and multiply.
         parallel: this rank.
     """
@@ -31,6 +33,7 @@ class ModelContext:
     config: ModelConfig
     max_model_len: int
     backend: AttentionBackend
+    ops: LayerOps
     linear_method: LinearMethod
     parallel: TensorParallel
 
@@ -60,4 +63,4 @@ class CausalLM(nn.Module, ABC):
 
     @abstractmethod
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [S, hidden] -> logits [S, vocab_size] fp32."""
+        """hidden [S, hidden] -> logits [S, vocab_size] in the model's dtype."""

@@ -1,4 +1,4 @@
-"""The Llama family: Llama 1 to 3.x, Mistral without a sliding window, Yi, SmolLM2 and their like.
+"""The Llama family: Llama 1 to 3.x, Mistral without a sliding window, Yi, SmolLM2, Qwen3 and their like.
 
 Pre-norm decoder layers of grouped-query attention with rotary embedding and a gated feed-forward layer.
 """
@@ -11,16 +11,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from engine.attention.backend import AttentionMetadata, LayerKVCache
-from engine.layers.activation import silu_and_mul
+from engine.attention.backend import AttentionMetadata, HeadLayout, LayerKVCache, QKNorm, Rotation
 from engine.layers.attention import Attention
 from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from engine.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from engine.layers.norm import RMSNorm
-from engine.layers.rotary import RotaryEmbedding, apply_rotary
+from engine.layers.rotary import rotary_table
 from engine.models.base import CausalLM, ModelContext
-
-Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 class LlamaAttention(nn.Module):
@@ -45,19 +42,22 @@ class LlamaAttention(nn.Module):
             method=context.linear_method,
             parallel=context.parallel,
         )
-        self.attention = Attention(scale=config.head_dim**-0.5, backend=context.backend)
-        self.head_dim = config.head_dim
-        self.num_heads, self.num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+        heads = HeadLayout(self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, config.head_dim)
+        self.attention = Attention(heads, scale=config.head_dim**-0.5, backend=context.backend)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, context.ops)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, context.ops)
 
     def forward(
         self, x: torch.Tensor, rotation: Rotation, kv_cache: LayerKVCache, metadata: AttentionMetadata
     ) -> torch.Tensor:
-        heads = self.qkv_proj(x).view(len(x), -1, self.head_dim)
-        rotated_heads = self.num_heads + self.num_kv_heads
-        rotated = apply_rotary(heads[:, :rotated_heads], *rotation)
-        query, key = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
-        value = heads[:, rotated_heads:]
-        output: torch.Tensor = self.o_proj(self.attention(query, key, value, kv_cache, metadata))
+        norm = None
+        if self.q_norm is not None and self.k_norm is not None:
+            norm = QKNorm(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        attended = self.attention(self.qkv_proj(x), norm, rotation, kv_cache, metadata)
+        output: torch.Tensor = self.o_proj(attended)
         return output
 
 
@@ -81,9 +81,10 @@ class LlamaMLP(nn.Module):
             method=context.linear_method,
             parallel=context.parallel,
         )
+        self.ops = context.ops
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        output: torch.Tensor = self.down_proj(self.ops.silu_and_mul(self.gate_up_proj(x)))
         return output
 
 
@@ -94,9 +95,9 @@ class LlamaDecoderLayer(nn.Module):
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         config = context.config
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, context.ops)
         self.self_attn = LlamaAttention(context)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, context.ops)
         self.mlp = LlamaMLP(context)
 
     def forward(
@@ -116,17 +117,19 @@ class LlamaDecoderLayer(nn.Module):
 class LlamaModel(nn.Module):
     """Embedding, layers and final norm."""
 
+    rotary_table: torch.Tensor
+
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         config = context.config
         self.embed_tokens = VocabParallelEmbedding(
-            config.vocab_size, config.hidden_size, parallel=context.parallel
+            config.vocab_size, config.hidden_size, ops=context.ops, parallel=context.parallel
         )
         self.layers = nn.ModuleList(LlamaDecoderLayer(context) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryEmbedding(
-            config.head_dim, context.max_model_len, config.rope_theta, config.rope_scaling
-        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, context.ops)
+        self.backend = context.backend
+        table = rotary_table(config.head_dim, context.max_model_len, config.rope_theta, config.rope_scaling)
+        self.register_buffer("rotary_table", table, persistent=False)
 
     def forward(
         self,
@@ -137,7 +140,7 @@ class LlamaModel(nn.Module):
     ) -> torch.Tensor:
         x: torch.Tensor = self.embed_tokens(token_ids)
         residual: torch.Tensor | None = None
-        rotation: Rotation = self.rotary(positions)
+        rotation = self.backend.rotation(self.rotary_table, positions)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             x, residual = layer(x, residual, rotation, kv_cache, metadata)
         x, _ = self.norm(x, residual)
@@ -168,7 +171,7 @@ class LlamaForCausalLM(CausalLM):
             parallel=context.parallel,
             tied_to=self.model.embed_tokens if config.tie_word_embeddings else None,
         )
-        self.num_kv_heads = self.model.layers[0].self_attn.num_kv_heads  # type: ignore[assignment, union-attr]
+        self.num_kv_heads = self.model.layers[0].self_attn.qkv_proj.num_kv_heads  # type: ignore[assignment, union-attr]
 
     def forward(
         self,

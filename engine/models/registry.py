@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = {
     "LlamaForCausalLM": "engine.models.llama:LlamaForCausalLM",
     "MistralForCausalLM": "engine.models.llama:LlamaForCausalLM",
+    "Qwen3ForCausalLM": "engine.models.llama:LlamaForCausalLM",
 }
 
 

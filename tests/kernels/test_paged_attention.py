@@ -69,9 +69,9 @@ def test_equals_the_naive_definition(name: str, heads: tuple[int, int, int], con
         query,
         cache.key,
         cache.value,
-        query_start_loc=metadata.query_start_loc.tolist(),
+        query_start_loc=[0, *np.cumsum(layout.counts).tolist()],
         seq_lens=layout.seq_lens.tolist(),
-        block_table=metadata.block_table,
+        block_table=torch.from_numpy(layout.block_table),
         scale=0.2,
     )
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
@@ -86,9 +86,9 @@ def test_bfloat16_is_as_close_as_its_precision_allows() -> None:
         query,
         cache.key,
         cache.value,
-        query_start_loc=metadata.query_start_loc.tolist(),
+        query_start_loc=[0, *np.cumsum(layout.counts).tolist()],
         seq_lens=layout.seq_lens.tolist(),
-        block_table=metadata.block_table,
+        block_table=torch.from_numpy(layout.block_table),
         scale=0.125,
     )
     torch.testing.assert_close(backend.forward(query, cache, metadata, 0.125), expected, rtol=2e-2, atol=2e-2)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.layers.activation import silu_and_mul
+from engine.attention.torch_backend import TorchAttentionBackend, rotate
 from engine.layers.embedding import VocabParallelEmbedding
 from engine.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from engine.layers.linear_method import DenseMethod, LinearMethod, PackedCpuMethod
 from engine.layers.norm import RMSNorm
 from engine.layers.parallel import TensorParallel
-from engine.layers.rotary import RotaryEmbedding, apply_rotary
+from engine.layers.rotary import rotary_table
+from engine.layers.torch_ops import TorchLayerOps
 from engine.layers.weights import ShardError
 
+OPS = TorchLayerOps(torch.device("cpu"))
 RANKS = [TensorParallel(rank, 2) for rank in range(2)]
 
 
@@ -113,7 +115,7 @@ def test_embedding_parts_add_up_to_the_whole() -> None:
     weight, token_ids = torch.randn(10, 4), torch.tensor([0, 9, 4, 5])
     total = torch.zeros(4, 4)
     for parallel in RANKS:
-        layer = VocabParallelEmbedding(10, 4, parallel=parallel)
+        layer = VocabParallelEmbedding(10, 4, ops=OPS, parallel=parallel)
         layer.load_parameter("weight", weight, None)
         total += layer(token_ids)
     torch.testing.assert_close(total, weight[token_ids])
@@ -121,7 +123,7 @@ def test_embedding_parts_add_up_to_the_whole() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rms_norm_adds_the_residual_and_normalises(dtype: torch.dtype) -> None:
-    norm = RMSNorm(32, 1e-5)
+    norm = RMSNorm(32, 1e-5, OPS)
     norm.load_parameter("weight", torch.randn(32), None)
     norm.weight.data = norm.weight.data.to(dtype)
     x, residual = torch.randn(4, 32).to(dtype), torch.randn(4, 32).to(dtype)
@@ -133,15 +135,16 @@ def test_rms_norm_adds_the_residual_and_normalises(dtype: torch.dtype) -> None:
 
 
 def test_rms_norm_of_zeros_is_zero() -> None:
-    norm = RMSNorm(8, 1e-5)
+    norm = RMSNorm(8, 1e-5, OPS)
     norm.load_parameter("weight", torch.ones(8), None)
     assert torch.equal(norm(torch.zeros(1, 8), None)[0], torch.zeros(1, 8))
 
 
 def test_rotary_turns_each_pair_by_its_angle() -> None:
-    rotary = RotaryEmbedding(8, 100, 10000.0, None)
+    table = rotary_table(8, 100, 10000.0, None)
+    backend = TorchAttentionBackend(torch.device("cpu"), torch.float32)
     heads, positions = torch.randn(3, 2, 8), torch.tensor([0, 1, 77])
-    rotated = apply_rotary(heads, *rotary(positions))
+    rotated = rotate(heads, backend.rotation(table, positions))
     for token, position in enumerate(positions.tolist()):
         for pair in range(4):
             angle = torch.tensor(position * 10000.0 ** (-2 * pair / 8))
@@ -154,4 +157,4 @@ def test_rotary_turns_each_pair_by_its_angle() -> None:
 def test_silu_and_mul_takes_gate_first() -> None:
     gate_up = torch.randn(3, 8)
     expected = gate_up[:, :4] * torch.sigmoid(gate_up[:, :4]) * gate_up[:, 4:]
-    torch.testing.assert_close(silu_and_mul(gate_up), expected)
+    torch.testing.assert_close(OPS.silu_and_mul(gate_up), expected)

@@ -98,6 +98,11 @@ def test_eos_ids_of_both_files_all_count(config_eos: Any, generation: dict, expe
     assert parse(generation, eos_token_id=config_eos).eos_token_ids == expected
 
 
+def test_qwen3_normalises_its_heads() -> None:
+    assert parse(architectures=["Qwen3ForCausalLM"]).qk_norm
+    assert not parse().qk_norm
+
+
 def test_mistral_without_a_sliding_window_is_a_llama() -> None:
     assert (
         parse(architectures=["MistralForCausalLM"], sliding_window=None).architecture == "MistralForCausalLM"

@@ -1,0 +1,29 @@
+"""The arithmetic between matrix products: one seam, one implementation for each kind of device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+
+class LayerOps(ABC):
+    """What layers compute besides matrix products and attention. Has no state that a step could see."""
+
+    @abstractmethod
+    def embed(self, token_ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """token_ids [T], weight [vocab, hidden] -> rows of the weight, [T, hidden]."""
+
+    @abstractmethod
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """x / rms(x) * weight over the last dimension (arXiv:1910.07467), computed in fp32, in x's dtype."""
+
+    @abstractmethod
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """Adds x to the residual stream [T, hidden], in place, and returns the norm of the sum."""
+
+    @abstractmethod
+    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """[T, 2 * n], gate then up -> silu(gate) * up, [T, n] (SwiGLU, arXiv:2002.05202)."""
