@@ -1,0 +1,114 @@
+# ruff: noqa: N803 - compile-time constants are upper case, as Triton writes them
+"""RMSNorm in one pass over memory: a row stays in registers between its sum of squares and its scaling."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+# With fewer rows than this every row gets a program of its own, for latency; with more, narrow rows share
+# one, so that enough bytes are in flight per program. Both variants are compiled at most once per width.
+_MANY_ROWS = 2048
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def rms_norm_kernel(
+    x,
+    residual,
+    weight,
+    out,
+    num_rows,
+    x_stride,
+    residual_stride,
+    out_stride,
+    eps,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One program normalises ROWS rows of N channels; with a residual it adds to that first, in place."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
+    column = tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
+    mask = (row < num_rows) & (column < N)
+    gain = tl.load(weight + column, mask=column < N, other=0.0).to(tl.float32)
+    values = tl.load(x + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+    if residual is not None:
+        stream = residual + row * residual_stride + column
+        total = (values + tl.load(stream, mask=mask, other=0.0).to(tl.float32)).to(residual.dtype.element_ty)
+        tl.store(stream, total, mask=mask)
+        values = total.to(tl.float32)
+    mean = tl.sum(values * values, axis=1, keep_dims=True) / N
+    # Rounded before the weight multiplies, as Hugging Face models do.
+    scaled = (values * tl.rsqrt(mean + eps)).to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + row * out_stride + column, (scaled * gain).to(out.dtype.element_ty), mask=mask)
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x / rms(x) * weight of each row (arXiv:1910.07467), computed in fp32.
+
+    Args:
+        x: [T, N]; rows may be strided, channels are contiguous.
+        weight: [N].
+        out: [T, N], written and returned; may be x itself. Allocated if absent.
+    """
+    return _launch(x, None, weight, eps, out)
+
+
+def add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Adds x to `residual` in place, rounded to its dtype, and returns the norm of what it then holds.
+
+    Args:
+        x, residual: [T, N]; rows may be strided, channels are contiguous. They must not overlap.
+        weight: [N].
+        out: [T, N], written and returned; may be x itself. Allocated if absent.
+    """
+    return _launch(x, residual, weight, eps, out)
+
+
+def _launch(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    num_rows, width = x.shape
+    if out is None:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if num_rows == 0:
+        return out
+    block, rows, num_warps = launch_shape(num_rows, width)
+    rms_norm_kernel[(-(-num_rows // rows),)](
+        x,
+        residual,
+        weight,
+        out,
+        num_rows,
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        out.stride(0),
+        eps,
+        N=width,
+        BLOCK_N=block,
+        ROWS=rows,
+        num_warps=num_warps,
+    )
+    return out
+
+
+def launch_shape(num_rows: int, width: int) -> tuple[int, int, int]:
+    """(BLOCK_N, ROWS, num_warps) for so many rows of so many channels."""
+    block = triton.next_power_of_2(width)
+    if num_rows < _MANY_ROWS:
+        return block, 1, min(max(block // 256, 1), 16)
+    rows = max(4096 // block, 1)
+    return block, rows, min(max(rows * block // 512, 1), 16)

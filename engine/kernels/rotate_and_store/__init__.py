@@ -1,0 +1,1 @@
+"""From fused projections to attention's inputs: head norms, rotary embedding, the paged cache's store."""

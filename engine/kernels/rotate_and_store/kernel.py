@@ -1,0 +1,189 @@
+# ruff: noqa: N803 - compile-time constants are upper case, as Triton writes them
+"""Head norms, rotary embedding and the paged cache's store in one kernel.
+
+A program takes one token and a group of heads that are all queries, all keys or all values, so that every
+branch is uniform, and neighbouring programs read neighbouring memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _rotate(head, position, table, norm, eps, in_head, column, HEAD_DIM: tl.constexpr, dtype: tl.constexpr):
+    """Loads the two halves of heads, [HEADS, HALF] each, and returns them normed, rotated and rounded."""
+    half: tl.constexpr = HEAD_DIM // 2
+    in_half = column < half
+    first = tl.load(head, mask=in_head, other=0.0).to(tl.float32)
+    second = tl.load(head + half, mask=in_head, other=0.0).to(tl.float32)
+    angles = table + position.to(tl.int64) * HEAD_DIM + column
+    cos = tl.load(angles, mask=in_half, other=0.0).to(tl.float32)
+    sin = tl.load(angles + half, mask=in_half, other=0.0).to(tl.float32)
+    if norm is not None:
+        mean = tl.sum(first * first + second * second, axis=1, keep_dims=True) / HEAD_DIM
+        scale = tl.rsqrt(mean + eps)
+        first = first * scale * tl.load(norm + column, mask=in_half, other=0.0).to(tl.float32)
+        second = second * scale * tl.load(norm + half + column, mask=in_half, other=0.0).to(tl.float32)
+    return (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype)
+
+
+@triton.jit
+def _store_halves(target, first, second, mask, HEAD_DIM: tl.constexpr):
+    tl.store(target, first, mask=mask)
+    tl.store(target + HEAD_DIM // 2, second, mask=mask)
+
+
+@triton.jit
+def rotate_and_store_kernel(
+    qkv,  # [T, (H + 2 * HK) * D]
+    positions,  # [T]
+    table,  # [max_pos, D]
+    key_cache,  # [num_blocks, block_size, HK, D]
+    value_cache,
+    slot_mapping,  # [T]
+    q_norm,  # [D] or None
+    k_norm,
+    query_out,  # [T, H, D], may be qkv's own query part
+    key_value_out,  # [T, 2 * HK, D] or None
+    eps,
+    qkv_stride,
+    query_stride,
+    cache_block_stride,
+    cache_slot_stride,
+    cache_head_stride,
+    key_value_stride,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """Program: one token, HEADS heads of one kind; queries come first, then keys, then values."""
+    query_groups: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
+    kv_groups: tl.constexpr = (NUM_KV_HEADS + HEADS - 1) // HEADS
+    dtype: tl.constexpr = qkv.dtype.element_ty
+    program = tl.program_id(0)
+    token = program // (query_groups + 2 * kv_groups)
+    group = program % (query_groups + 2 * kv_groups)
+    row = token.to(tl.int64)
+    column = tl.arange(0, HALF)[None, :]  # [1, HALF]
+    lane = tl.arange(0, HEADS)[:, None]  # [HEADS, 1]
+    in_half = column < HEAD_DIM // 2
+    if group < query_groups:
+        head = group * HEADS + lane
+        mask = (head < NUM_HEADS) & in_half
+        source = qkv + row * qkv_stride + head * HEAD_DIM + column
+        position = tl.load(positions + token)
+        first, second = _rotate(source, position, table, q_norm, eps, mask, column, HEAD_DIM, dtype)
+        _store_halves(
+            query_out + row * query_stride + head * HEAD_DIM + column, first, second, mask, HEAD_DIM
+        )
+    else:
+        is_value = group >= query_groups + kv_groups
+        head = (group - query_groups) % kv_groups * HEADS + lane
+        mask = (head < NUM_KV_HEADS) & in_half
+        slot = tl.load(slot_mapping + token)
+        # Rows of keys, then of values, behind the queries.
+        dense_head = head + tl.where(is_value, NUM_KV_HEADS, 0)
+        source = qkv + row * qkv_stride + (NUM_HEADS + dense_head) * HEAD_DIM + column
+        place = (
+            (slot // BLOCK_SIZE).to(tl.int64) * cache_block_stride
+            + (slot % BLOCK_SIZE).to(tl.int64) * cache_slot_stride
+            + head.to(tl.int64) * cache_head_stride
+            + column
+        )
+        stored = (head < tl.where(slot >= 0, NUM_KV_HEADS, 0)) & in_half
+        if is_value:
+            first = tl.load(source, mask=mask, other=0.0)
+            second = tl.load(source + HEAD_DIM // 2, mask=mask, other=0.0)
+            _store_halves(value_cache + place, first, second, stored, HEAD_DIM)
+        else:
+            position = tl.load(positions + token)
+            first, second = _rotate(source, position, table, k_norm, eps, mask, column, HEAD_DIM, dtype)
+            _store_halves(key_cache + place, first, second, stored, HEAD_DIM)
+        if key_value_out is not None:
+            dense = key_value_out + row * key_value_stride + dense_head * HEAD_DIM + column
+            _store_halves(dense, first, second, mask, HEAD_DIM)
+
+
+def rotate_and_store(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    table: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    query_out: torch.Tensor | None = None,
+    key_value_out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Norms (if asked) and rotates queries and keys, and stores keys and values in the paged cache.
+
+    Rotation pairs channel i with i + D/2 (arXiv:2104.09864): (a cos - b sin, b cos + a sin). All of it is
+    computed in fp32 and rounded once.
+
+    Args:
+        qkv: [T, (H + 2 * HK) * D], queries, keys, values; rows may be strided.
+        positions: [T] int32, rows of the table.
+        table: [max_pos, D] contiguous, cosines of the D/2 pairs, then sines.
+        key_cache, value_cache: [num_blocks, block_size, HK, D], strided alike, channels contiguous.
+        slot_mapping: [T] int32 or int64, block_id * block_size + offset; -1 stores nothing.
+        q_norm, k_norm: [D] weights of the RMSNorm over each head's channels (Qwen3), with its eps.
+        query_out: [T, H, D], heads contiguous, tokens may be strided; absent, qkv is overwritten.
+        key_value_out: [T, 2 * HK, D], if given: rotated keys, then values, for attention without the cache.
+
+    Returns:
+        The query, [T, H, D]: query_out, or a strided view of qkv.
+    """
+    num_tokens = qkv.shape[0]
+    if query_out is None:
+        query_out = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
+    if num_tokens == 0:
+        return query_out
+    block_stride, slot_stride, head_stride, _ = key_cache.stride()
+    assert value_cache.stride() == key_cache.stride(), "keys and values must be laid out alike"
+    heads, half, num_warps = launch_shape(head_dim)
+    groups = -(-num_heads // heads) + 2 * -(-num_kv_heads // heads)
+    rotate_and_store_kernel[(num_tokens * groups,)](
+        qkv,
+        positions,
+        table,
+        key_cache,
+        value_cache,
+        slot_mapping,
+        q_norm,
+        k_norm,
+        query_out,
+        key_value_out,
+        eps,
+        qkv.stride(0),
+        query_out.stride(0),
+        block_stride,
+        slot_stride,
+        head_stride,
+        0 if key_value_out is None else key_value_out.stride(0),
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=key_cache.shape[1],
+        HEADS=heads,
+        HALF=half,
+        num_warps=num_warps,
+    )
+    return query_out
+
+
+def launch_shape(head_dim: int) -> tuple[int, int, int]:
+    """(HEADS, HALF, num_warps): about 1,024 channels a program, eight (16 bytes) a thread and half."""
+    half = triton.next_power_of_2(head_dim // 2)
+    return max(512 // half, 1), half, 2

@@ -1,0 +1,188 @@
+"""Rotation and storing against their definition, in caches that are poisoned first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from engine.kernels.rotate_and_store.kernel import launch_shape, rotate_and_store
+from engine.kernels.rotate_and_store.naive import naive_rotate_and_store
+from tests.kernels.hopper import compile_for_hopper
+
+ON_GPU = torch.cuda.is_available()
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+DEVICE = "cuda" if ON_GPU else "cpu"
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * ON_GPU
+# (H, HK, D): every head dimension; heads that do not fill a group, one group exactly, several groups.
+HEADS = [(9, 3, 64), (4, 4, 80), (5, 1, 96), (16, 8, 128), (4, 2, 256)] + [
+    (32, 8, 128), (32, 32, 80), (71, 1, 64)
+] * ON_GPU  # fmt: skip
+NUM_TOKENS = [1, 5] + [33, 257] * ON_GPU
+# Both compute in fp32 and round once.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+BLOCK_SIZE, MAX_POSITION = 4, 300
+
+
+@dataclass(slots=True)
+class Case:
+    """Random projections, and slots scattered over a pool of NaN; some tokens are padding."""
+
+    qkv: torch.Tensor
+    positions: torch.Tensor
+    table: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    slot_mapping: torch.Tensor
+    heads: tuple[int, int, int]
+
+    @property
+    def arguments(self) -> tuple[torch.Tensor, ...]:
+        caches = self.key_cache, self.value_cache
+        return self.qkv, self.positions, self.table, *caches, self.slot_mapping
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dict(zip(("num_heads", "num_kv_heads", "head_dim"), self.heads, strict=True))
+
+    def norms(self) -> dict[str, torch.Tensor]:
+        """Weights for queries and for keys, which differ."""
+        shape, like = self.heads[2], self.qkv
+        return {name: torch.randn(shape, device=DEVICE).to(like.dtype) for name in ("q_norm", "k_norm")}
+
+    def copy(self) -> Case:
+        """The same case with its own qkv and caches."""
+        clones = (tensor.clone() for tensor in (self.qkv, self.key_cache, self.value_cache))
+        qkv, key_cache, value_cache = clones
+        return Case(qkv, self.positions, self.table, key_cache, value_cache, self.slot_mapping, self.heads)
+
+
+def make_case(
+    num_tokens: int, heads: tuple[int, int, int], dtype: torch.dtype, slot_dtype: torch.dtype = torch.int32
+) -> Case:
+    num_heads, num_kv_heads, head_dim = heads
+    num_blocks = num_tokens // BLOCK_SIZE + 3
+    channels = torch.arange(head_dim // 2, device=DEVICE) / head_dim * 2
+    angles = torch.arange(MAX_POSITION, device=DEVICE)[:, None] * 1e4**-channels
+    pools = [
+        torch.full((num_blocks, BLOCK_SIZE, num_kv_heads, head_dim), torch.nan, dtype=dtype, device=DEVICE)
+        for _ in range(2)
+    ]
+    slots = torch.randperm(num_blocks * BLOCK_SIZE, device=DEVICE)[:num_tokens]
+    slots[1::3] = -1
+    return Case(
+        torch.randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, device=DEVICE).to(dtype),
+        torch.randint(MAX_POSITION, (num_tokens,), dtype=torch.int32, device=DEVICE),
+        torch.cat((angles.cos(), angles.sin()), dim=-1),
+        *pools,
+        slots.to(slot_dtype),
+        heads,
+    )
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal up to one rounding, NaN exactly where NaN is expected."""
+    tolerance = TOLERANCE[expected.dtype]
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance / 8, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("num_tokens", NUM_TOKENS)
+def test_equals_its_definition(
+    num_tokens: int, heads: tuple[int, int, int], normed: bool, dtype: torch.dtype
+) -> None:
+    case = make_case(num_tokens, heads, dtype)
+    norms = case.norms() if normed else {}
+    reference = case.copy()
+    expected, expected_key_value = naive_rotate_and_store(*reference.arguments, **case.sizes, **norms)
+    query_out = torch.full_like(expected, torch.nan)
+    key_value_out = torch.full_like(expected_key_value, torch.nan)
+    query = rotate_and_store(
+        *case.arguments, **case.sizes, **norms, query_out=query_out, key_value_out=key_value_out
+    )
+    assert query is query_out
+    close(query, expected)
+    close(key_value_out, expected_key_value)
+    close(case.key_cache, reference.key_cache)
+    close(case.value_cache, reference.value_cache)
+    assert torch.equal(case.qkv, reference.qkv), "with query_out the projections are left alone"
+
+
+@pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
+def test_without_an_output_the_query_replaces_its_projection(slot_dtype: torch.dtype) -> None:
+    case = make_case(5, (9, 3, 64), torch.float32, slot_dtype)
+    reference = case.copy()
+    expected, _ = naive_rotate_and_store(*reference.arguments, **case.sizes)
+    query = rotate_and_store(*case.arguments, **case.sizes)
+    assert query.data_ptr() == case.qkv.data_ptr()
+    close(query, expected)
+    assert torch.equal(case.qkv[:, 9 * 64 :], reference.qkv[:, 9 * 64 :])
+    close(case.key_cache, reference.key_cache)
+    close(case.value_cache, reference.value_cache)
+
+
+def test_caches_and_rows_may_be_strided() -> None:
+    """A pool allocated [num_blocks, HK, block_size, D], and projections that are part of a wider tensor."""
+    case = make_case(7, (4, 2, 64), torch.float32)
+    reference = case.copy()
+    case.key_cache, case.value_cache = (
+        torch.full((len(case.key_cache), 2, BLOCK_SIZE, 64), torch.nan, device=DEVICE).transpose(1, 2)
+        for _ in range(2)
+    )
+    wide = torch.randn(7, case.qkv.shape[1] + 24, device=DEVICE)
+    wide[:, 8:-16] = case.qkv
+    case.qkv = wide[:, 8:-16]
+    expected, _ = naive_rotate_and_store(*reference.arguments, **case.sizes)
+    close(rotate_and_store(*case.arguments, **case.sizes), expected)
+    close(case.key_cache, reference.key_cache)
+    close(case.value_cache, reference.value_cache)
+
+
+def test_padding_alone_leaves_the_cache_as_it_was() -> None:
+    case = make_case(3, (4, 2, 64), torch.float32)
+    case.slot_mapping.fill_(-1)
+    assert bool(rotate_and_store(*case.arguments, **case.sizes).isfinite().all())
+    assert bool(case.key_cache.isnan().all())
+    assert bool(case.value_cache.isnan().all())
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs 8 GiB of pool")
+def test_slots_beyond_two_to_the_31_elements() -> None:
+    case = make_case(3, (8, 8, 128), torch.bfloat16)
+    blocks = (1 << 31) // (BLOCK_SIZE * 8 * 128) + 2
+    shape = (blocks, BLOCK_SIZE, 8, 128)
+    case.key_cache, case.value_cache = (
+        torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)
+    )
+    case.slot_mapping[:] = torch.tensor([blocks * BLOCK_SIZE - 1, 1, blocks * BLOCK_SIZE - 7])
+    key_value = torch.full((3, 16, 128), torch.nan, dtype=torch.bfloat16, device=DEVICE)
+    rotate_and_store(*case.arguments, **case.sizes, key_value_out=key_value)
+    slots = case.slot_mapping.long()
+    assert torch.equal(case.key_cache.view(-1, 8, 128)[slots], key_value[:, :8])
+    assert torch.equal(case.value_cache.view(-1, 8, 128)[slots], key_value[:, 8:])
+
+
+@pytest.mark.parametrize(("heads", "normed"), [((32, 8, 128), False), ((16, 8, 128), True)], ids=str)
+def test_compiles_for_hopper(heads: tuple[int, int, int], normed: bool) -> None:
+    """Without norms and dense keys and values, as Llama decodes; with both, as Qwen3 prefills."""
+    num_heads, num_kv_heads, head_dim = heads
+    group, half, num_warps = launch_shape(head_dim)
+    pointers = ["qkv", "key_cache", "value_cache", "query_out"]
+    optional = ["q_norm", "k_norm", "key_value_out"]
+    strides = ["qkv", "query", "cache_block", "cache_slot", "cache_head", "key_value"]
+    signature = dict.fromkeys(pointers + optional * normed, "*bf16")
+    signature |= {f"{name}_stride": "i32" for name in strides}
+    signature |= {"positions": "*i32", "slot_mapping": "*i32", "table": "*fp32", "eps": "fp32"}
+    constants = {} if normed else dict.fromkeys(optional)
+    constants |= {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim}
+    constants |= {"BLOCK_SIZE": 16, "HEADS": group, "HALF": half}
+    sizes = compile_for_hopper(
+        "engine.kernels.rotate_and_store.kernel:rotate_and_store_kernel",
+        signature,
+        constants,
+        num_warps=num_warps,
+    )
+    assert sizes["shared"] < 227 << 10
