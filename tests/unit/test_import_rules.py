@@ -21,7 +21,13 @@ ALLOWED = {
     "engine": ("pagewire",),
 }
 # The parts of pagewire that start or embed the others.
-ABOVE_ALL = ("pagewire.cli", "pagewire.supervisor", "pagewire.llm", "pagewire.offline_engine")
+ABOVE_ALL = (
+    "pagewire.bench",
+    "pagewire.cli",
+    "pagewire.supervisor",
+    "pagewire.llm",
+    "pagewire.offline_engine",
+)
 WITHOUT_TORCH = ("frontend", "scheduler", "engine.dispatch")
 # Inside engine, from the top down: a part imports only parts after it.
 ENGINE_LAYERS = ("worker", "model_runner", "models", "layers", "kernels")
