@@ -1,0 +1,1 @@
+"""How fast the engine is: workloads with names, through the real processes."""
