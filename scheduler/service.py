@@ -38,7 +38,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, request_iterator: AsyncIterator[pb.ConnectRequest], context: grpc.aio.ServicerContext
     ) -> None:
         """One frontend's stream."""
-        connection = _Connection(self._driver)
+        connection = Connection(self._driver)
         reader = asyncio.create_task(connection.read(request_iterator))
         writer = asyncio.create_task(connection.write(context))
         try:
@@ -56,7 +56,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateResponse]:
         """One token-level request."""
-        connection = _Connection(self._driver)
+        connection = Connection(self._driver)
         try:
             connection.submit(_as_submit(request, context))
             while True:
@@ -92,7 +92,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         return pb.GetMetricsResponse(exposition=self._driver.metrics.exposition())
 
 
-class _Connection:
+class Connection:
     """One stream's open requests and its outbox."""
 
     def __init__(self, driver: EngineDriver) -> None:
