@@ -29,6 +29,7 @@ from engine.model_config import ModelConfig, load_model_config
 from engine.model_runner import ModelRunner
 from engine.models.base import CausalLM, ModelContext
 from engine.request_rows import RequestRows
+from engine.row_ledger import RowLimits
 from pagewire.errors import ConfigError
 from pagewire.hub import resolve_checkpoint
 
@@ -119,14 +120,8 @@ def _make_runner(
     size: KVCacheSize,
     device: torch.device,
 ) -> ModelRunner:
-    rows = RequestRows(
-        max_num_seqs=max_num_seqs,
-        max_model_len=size.max_model_len,
-        block_size=shape.block_size,
-        num_pool_blocks=size.num_blocks,
-        vocab_size=vocab_size,
-        device=device,
-    )
+    limits = RowLimits(max_num_seqs, size.max_model_len, shape.block_size, size.num_blocks, vocab_size)
+    rows = RequestRows(limits, device)
     kv_caches = allocate_kv_cache(shape, size.num_blocks, device)
     return ModelRunner(model, backend, kv_caches, rows, max_num_batched_tokens=max_num_batched_tokens)
 

@@ -14,7 +14,7 @@ def largest_plan(runner: ModelRunner) -> StepPlan:
 
     The requests share the blocks from 0 on, so that the pool needs no more than one longest request takes.
     """
-    rows = runner.rows
+    rows = runner.rows.limits
     remaining = runner.max_num_batched_tokens
     requests: list[NewRequest] = []
     while remaining > 0 and len(requests) < rows.max_num_seqs:

@@ -13,7 +13,8 @@ from engine.attention.torch_backend import TorchAttentionBackend
 from engine.dispatch.records import StepPlan, StepResult, u32
 from engine.models.base import CausalLM
 from engine.pending import FinishedStep, PendingStep, SampledStep
-from engine.request_rows import PlanError, RequestRows
+from engine.request_rows import RequestRows
+from engine.row_ledger import PlanError
 from engine.sampling.sampler import sample
 from engine.step_inputs import StepInputs, prepare_inputs
 

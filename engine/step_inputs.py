@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.attention.backend import BatchLayout, IntArray
 from engine.dispatch.records import StepPlan
-from engine.request_rows import PlanError, RequestRows
+from engine.request_rows import RequestRows
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows, max_num_batched_tokens: in
     Raises:
         PlanError: the plan computes too many tokens, or tokens that a row does not have or has no block for.
     """
-    _check_schedule(plan, rows, max_num_batched_tokens)
+    rows.check_schedule(plan, max_num_batched_tokens)
     plan_rows = plan.rows.astype(np.int64)
     plan_counts, plan_starts = plan.counts.astype(np.int64), plan.starts.astype(np.int64)
     ends = plan_starts + plan_counts
@@ -49,47 +49,23 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows, max_num_batched_tokens: in
     last = np.cumsum(count) - 1
     token_row = np.repeat(row, count)
     positions = np.arange(len(token_row)) + np.repeat(start - (last + 1 - count), count)
-    block_ids = rows.block_table[token_row, positions // rows.block_size]
-    num_blocks = -(-int(end.max()) // rows.block_size)
+    block_ids = rows.block_table[token_row, positions // rows.limits.block_size]
+    num_blocks = -(-int(end.max()) // rows.limits.block_size)
     layout = BatchLayout(
         counts=count,
         seq_lens=end,
         block_table=rows.block_table[row, :num_blocks],
-        slot_mapping=block_ids * rows.block_size + positions % rows.block_size,
-        block_size=rows.block_size,
+        slot_mapping=block_ids * rows.limits.block_size + positions % rows.limits.block_size,
+        block_size=rows.limits.block_size,
     )
     last_in_plan_order = np.empty_like(last)
     last_in_plan_order[order] = last
     samples = plan.samples.astype(bool)
     return StepInputs(
-        token_index=token_row * rows.max_model_len + positions,
+        token_index=token_row * rows.limits.max_model_len + positions,
         positions=positions,
         layout=layout,
         logits_indices=last_in_plan_order[samples],
         sampling_rows=plan_rows[samples],
         sampling_positions=ends[samples],
     )
-
-
-def _check_schedule(plan: StepPlan, rows: RequestRows, max_num_batched_tokens: int) -> None:
-    counts = plan.counts.astype(np.int64)
-    ends = plan.starts.astype(np.int64) + counts
-    lengths = rows.num_tokens[plan.rows]
-    total = int(counts.sum())
-    if total > max_num_batched_tokens:
-        raise PlanError(f"the step computes {total} tokens; at most {max_num_batched_tokens} are allowed")
-    _require(plan, lengths > 0, "is not in use")
-    _require(plan, counts > 0, "computes no token")
-    _require(plan, ends <= lengths, "computes tokens beyond its end")
-    _require(plan, (plan.samples != 0) == (ends == lengths), "must sample exactly at its last token")
-    _require(plan, (plan.samples == 0) | (lengths < rows.max_model_len), "is full and cannot sample")
-    _require(plan, ends <= rows.num_blocks[plan.rows] * rows.block_size, "has too few blocks")
-
-
-def _require(plan: StepPlan, holds: np.ndarray, rule: str) -> None:
-    if not holds.all():
-        i = int(np.flatnonzero(~holds)[0])
-        raise PlanError(
-            f"row {plan.rows[i]} {rule}: start {plan.starts[i]}, count {plan.counts[i]}, "
-            f"samples {plan.samples[i]}"
-        )

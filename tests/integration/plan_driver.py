@@ -46,9 +46,9 @@ class PlanDriver:
         self.runner = runner
         self.budget = budget or runner.max_num_batched_tokens
         self.steps_ahead = steps_ahead
-        self.free_rows = list(range(runner.rows.max_num_seqs))[::-1]
+        self.free_rows = list(range(runner.rows.limits.max_num_seqs))[::-1]
         # Shuffled, so that no test passes because blocks happen to lie in order.
-        pool = np.random.default_rng(0).permutation(runner.rows.num_pool_blocks)
+        pool = np.random.default_rng(0).permutation(runner.rows.limits.num_pool_blocks)
         self.free_blocks = pool.tolist()
         self.freed_rows: list[int] = []
         self.running: list[DrivenRequest] = []
@@ -129,7 +129,7 @@ class PlanDriver:
                 self.free_blocks.extend(request.block_ids)
 
     def _grow(self, request: DrivenRequest, num_tokens: int) -> list[int]:
-        needed = -(-num_tokens // self.runner.rows.block_size) - len(request.block_ids)
+        needed = -(-num_tokens // self.runner.rows.limits.block_size) - len(request.block_ids)
         blocks = [self.free_blocks.pop() for _ in range(needed)]
         request.block_ids.extend(blocks)
         return blocks

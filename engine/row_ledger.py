@@ -1,0 +1,169 @@
+"""What every runner knows on the host about the requests in its rows: lengths, blocks and parameters.
+
+All of it follows from the plans alone, so that a plan can be checked and laid out without asking the device.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.attention.backend import IntArray
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.sampling.parameters import SamplingTable
+
+
+class PlanError(ValueError):
+    """A plan contradicts the worker's rows or limits. The step is not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """What rows can hold.
+
+    Attributes:
+        max_num_seqs: how many rows there are.
+        max_model_len: tokens of a row.
+        block_size: tokens of a block.
+        num_pool_blocks: blocks there are to refer to.
+        vocab_size: token ids are below it.
+    """
+
+    max_num_seqs: int
+    max_model_len: int
+    block_size: int
+    num_pool_blocks: int
+    vocab_size: int
+
+    @property
+    def max_blocks(self) -> int:
+        """Entries a row's block table can have."""
+        return -(-self.max_model_len // self.block_size)
+
+
+class RowLedger(ABC):
+    """Rows of a worker, mutated by `apply` (from plans) and by whoever appends sampled tokens.
+
+    Attributes:
+        num_tokens: each row's length, sampled tokens included, [max_num_seqs]; 0 where the row is free.
+        num_blocks: entries of each row's block table.
+        sampling: parameters by row.
+    """
+
+    def __init__(self, limits: RowLimits) -> None:
+        self.limits = limits
+        self.num_tokens: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
+        self.num_blocks: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
+        self.sampling = SamplingTable(limits.max_num_seqs)
+
+    @abstractmethod
+    def _write_tokens(self, row: int, token_ids: np.ndarray) -> None:
+        """Puts a new request's tokens into its row."""
+
+    @abstractmethod
+    def _write_blocks(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        """Puts block ids into the block tables of rows, one entry each."""
+
+    def reset(self) -> None:
+        """Frees every row."""
+        self.num_tokens[:] = 0
+        self.num_blocks[:] = 0
+
+    def apply(self, plan: StepPlan) -> None:
+        """Frees rows, adds new requests and appends blocks, as the plan says.
+
+        Raises:
+            PlanError: the plan is inconsistent. Rows it frees are free even then.
+        """
+        self._free(plan.freed_rows.astype(np.int64))
+        for request in plan.new_requests:
+            self._add(request)
+        self._append_blocks(plan)
+
+    def check_schedule(self, plan: StepPlan, max_num_batched_tokens: int) -> None:
+        """Checks what an applied plan computes.
+
+        Raises:
+            PlanError: it computes too many tokens, or tokens that a row does not have or has no block for.
+        """
+        counts = plan.counts.astype(np.int64)
+        ends = plan.starts.astype(np.int64) + counts
+        lengths = self.num_tokens[plan.rows]
+        total = int(counts.sum())
+        if total > max_num_batched_tokens:
+            raise PlanError(
+                f"the step computes {total} tokens; at most {max_num_batched_tokens} are allowed"
+            )
+        _require_rows(plan, lengths > 0, "is not in use")
+        _require_rows(plan, counts > 0, "computes no token")
+        _require_rows(plan, ends <= lengths, "computes tokens beyond its end")
+        _require_rows(plan, (plan.samples != 0) == (ends == lengths), "must sample exactly at its last token")
+        _require_rows(
+            plan, (plan.samples == 0) | (lengths < self.limits.max_model_len), "is full and cannot sample"
+        )
+        _require_rows(plan, ends <= self.num_blocks[plan.rows] * self.limits.block_size, "has too few blocks")
+
+    def _free(self, rows: IntArray) -> None:
+        _require(rows < self.limits.max_num_seqs, rows, f"freed row must be below {self.limits.max_num_seqs}")
+        self.num_tokens[rows] = 0
+        self.num_blocks[rows] = 0
+
+    def _add(self, request: NewRequest) -> None:
+        row, length, num_blocks = request.row, len(request.token_ids), len(request.block_ids)
+        if row >= self.limits.max_num_seqs:
+            raise PlanError(f"new request's row {row} must be below {self.limits.max_num_seqs}")
+        if self.num_tokens[row]:
+            raise PlanError(f"new request's row {row} is in use")
+        if not 0 < length <= self.limits.max_model_len:
+            raise PlanError(f"new request has {length} tokens; 1 to {self.limits.max_model_len} are allowed")
+        if not 0 < request.num_prompt_tokens <= length:
+            raise PlanError(f"new request has {length} tokens, {request.num_prompt_tokens} of them prompt")
+        if num_blocks > self.limits.max_blocks:
+            raise PlanError(f"new request has {num_blocks} blocks; at most {self.limits.max_blocks}")
+        _require(
+            request.token_ids < self.limits.vocab_size,
+            request.token_ids,
+            f"token id must be below {self.limits.vocab_size}",
+        )
+        self._require_in_pool(request.block_ids)
+        self._write_tokens(row, request.token_ids)
+        self._write_blocks(np.full(num_blocks, row), np.arange(num_blocks), request.block_ids)
+        self.num_tokens[row], self.num_blocks[row] = length, num_blocks
+        self.sampling.set(row, request.sampling, request.num_prompt_tokens)
+
+    def _append_blocks(self, plan: StepPlan) -> None:
+        rows = plan.rows.astype(np.int64)
+        added = plan.num_new_blocks.astype(np.int64)
+        _require(rows < self.limits.max_num_seqs, rows, f"scheduled row must be below {self.limits.max_num_seqs}")
+        if np.bincount(rows, minlength=1).max(initial=0) > 1:
+            raise PlanError("a row is scheduled twice in one step")
+        if not added.any():
+            return
+        ends = self.num_blocks[rows] + added
+        _require(ends <= self.limits.max_blocks, ends, f"blocks of a row: at most {self.limits.max_blocks}")
+        self._require_in_pool(plan.new_block_ids)
+        offsets = np.arange(int(added.sum())) - np.repeat(np.cumsum(added) - added, added)
+        columns = np.repeat(self.num_blocks[rows], added) + offsets
+        self._write_blocks(np.repeat(rows, added), columns, plan.new_block_ids)
+        self.num_blocks[rows] = ends
+
+    def _require_in_pool(self, block_ids: np.ndarray) -> None:
+        _require(
+            block_ids < self.limits.num_pool_blocks, block_ids, f"block id must be below {self.limits.num_pool_blocks}"
+        )
+
+
+def _require(holds: np.ndarray, values: np.ndarray, rule: str) -> None:
+    if not holds.all():
+        raise PlanError(f"{rule}, got {values[~holds][0]}")
+
+
+def _require_rows(plan: StepPlan, holds: np.ndarray, rule: str) -> None:
+    if not holds.all():
+        i = int(np.flatnonzero(~holds)[0])
+        raise PlanError(
+            f"row {plan.rows[i]} {rule}: start {plan.starts[i]}, count {plan.counts[i]}, "
+            f"samples {plan.samples[i]}"
+        )
