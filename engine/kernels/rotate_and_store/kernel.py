@@ -16,17 +16,18 @@ import triton.language as tl
 def _rotate(head, position, table, norm, eps, in_head, column, HEAD_DIM: tl.constexpr, dtype: tl.constexpr):
     """Loads the two halves of heads, [HEADS, HALF] each, and returns them normed, rotated and rounded."""
     half: tl.constexpr = HEAD_DIM // 2
-    in_half = column < half
     first = tl.load(head, mask=in_head, other=0.0).to(tl.float32)
     second = tl.load(head + half, mask=in_head, other=0.0).to(tl.float32)
-    angles = table + position.to(tl.int64) * HEAD_DIM + column
-    cos = tl.load(angles, mask=in_half, other=0.0).to(tl.float32)
-    sin = tl.load(angles + half, mask=in_half, other=0.0).to(tl.float32)
+    # Each head's threads load what all heads share: that is cheaper than exchanging it between threads.
+    channel = tl.broadcast_to(column, in_head.shape)  # [HEADS, HALF]
+    angles = table + position.to(tl.int64) * HEAD_DIM + channel
+    cos = tl.load(angles, mask=in_head, other=0.0).to(tl.float32)
+    sin = tl.load(angles + half, mask=in_head, other=0.0).to(tl.float32)
     if norm is not None:
         mean = tl.sum(first * first + second * second, axis=1, keep_dims=True) / HEAD_DIM
         scale = tl.rsqrt(mean + eps)
-        first = first * scale * tl.load(norm + column, mask=in_half, other=0.0).to(tl.float32)
-        second = second * scale * tl.load(norm + half + column, mask=in_half, other=0.0).to(tl.float32)
+        first = first * scale * tl.load(norm + channel, mask=in_head, other=0.0).to(tl.float32)
+        second = second * scale * tl.load(norm + half + channel, mask=in_head, other=0.0).to(tl.float32)
     return (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype)
 
 
