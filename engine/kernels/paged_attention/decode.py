@@ -1,0 +1,366 @@
+"""Paged attention of one query token per request: bound by reading the context's keys and values once.
+
+A program reads one key-value head of one request (or, where the batch is small, a share of that context) for
+all query heads that use it. Its shares meet in the same launch: the last program of a head to finish merges
+what the others left in the workspace. The arithmetic is FlashAttention's online softmax (Dao et al., 2022),
+split over the context as in Flash-Decoding (Dao et al., 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2_E = math.log2(math.e)
+# Programs of a launch, per multiprocessor, below which contexts are split.
+_PROGRAMS_PER_SM = 2
+MAX_SPLITS = 64
+# tl.dot needs 16 rows; query heads that share a key-value head are padded to them.
+_MIN_DOT_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """How one program walks its context: `block_n` tokens at a time, `num_stages` - 1 tiles ahead."""
+
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWorkspace:
+    """Where shares of one context leave their results. One stream at a time may use it.
+
+    Attributes:
+        partials: fp32, flat; outputs of shares [S, HK, num_splits, G, D], each normalised by itself.
+        log_sums: fp32, flat; log2 of the sum of exponentials of each, [S, HK, num_splits, G].
+        arrivals: int32, flat; shares of [S, HK] that are done. Zero between launches.
+    """
+
+    partials: torch.Tensor
+    log_sums: torch.Tensor
+    arrivals: torch.Tensor
+
+
+def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
+    """The configuration for tiles of 16 KiB of keys and as many of values."""
+    row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
+    return DecodeConfig(block_n=max(16, min(128, 16384 // row_bytes)), num_warps=4, num_stages=3)
+
+
+def decode_splits(num_seqs: int, num_kv_heads: int, num_sms: int) -> int:
+    """Into how many shares each context of a batch is cut so that the launch fills the device.
+
+    Depends on the batch size alone, since contexts grow under a captured graph; a power of two, so that few
+    kernels are compiled. Shares that a short context leaves empty cost next to nothing.
+    """
+    wanted = _PROGRAMS_PER_SM * num_sms / (num_seqs * num_kv_heads)
+    return min(MAX_SPLITS, 1 << round(math.log2(wanted))) if wanted > 1 else 1
+
+
+def decode_workspace(
+    max_num_seqs: int, num_heads: int, num_kv_heads: int, head_dim: int, num_sms: int, device: torch.device
+) -> DecodeWorkspace:
+    """A workspace for batches of up to `max_num_seqs` requests with the `decode_splits` of their sizes."""
+    splits = {n: decode_splits(n, num_kv_heads, num_sms) for n in range(1, max_num_seqs + 1)}
+    most = max(n * split for n, split in splits.items() if split > 1 or n == 1)
+    return split_workspace(max_num_seqs, most, num_heads, num_kv_heads, head_dim, device)
+
+
+def split_workspace(
+    num_seqs: int, num_shares: int, num_heads: int, num_kv_heads: int, head_dim: int, device: torch.device
+) -> DecodeWorkspace:
+    """A workspace for any batch of up to `num_seqs` requests and `num_shares` = requests x splits."""
+    return DecodeWorkspace(
+        partials=torch.empty(num_shares * num_heads * head_dim, dtype=torch.float32, device=device),
+        log_sums=torch.empty(num_shares * num_heads, dtype=torch.float32, device=device),
+        arrivals=torch.zeros(num_seqs * num_kv_heads, dtype=torch.int32, device=device),
+    )
+
+
+def paged_decode_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    *,
+    block_table: torch.Tensor,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    num_splits: int,
+    sliding_window: int = 0,
+    out: torch.Tensor,
+    workspace: DecodeWorkspace,
+    config: DecodeConfig | None = None,
+) -> torch.Tensor:
+    """Attention of each request's newest token over its context, that token included.
+
+    Args:
+        query: [S, H, D], strided, its last dimension contiguous.
+        key_cache, value_cache: [num_blocks, block_size, HK, D], strided, the last dimension contiguous;
+            block_size is a power of two. Query head h attends to head h // (H / HK).
+        block_table: [R, B] int32, block ids in sequence order.
+        rows: [S] int32, the row of the block table of each request.
+        seq_lens: [S] int32, tokens in each context; 0 marks padding, for which zeros are written.
+        scale: what scores are multiplied with, positive.
+        num_splits: shares per context, see `decode_splits`.
+        sliding_window: a token sees itself and this number less one before it; 0 for no limit.
+        out: [S, H, D], as strided as the query may be.
+        workspace: of at least S * num_splits shares; not read if num_splits is 1.
+        config: to choose between in benchmarks; by default `decode_config`.
+
+    Returns:
+        out.
+    """
+    num_seqs, num_heads, head_dim = query.shape
+    block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
+    group = num_heads // num_kv_heads
+    config = config or decode_config(head_dim, key_cache.dtype)
+    block_d = triton.next_power_of_2(head_dim)
+    _decode_kernel[(num_kv_heads, num_seqs, num_splits)](
+        query,
+        key_cache,
+        value_cache,
+        block_table,
+        rows,
+        seq_lens,
+        out,
+        workspace.partials,
+        workspace.log_sums,
+        workspace.arrivals,
+        scale * LOG2_E,
+        sliding_window,
+        QUERY_STRIDE_TOKEN=query.stride(0),
+        QUERY_STRIDE_HEAD=query.stride(1),
+        KEY_STRIDE_BLOCK=key_cache.stride(0),
+        KEY_STRIDE_SLOT=key_cache.stride(1),
+        KEY_STRIDE_HEAD=key_cache.stride(2),
+        VALUE_STRIDE_BLOCK=value_cache.stride(0),
+        VALUE_STRIDE_SLOT=value_cache.stride(1),
+        VALUE_STRIDE_HEAD=value_cache.stride(2),
+        TABLE_STRIDE=block_table.stride(0),
+        OUT_STRIDE_TOKEN=out.stride(0),
+        OUT_STRIDE_HEAD=out.stride(1),
+        BLOCK_SIZE=block_size,
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        BLOCK_G=max(_MIN_DOT_ROWS, triton.next_power_of_2(group)),
+        BLOCK_D=block_d,
+        BLOCK_N=config.block_n,
+        NUM_SPLITS=num_splits,
+        HAS_WINDOW=sliding_window > 0,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["window"])
+def _decode_kernel(
+    query_ptr,  # [S, H, D]
+    key_ptr,  # [num_blocks, BLOCK_SIZE, HK, D]
+    value_ptr,  # [num_blocks, BLOCK_SIZE, HK, D]
+    table_ptr,  # [R, B]
+    rows_ptr,  # [S]
+    seq_lens_ptr,  # [S]
+    out_ptr,  # [S, H, D]
+    partials_ptr,  # [S, HK, NUM_SPLITS, GROUP, D]
+    log_sums_ptr,  # [S, HK, NUM_SPLITS, GROUP]
+    arrivals_ptr,  # [S, HK]
+    scale,
+    window,
+    QUERY_STRIDE_TOKEN: tl.constexpr,
+    QUERY_STRIDE_HEAD: tl.constexpr,
+    KEY_STRIDE_BLOCK: tl.constexpr,
+    KEY_STRIDE_SLOT: tl.constexpr,
+    KEY_STRIDE_HEAD: tl.constexpr,
+    VALUE_STRIDE_BLOCK: tl.constexpr,
+    VALUE_STRIDE_SLOT: tl.constexpr,
+    VALUE_STRIDE_HEAD: tl.constexpr,
+    TABLE_STRIDE: tl.constexpr,
+    OUT_STRIDE_TOKEN: tl.constexpr,
+    OUT_STRIDE_HEAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+):
+    # Heads vary fastest: programs that run together then read neighbouring parts of the same blocks.
+    kv_head = tl.program_id(0)
+    request = tl.program_id(1)
+    split = tl.program_id(2)
+    heads = tl.arange(0, BLOCK_G)
+    dims = tl.arange(0, BLOCK_D)
+    in_tile = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    head_of_row = (kv_head * GROUP + heads)[:, None]
+    out_ptrs = (
+        out_ptr + request.to(tl.int64) * OUT_STRIDE_TOKEN + head_of_row * OUT_STRIDE_HEAD + dims[None, :]
+    )
+
+    seq_len = tl.load(seq_lens_ptr + request)
+    if seq_len == 0:
+        if split == 0:
+            tl.store(out_ptrs, tl.zeros([BLOCK_G, BLOCK_D], out_ptr.dtype.element_ty), mask=in_tile)
+        return
+    start = 0
+    if HAS_WINDOW:
+        start = tl.maximum(seq_len - window, 0)
+    share = tl.cdiv(tl.cdiv(seq_len - start, BLOCK_N), NUM_SPLITS) * BLOCK_N
+    num_shares = tl.cdiv(seq_len - start, share)
+    if split >= num_shares:
+        return
+
+    row = tl.load(rows_ptr + request).to(tl.int64)
+    query_ptrs = query_ptr + request.to(tl.int64) * QUERY_STRIDE_TOKEN + head_of_row * QUERY_STRIDE_HEAD
+    query = tl.load(query_ptrs + dims[None, :], mask=in_tile, other=0.0)
+    begin = start + split * share
+    acc, log_sum = _attend_share(
+        query,
+        key_ptr + kv_head * KEY_STRIDE_HEAD,
+        value_ptr + kv_head * VALUE_STRIDE_HEAD,
+        table_ptr + row * TABLE_STRIDE,
+        begin,
+        tl.minimum(begin + share, seq_len),
+        scale,
+        KEY_STRIDE_BLOCK,
+        KEY_STRIDE_SLOT,
+        VALUE_STRIDE_BLOCK,
+        VALUE_STRIDE_SLOT,
+        BLOCK_SIZE,
+        HEAD_DIM,
+        BLOCK_D,
+        BLOCK_N,
+    )
+    if NUM_SPLITS == 1 or num_shares == 1:
+        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=in_tile)
+    else:
+        pair = request * tl.num_programs(0) + kv_head
+        partials_ptr += pair.to(tl.int64) * (NUM_SPLITS * GROUP * HEAD_DIM)
+        log_sums_ptr += pair * (NUM_SPLITS * GROUP)
+        partial_rows = split * GROUP + heads
+        tl.store(partials_ptr + partial_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=in_tile)
+        tl.store(log_sums_ptr + partial_rows, log_sum, mask=heads < GROUP)
+        # Every thread's stores come before the one thread's release below.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel", scope="gpu")
+        if arrived == num_shares - 1:
+            _merge_shares(
+                partials_ptr,
+                log_sums_ptr,
+                out_ptr + request.to(tl.int64) * OUT_STRIDE_TOKEN + kv_head * GROUP * OUT_STRIDE_HEAD,
+                num_shares,
+                OUT_STRIDE_HEAD,
+                GROUP,
+                HEAD_DIM,
+                BLOCK_D,
+                NUM_SPLITS,
+            )
+            tl.store(arrivals_ptr + pair, 0)
+
+
+@triton.jit
+def _attend_share(
+    query,  # [BLOCK_G, BLOCK_D]
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    begin,
+    end,
+    scale,
+    KEY_STRIDE_BLOCK: tl.constexpr,
+    KEY_STRIDE_SLOT: tl.constexpr,
+    VALUE_STRIDE_BLOCK: tl.constexpr,
+    VALUE_STRIDE_SLOT: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Attention over the context's tokens begin to end, at least one; (output, log2 of the sum) in fp32."""
+    dims = tl.arange(0, BLOCK_D)
+    highest = tl.full([query.shape[0]], -1e30, tl.float32)
+    total = tl.zeros([query.shape[0]], tl.float32)
+    acc = tl.zeros([query.shape[0], BLOCK_D], tl.float32)
+    tokens = begin + tl.arange(0, BLOCK_N)
+    # A tile's block ids are read while the tile before it is asked for, so that its addresses never wait.
+    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
+    for first in range(begin, end, BLOCK_N):
+        tokens = first + tl.arange(0, BLOCK_N)
+        inside = tokens < end
+        slots = tokens & (BLOCK_SIZE - 1)
+        # Slots outside are not read: what is left in them may be NaN, which a weight of zero would keep.
+        loaded = inside[:, None]
+        if HEAD_DIM != BLOCK_D:
+            loaded = loaded & (dims < HEAD_DIM)[None, :]
+        key_offsets = blocks.to(tl.int64) * KEY_STRIDE_BLOCK + slots * KEY_STRIDE_SLOT
+        key = tl.load(key_ptr + key_offsets[:, None] + dims[None, :], mask=loaded, other=0.0)
+        value_offsets = blocks.to(tl.int64) * VALUE_STRIDE_BLOCK + slots * VALUE_STRIDE_SLOT
+        value = tl.load(value_ptr + value_offsets[:, None] + dims[None, :], mask=loaded, other=0.0)
+        following = tokens + BLOCK_N
+        blocks = tl.load(table_ptr + following // BLOCK_SIZE, mask=following < end, other=0)
+
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+        new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
+        weights = tl.exp2(tl.fma(scores, scale, -new_highest[:, None]))
+        decay = tl.exp2(highest - new_highest)
+        total = total * decay + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+        highest = new_highest
+    return acc / total[:, None], highest + tl.log2(total)
+
+
+@triton.jit
+def _merge_shares(
+    partials_ptr,  # [NUM_SPLITS, GROUP, D]
+    log_sums_ptr,  # [NUM_SPLITS, GROUP]
+    out_ptr,  # [GROUP, D]
+    num_shares,
+    OUT_STRIDE_HEAD: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+):
+    """The output of all shares, always merged in their order."""
+    BLOCK_G: tl.constexpr = triton.next_power_of_2(GROUP)
+    # Shares read at once: many reads in flight, 4096 elements at most in registers.
+    CHUNK: tl.constexpr = max(1, min(NUM_SPLITS, 4096 // (BLOCK_G * BLOCK_D)))
+    heads = tl.arange(0, BLOCK_G)
+    dims = tl.arange(0, BLOCK_D)
+    in_tile = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    splits = tl.arange(0, NUM_SPLITS)[:, None]
+    log_sums = tl.load(
+        log_sums_ptr + splits * GROUP + heads[None, :],
+        mask=(splits < num_shares) & (heads < GROUP)[None, :],
+        other=-1e30,
+    )
+    highest = tl.max(log_sums, 0)
+    total = tl.zeros([BLOCK_G], tl.float32)
+    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    for first in range(0, num_shares, CHUNK):
+        shares = first + tl.arange(0, CHUNK)
+        valid = (shares < num_shares)[:, None] & (heads < GROUP)[None, :]
+        rows = shares[:, None] * GROUP + heads[None, :]
+        weights = tl.exp2(tl.load(log_sums_ptr + rows, mask=valid, other=float("-inf")) - highest[None, :])
+        loaded = valid[:, :, None] & (dims < HEAD_DIM)[None, None, :]
+        partials = tl.load(
+            partials_ptr + rows[:, :, None] * HEAD_DIM + dims[None, None, :], loaded, other=0.0
+        )
+        total += tl.sum(weights, 0)
+        acc += tl.sum(weights[:, :, None] * partials, 0)
+    out = acc / total[:, None]
+    tl.store(
+        out_ptr + heads[:, None] * OUT_STRIDE_HEAD + dims[None, :],
+        out.to(out_ptr.dtype.element_ty),
+        mask=in_tile,
+    )

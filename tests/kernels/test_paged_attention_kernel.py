@@ -1,0 +1,394 @@
+"""The Triton kernels of paged attention against their definition, on random batches in a poisoned pool.
+
+Without a GPU they run in Triton's interpreter: small shapes, and no bf16, which it computes wrongly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from engine.kernels.paged_attention.decode import (
+    DecodeConfig,
+    decode_config,
+    decode_splits,
+    decode_workspace,
+    paged_decode_attention,
+    split_workspace,
+)
+from engine.kernels.paged_attention.naive import naive_paged_attention
+from engine.kernels.paged_attention.prefill import (
+    PrefillConfig,
+    max_prefill_tiles,
+    paged_prefill_attention,
+    prefill_block_q,
+    prefill_config,
+    prefill_tiles,
+)
+from tests.kernels.hopper import compile_for_hopper
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
+DTYPES = list(TOLERANCE) if GPU else [torch.float32, torch.float16]
+SCALE = 0.15
+# Query heads, key-value heads, head size; dtype.
+MODELS = [((8, 2, 128), torch.float16), ((9, 3, 64), torch.float32), ((16, 1, 256), torch.float32)]
+if GPU:
+    wide = [(32, 8, 128), (16, 8, 128), (9, 3, 64), (32, 8, 64), (8, 1, 80), (4, 4, 96), (16, 2, 256)]
+    MODELS += [(heads, torch.bfloat16) for heads in wide]
+else:
+    MODELS += [((8, 1, 80), torch.float32), ((4, 4, 96), torch.float32)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Requests in a pool that is NaN wherever no context lies. Lengths of 0 are padding.
+
+    Attributes:
+        query: [T, H, D], a strided view as a fused projection leaves it.
+        rows: [S]; block_table: [R, B], its rows in another order than the requests.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    block_table: torch.Tensor
+    rows: torch.Tensor
+    counts: list[int]
+    seq_lens: list[int]
+
+    @property
+    def query_start_loc(self) -> list[int]:
+        return [0, *np.cumsum(self.counts).tolist()]
+
+    def poisoned_out(self) -> torch.Tensor:
+        return torch.full_like(self.query, torch.nan, memory_format=torch.contiguous_format)
+
+
+def make_case(
+    batch: list[tuple[int, int]],
+    heads: tuple[int, int, int] = (4, 2, 64),
+    *,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Case:
+    """A batch of (context, tokens computed), its blocks scattered over the pool."""
+    num_heads, num_kv_heads, head_dim = heads
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    seq_lens = [length for length, _ in batch]
+    blocks_of = [-(-length // block_size) for length in seq_lens]
+    free = rng.permutation(sum(blocks_of) + 3)
+    # Entries past a request's own blocks are not block ids at all.
+    table = np.full((len(batch) + 2, max(blocks_of) + 1), 2**31 - 1, dtype=np.int32)
+    rows = rng.permutation(len(batch) + 2)[: len(batch)]
+    # Keys and values are views of one pool, as the worker's are.
+    pool = torch.full((len(free), 2, block_size, num_kv_heads, head_dim), torch.nan, dtype=dtype)
+    taken = 0
+    for request, (length, used) in enumerate(zip(seq_lens, blocks_of, strict=True)):
+        own = free[taken : taken + used]
+        taken += used
+        table[rows[request], :used] = own
+        fresh = torch.randn((length, 2, num_kv_heads, head_dim), generator=generator).to(dtype)
+        positions = np.arange(length)
+        pool[own[positions // block_size], :, positions % block_size] = fresh
+        if length == 0:
+            rows[request] = -1
+    pool = pool.to(DEVICE)
+    counts = [count for _, count in batch]
+    total = sum(counts)
+    projected = torch.randn((total, num_heads + 2 * num_kv_heads, head_dim), generator=generator)
+    return Case(
+        query=projected.to(DEVICE, dtype)[:, :num_heads],
+        key=pool[:, 0],
+        value=pool[:, 1],
+        block_table=torch.from_numpy(table).to(DEVICE),
+        rows=torch.from_numpy(rows.astype(np.int32)).to(DEVICE),
+        counts=counts,
+        seq_lens=seq_lens,
+    )
+
+
+def reference(case: Case, sliding_window: int = 0) -> torch.Tensor:
+    """What naive.py defines, a request at a time, in fp64; zeros for padding."""
+    output = torch.zeros(case.query.shape, dtype=torch.float64, device=DEVICE)
+    group = case.query.shape[1] // case.key.shape[2]
+    block_size = case.key.shape[1]
+    for request, seq_len in enumerate(case.seq_lens):
+        if seq_len == 0:
+            continue
+        begin, end = case.query_start_loc[request : request + 2]
+        blocks = case.block_table[case.rows[request], : -(-seq_len // block_size)].long()
+        k, v = (
+            cache[blocks].flatten(0, 1)[:seq_len].double().repeat_interleave(group, 1)
+            for cache in (case.key, case.value)
+        )
+        scores = torch.einsum("thd,nhd->htn", case.query[begin:end].double(), k) * SCALE
+        age = torch.arange(seq_len - end + begin, seq_len)[:, None] - torch.arange(seq_len)[None, :]
+        hidden = (age < 0) | (age >= (sliding_window or seq_len))
+        weights = torch.softmax(scores.masked_fill(hidden.to(DEVICE), -torch.inf), dim=2)
+        output[begin:end] = torch.einsum("htn,nhd->thd", weights, v)
+    return output
+
+
+def assert_matches(actual: torch.Tensor, case: Case, sliding_window: int = 0) -> None:
+    expected = reference(case, sliding_window)
+    # Relative to the size of what is averaged, not of each average.
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=TOLERANCE[actual.dtype])
+
+
+def decode(
+    case: Case, num_splits: int, sliding_window: int = 0, config: DecodeConfig | None = None
+) -> torch.Tensor:
+    num_seqs, num_heads, head_dim = case.query.shape
+    num_kv_heads = case.key.shape[2]
+    workspace = split_workspace(num_seqs, num_seqs * num_splits, num_heads, num_kv_heads, head_dim, DEVICE)
+    workspace.partials.fill_(torch.nan)
+    workspace.log_sums.fill_(torch.nan)
+    out = paged_decode_attention(
+        case.query,
+        case.key,
+        case.value,
+        block_table=case.block_table,
+        rows=case.rows,
+        seq_lens=torch.tensor(case.seq_lens, dtype=torch.int32, device=DEVICE),
+        scale=SCALE,
+        num_splits=num_splits,
+        sliding_window=sliding_window,
+        out=case.poisoned_out(),
+        workspace=workspace,
+        config=config,
+    )
+    assert int(workspace.arrivals.abs().sum()) == 0, "the next launch would never merge"
+    return out
+
+
+def prefill(case: Case, sliding_window: int = 0, config: PrefillConfig | None = None) -> torch.Tensor:
+    num_heads, num_kv_heads = case.query.shape[1], case.key.shape[2]
+    block_q = prefill_block_q(
+        num_heads, num_kv_heads, config or prefill_config(case.query.shape[2], case.query.dtype)
+    )
+    tiles = prefill_tiles(np.array(case.counts), np.array(case.seq_lens), block_q)
+    padding = np.full(2, -1, dtype=np.int32)
+    tile_request, tile_start = (torch.from_numpy(np.append(part, padding)).to(DEVICE) for part in tiles)
+    return paged_prefill_attention(
+        case.query,
+        case.key,
+        case.value,
+        block_table=case.block_table,
+        rows=case.rows,
+        query_start_loc=torch.tensor(case.query_start_loc, dtype=torch.int32, device=DEVICE),
+        seq_lens=torch.tensor(case.seq_lens, dtype=torch.int32, device=DEVICE),
+        tile_request=tile_request,
+        tile_start=tile_start,
+        scale=SCALE,
+        sliding_window=sliding_window,
+        out=case.poisoned_out(),
+        config=config,
+    )
+
+
+def test_the_reference_equals_the_naive_definition() -> None:
+    case = make_case([(20, 4), (7, 1)])
+    expected = naive_paged_attention(
+        case.query,
+        case.key,
+        case.value,
+        query_start_loc=case.query_start_loc,
+        seq_lens=case.seq_lens,
+        block_table=case.block_table[case.rows.long()],
+        scale=SCALE,
+    )
+    torch.testing.assert_close(reference(case), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_splits", [1, 4])
+@pytest.mark.parametrize(("heads", "dtype"), MODELS, ids=str)
+def test_decode_equals_its_definition(
+    heads: tuple[int, int, int], dtype: torch.dtype, num_splits: int
+) -> None:
+    lengths = [1, 0, 65] if not GPU else [1, 0, 65, 16, 17, 2000, 511, 0, 4096, 300]
+    case = make_case([(length, 1) for length in lengths], heads, dtype=dtype, seed=num_splits)
+    assert_matches(decode(case, num_splits), case)
+
+
+@pytest.mark.parametrize("block_size", [8, 32, 128])
+@pytest.mark.parametrize(("sliding_window", "num_splits"), [(0, 8), (1, 1), (50, 4)])
+def test_decode_with_windows_and_block_sizes(sliding_window: int, num_splits: int, block_size: int) -> None:
+    case = make_case([(140, 1), (50, 1), (3, 1)], block_size=block_size, seed=block_size)
+    config = DecodeConfig(block_n=16, num_warps=4, num_stages=3)
+    assert_matches(decode(case, num_splits, sliding_window, config), case, sliding_window)
+
+
+@pytest.mark.parametrize(("heads", "dtype"), MODELS, ids=str)
+def test_prefill_equals_its_definition(heads: tuple[int, int, int], dtype: torch.dtype) -> None:
+    batch = [(37, 9), (40, 1), (20, 20)]
+    if GPU:
+        batch += [(1000, 1000), (2100, 100), (129, 128), (128, 128), (513, 1)]
+    case = make_case(batch, heads, dtype=dtype)
+    assert_matches(prefill(case), case)
+
+
+@pytest.mark.parametrize("block_size", [8, 32, 128])
+@pytest.mark.parametrize("sliding_window", [0, 1, 40])
+def test_prefill_with_windows_and_block_sizes(sliding_window: int, block_size: int) -> None:
+    case = make_case([(80, 50), (60, 1), (64, 2)], block_size=block_size, seed=block_size)
+    config = PrefillConfig(block_m=32, block_n=16, num_warps=4, num_stages=2)
+    assert_matches(prefill(case, sliding_window, config), case, sliding_window)
+
+
+@pytest.mark.parametrize("sliding_window", [0, 25])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_token_is_bitwise_the_same_however_the_batch_is_cut(
+    dtype: torch.dtype, sliding_window: int
+) -> None:
+    """In one chunk, in several, one by one beside strangers: the same bits."""
+    length = 60 if not GPU else 1500
+    heads = (4, 2, 64) if not GPU else (32, 8, 128)
+    config = PrefillConfig(block_m=32, block_n=16, num_warps=4, num_stages=2) if not GPU else None
+    whole = make_case([(length, length)], heads, dtype=dtype)
+    expected = prefill(whole, sliding_window, config)
+    positions = [*range(0, length, length // 4), length - 1]
+    cut = sorted({0, 1, length // 3, length // 2 + 1, length})
+    chunks = [(end, end - begin) for begin, end in pairwise(cut)]
+    singles = [(position + 1, 1) for position in positions]
+    strangers = make_case([(18, 18), (40, 1)], heads, dtype=dtype, seed=9)
+    for batch in (chunks, singles):
+        case = joined(whole, batch, strangers)
+        out = prefill(case, sliding_window, config)
+        at = sum(strangers.counts)
+        for end, count in batch:
+            assert torch.equal(out[at : at + count], expected[end - count : end]), (end, count)
+            at += count
+
+
+def joined(whole: Case, batch: list[tuple[int, int]], strangers: Case) -> Case:
+    """The strangers and, after them, parts (end, count) of the one request of `whole`."""
+    shift = len(strangers.key)
+    table = torch.full((9, whole.block_table.shape[1]), 2**31 - 1, dtype=torch.int32, device=DEVICE)
+    table[: len(strangers.block_table), : strangers.block_table.shape[1]] = strangers.block_table
+    own = whole.block_table[whole.rows[0]]
+    table[8] = torch.where(own < len(whole.key), own + shift, own)
+    return Case(
+        query=torch.cat([strangers.query, *(whole.query[end - count : end] for end, count in batch)]),
+        key=torch.cat([strangers.key, whole.key]),
+        value=torch.cat([strangers.value, whole.value]),
+        block_table=table,
+        rows=torch.cat([strangers.rows, torch.full((len(batch),), 8, dtype=torch.int32, device=DEVICE)]),
+        counts=strangers.counts + [count for _, count in batch],
+        seq_lens=strangers.seq_lens + [end for end, _ in batch],
+    )
+
+
+def test_tiles_cover_every_token_once_and_the_longest_context_comes_first() -> None:
+    counts, seq_lens = np.array([5, 1, 64, 33]), np.array([500, 900, 64, 40])
+    request, start = prefill_tiles(counts, seq_lens, 32)
+    covered = sorted(
+        (r, t) for r, s in zip(request, start, strict=True) for t in range(s, min(s + 32, counts[r]))
+    )
+    assert covered == [(r, t) for r, count in enumerate(counts) for t in range(count)]
+    assert request[0] == 1
+    assert request[1] == 0
+    assert (request.dtype, start.dtype) == (np.int32, np.int32)
+    assert len(request) <= max_prefill_tiles(int(counts.sum()), len(counts), 32)
+
+
+@pytest.mark.parametrize(("tokens", "requests"), [(1, 1), (64, 64), (100, 3), (8192, 256), (31, 40)])
+def test_the_bound_of_tiles_is_reached_by_the_worst_cut_and_not_passed(tokens: int, requests: int) -> None:
+    bound = max_prefill_tiles(tokens, requests, 32)
+    requests = min(requests, tokens)
+    # As many chunks as can be of one token more than a whole number of tiles.
+    spare = (tokens - requests) // 32
+    counts = np.ones(requests, dtype=np.int64)
+    counts[0] += spare * 32
+    counts[-1] += tokens - counts.sum()
+    request, _ = prefill_tiles(counts, counts, 32)
+    assert bound - 1 <= len(request) <= bound
+
+
+def test_splits_fill_the_device_and_stop_when_the_batch_does() -> None:
+    assert decode_splits(1, 8, 132) == 32
+    assert decode_splits(16, 8, 132) == 2
+    assert decode_splits(256, 8, 132) == 1
+    workspace = decode_workspace(256, 32, 8, 128, 132, torch.device("cpu"))
+    for num_seqs in range(1, 257):
+        splits = decode_splits(num_seqs, 8, 132)
+        if splits > 1:
+            assert num_seqs * splits * 32 * 128 <= workspace.partials.numel()
+            assert num_seqs * splits * 32 <= workspace.log_sums.numel()
+        assert num_seqs * 8 <= workspace.arrivals.numel()
+
+
+CONSTANT_STRIDES = {
+    "QUERY_STRIDE_TOKEN": 6144,
+    "QUERY_STRIDE_HEAD": 128,
+    "KEY_STRIDE_BLOCK": 16384,
+    "KEY_STRIDE_SLOT": 1024,
+    "KEY_STRIDE_HEAD": 128,
+    "VALUE_STRIDE_BLOCK": 16384,
+    "VALUE_STRIDE_SLOT": 1024,
+    "VALUE_STRIDE_HEAD": 128,
+    "TABLE_STRIDE": 512,
+    "OUT_STRIDE_TOKEN": 4096,
+    "OUT_STRIDE_HEAD": 128,
+}
+POINTERS = {f"{name}_ptr": "*bf16" for name in ("query", "key", "value", "out")}
+SCALARS = {"scale": "fp32", "window": "i32"}
+SHARED_LIMIT = 227 * 1024
+
+
+@pytest.mark.parametrize("num_splits", [1, 32])
+def test_decode_compiles_for_hopper(num_splits: int) -> None:
+    config = decode_config(128, torch.bfloat16)
+    integers = dict.fromkeys(("table_ptr", "rows_ptr", "seq_lens_ptr", "arrivals_ptr"), "*i32")
+    floats = dict.fromkeys(("partials_ptr", "log_sums_ptr"), "*fp32")
+    constants = {
+        **CONSTANT_STRIDES,
+        "BLOCK_SIZE": 16,
+        "GROUP": 4,
+        "HEAD_DIM": 128,
+        "BLOCK_G": 16,
+        "BLOCK_D": 128,
+        "BLOCK_N": config.block_n,
+        "NUM_SPLITS": num_splits,
+        "HAS_WINDOW": False,
+    }
+    binary = compile_for_hopper(
+        "engine.kernels.paged_attention.decode:_decode_kernel",
+        POINTERS | integers | floats | SCALARS,
+        constants,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    # Two programs per multiprocessor at least keep its memory busy.
+    assert binary["shared"] <= SHARED_LIMIT // 2
+
+
+def test_prefill_compiles_for_hopper() -> None:
+    config = prefill_config(128, torch.bfloat16)
+    names = ("table", "rows", "query_start_loc", "seq_lens", "tile_request", "tile_start")
+    constants = {
+        **CONSTANT_STRIDES,
+        "BLOCK_SIZE": 16,
+        "GROUP": 4,
+        "HEAD_DIM": 128,
+        "BLOCK_Q": prefill_block_q(32, 8, config),
+        "BLOCK_M": config.block_m,
+        "BLOCK_D": 128,
+        "BLOCK_N": config.block_n,
+        "HAS_WINDOW": True,
+    }
+    binary = compile_for_hopper(
+        "engine.kernels.paged_attention.prefill:_prefill_kernel",
+        POINTERS | {f"{name}_ptr": "*i32" for name in names} | SCALARS,
+        constants,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    assert binary["shared"] <= SHARED_LIMIT
