@@ -8,20 +8,9 @@ and of the blocks that a request lets go, the tail of its sequence before the he
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 
-BlockHash = bytes
-ROOT_HASH: BlockHash = b""
-
-
-def hash_block(parent: BlockHash, token_ids: array[int]) -> BlockHash:
-    """The chained hash of a full block: 16 bytes over its parent's hash and its tokens.
-
-    A cryptographic hash, because a collision would hand one user another's context.
-    """
-    return blake2b(token_ids.tobytes(), key=parent, digest_size=16).digest()
+from scheduler.block_hash import BlockHash
 
 
 class _Block:

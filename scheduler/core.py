@@ -23,6 +23,7 @@ from pagewire.errors import InvalidRequest, Overloaded
 from scheduler.block_pool import BlockPool
 from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
+from scheduler.rows import IntArray, Rows
 from scheduler.step import Counters, Draft, InFlight, StepOutput
 
 MAX_FAILURES = 2
@@ -43,8 +44,8 @@ class Scheduler:
         self._max_new_words = limits.max_new_words
         self._waiting: list[tuple[int, int, Request]] = []
         self._num_waiting = 0
-        self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
-        self._freed_rows: list[int] = []
+        self._rows = Rows(limits.max_num_seqs, limits.block_size)
+        self._rows_in_order: IntArray | None = None
         self._in_flight: deque[InFlight] = deque()
         self._admitted: list[Request] = []
         self._num_arrivals = 0
@@ -139,10 +140,8 @@ class Scheduler:
         self.pool.release(request.block_ids)
         request.block_ids = []
         request.num_published_blocks = 0
-        request.num_computed_tokens = 0
-        self._freed_rows.append(request.row)
-        self._free_rows.append(request.row)
-        request.row = -1
+        self._rows.leave(request)
+        self._rows_in_order = None
 
     def _preempt(self, request: Request) -> None:
         """Sends a running request back to wait; it will recompute what the prefix cache has lost."""
@@ -153,11 +152,14 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step and counts it as in flight; None if there is nothing to compute."""
-        draft = Draft(budget=self.limits.max_num_batched_tokens, words=self._max_new_words)
+        limits = self.limits
+        draft = Draft(
+            budget=limits.max_num_batched_tokens, words=self._max_new_words, max_num_seqs=limits.max_num_seqs
+        )
         preempted = self._schedule_running(draft)
         if not preempted:
             self._schedule_waiting(draft)
-        if not draft.scheduled:
+        if not draft.num_scheduled:
             return None
         return self._dispatch(draft)
 
@@ -168,34 +170,56 @@ class Scheduler:
         budget goes to chunks. Within both, in order of service. When blocks run out the last in that order
         makes room, unless this step computes it already.
         """
-        preempted, chunked = False, []
-        index = 0
-        while index < len(self.running) and draft.budget > 0:
-            request = self.running[index]
-            index += 1
-            wanted = len(request.token_ids) + request.num_pending - request.num_computed_tokens
-            if wanted > 1:
-                chunked.append(request)
-            elif (
-                request.num_computed_tokens + 1 < request.max_total_tokens
-            ):  # else its last token is in flight
-                preempted |= self._continue(draft, request, 1)
+        if self._rows_in_order is None:
+            self._rows_in_order = self._rows.in_order(self.running)
+        rows, state = self._rows_in_order, self._rows
+        num_tokens = state.num_tokens[rows]
+        wanted = num_tokens - state.num_computed[rows]
+        # a request at max_total has its last token in flight
+        decoding = rows[(wanted == 1) & (num_tokens < state.max_total[rows])]
+        chunked = state.holders(rows[wanted > 1])
+        preempted = False
+        if not self._decode_all(draft, decoding):
+            for request in state.holders(decoding):
+                if request.status is Status.RUNNING and draft.budget > 0:
+                    preempted |= self._continue(draft, request, 1)
         for request in chunked:
-            wanted = len(request.token_ids) - request.num_computed_tokens
             if request.status is Status.RUNNING and draft.budget > 0:
-                preempted |= self._continue(draft, request, min(wanted, draft.budget))
+                left = int(state.num_tokens[request.row] - state.num_computed[request.row])
+                preempted |= self._continue(draft, request, min(left, draft.budget))
         return preempted
+
+    def _decode_all(self, draft: Draft, rows: IntArray) -> bool:
+        """Gives each of these rows one token; False, and nothing is done, if budget or blocks are short."""
+        state, block_size = self._rows, self.limits.block_size
+        starts = state.num_computed[rows]
+        grown = starts == state.num_held[rows]
+        growing = rows[grown]
+        if len(rows) > draft.budget or len(growing) > self.pool.num_free:
+            return False
+        blocks = self.pool.allocate(len(growing))
+        for request, block_id in zip(state.holders(growing), blocks, strict=True):
+            request.block_ids.append(block_id)
+        ends = starts + 1
+        state.num_held[growing] += block_size
+        state.num_computed[rows] = ends
+        state.num_tokens[rows] = ends + 1
+        state.planned_step[rows] = self._next_step_id
+        draft.place_decodes(rows, starts=starts, grown=grown, blocks=blocks)
+        for request in state.holders(rows[ends % block_size == 0]):
+            self._publish(request)
+        return True
 
     def _continue(self, draft: Draft, request: Request, count: int) -> bool:
         """Places `count` more tokens of a running request, or fewer if blocks are short; True if some request
         was preempted for it, possibly itself.
         """
         block_size, pool, preempted = self.limits.block_size, self.pool, False
-        start, num_held = request.num_computed_tokens, len(request.block_ids)
+        start, num_held = int(self._rows.num_computed[request.row]), len(request.block_ids)
         needed = -(-(start + count) // block_size) - num_held
         while needed > pool.num_free:
             victim = self.running[-1]
-            if victim.planned_step == self._next_step_id:
+            if self._rows.planned_step[victim.row] == self._next_step_id:
                 count = min(count, (num_held + pool.num_free) * block_size - start)
                 needed = -(-(start + count) // block_size) - num_held
                 break
@@ -206,14 +230,12 @@ class Scheduler:
                 return True
         if count > 0:
             blocks = pool.allocate(needed) if needed > 0 else []
-            draft.num_new_blocks.append(len(blocks))
-            draft.new_block_ids += blocks
-            self._place(draft, request, count, blocks)
+            self._place(draft, request, count, blocks, appended=blocks)
         return preempted
 
     def _schedule_waiting(self, draft: Draft) -> None:
         """Admits waiting requests while budget, rows, blocks and the plan record have room."""
-        while draft.budget > 0 and self._free_rows and self._waiting:
+        while draft.budget > 0 and self._rows.next_free is not None and self._waiting:
             request = self._waiting[0][2]
             if request.status is Status.ENDED:
                 heapq.heappop(self._waiting)
@@ -227,7 +249,9 @@ class Scheduler:
         block_size = limits.block_size
         hits: list[int] = []
         if limits.enable_prefix_caching:  # the last token is always computed: its logits are needed
-            hits = pool.lookup(request.hashes((num_tokens - 1) // block_size, block_size))
+            num_full = (num_tokens - 1) // block_size
+            request.hash_up_to(num_full, block_size)
+            hits = pool.lookup(request.block_hashes[:num_full])
         start = len(hits) * block_size
         available = pool.num_free - pool.num_free_among(hits)
         if -(-num_tokens // block_size) - len(hits) > available:
@@ -235,8 +259,9 @@ class Scheduler:
         count = min(num_tokens - start, draft.budget)
         pool.acquire(hits)
         blocks = pool.allocate(-(-(start + count) // block_size) - len(hits))
+        assert self._rows.next_free is not None
         new = NewRequest(
-            self._free_rows[-1],
+            self._rows.next_free,
             np.array(request.token_ids, dtype=U32),
             request.num_prompt_tokens,
             u32(hits + blocks),
@@ -247,9 +272,8 @@ class Scheduler:
             return False
         draft.words -= new.num_words
         draft.new_requests.append(new)
-        draft.num_new_blocks.append(0)
         self._enter(request, hits, start)
-        self._place(draft, request, count, blocks)
+        self._place(draft, request, count, blocks, appended=[])
         return True
 
     def _enter(self, request: Request, hits: list[int], start: int) -> None:
@@ -257,63 +281,60 @@ class Scheduler:
         heapq.heappop(self._waiting)
         self._num_waiting -= 1
         request.status = Status.RUNNING
-        request.row = self._free_rows.pop()
         request.block_ids = hits
         request.num_published_blocks = len(hits)
-        request.num_computed_tokens = start
+        self._rows.enter(request, start)
         insort(self.running, request, key=lambda running: running.order)
+        self._rows_in_order = None
         self.counters.prefix_cache_queries += len(request.token_ids)
         self.counters.prefix_cache_hits += start
         if request.num_cached_tokens < 0:
             request.num_cached_tokens = start
             self._admitted.append(request)
 
-    def _place(self, draft: Draft, request: Request, count: int, blocks: list[int]) -> None:
-        """Adds `count` tokens of a request to the step, with the new blocks that hold them."""
-        start = request.num_computed_tokens
+    def _place(
+        self, draft: Draft, request: Request, count: int, blocks: list[int], *, appended: list[int]
+    ) -> None:
+        """Adds `count` tokens of a request to the step, with the new blocks that hold them; `appended` are
+        those that the worker does not know from a NewRequest.
+        """
+        state, row = self._rows, request.row
+        start = int(state.num_computed[row])
         end = start + count
-        samples = end == len(request.token_ids) + request.num_pending
-        draft.scheduled.append(request)
-        draft.starts.append(start)
-        draft.counts.append(count)
-        draft.samples.append(samples)
-        draft.budget -= count
+        samples = end == state.num_tokens[row]
+        draft.place(row, start=start, count=count, samples=samples, blocks=appended)
         request.block_ids += blocks
-        request.num_computed_tokens = end
-        request.planned_step = self._next_step_id
-        if samples:
-            request.num_pending += 1
+        state.num_held[row] += len(blocks) * self.limits.block_size
+        state.num_computed[row] = end
+        state.num_tokens[row] += samples
+        state.planned_step[row] = self._next_step_id
         self._publish(request)
 
     def _publish(self, request: Request) -> None:
         """Makes blocks findable that are full of known tokens, computed by the steps planned so far."""
-        block_size = self.limits.block_size
-        full = min(request.num_computed_tokens, len(request.token_ids)) // block_size
-        if full <= request.num_published_blocks or not self.limits.enable_prefix_caching:
+        state, block_size = self._rows, self.limits.block_size
+        full = int(min(state.num_computed[request.row], state.num_known[request.row])) // block_size
+        first = request.num_published_blocks
+        if full <= first or not self.limits.enable_prefix_caching:
             return
-        hashes = request.hashes(full, block_size)
-        for index in range(request.num_published_blocks, full):
-            self.pool.publish(request.block_ids[index], hashes[index])
+        request.hash_up_to(full, block_size)
+        for block_id, block_hash in zip(
+            request.block_ids[first:full], request.block_hashes[first:full], strict=True
+        ):
+            self.pool.publish(block_id, block_hash)
         request.num_published_blocks = full
 
     def _dispatch(self, draft: Draft) -> StepPlan:
-        plan = StepPlan(
-            step_id=self._next_step_id,
-            freed_rows=u32(self._freed_rows),
-            new_requests=draft.new_requests,
-            rows=u32([request.row for request in draft.scheduled]),
-            starts=u32(draft.starts),
-            counts=u32(draft.counts),
-            samples=u32(draft.samples),
-            num_new_blocks=u32(draft.num_new_blocks),
-            new_block_ids=u32(draft.new_block_ids),
-        )
-        sampled = [request for request, one in zip(draft.scheduled, draft.samples, strict=True) if one]
-        self._in_flight.append(InFlight(plan.step_id, draft.scheduled, sampled))
+        plan = draft.plan(self._next_step_id, self._rows.take_freed())
+        rows = plan.rows.astype(np.int64)
+        scheduled = sampled = self._rows.holders(rows)
+        if not plan.samples.all():
+            rows = rows[plan.samples == 1]
+            sampled = self._rows.holders(rows)
+        self._in_flight.append(InFlight(plan.step_id, scheduled, sampled, rows, self._rows.arrivals(rows)))
         self._next_step_id += 1
-        self._freed_rows = []
         self.counters.num_steps += 1
-        self.counters.num_computed_tokens += sum(draft.counts)
+        self.counters.num_computed_tokens += self.limits.max_num_batched_tokens - draft.budget
         return plan
 
     def take_admitted(self) -> list[Request]:
@@ -339,31 +360,40 @@ class Scheduler:
                 f"step {step.step_id} samples {len(step.sampled)} requests, its result has "
                 f"{len(result.token_ids)} tokens"
             )
-        output = StepOutput()
-        for index, (request, token_id) in enumerate(
-            zip(step.sampled, result.token_ids.tolist(), strict=True)
-        ):
-            if request.status is Status.ENDED:
-                continue  # it ended while this step was in flight
-            if index in result.logprobs:
-                output.logprobs[len(output.tokens)] = result.logprobs[index]
-            output.tokens.append((request, token_id))
-            self._append(request, token_id, output)
-        self.counters.num_generated_tokens += len(output.tokens)
+        output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
+        rows = step.sampled_rows
+        stayed = self._rows.arrivals(rows) == step.sampled_arrivals
+        if not stayed.all():  # some ended, or wait again, since the step was planned
+            rows = rows[stayed]
+            output = output.without_ended()
+        self._append(output, rows)
+        self.counters.num_generated_tokens += len(output.token_ids)
         return output
 
-    def _append(self, request: Request, token_id: int, output: StepOutput) -> None:
-        request.token_ids.append(token_id)
-        request.num_pending -= 1
-        request.num_failures = 0  # it is past what failed
-        if request.status is Status.RUNNING and len(request.token_ids) % self.limits.block_size == 0:
+    def _append(self, output: StepOutput, rows: IntArray) -> None:
+        """Gives requests the tokens they gained and ends those whose last it was. `rows` are of the requests
+        that run; if there are fewer of them, the rest wait.
+        """
+        stopped = []
+        for request, token_id in output.tokens:
+            request.token_ids.append(token_id)
+            if token_id in request.stop_token_ids and request.num_output_tokens > request.sampling.min_tokens:
+                stopped.append(request)
+        state = self._rows
+        known = state.num_known[rows] + 1
+        state.num_known[rows] = known
+        for request in state.holders(rows[known % self.limits.block_size == 0]):
             self._publish(request)
-        if token_id in request.stop_token_ids and request.num_output_tokens > request.sampling.min_tokens:
-            self._end(request, EndReason.STOP, stop_token_id=token_id)
-            output.ended.append(request)
-        elif len(request.token_ids) >= request.max_total_tokens:
-            self._end(request, EndReason.LENGTH)
-            output.ended.append(request)
+        complete = state.holders(rows[known >= state.max_total[rows]])
+        if len(rows) < len(output.requests):
+            complete += _count_late_tokens(output.requests)
+        for request in stopped:
+            self._end(request, EndReason.STOP, stop_token_id=request.token_ids[-1])
+        for request in complete:
+            if request.status is not Status.ENDED:
+                self._end(request, EndReason.LENGTH)
+                stopped.append(request)
+        output.ended = stopped
 
     def _fail(self, step: InFlight, error: str) -> StepOutput:
         """Handles a step the worker could not run: its KV is in doubt, so everything is recomputed from the
@@ -371,8 +401,7 @@ class Scheduler:
         """
         output = StepOutput()
         for request in step.scheduled:
-            request.num_failures += 1
-            if request.num_failures >= MAX_FAILURES and request.status is not Status.ENDED:
+            if request.count_failure() >= MAX_FAILURES and request.status is not Status.ENDED:
                 self._end(request, EndReason.ERROR, error=error)
                 output.ended.append(request)
         self._recompute_all()
@@ -397,3 +426,13 @@ class Scheduler:
         self._waiting, self._num_waiting = [], 0
         self._in_flight.clear()
         return live
+
+
+def _count_late_tokens(requests: list[Request]) -> list[Request]:
+    """Counts the token that each waiting request has just gained, sampled before it lost its row; returns
+    those that are complete with it.
+    """
+    waiting = [request for request in requests if request.status is Status.WAITING]
+    for request in waiting:
+        request.num_pending -= 1
+    return [request for request in waiting if len(request.token_ids) >= request.max_total_tokens]

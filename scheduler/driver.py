@@ -223,13 +223,12 @@ class EngineDriver:
     def _hand_out(self, result: StepResult, output: StepOutput) -> None:
         now = time.perf_counter()
         self.metrics.step_time.observe(result.execute_us * 1e-6)
-        touched: set[Outbox] = set()
-        logprobs = output.logprobs
-        for index, (request, token_id) in enumerate(output.tokens):
-            ticket = _ticket(request)
-            self.metrics.token(ticket, now)
-            ticket.outbox.add_token(ticket.handle, token_id, logprobs.get(index) if logprobs else None)
-            touched.add(ticket.outbox)
+        tickets = [_ticket(request) for request in output.requests]
+        self.metrics.tokens(tickets, now)
+        logprobs = map(output.logprobs.get, range(len(tickets)))
+        for ticket, token_id, entry in zip(tickets, output.token_ids, logprobs, strict=True):
+            ticket.outbox.add_token(ticket.handle, token_id, entry)
+        touched = {ticket.outbox for ticket in tickets}
         for request in output.ended:
             self._finish(request, Code.INTERNAL)
             touched.add(_ticket(request).outbox)

@@ -21,17 +21,17 @@ _TOKENS = tuple(float(2**power) for power in range(15))
 
 
 class Histogram:
-    """Counts per bucket. An observation costs one bisection, as there is one for every token."""
+    """Counts per bucket."""
 
     def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
         self._name, self._documentation, self._bounds = name, documentation, bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Counts one observation."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Counts an observation, or several of the same value."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def family(self) -> HistogramMetricFamily:
         """As the exposition wants it."""
@@ -76,15 +76,21 @@ class SchedulerMetrics(Collector):
         ticket.scheduled_at = now
         self.queue_time.observe(now - ticket.submitted_at)
 
-    def token(self, ticket: Ticket, now: float) -> None:
-        """A request gained a token."""
-        if ticket.last_token_at:
-            self.inter_token_latency.observe(now - ticket.last_token_at)
-        else:
+    def tokens(self, tickets: list[Ticket], now: float) -> None:
+        """Requests gained a token each. Those that did so together before are observed together."""
+        for last_token_at, count in Counter([ticket.last_token_at for ticket in tickets]).items():
+            if last_token_at:
+                self.inter_token_latency.observe(now - last_token_at, count)
+            else:
+                self._first_tokens([ticket for ticket in tickets if not ticket.last_token_at], now)
+        for ticket in tickets:
+            ticket.last_token_at = now
+
+    def _first_tokens(self, tickets: list[Ticket], now: float) -> None:
+        for ticket in tickets:
             ticket.first_token_at = now
             self.time_to_first_token.observe(now - ticket.submitted_at)
             self.prefill_time.observe(now - ticket.scheduled_at)
-        ticket.last_token_at = now
 
     def ended(self, request: Request, ticket: Ticket, now: float) -> None:
         """A request ended."""

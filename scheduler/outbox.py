@@ -101,23 +101,23 @@ class Outbox:
             messages.append(pb.ConnectResponse(model=self._model))
             self._model = None
         if self._handles or self._admitted or self._ended:
-            messages.append(pb.ConnectResponse(deltas=self._take_deltas()))
+            messages.append(self._take_deltas())
         return messages
 
-    def _take_deltas(self) -> pb.StepDeltas:
-        deltas = pb.StepDeltas(
-            step_id=self._step_id,
-            handles=self._handles,
-            token_ids=self._token_ids,
-            admitted=self._admitted,
-            ended=self._ended,
-        )
+    def _take_deltas(self) -> pb.ConnectResponse:
+        message = pb.ConnectResponse()
+        deltas = message.deltas  # filled in place: a message given to a constructor is copied
+        deltas.step_id = self._step_id
+        deltas.handles.extend(self._handles)
+        deltas.token_ids.extend(self._token_ids)
+        deltas.admitted.extend(self._admitted)
+        deltas.ended.extend(self._ended)
         for index, logprobs in self._logprobs:
             deltas.logprob_indices.append(index)
             deltas.logprobs.append(logprobs_message(logprobs))
         self._handles, self._token_ids, self._logprobs = [], [], []
         self._admitted, self._ended = [], []
-        return deltas
+        return message
 
 
 def logprobs_message(logprobs: TokenLogprobs) -> pb.TokenLogprobs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from engine.dispatch.records import SamplingRecord
-from scheduler.block_pool import ROOT_HASH, BlockHash, hash_block
+from scheduler.block_hash import ROOT_HASH, BlockHash, hash_blocks
 
 
 class Status(Enum):
@@ -40,9 +40,8 @@ class Request:
         stop_token_ids: it ends with STOP after one of these.
         priority: lower goes first; ties by arrival.
         owner: whatever the submitter wants to find again; the core does not look at it.
-        num_pending: tokens that steps in flight will have sampled; they follow `token_ids`.
-        num_computed_tokens: tokens whose KV is computed, or will be by the steps in flight.
-        planned_step: the last step that computes tokens of it.
+        row: the worker row it holds while it runs, where `Rows` knows how far it is; else -1.
+        num_pending: while it waits, tokens that steps in flight will have sampled nevertheless.
         num_cached_tokens: prompt tokens found in the prefix cache when it was first admitted.
     """
 
@@ -59,14 +58,13 @@ class Request:
     arrival: int = 0
     row: int = -1
     num_pending: int = 0
-    num_computed_tokens: int = 0
     num_cached_tokens: int = -1
     num_preemptions: int = 0
     num_failures: int = 0
+    num_tokens_at_failure: int = -1
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)
     num_published_blocks: int = 0
-    planned_step: int = -1
     end_reason: EndReason | None = None
     stop_token_id: int | None = None
     error: str = ""
@@ -78,10 +76,13 @@ class Request:
         self.stop_token_id = stop_token_id
         self.error = error
 
-    @property
-    def num_tokens(self) -> int:
-        """Known and pending tokens."""
-        return len(self.token_ids) + self.num_pending
+    def count_failure(self) -> int:
+        """Notes that a step with it failed; how often that happened since it last gained a token."""
+        if len(self.token_ids) > self.num_tokens_at_failure:
+            self.num_failures = 0
+        self.num_tokens_at_failure = len(self.token_ids)
+        self.num_failures += 1
+        return self.num_failures
 
     @property
     def num_output_tokens(self) -> int:
@@ -93,10 +94,8 @@ class Request:
         """Sort key of service: priority, then arrival."""
         return (self.priority, self.arrival)
 
-    def hashes(self, count: int, block_size: int) -> list[BlockHash]:
-        """The chained hashes of its first `count` blocks, which must be full of known tokens."""
+    def hash_up_to(self, count: int, block_size: int) -> None:
+        """Extends `block_hashes` to its first `count` blocks, which must be full of known tokens."""
         known = self.block_hashes
-        for index in range(len(known), count):
-            parent = known[-1] if known else ROOT_HASH
-            known.append(hash_block(parent, self.token_ids[index * block_size : (index + 1) * block_size]))
-        return known[:count]
+        tokens = self.token_ids[len(known) * block_size : count * block_size]
+        known += hash_blocks(known[-1] if known else ROOT_HASH, tokens, block_size)

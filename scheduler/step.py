@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from engine.dispatch.records import NewRequest, TokenLogprobs
-from scheduler.request import Request
+import numpy as np
+
+from engine.dispatch.records import U32, NewRequest, StepPlan, TokenLogprobs, u32
+from scheduler.request import Request, Status
+from scheduler.rows import BoolArray, IntArray
 
 
 @dataclass(slots=True)
@@ -25,38 +29,92 @@ class StepOutput:
     """What a step's result meant for requests.
 
     Attributes:
-        tokens: every request that gained a token, with the token, in the plan's order.
-        logprobs: index into `tokens` -> log probabilities.
+        requests: every request that gained a token, in the plan's order.
+        token_ids: the tokens they gained.
+        logprobs: index into both -> log probabilities.
         ended: requests that ended, after their tokens; `end_reason` says why.
     """
 
-    tokens: list[tuple[Request, int]] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     ended: list[Request] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> Iterable[tuple[Request, int]]:
+        """Each request with the token it gained."""
+        return zip(self.requests, self.token_ids, strict=True)
+
+    def without_ended(self) -> StepOutput:
+        """What is left when the tokens of requests that have ended already are dropped."""
+        kept = [index for index, request in enumerate(self.requests) if request.status is not Status.ENDED]
+        return StepOutput(
+            [self.requests[index] for index in kept],
+            [self.token_ids[index] for index in kept],
+            {place: self.logprobs[index] for place, index in enumerate(kept) if index in self.logprobs},
+        )
 
 
 @dataclass(slots=True)
 class InFlight:
     """A dispatched step: which requests it computes and which of them it samples. Its result means nothing
     (`void`) if an earlier step failed after it was planned.
+
+    Attributes:
+        sampled_rows, sampled_arrivals: the rows and arrival numbers that the sampled requests had.
     """
 
     step_id: int
     scheduled: list[Request]
     sampled: list[Request]
+    sampled_rows: IntArray
+    sampled_arrivals: IntArray
     void: bool = False
 
 
-@dataclass(slots=True)
 class Draft:
-    """A step being planned."""
+    """A step being planned: the plan's columns, filled from the left.
 
-    budget: int
-    words: int
-    scheduled: list[Request] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    samples: list[int] = field(default_factory=list)
-    num_new_blocks: list[int] = field(default_factory=list)
-    new_block_ids: list[int] = field(default_factory=list)
-    new_requests: list[NewRequest] = field(default_factory=list)
+    Attributes:
+        budget: tokens that may still be placed.
+        words: words of new requests' data that still fit the plan record.
+    """
+
+    def __init__(self, *, budget: int, words: int, max_num_seqs: int) -> None:
+        self.budget = budget
+        self.words = words
+        self.new_block_ids: list[int] = []
+        self.new_requests: list[NewRequest] = []
+        self.num_scheduled = 0
+        self._columns = np.empty((5, max_num_seqs), U32)
+
+    def place(self, row: int, *, start: int, count: int, samples: bool, blocks: list[int]) -> None:
+        """Adds tokens of one request, and blocks for the worker to append to its own."""
+        self._columns[:, self.num_scheduled] = (row, start, count, samples, len(blocks))
+        self.new_block_ids += blocks
+        self.num_scheduled += 1
+        self.budget -= count
+
+    def place_decodes(self, rows: IntArray, *, starts: IntArray, grown: BoolArray, blocks: list[int]) -> None:
+        """Adds one token of each of these rows, and a block for each that has `grown`."""
+        begin, end = self.num_scheduled, self.num_scheduled + len(rows)
+        columns = self._columns[:, begin:end]
+        columns[0], columns[1], columns[2:4], columns[4] = rows, starts, 1, grown
+        self.new_block_ids += blocks
+        self.num_scheduled = end
+        self.budget -= len(rows)
+
+    def plan(self, step_id: int, freed_rows: list[int]) -> StepPlan:
+        """The plan as it stands."""
+        rows, starts, counts, samples, num_new_blocks = self._columns[:, : self.num_scheduled]
+        return StepPlan(
+            step_id=step_id,
+            freed_rows=u32(freed_rows),
+            new_requests=self.new_requests,
+            rows=rows,
+            starts=starts,
+            counts=counts,
+            samples=samples,
+            num_new_blocks=num_new_blocks,
+            new_block_ids=u32(self.new_block_ids),
+        )

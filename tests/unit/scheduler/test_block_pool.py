@@ -8,9 +8,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scheduler.block_pool import ROOT_HASH, BlockPool, hash_block
+from scheduler.block_hash import ROOT_HASH, BlockHash, hash_blocks
+from scheduler.block_pool import BlockPool
 
 NUM_BLOCKS = 9
+
+
+def chain(*tokens: int) -> list[BlockHash]:
+    """The hashes of blocks of one token each."""
+    return hash_blocks(ROOT_HASH, array("I", tokens), 1)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -21,16 +27,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = BlockPool(NUM_BLOCKS)
         self.holders: list[tuple[list[int], list[bytes]]] = []
 
-    def _chain(self, tokens: list[int]) -> list[bytes]:
-        hashes, parent = [], ROOT_HASH
-        for token in tokens:
-            parent = hash_block(parent, array("I", [token]))
-            hashes.append(parent)
-        return hashes
-
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=4), publish=st.booleans())
     def hold(self, tokens: list[int], publish: bool) -> None:
-        hashes = self._chain(tokens)
+        hashes = chain(*tokens)
         hits = self.pool.lookup(hashes)
         needed = len(tokens) - len(hits)
         if needed > self.pool.num_free - self.pool.num_free_among(hits):
@@ -74,10 +73,7 @@ TestPoolMachine.settings = settings(max_examples=150, stateful_step_count=40, de
 
 
 def _published(pool: BlockPool, *contents: int) -> tuple[list[int], list[bytes]]:
-    hashes, parent = [], ROOT_HASH
-    for content in contents:
-        parent = hash_block(parent, array("I", [content]))
-        hashes.append(parent)
+    hashes = chain(*contents)
     blocks = pool.allocate(len(contents))
     for block_id, block_hash in zip(blocks, hashes, strict=True):
         pool.publish(block_id, block_hash)
@@ -108,8 +104,7 @@ def test_blocks_without_content_are_reused_before_any_content_is_evicted() -> No
 
 
 def test_equal_blocks_after_different_prefixes_have_different_hashes() -> None:
-    tokens = array("I", [7])
-    assert hash_block(hash_block(ROOT_HASH, array("I", [1])), tokens) != hash_block(ROOT_HASH, tokens)
+    assert chain(1, 7)[1] not in chain(7) + chain(2, 7)
 
 
 def test_with_caching_off_nothing_is_found_again() -> None:
