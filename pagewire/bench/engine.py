@@ -62,7 +62,7 @@ class BenchEngine:
         self._engine = self._llm._running()
         try:
             for workload in (WARM_UP, *workloads):
-                self._check(workload)
+                self.check(workload)
         except BaseException:
             self._llm.close()
             raise
@@ -122,7 +122,8 @@ class BenchEngine:
                 raise PagewireError(f"{output.request_id} generated {got} tokens instead of {wanted}")
         return Measured(began, seconds, outputs, meter.report(seconds))
 
-    def _check(self, workload: Workload) -> None:
+    def check(self, workload: Workload) -> None:
+        """Raises ConfigError if the workload has requests that are too long for this engine."""
         if workload.longest > self.facts.max_model_len:
             raise ConfigError(
                 f"{workload.name} ({workload}) has requests of {workload.longest} tokens, max_model_len is "

@@ -26,6 +26,7 @@ from pagewire.lifeline import Lifeline
 
 HOST = "127.0.0.1"
 SERVED_NAME = "bench"
+SUPERVISOR = "serve"
 POLL_SECONDS = 0.01
 REQUEST_SECONDS = 60.0
 STOP_SECONDS = 60.0
@@ -54,7 +55,7 @@ class Start:
         first_token_s: from then until the first token of a first request, of 16 tokens.
         ready_by_process: seconds until each process was ready, by name.
         stop_s: from SIGTERM until it had ended.
-        log: what the processes wrote, until the request was answered.
+        log: what the processes wrote.
     """
 
     ready_s: float
@@ -97,11 +98,15 @@ def start_once(arguments: Sequence[str], environment: dict[str, str], timeout: f
     try:
         ready = service.wait_ready(timeout)
         first_token = service.first_token()
-        log = service.log()
         stop = service.stop()
     finally:
         service.close()
-    processes = {line.process: line.seconds for line in reversed(log) if line.text.startswith("ready after")}
+    log = service.log()  # whole now
+    processes = {
+        line.process: line.seconds
+        for line in reversed(log)
+        if line.text.startswith("ready after") and line.process != SUPERVISOR
+    }
     return Start(ready, first_token, processes, stop, log)
 
 
@@ -134,7 +139,7 @@ class _Service:
     def _read(self, output: IO[str]) -> None:
         for line in output:
             match = _LINE.match(line)
-            process, text = match.groups() if match else ("serve", line.strip())
+            process, text = match.groups() if match else (SUPERVISOR, line.strip())
             if text:
                 self._lines.append(LogLine(round(time.perf_counter() - self._began, 3), process, text))
 
