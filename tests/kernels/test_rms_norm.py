@@ -76,15 +76,16 @@ def test_the_output_is_allocated_when_absent() -> None:
     assert add_rms_norm(x[:0], residual[:0], weight, 1e-5).shape == (0, 128)
 
 
-@pytest.mark.parametrize(("num_rows", "width"), [(1, 4096), (8192, 1024)])
-def test_compiles_for_hopper(num_rows: int, width: int) -> None:
+@pytest.mark.parametrize(("num_rows", "width", "adds"), [(1, 4096, False), (8192, 1024, True)])
+def test_compiles_for_hopper(num_rows: int, width: int, adds: bool) -> None:
     block, rows, num_warps = launch_shape(num_rows, width)
-    pointers = dict.fromkeys(("x", "residual", "weight", "out"), "*bf16")
-    integers = dict.fromkeys(("num_rows", "x_stride", "residual_stride", "out_stride"), "i32")
+    signature = dict.fromkeys(["x", "weight", "out"] + ["residual"] * adds, "*bf16")
+    signature |= dict.fromkeys(["num_rows", "x_stride", "residual_stride", "out_stride"], "i32")
+    constants = {"N": width, "BLOCK_N": block, "ROWS": rows}
     sizes = compile_for_hopper(
         "engine.kernels.rms_norm.kernel:rms_norm_kernel",
-        {**pointers, **integers, "eps": "fp32"},
-        {"N": width, "BLOCK_N": block, "ROWS": rows},
+        signature | {"eps": "fp32"},
+        constants if adds else constants | {"residual": None},
         num_warps=num_warps,
     )
     assert sizes["shared"] < 227 << 10

@@ -47,12 +47,11 @@ def test_rows_may_be_strided() -> None:
     assert silu_and_mul(wide[:0, :200]).shape == (0, 100)
 
 
-@pytest.mark.parametrize(("num_tokens", "width"), [(1, 3072), (8192, 14336)])
-def test_compiles_for_hopper(num_tokens: int, width: int) -> None:
+def test_compiles_for_hopper() -> None:
     sizes = compile_for_hopper(
         "engine.kernels.silu_and_mul.kernel:silu_and_mul_kernel",
         {"gate_up": "*bf16", "out": "*bf16", "gate_up_stride": "i32", "out_stride": "i32"},
-        {"N": width, "BLOCK": launch_block(num_tokens, width)},
+        {"N": 14336, "BLOCK": launch_block(8192, 14336)},
         num_warps=4,
     )
     assert sizes["shared"] < 227 << 10

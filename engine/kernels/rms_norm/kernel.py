@@ -1,11 +1,14 @@
-# ruff: noqa: N803 - compile-time constants are upper case, as Triton writes them
 """RMSNorm in one pass over memory: a row stays in registers between its sum of squares and its scaling."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
+    import torch
 
 # With fewer rows than this every row gets a program of its own, for latency; with more, narrow rows share
 # one, so that enough bytes are in flight per program. Both variants are compiled at most once per width.
@@ -83,7 +86,7 @@ def _launch(
 ) -> torch.Tensor:
     num_rows, width = x.shape
     if out is None:
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        out = x.new_empty((num_rows, width))
     if num_rows == 0:
         return out
     block, rows, num_warps = launch_shape(num_rows, width)

@@ -1,4 +1,3 @@
-# ruff: noqa: N803 - compile-time constants are upper case, as Triton writes them
 """Head norms, rotary embedding and the paged cache's store in one kernel.
 
 A program takes one token and a group of heads that are all queries, all keys or all values, so that every
@@ -7,9 +6,13 @@ branch is uniform, and neighbouring programs read neighbouring memory.
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
+    import torch
 
 
 @triton.jit
@@ -37,7 +40,8 @@ def _store_halves(target, first, second, mask, HEAD_DIM: tl.constexpr):
     tl.store(target + HEAD_DIM // 2, second, mask=mask)
 
 
-@triton.jit
+# Tokens may begin anywhere in a step: their one-word loads must not compile anew for each alignment.
+@triton.jit(do_not_specialize_on_alignment=["positions", "slot_mapping"])
 def rotate_and_store_kernel(
     qkv,  # [T, (H + 2 * HK) * D]
     positions,  # [T]

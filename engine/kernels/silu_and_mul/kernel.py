@@ -1,11 +1,14 @@
-# ruff: noqa: N803 - compile-time constants are upper case, as Triton writes them
 """silu(gate) * up, read and written once."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
+    import torch
 
 
 @triton.jit
