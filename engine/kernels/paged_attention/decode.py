@@ -18,7 +18,7 @@ import triton.language as tl
 LOG2_E = math.log2(math.e)
 # Programs of a launch, per multiprocessor, below which contexts are split.
 _PROGRAMS_PER_SM = 2
-MAX_SPLITS = 64
+MAX_SPLITS = tl.constexpr(64)
 # tl.dot needs 16 rows; query heads that share a key-value head are padded to them.
 _MIN_DOT_ROWS = 16
 
@@ -56,11 +56,11 @@ def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
 def decode_splits(num_seqs: int, num_kv_heads: int, num_sms: int) -> int:
     """Into how many shares each context of a batch is cut so that the launch fills the device.
 
-    Depends on the batch size alone, since contexts grow under a captured graph; a power of two, so that few
-    kernels are compiled. Shares that a short context leaves empty cost next to nothing.
+    Depends on the batch size alone, since contexts grow under a captured graph. Shares that a short context
+    leaves empty cost next to nothing.
     """
     wanted = _PROGRAMS_PER_SM * num_sms / (num_seqs * num_kv_heads)
-    return min(MAX_SPLITS, 1 << round(math.log2(wanted))) if wanted > 1 else 1
+    return min(MAX_SPLITS.value, 1 << round(math.log2(wanted))) if wanted > 1 else 1
 
 
 def decode_workspace(
@@ -108,7 +108,7 @@ def paged_decode_attention(
         rows: [S] int32, the row of the block table of each request.
         seq_lens: [S] int32, tokens in each context; 0 marks padding, for which zeros are written.
         scale: what scores are multiplied with, positive.
-        num_splits: shares per context, see `decode_splits`.
+        num_splits: shares per context, MAX_SPLITS at most; see `decode_splits`.
         sliding_window: a token sees itself and this number less one before it; 0 for no limit.
         out: [S, H, D], as strided as the query may be.
         workspace: of at least S * num_splits shares; not read if num_splits is 1.
@@ -152,7 +152,7 @@ def paged_decode_attention(
         BLOCK_G=max(_MIN_DOT_ROWS, triton.next_power_of_2(group)),
         BLOCK_D=block_d,
         BLOCK_N=config.block_n,
-        NUM_SPLITS=num_splits,
+        SPLIT=num_splits > 1,
         HAS_WINDOW=sliding_window > 0,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -169,8 +169,8 @@ def _decode_kernel(
     rows_ptr,  # [S]
     seq_lens_ptr,  # [S]
     out_ptr,  # [S, H, D]
-    partials_ptr,  # [S, HK, NUM_SPLITS, GROUP, D]
-    log_sums_ptr,  # [S, HK, NUM_SPLITS, GROUP]
+    partials_ptr,  # [S, HK, splits, GROUP, D]
+    log_sums_ptr,  # [S, HK, splits, GROUP]
     arrivals_ptr,  # [S, HK]
     scale,
     window,
@@ -191,13 +191,14 @@ def _decode_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
 ):
     # Heads vary fastest: programs that run together then read neighbouring parts of the same blocks.
     kv_head = tl.program_id(0)
     request = tl.program_id(1)
     split = tl.program_id(2)
+    num_splits = tl.num_programs(2)
     heads = tl.arange(0, BLOCK_G)
     dims = tl.arange(0, BLOCK_D)
     in_tile = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
@@ -214,7 +215,7 @@ def _decode_kernel(
     start = 0
     if HAS_WINDOW:
         start = tl.maximum(seq_len - window, 0)
-    share = tl.cdiv(tl.cdiv(seq_len - start, BLOCK_N), NUM_SPLITS) * BLOCK_N
+    share = tl.cdiv(tl.cdiv(seq_len - start, BLOCK_N), num_splits) * BLOCK_N
     num_shares = tl.cdiv(seq_len - start, share)
     if split >= num_shares:
         return
@@ -240,12 +241,12 @@ def _decode_kernel(
         BLOCK_D,
         BLOCK_N,
     )
-    if NUM_SPLITS == 1 or num_shares == 1:
+    if not SPLIT or num_shares == 1:
         tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=in_tile)
     else:
         pair = request * tl.num_programs(0) + kv_head
-        partials_ptr += pair.to(tl.int64) * (NUM_SPLITS * GROUP * HEAD_DIM)
-        log_sums_ptr += pair * (NUM_SPLITS * GROUP)
+        partials_ptr += pair.to(tl.int64) * num_splits * (GROUP * HEAD_DIM)
+        log_sums_ptr += pair * num_splits * GROUP
         partial_rows = split * GROUP + heads
         tl.store(partials_ptr + partial_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=in_tile)
         tl.store(log_sums_ptr + partial_rows, log_sum, mask=heads < GROUP)
@@ -262,7 +263,7 @@ def _decode_kernel(
                 GROUP,
                 HEAD_DIM,
                 BLOCK_D,
-                NUM_SPLITS,
+                MAX_SPLITS,
             )
             tl.store(arrivals_ptr + pair, 0)
 
@@ -321,24 +322,24 @@ def _attend_share(
 
 @triton.jit
 def _merge_shares(
-    partials_ptr,  # [NUM_SPLITS, GROUP, D]
-    log_sums_ptr,  # [NUM_SPLITS, GROUP]
+    partials_ptr,  # [splits, GROUP, D]
+    log_sums_ptr,  # [splits, GROUP]
     out_ptr,  # [GROUP, D]
     num_shares,
     OUT_STRIDE_HEAD: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
 ):
     """The output of all shares, always merged in their order."""
     BLOCK_G: tl.constexpr = triton.next_power_of_2(GROUP)
     # Shares read at once: many reads in flight, 4096 elements at most in registers.
-    CHUNK: tl.constexpr = max(1, min(NUM_SPLITS, 4096 // (BLOCK_G * BLOCK_D)))
+    CHUNK: tl.constexpr = max(1, min(MAX_SPLITS, 4096 // (BLOCK_G * BLOCK_D)))
     heads = tl.arange(0, BLOCK_G)
     dims = tl.arange(0, BLOCK_D)
     in_tile = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    splits = tl.arange(0, NUM_SPLITS)[:, None]
+    splits = tl.arange(0, MAX_SPLITS)[:, None]
     log_sums = tl.load(
         log_sums_ptr + splits * GROUP + heads[None, :],
         mask=(splits < num_shares) & (heads < GROUP)[None, :],

@@ -36,7 +36,9 @@ class PrefillConfig:
 def prefill_config(head_dim: int, dtype: torch.dtype) -> PrefillConfig:
     """The configuration for a model: one for all its batches, since results depend on it bit for bit."""
     if dtype == torch.float32:
-        return PrefillConfig(block_m=32, block_n=32, num_warps=4, num_stages=2)
+        # No tensor cores: larger tiles do not fit in registers.
+        size = 16 if head_dim > 128 else 32
+        return PrefillConfig(block_m=size, block_n=size, num_warps=4, num_stages=2)
     if head_dim > 128:
         return PrefillConfig(block_m=128, block_n=64, num_warps=8, num_stages=2)
     return PrefillConfig(block_m=128, block_n=128, num_warps=8, num_stages=2)
