@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from engine.config import WorkerConfig
+from engine.dispatch import records
 from frontend.output_text import OutputText
 from frontend.served_model import ServedModel
 from pagewire.errors import InvalidRequest, PagewireError
@@ -19,7 +20,6 @@ from pagewire.offline_engine import OfflineEngine
 from pagewire.sampling_params import SamplingParams
 from scheduler.intake import make_request
 from scheduler.request import EndReason, Request
-from scheduler.step import StepOutput
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
@@ -187,8 +187,6 @@ class LLM:
         engine = self._running()
         text = prompt if isinstance(prompt, str) else None
         ids = self._text.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if any(token_id < 0 for token_id in ids):
-            raise InvalidRequest("token ids must not be negative", param="prompt")
         request = make_request(f"offline-{next(self._ids)}", ids, sampling, engine.facts)
         engine.core.check(request)
         completion = CompletionOutput(logprobs=None if sampling.logprobs is None else [])
@@ -202,12 +200,18 @@ class LLM:
     def _run(self, jobs: list[_Job]) -> None:
         engine = self._running()
         requests = [job.request for job in jobs]
+        watching = any(job.sampling.stop for job in jobs)
         try:
             for request in requests:
                 engine.core.add(request)
             for step in engine.steps():
-                for request in _apply(step):
-                    engine.core.abort(request, EndReason.STOP)
+                for index, entry in step.logprobs.items():
+                    _job_of(step.requests[index]).add_logprobs(entry)
+                for job in map(_job_of, step.requests if watching else ()):
+                    if job.sampling.stop and job.catch_up():
+                        engine.core.abort(job.request, EndReason.STOP)
+                for request in step.ended:
+                    _job_of(request).finish()
         finally:
             engine.abort(requests)
 
@@ -231,54 +235,52 @@ class _Job:
     def completion(self) -> CompletionOutput:
         return self.output.outputs[0]
 
-    def add_token(self, token_id: int) -> bool:
-        """Takes a token; True if a stop string ended the output."""
-        self.completion.token_ids.append(token_id)
-        if self._is_silent_stop(token_id):
-            return False
-        self.completion.text += self.text.push((token_id,))[0]
+    @property
+    def is_over(self) -> bool:
+        return self.completion.finish_reason is not None
+
+    def add_logprobs(self, entry: records.TokenLogprobs) -> None:
+        """Takes the log probabilities of the token just generated."""
+        assert self.completion.logprobs is not None
+        top = dict(zip(map(int, entry.top_ids), map(float, entry.top_logprobs), strict=True))
+        self.completion.logprobs.append(TokenLogprobs(entry.logprob, top))
+
+    def catch_up(self) -> bool:
+        """Takes the tokens generated since the last call; True if a stop string ended the output. Without
+        stop strings to look for, one call at the end is enough.
+        """
+        completion, request = self.completion, self.request
+        new = request.token_ids[request.num_prompt_tokens + len(completion.token_ids) :].tolist()
+        completion.token_ids += new
+        self.output.num_cached_tokens = max(request.num_cached_tokens, 0)
+        completion.text += self.text.push(new[:-1] if self._ends_silently else new)[0]
         return self._stopped_by_string()
 
-    def _is_silent_stop(self, token_id: int) -> bool:
-        ended = self.request.end_reason is EndReason.STOP and self.request.stop_token_id == token_id
-        return ended and not self.sampling.include_stop_str_in_output
+    @property
+    def _ends_silently(self) -> bool:
+        """Whether the last token ended the output and is no part of its text."""
+        return self.request.stop_token_id is not None and not self.sampling.include_stop_str_in_output
 
     def _stopped_by_string(self) -> bool:
-        if self.text.stop_string is None or self.completion.finish_reason is not None:
+        if self.text.stop_string is None or self.is_over:
             return False
         self.completion.finish_reason, self.completion.stop_reason = "stop", self.text.stop_string
         return True
 
     def finish(self) -> None:
         """The scheduler ended it."""
-        if self.completion.finish_reason is not None:
+        if self.is_over:
             return
         request = self.request
         if request.end_reason is EndReason.ERROR:
             raise PagewireError(f"{request.request_id} failed: {request.error}")
+        self.catch_up()
         self.completion.text += self.text.finish()
         if self._stopped_by_string():
             return
         self.completion.finish_reason = "stop" if request.end_reason is EndReason.STOP else "length"
         if request.stop_token_id is not None and request.stop_token_id not in self.eos_token_ids:
             self.completion.stop_reason = request.stop_token_id
-
-
-def _apply(step: StepOutput) -> Iterable[Request]:
-    """Adds a step's tokens to their jobs; returns the requests that a stop string ended."""
-    stopped = []
-    for index, (request, token_id) in enumerate(step.tokens):
-        job = _job_of(request)
-        job.output.num_cached_tokens = max(request.num_cached_tokens, 0)
-        if job.completion.logprobs is not None:
-            entry = step.logprobs[index]
-            top = dict(zip(map(int, entry.top_ids), map(float, entry.top_logprobs), strict=True))
-            job.completion.logprobs.append(TokenLogprobs(entry.logprob, top))
-        if job.add_token(token_id):
-            stopped.append(request)
-    for request in step.ended:
-        _job_of(request).finish()
-    return stopped
 
 
 def _job_of(request: Request) -> _Job:

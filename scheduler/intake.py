@@ -42,12 +42,16 @@ def make_request(
     num_prompt_tokens = num_prompt_tokens or len(token_ids)
     if num_prompt_tokens > len(token_ids):
         raise InvalidRequest(f"num_prompt_tokens is {num_prompt_tokens}, of {len(token_ids)} tokens in all")
+    try:
+        known = array("I", token_ids)
+    except OverflowError:
+        raise InvalidRequest("token ids must not be negative, nor beyond 32 bits", param="prompt") from None
     max_tokens = facts.max_model_len if sampling.max_tokens is None else sampling.max_tokens
     eos = () if sampling.ignore_eos else facts.eos_token_ids
     stop_token_ids = frozenset(sampling.stop_token_ids).union(eos)
     return Request(
         request_id,
-        array("I", token_ids),
+        known,
         num_prompt_tokens,
         _record(sampling, stop_token_ids),
         max_total_tokens=num_prompt_tokens + max_tokens,
