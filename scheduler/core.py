@@ -23,7 +23,7 @@ from pagewire.errors import InvalidRequest, Overloaded
 from scheduler.block_pool import BlockPool
 from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
-from scheduler.rows import IntArray, Rows
+from scheduler.rows import IntArray, Rows, Wants
 from scheduler.step import Counters, Draft, InFlight, StepOutput
 
 MAX_FAILURES = 2
@@ -45,7 +45,7 @@ class Scheduler:
         self._waiting: list[tuple[int, int, Request]] = []
         self._num_waiting = 0
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
-        self._rows_in_order: IntArray | None = None
+        self._wants = Wants.nothing()
         self._in_flight: deque[InFlight] = deque()
         self._admitted: list[Request] = []
         self._num_arrivals = 0
@@ -101,9 +101,10 @@ class Scheduler:
                 f"most {limits.max_model_len - 1}",
                 param="prompt",
             )
-        if max(token_ids) >= limits.vocab_size:
+        largest = int(np.frombuffer(token_ids, U32).max())
+        if largest >= limits.vocab_size:
             raise InvalidRequest(
-                f"token id {max(token_ids)} is out of range; it must be below {limits.vocab_size}",
+                f"token id {largest} is out of range; it must be below {limits.vocab_size}",
                 param="prompt",
             )
         if len(token_ids) >= request.max_total_tokens:
@@ -141,7 +142,7 @@ class Scheduler:
         request.block_ids = []
         request.num_published_blocks = 0
         self._rows.leave(request)
-        self._rows_in_order = None
+        self._wants.num_steps = 0
 
     def _preempt(self, request: Request) -> None:
         """Sends a running request back to wait; it will recompute what the prefix cache has lost."""
@@ -159,7 +160,7 @@ class Scheduler:
         preempted = self._schedule_running(draft)
         if not preempted:
             self._schedule_waiting(draft)
-        if not draft.num_scheduled:
+        if not draft.scheduled:
             return None
         return self._dispatch(draft)
 
@@ -170,28 +171,24 @@ class Scheduler:
         budget goes to chunks. Within both, in order of service. When blocks run out the last in that order
         makes room, unless this step computes it already.
         """
-        if self._rows_in_order is None:
-            self._rows_in_order = self._rows.in_order(self.running)
-        rows, state = self._rows_in_order, self._rows
-        num_tokens = state.num_tokens[rows]
-        wanted = num_tokens - state.num_computed[rows]
-        # a request at max_total has its last token in flight
-        decoding = rows[(wanted == 1) & (num_tokens < state.max_total[rows])]
-        chunked = state.holders(rows[wanted > 1])
-        preempted = False
-        if not self._decode_all(draft, decoding):
-            for request in state.holders(decoding):
+        if self._wants.num_steps == 0:
+            self._wants = self._rows.wants(self.running)
+        wants, preempted = self._wants, False
+        if not self._decode_all(draft, wants):
+            for request in wants.decoding:
                 if request.status is Status.RUNNING and draft.budget > 0:
                     preempted |= self._continue(draft, request, 1)
-        for request in chunked:
+        for request in wants.chunked:
             if request.status is Status.RUNNING and draft.budget > 0:
-                left = int(state.num_tokens[request.row] - state.num_computed[request.row])
+                left = self._rows.num_left(request.row)
                 preempted |= self._continue(draft, request, min(left, draft.budget))
         return preempted
 
-    def _decode_all(self, draft: Draft, rows: IntArray) -> bool:
-        """Gives each of these rows one token; False, and nothing is done, if budget or blocks are short."""
-        state, block_size = self._rows, self.limits.block_size
+    def _decode_all(self, draft: Draft, wants: Wants) -> bool:
+        """Gives every decoding request its token; False, and nothing done, if budget or blocks are short."""
+        state, rows = self._rows, wants.decoding_rows
+        if not len(rows):
+            return True
         starts = state.num_computed[rows]
         grown = starts == state.num_held[rows]
         growing = rows[grown]
@@ -200,14 +197,13 @@ class Scheduler:
         blocks = self.pool.allocate(len(growing))
         for request, block_id in zip(state.holders(growing), blocks, strict=True):
             request.block_ids.append(block_id)
+        draft.place_decodes(wants, starts=starts, grown=grown, blocks=blocks)
         ends = starts + 1
-        state.num_held[growing] += block_size
+        state.num_held[growing] += self.limits.block_size
         state.num_computed[rows] = ends
         state.num_tokens[rows] = ends + 1
-        state.planned_step[rows] = self._next_step_id
-        draft.place_decodes(rows, starts=starts, grown=grown, blocks=blocks)
-        for request in state.holders(rows[ends % block_size == 0]):
-            self._publish(request)
+        wants.num_steps -= 1
+        self._publish_filled(rows, ends)
         return True
 
     def _continue(self, draft: Draft, request: Request, count: int) -> bool:
@@ -219,7 +215,7 @@ class Scheduler:
         needed = -(-(start + count) // block_size) - num_held
         while needed > pool.num_free:
             victim = self.running[-1]
-            if self._rows.planned_step[victim.row] == self._next_step_id:
+            if victim in draft.scheduled:
                 count = min(count, (num_held + pool.num_free) * block_size - start)
                 needed = -(-(start + count) // block_size) - num_held
                 break
@@ -285,7 +281,6 @@ class Scheduler:
         request.num_published_blocks = len(hits)
         self._rows.enter(request, start)
         insort(self.running, request, key=lambda running: running.order)
-        self._rows_in_order = None
         self.counters.prefix_cache_queries += len(request.token_ids)
         self.counters.prefix_cache_hits += start
         if request.num_cached_tokens < 0:
@@ -301,37 +296,43 @@ class Scheduler:
         state, row = self._rows, request.row
         start = int(state.num_computed[row])
         end = start + count
-        samples = end == state.num_tokens[row]
-        draft.place(row, start=start, count=count, samples=samples, blocks=appended)
+        samples = bool(end == state.num_tokens[row])
+        draft.place(request, start=start, count=count, samples=samples, blocks=appended)
         request.block_ids += blocks
         state.num_held[row] += len(blocks) * self.limits.block_size
         state.num_computed[row] = end
         state.num_tokens[row] += samples
-        state.planned_step[row] = self._next_step_id
+        self._wants.num_steps = 0
         self._publish(request)
+
+    def _publish_filled(self, rows: IntArray, ends: IntArray) -> None:
+        """Publishes what became full when these requests grew to `ends`."""
+        state, at_border = self._rows, ends % self.limits.block_size == 0
+        rows, ends = rows[at_border], ends[at_border]
+        if not len(rows):
+            return
+        ready = (state.num_known[rows] >= ends) & (state.num_computed[rows] >= ends)
+        for request in state.holders(rows[ready]):
+            self._publish(request)
 
     def _publish(self, request: Request) -> None:
         """Makes blocks findable that are full of known tokens, computed by the steps planned so far."""
         state, block_size = self._rows, self.limits.block_size
-        full = int(min(state.num_computed[request.row], state.num_known[request.row])) // block_size
+        full = min(state.num_computed.item(request.row), len(request.token_ids)) // block_size
         first = request.num_published_blocks
         if full <= first or not self.limits.enable_prefix_caching:
             return
         request.hash_up_to(full, block_size)
-        for block_id, block_hash in zip(
-            request.block_ids[first:full], request.block_hashes[first:full], strict=True
-        ):
-            self.pool.publish(block_id, block_hash)
+        for index in range(first, full):
+            self.pool.publish(request.block_ids[index], request.block_hashes[index])
         request.num_published_blocks = full
 
     def _dispatch(self, draft: Draft) -> StepPlan:
         plan = draft.plan(self._next_step_id, self._rows.take_freed())
-        rows = plan.rows.astype(np.int64)
-        scheduled = sampled = self._rows.holders(rows)
-        if not plan.samples.all():
-            rows = rows[plan.samples == 1]
-            sampled = self._rows.holders(rows)
-        self._in_flight.append(InFlight(plan.step_id, scheduled, sampled, rows, self._rows.arrivals(rows)))
+        rows = draft.sampled_rows
+        self._in_flight.append(
+            InFlight(plan.step_id, draft.scheduled, draft.sampled, rows, self._rows.arrivals(rows))
+        )
         self._next_step_id += 1
         self.counters.num_steps += 1
         self.counters.num_computed_tokens += self.limits.max_num_batched_tokens - draft.budget
@@ -382,8 +383,7 @@ class Scheduler:
         state = self._rows
         known = state.num_known[rows] + 1
         state.num_known[rows] = known
-        for request in state.holders(rows[known % self.limits.block_size == 0]):
-            self._publish(request)
+        self._publish_filled(rows, known)
         complete = state.holders(rows[known >= state.max_total[rows]])
         if len(rows) < len(output.requests):
             complete += _count_late_tokens(output.requests)

@@ -8,6 +8,7 @@ ends is touched by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,28 @@ from scheduler.request import Request
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Wants:
+    """What running requests want of a step, in order of service.
+
+    Attributes:
+        decoding: requests of which one token is left to compute.
+        decoding_rows: their rows.
+        chunked: requests of which more than one is left.
+        num_steps: for how many more steps this holds, if each computes `decoding` and nothing else happens.
+    """
+
+    decoding: list[Request]
+    decoding_rows: IntArray
+    chunked: list[Request]
+    num_steps: int
+
+    @classmethod
+    def nothing(cls) -> Wants:
+        """Of no requests; it holds for no step."""
+        return cls([], np.zeros(0, np.int64), [], 0)
 
 
 class Rows:
@@ -28,7 +51,6 @@ class Rows:
         num_computed: tokens whose KV is computed, or will be by the steps in flight.
         num_held: tokens that fit into the blocks it holds.
         max_total: tokens at which it ends.
-        planned_step: the last step that computes tokens of it.
     """
 
     def __init__(self, num_rows: int, block_size: int) -> None:
@@ -65,7 +87,6 @@ class Rows:
         self.num_computed[row] = num_computed
         self.num_held[row] = len(request.block_ids) * self._block_size
         self.max_total[row] = request.max_total_tokens
-        self.planned_step[row] = -1
 
     def leave(self, request: Request) -> None:
         """Takes its row from a request, which from now on counts its pending tokens itself."""
@@ -86,6 +107,16 @@ class Rows:
         """What `Request.arrival` each of these rows' holder has, to ask later whether it is still there."""
         return self._arrivals[rows]
 
-    def in_order(self, requests: Sequence[Request]) -> IntArray:
-        """The rows of these requests."""
-        return np.array([request.row for request in requests], np.int64)
+    def num_left(self, row: int) -> int:
+        """How many of its tokens are not computed yet."""
+        return self.num_tokens.item(row) - self.num_computed.item(row)
+
+    def wants(self, requests: Sequence[Request]) -> Wants:
+        """What these requests want. One whose last token is in flight wants nothing."""
+        rows = np.array([request.row for request in requests], np.int64)
+        num_to_come = self.max_total[rows] - self.num_tokens[rows]
+        left = self.num_tokens[rows] - self.num_computed[rows]
+        decodes = (left == 1) & (num_to_come > 0)
+        decoding, chunked = rows[decodes], rows[left > 1]
+        num_steps = 0 if len(chunked) or not len(decoding) else int(num_to_come[decodes].min())
+        return Wants(self.holders(decoding), decoding, self.holders(chunked), num_steps)

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.dispatch.records import U32, NewRequest, StepPlan, TokenLogprobs, u32
 from scheduler.request import Request, Status
-from scheduler.rows import BoolArray, IntArray
+from scheduler.rows import BoolArray, IntArray, Wants
 
 
 @dataclass(slots=True)
@@ -78,35 +78,51 @@ class Draft:
     Attributes:
         budget: tokens that may still be placed.
         words: words of new requests' data that still fit the plan record.
+        scheduled: requests placed.
+        sampled: those of them that get a token.
+        new_requests: see StepPlan; whoever appends one places its tokens too.
     """
 
     def __init__(self, *, budget: int, words: int, max_num_seqs: int) -> None:
         self.budget = budget
         self.words = words
-        self.new_block_ids: list[int] = []
+        self.scheduled: list[Request] = []
+        self.sampled: list[Request] = []
         self.new_requests: list[NewRequest] = []
-        self.num_scheduled = 0
+        self._new_block_ids: list[int] = []
+        self._decoding_rows: IntArray | None = None
         self._columns = np.empty((5, max_num_seqs), U32)
 
-    def place(self, row: int, *, start: int, count: int, samples: bool, blocks: list[int]) -> None:
+    def place_decodes(self, wants: Wants, *, starts: IntArray, grown: BoolArray, blocks: list[int]) -> None:
+        """Adds one token of every decoding request, and a block for each that has `grown`. Comes first."""
+        assert not self.scheduled
+        rows = self._decoding_rows = wants.decoding_rows
+        columns = self._columns[:, : len(rows)]
+        columns[0], columns[1], columns[2:4], columns[4] = rows, starts, 1, grown
+        self.scheduled += wants.decoding
+        self.sampled += wants.decoding
+        self._new_block_ids += blocks
+        self.budget -= len(rows)
+
+    def place(self, request: Request, *, start: int, count: int, samples: bool, blocks: list[int]) -> None:
         """Adds tokens of one request, and blocks for the worker to append to its own."""
-        self._columns[:, self.num_scheduled] = (row, start, count, samples, len(blocks))
-        self.new_block_ids += blocks
-        self.num_scheduled += 1
+        self._columns[:, len(self.scheduled)] = (request.row, start, count, samples, len(blocks))
+        self.scheduled.append(request)
+        if samples:
+            self.sampled.append(request)
+        self._new_block_ids += blocks
         self.budget -= count
 
-    def place_decodes(self, rows: IntArray, *, starts: IntArray, grown: BoolArray, blocks: list[int]) -> None:
-        """Adds one token of each of these rows, and a block for each that has `grown`."""
-        begin, end = self.num_scheduled, self.num_scheduled + len(rows)
-        columns = self._columns[:, begin:end]
-        columns[0], columns[1], columns[2:4], columns[4] = rows, starts, 1, grown
-        self.new_block_ids += blocks
-        self.num_scheduled = end
-        self.budget -= len(rows)
+    @property
+    def sampled_rows(self) -> IntArray:
+        """The rows of the sampled requests."""
+        if self._decoding_rows is not None and len(self._decoding_rows) == len(self.sampled):
+            return self._decoding_rows
+        return np.array([request.row for request in self.sampled], np.int64)
 
     def plan(self, step_id: int, freed_rows: list[int]) -> StepPlan:
         """The plan as it stands."""
-        rows, starts, counts, samples, num_new_blocks = self._columns[:, : self.num_scheduled]
+        rows, starts, counts, samples, num_new_blocks = self._columns[:, : len(self.scheduled)]
         return StepPlan(
             step_id=step_id,
             freed_rows=u32(freed_rows),
@@ -116,5 +132,5 @@ class Draft:
             counts=counts,
             samples=samples,
             num_new_blocks=num_new_blocks,
-            new_block_ids=u32(self.new_block_ids),
+            new_block_ids=u32(self._new_block_ids),
         )
