@@ -5,8 +5,12 @@ from __future__ import annotations
 from array import array
 from hashlib import blake2b
 
+import numpy as np
+
 BlockHash = bytes
 ROOT_HASH: BlockHash = b""
+
+_MAX_CHAINS = 64
 
 
 def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> list[BlockHash]:
@@ -26,3 +30,37 @@ def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> li
         parent = blake2b(parent + content[begin : begin + num_bytes], digest_size=16).digest()
         hashes.append(parent)
     return hashes
+
+
+class RecentChains:
+    """Chains hashed lately, so that the common beginning of many prompts is hashed once and then compared,
+    which is a hundred times cheaper. Of chains with the same first block the last is remembered.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._chains: dict[bytes, tuple[array[int], list[BlockHash]]] = {}
+
+    def hash(self, token_ids: array[int]) -> list[BlockHash]:
+        """The hashes of the full blocks of a prompt."""
+        block_size = self._block_size
+        token_ids = token_ids[: len(token_ids) // block_size * block_size]
+        first = token_ids[:block_size].tobytes()
+        known_ids, known = self._chains.pop(first, (token_ids[:0], []))
+        num_shared = _common_length(token_ids, known_ids) // block_size
+        hashes = known[:num_shared]
+        parent = hashes[-1] if hashes else ROOT_HASH
+        hashes += hash_blocks(parent, token_ids[num_shared * block_size :], block_size)
+        self._chains[first] = token_ids, hashes
+        if len(self._chains) > _MAX_CHAINS:
+            del self._chains[next(iter(self._chains))]
+        return hashes.copy()
+
+
+def _common_length(a: array[int], b: array[int]) -> int:
+    length = min(len(a), len(b))
+    if length == 0:
+        return 0
+    differs = np.frombuffer(a, np.uint32, length) != np.frombuffer(b, np.uint32, length)
+    first = int(differs.argmax())
+    return first if differs[first] else length

@@ -43,7 +43,7 @@ class BlockPool:
         self._by_hash: dict[BlockHash, _Block] = {}
         self._num_free = 0
         for block in self._blocks:
-            self._enqueue_last(block)
+            self._link(block, self._queue.prev, self._queue)
 
     @property
     def num_free(self) -> int:
@@ -67,17 +67,18 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Takes `count` free blocks, evicting their content. The caller has checked `num_free`."""
         assert count <= self._num_free, (count, self._num_free)
-        return [self._take_first() for _ in range(count)]
-
-    def _take_first(self) -> int:
-        block = self._queue.next
-        self._unlink(block)
-        block.ref_count = 1
-        if block.block_hash is not None:
-            del self._by_hash[block.block_hash]
-            block.block_hash = None
-            self.num_evictions += 1
-        return block.block_id
+        taken, block = [], self._queue.next
+        for _ in range(count):
+            block.ref_count = 1
+            if block.block_hash is not None:
+                del self._by_hash[block.block_hash]
+                block.block_hash = None
+                self.num_evictions += 1
+            taken.append(block.block_id)
+            block = block.next
+        self._queue.next, block.prev = block, self._queue
+        self._num_free -= count
+        return taken
 
     def lookup(self, hashes: Iterable[BlockHash]) -> list[int]:
         """Block ids of the longest run of these hashes, from the first, that is cached."""
@@ -115,27 +116,22 @@ class BlockPool:
         """Removes a holder from each block of a sequence, given head first. Blocks that nobody holds any
         more become free: those without findable content are reused first, the others last, tail before head.
         """
+        blocks, queue = self._blocks, self._queue
         for block_id in reversed(block_ids):
-            block = self._blocks[block_id]
+            block = blocks[block_id]
             assert block.ref_count > 0, block_id
             block.ref_count -= 1
             if block.ref_count == 0:
                 if block.block_hash is None:
-                    self._enqueue_first(block)
+                    self._link(block, queue, queue.next)
                 else:
-                    self._enqueue_last(block)
+                    self._link(block, queue.prev, queue)
 
     def forget(self) -> None:
         """Forgets all content, as when the KV memory was lost. Holders stay."""
         for block in self._by_hash.values():
             block.block_hash = None
         self._by_hash.clear()
-
-    def _enqueue_last(self, block: _Block) -> None:
-        self._link(block, self._queue.prev, self._queue)
-
-    def _enqueue_first(self, block: _Block) -> None:
-        self._link(block, self._queue, self._queue.next)
 
     def _link(self, block: _Block, before: _Block, after: _Block) -> None:
         block.prev, block.next = before, after

@@ -20,6 +20,7 @@ import numpy as np
 
 from engine.dispatch.records import U32, NewRequest, StepPlan, StepResult, u32
 from pagewire.errors import InvalidRequest, Overloaded
+from scheduler.block_hash import RecentChains
 from scheduler.block_pool import BlockPool
 from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
@@ -39,6 +40,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.pool = BlockPool(limits.num_blocks, enable_caching=limits.enable_prefix_caching)
+        self._recent_chains = RecentChains(limits.block_size)
         self.counters = Counters()
         self.running: list[Request] = []
         self._max_new_words = limits.max_new_words
@@ -246,6 +248,8 @@ class Scheduler:
         hits: list[int] = []
         if limits.enable_prefix_caching:  # the last token is always computed: its logits are needed
             num_full = (num_tokens - 1) // block_size
+            if not request.block_hashes:
+                request.block_hashes = self._recent_chains.hash(request.token_ids)
             request.hash_up_to(num_full, block_size)
             hits = pool.lookup(request.block_hashes[:num_full])
         start = len(hits) * block_size

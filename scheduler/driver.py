@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from typing import cast
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, HandshakeError, WorkerLink
 from engine.dispatch.facts import WorkerFacts
@@ -223,7 +224,7 @@ class EngineDriver:
     def _hand_out(self, result: StepResult, output: StepOutput) -> None:
         now = time.perf_counter()
         self.metrics.step_time.observe(result.execute_us * 1e-6)
-        tickets = [_ticket(request) for request in output.requests]
+        tickets = cast(list[Ticket], [request.owner for request in output.requests])
         self.metrics.tokens(tickets, now)
         logprobs = map(output.logprobs.get, range(len(tickets)))
         for ticket, token_id, entry in zip(tickets, output.token_ids, logprobs, strict=True):

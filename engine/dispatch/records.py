@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -174,6 +175,8 @@ _NEW_REQUEST = np.dtype(
         ("num_allowed", "<u4"),
     ]
 )
+_UNPACK_NEW_REQUEST = struct.Struct("<q4I2fi4fIi3I")  # the same, as one tuple
+assert _UNPACK_NEW_REQUEST.size == _NEW_REQUEST.itemsize
 # version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes
 _RESULT_HEADER = struct.Struct("<IIQIIII")
 _LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
@@ -319,29 +322,32 @@ def _header(record: bytes, layout: struct.Struct) -> tuple[int, ...]:
     return tuple(fields)
 
 
-def _take_new(fixed: np.void, words: _Words) -> NewRequest:
-    token_ids = words.take(int(fixed["num_tokens"]))
-    block_ids = words.take(int(fixed["num_blocks"]))
-    masked = words.take(int(fixed["num_masked"])).tolist()
-    bias_ids = words.take(int(fixed["num_bias"])).tolist()
-    bias = words.take(int(fixed["num_bias"])).view(F32).tolist()
-    allowed = words.take(int(fixed["num_allowed"])).tolist()
+def _take_new(fixed: tuple[Any, ...], words: _Words) -> NewRequest:
+    seed, row, num_tokens, num_prompt_tokens, num_blocks, *rest = fixed
+    temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, *rest = rest
+    min_tokens, logprobs, num_masked, num_bias, num_allowed = rest
+    token_ids = words.take(num_tokens)
+    block_ids = words.take(num_blocks)
+    masked = words.take(num_masked).tolist()
+    bias_ids = words.take(num_bias).tolist()
+    bias = words.take(num_bias).view(F32).tolist()
+    allowed = words.take(num_allowed).tolist()
     sampling = SamplingRecord(
-        temperature=float(fixed["temperature"]),
-        top_p=float(fixed["top_p"]),
-        top_k=int(fixed["top_k"]),
-        min_p=float(fixed["min_p"]),
-        repetition_penalty=float(fixed["repetition_penalty"]),
-        presence_penalty=float(fixed["presence_penalty"]),
-        frequency_penalty=float(fixed["frequency_penalty"]),
-        seed=int(fixed["seed"]),
-        min_tokens=int(fixed["min_tokens"]),
-        logprobs=int(fixed["logprobs"]),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        min_tokens=min_tokens,
+        logprobs=logprobs,
         masked_until_min_tokens=tuple(masked),
         logit_bias=tuple(zip(bias_ids, bias, strict=True)),
         allowed_token_ids=tuple(allowed),
     )
-    return NewRequest(int(fixed["row"]), token_ids, int(fixed["num_prompt_tokens"]), block_ids, sampling)
+    return NewRequest(row, token_ids, num_prompt_tokens, block_ids, sampling)
 
 
 def decode_plan(record: bytes) -> StepPlan:
@@ -362,8 +368,8 @@ def decode_plan(record: bytes) -> StepPlan:
         raise RecordError(f"{words.num_left} words of new requests' data, the header has {num_words}")
     new_requests = []
     if num_new:
-        fixed = np.frombuffer(record, _NEW_REQUEST, num_new, _PLAN_HEADER.size)
-        new_requests = [_take_new(request, words) for request in fixed]
+        fixed = record[_PLAN_HEADER.size : words_at]
+        new_requests = [_take_new(request, words) for request in _UNPACK_NEW_REQUEST.iter_unpack(fixed)]
     if words.num_left:
         raise RecordError(f"{words.num_left} words left over at the end of a plan")
     return StepPlan(

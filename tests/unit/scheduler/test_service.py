@@ -298,6 +298,7 @@ async def test_health_metrics_and_load(stub: scheduler_pb2_grpc.SchedulerService
     assert "pagewire:generation_tokens_total 3.0" in text
     assert 'pagewire:request_success_total{finished_reason="length"} 1.0' in text
     assert "pagewire:time_to_first_token_seconds_count 1.0" in text
+    assert "pagewire:inter_token_latency_seconds_count 2.0" in text
     load = await stub.GetLoad(pb.GetLoadRequest())
     assert (load.num_requests_running, load.max_num_seqs, load.max_num_waiting) == (0, 4, 3)
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/scheduler.sock") as channel:
