@@ -3,49 +3,44 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from engine.attention.torch_backend import TorchAttentionBackend
+from engine.attention.backend import HeadLayout
 from engine.config import WorkerConfig
-from engine.device import device_limits, device_name, dtype_name, pick_device, pick_dtype
+from engine.device import device_name, dtype_name, pick_device, pick_dtype
 from engine.dispatch.facts import WorkerFacts
-from engine.kv_cache import (
-    GIB,
-    KVCacheShape,
-    KVCacheSize,
-    allocate_kv_cache,
-    default_cpu_bytes,
-    size_kv_cache,
-)
-from engine.layers.linear_method import DenseMethod, LinearMethod, PackedCpuMethod
+from engine.kv_cache import GIB, KVCacheShape, KVCacheSize, allocate_kv_cache, size_kv_cache
 from engine.layers.parallel import TensorParallel
-from engine.layers.torch_ops import TorchLayerOps
 from engine.loader.load import load_model
-from engine.memory_profile import cuda_bytes_for_kv
 from engine.model_config import ModelConfig, load_model_config
-from engine.model_runner import ModelRunner
-from engine.models.base import CausalLM, ModelContext
-from engine.request_rows import RequestRows
+from engine.models.base import ModelContext
+from engine.platform import CpuPlatform, Platform
 from engine.row_ledger import RowLimits
+from engine.runner import Runner
 from pagewire.errors import ConfigError
 from pagewire.hub import resolve_checkpoint
 
 logger = logging.getLogger(__name__)
+
+MakePlatform = Callable[[WorkerConfig, torch.device, torch.dtype], Platform]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedWorker:
     """A runner and what a scheduler is told about it."""
 
-    runner: ModelRunner
+    runner: Runner
     facts: WorkerFacts
 
 
-def build_worker(config: WorkerConfig) -> LoadedWorker:
+def build_worker(config: WorkerConfig, make_platform: MakePlatform | None = None) -> LoadedWorker:
     """Loads the model, allocates the KV pool and the rows.
+
+    Args:
+        make_platform: what to run it with; by default what suits the device.
 
     Raises:
         ConfigError: a setting or a model file is wrong, or the memory does not suffice.
@@ -54,13 +49,15 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
     directory, load_format = resolve_checkpoint(config.model, config.load_format)
     model_config = load_model_config(directory)
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
-    limits = device_limits(device)
-    max_num_seqs = config.max_num_seqs or limits.max_num_seqs
-    max_tokens = config.max_num_batched_tokens or limits.max_num_batched_tokens
+    platform = (make_platform or _platform_for(device))(config, device, dtype)
+    max_num_seqs = config.max_num_seqs or platform.limits.max_num_seqs
+    max_tokens = config.max_num_batched_tokens or platform.limits.max_num_batched_tokens
     wanted_len = _max_model_len(config, model_config)
-    backend = TorchAttentionBackend(device, dtype)
-    ops = TorchLayerOps(device)
-    context = ModelContext(model_config, wanted_len, backend, ops, _linear_method(device), TensorParallel())
+    parallel = TensorParallel()
+    backend = platform.attention(_heads(model_config, parallel), max_num_seqs)
+    context = ModelContext(
+        model_config, wanted_len, backend, platform.ops(), platform.linear_method(), parallel
+    )
     model = load_model(context, directory, load_format, device=device, dtype=dtype, seed=config.seed)
     shape = KVCacheShape(
         num_layers=model_config.num_hidden_layers,
@@ -69,24 +66,26 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
         block_size=config.block_size,
         dtype=dtype,
     )
-    make_runner = partial(
-        _make_runner, model, backend, shape, model_config.vocab_size, max_num_seqs, max_tokens
-    )
-    if device.type == "cpu":
-        available = config.kv_cache_memory if config.kv_cache_memory is not None else default_cpu_bytes()
-    else:
-        longest_step = min(wanted_len, max_tokens)
-        trial = make_runner(KVCacheSize(-(-longest_step // config.block_size), wanted_len), device)
-        available = cuda_bytes_for_kv(trial, config.gpu_memory_utilization)
-        del trial
+
+    def make_runner(size: KVCacheSize) -> Runner:
+        kv_caches = allocate_kv_cache(shape, size.num_blocks, device)
+        limits = RowLimits(
+            max_num_seqs, size.max_model_len, config.block_size, size.num_blocks, model_config.vocab_size
+        )
+        return platform.make_runner(model, backend, kv_caches, limits, max_tokens)
+
+    def make_trial() -> Runner:
+        return make_runner(KVCacheSize(1, wanted_len))
+
     size = size_kv_cache(
         shape,
         num_blocks=config.num_blocks,
-        available_bytes=available,
+        available_bytes=platform.bytes_for_kv(make_trial),
         max_model_len=wanted_len,
         max_num_seqs=max_num_seqs,
     )
-    runner = make_runner(size, device)
+    runner = make_runner(size)
+    platform.finish(runner)
     facts = WorkerFacts(
         model=config.model,
         vocab_size=model_config.vocab_size,
@@ -110,25 +109,18 @@ def build_worker(config: WorkerConfig) -> LoadedWorker:
     return LoadedWorker(runner, facts)
 
 
-def _make_runner(
-    model: CausalLM,
-    backend: TorchAttentionBackend,
-    shape: KVCacheShape,
-    vocab_size: int,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    size: KVCacheSize,
-    device: torch.device,
-) -> ModelRunner:
-    limits = RowLimits(max_num_seqs, size.max_model_len, shape.block_size, size.num_blocks, vocab_size)
-    rows = RequestRows(limits, device)
-    kv_caches = allocate_kv_cache(shape, size.num_blocks, device)
-    return ModelRunner(model, backend, kv_caches, rows, max_num_batched_tokens=max_num_batched_tokens)
+def _platform_for(device: torch.device) -> MakePlatform:
+    if device.type == "cpu":
+        return CpuPlatform
+    from engine.cuda.platform import CudaPlatform  # imports Triton, which a CPU has no use for
+
+    return CudaPlatform
 
 
-def _linear_method(device: torch.device) -> LinearMethod:
-    packed = device.type == "cpu" and PackedCpuMethod.is_available()
-    return PackedCpuMethod() if packed else DenseMethod()
+def _heads(config: ModelConfig, parallel: TensorParallel) -> HeadLayout:
+    """This rank's heads; key-value heads are replicated where there are more ranks than heads."""
+    num_kv_heads = max(1, config.num_key_value_heads // parallel.size)
+    return HeadLayout(config.num_attention_heads // parallel.size, num_kv_heads, config.head_dim)
 
 
 def _max_model_len(config: WorkerConfig, model: ModelConfig) -> int:

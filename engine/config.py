@@ -28,6 +28,8 @@ class WorkerConfig:
         num_blocks: KV blocks; default from the memory limits below.
         gpu_memory_utilization: share of the GPU's memory that weights, activations and KV pool may take.
         kv_cache_memory: bytes of KV pool on the CPU; default a share of the machine's free memory.
+        enforce_eager: launch every kernel of every step instead of replaying CUDA graphs.
+        deterministic: a request's tokens are bitwise the same in any batch; slower. Needs a GPU.
         seed: of dummy weights.
     """
 
@@ -43,6 +45,8 @@ class WorkerConfig:
     num_blocks: int | None = None
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: int | None = None
+    enforce_eager: bool = False
+    deterministic: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -70,8 +70,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu"
     return f"{device} {torch.cuda.get_device_name(device)}"
-
-
-def device_limits(device: torch.device) -> DeviceLimits:
-    """The device's default limits."""
-    return CPU_LIMITS if device.type == "cpu" else CUDA_LIMITS

@@ -93,9 +93,7 @@ class RowLedger(ABC):
         lengths = self.num_tokens[plan.rows]
         total = int(counts.sum())
         if total > max_num_batched_tokens:
-            raise PlanError(
-                f"the step computes {total} tokens; at most {max_num_batched_tokens} are allowed"
-            )
+            raise PlanError(f"the step computes {total} tokens; at most {max_num_batched_tokens} are allowed")
         _require_rows(plan, lengths > 0, "is not in use")
         _require_rows(plan, counts > 0, "computes no token")
         _require_rows(plan, ends <= lengths, "computes tokens beyond its end")
@@ -136,7 +134,9 @@ class RowLedger(ABC):
     def _append_blocks(self, plan: StepPlan) -> None:
         rows = plan.rows.astype(np.int64)
         added = plan.num_new_blocks.astype(np.int64)
-        _require(rows < self.limits.max_num_seqs, rows, f"scheduled row must be below {self.limits.max_num_seqs}")
+        _require(
+            rows < self.limits.max_num_seqs, rows, f"scheduled row must be below {self.limits.max_num_seqs}"
+        )
         if np.bincount(rows, minlength=1).max(initial=0) > 1:
             raise PlanError("a row is scheduled twice in one step")
         if not added.any():
@@ -151,7 +151,9 @@ class RowLedger(ABC):
 
     def _require_in_pool(self, block_ids: np.ndarray) -> None:
         _require(
-            block_ids < self.limits.num_pool_blocks, block_ids, f"block id must be below {self.limits.num_pool_blocks}"
+            block_ids < self.limits.num_pool_blocks,
+            block_ids,
+            f"block id must be below {self.limits.num_pool_blocks}",
         )
 
 

@@ -14,8 +14,8 @@ from engine.build import build_worker
 from engine.config import WorkerConfig
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
 from engine.dispatch.records import RecordError
-from engine.model_runner import ModelRunner
 from engine.pending import PendingStep
+from engine.runner import Runner
 from pagewire.errors import ConfigError
 from pagewire.notify import notify_ready
 
@@ -86,7 +86,7 @@ def run(config: WorkerConfig) -> int:
         return 0
 
 
-def _serve(session: WorkerSession, runner: ModelRunner, termination: _Termination) -> None:
+def _serve(session: WorkerSession, runner: Runner, termination: _Termination) -> None:
     """Executes one scheduler's plans until it goes; then forgets its requests and keeps the weights."""
     pending: deque[PendingStep] = deque()
     try:

@@ -65,6 +65,13 @@ class SamplingBatch:
     lists: dict[int, TokenLists]
 
 
+def subset(batch: SamplingBatch, index: IntArray) -> SamplingBatch:
+    """The requests at the given indices of a batch, in their order."""
+    place = {int(old): new for new, old in enumerate(index)}
+    lists = {place[old]: lists for old, lists in batch.lists.items() if old in place}
+    return SamplingBatch(batch.columns[index], batch.rows[index], batch.positions[index], lists)
+
+
 @dataclass(slots=True)
 class SamplingTable:
     """Parameters by worker row; set when a request enters the row and left behind when it goes."""

@@ -9,7 +9,7 @@ import torch
 
 from engine.sampling.filters import filter_logits
 from engine.sampling.generator import uniforms
-from engine.sampling.parameters import IntArray, SamplingBatch
+from engine.sampling.parameters import IntArray, SamplingBatch, subset
 from engine.sampling.penalties import apply_penalties, apply_token_lists
 
 
@@ -63,15 +63,9 @@ def sample(logits: torch.Tensor, batch: SamplingBatch, token_ids: torch.Tensor) 
     special = np.flatnonzero(~batch.columns["is_plain_greedy"])
     if len(special):
         index = torch.from_numpy(special).to(logits.device)
-        part = _subset(batch, special)
+        part = subset(batch, special)
         chosen[index] = _sample_special(logits.index_select(0, index), part, token_ids)
     return Sampled(chosen, largest, _logprobs(logits, chosen, batch))
-
-
-def _subset(batch: SamplingBatch, index: IntArray) -> SamplingBatch:
-    place = {int(old): new for new, old in enumerate(index)}
-    lists = {place[old]: lists for old, lists in batch.lists.items() if old in place}
-    return SamplingBatch(batch.columns[index], batch.rows[index], batch.positions[index], lists)
 
 
 def _sample_special(logits: torch.Tensor, batch: SamplingBatch, token_ids: torch.Tensor) -> torch.Tensor:
@@ -82,7 +76,7 @@ def _sample_special(logits: torch.Tensor, batch: SamplingBatch, token_ids: torch
     random = np.flatnonzero(batch.columns["temperature"] > 0)
     if len(random):
         index = torch.from_numpy(random).to(logits.device)
-        chosen[index] = _sample_random(logits.index_select(0, index), _subset(batch, random))
+        chosen[index] = _sample_random(logits.index_select(0, index), subset(batch, random))
     return chosen
 
 

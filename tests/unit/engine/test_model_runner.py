@@ -14,7 +14,6 @@ import torch
 from engine.build import build_worker
 from engine.config import WorkerConfig
 from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, u32
-from engine.memory_profile import largest_plan
 from engine.model_runner import ModelRunner
 from tests.integration.plan_driver import GREEDY, PlanDriver
 from tests.unit.engine.tiny_model import write_model
@@ -194,9 +193,3 @@ def test_results_say_how_long_a_step_took(runner: ModelRunner) -> None:
     started = time.monotonic()
     result = runner.launch(make_plan()).result()
     assert 0 < result.execute_us <= (time.monotonic() - started) * 1e6
-
-
-def test_the_largest_step_fills_the_budget_with_valid_requests(runner: ModelRunner) -> None:
-    plan = largest_plan(runner)
-    assert int(np.sum(plan.counts)) == 64
-    assert runner.launch(plan).result().error == ""

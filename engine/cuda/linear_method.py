@@ -1,0 +1,38 @@
+"""How linear layers multiply on a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine.kernels.linear.choice import choose_linear, linear
+from engine.kernels.linear.tiled import ShareWorkspace, invariant_linear
+from engine.layers.linear_method import DenseMethod
+
+
+# For two programs on each of 132 multiprocessors with tiles of 128 x 128, or one with larger ones; and for
+# the tiles of 256 tokens by the largest vocabulary.
+_TILE_ELEMENTS = 264 * 128 * 128
+_TILES = 16384
+
+
+class CudaLinearMethod(DenseMethod):
+    """Plain weights; for each number of tokens the product that was measured to be fastest."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._workspace = ShareWorkspace.make(device, tile_elements=_TILE_ELEMENTS, tiles=_TILES)
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        config = choose_linear(x.shape[0], weight.shape[0], weight.shape[1])
+        product: torch.Tensor = linear(x, weight, bias, config=config, workspace=self._workspace)
+        return product
+
+
+class InvariantMethod(DenseMethod):
+    """Plain weights; every token's product is computed by the same instructions in any batch."""
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        product: torch.Tensor = invariant_linear(x, weight, bias)
+        return product

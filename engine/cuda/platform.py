@@ -1,0 +1,123 @@
+"""NVIDIA GPUs: the project's own kernels, CUDA graphs, and a KV pool sized by what the rest really takes."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from engine.attention.backend import AttentionBackend, HeadLayout, LayerKVCache
+from engine.attention.triton_backend import TritonAttentionBackend
+from engine.config import WorkerConfig
+from engine.cuda.graphs import graph_sizes
+from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
+from engine.cuda.rows import DeviceRows
+from engine.cuda.runner import CudaModelRunner
+from engine.device import CUDA_LIMITS
+from engine.kv_cache import GIB
+from engine.layers.linear_method import LinearMethod
+from engine.layers.ops import LayerOps
+from engine.layers.triton_ops import TritonLayerOps
+from engine.models.base import CausalLM
+from engine.platform import MakeTrial, Platform
+from engine.row_ledger import RowLimits
+from engine.runner import Runner
+from pagewire.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# Left free beside what was measured: allocators round up, and libraries set more aside with time.
+SLACK_BYTES = 256 * 1024**2
+
+
+class CudaPlatform(Platform):
+    """See the module."""
+
+    limits = CUDA_LIMITS
+
+    def __init__(self, config: WorkerConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        self._config = config
+
+    def attention(self, heads: HeadLayout, max_num_seqs: int) -> AttentionBackend:
+        return TritonAttentionBackend(
+            heads,
+            max_num_seqs=max_num_seqs,
+            device=self.device,
+            dtype=self.dtype,
+            deterministic=self._config.deterministic,
+        )
+
+    def ops(self) -> LayerOps:
+        return TritonLayerOps()
+
+    def linear_method(self) -> LinearMethod:
+        return InvariantMethod() if self._config.deterministic else CudaLinearMethod(self.device)
+
+    def make_runner(
+        self,
+        model: CausalLM,
+        backend: AttentionBackend,
+        kv_caches: Sequence[LayerKVCache],
+        limits: RowLimits,
+        max_num_batched_tokens: int,
+    ) -> Runner:
+        assert isinstance(backend, TritonAttentionBackend)
+        rows = DeviceRows(limits, self.device)
+        return CudaModelRunner(model, backend, kv_caches, rows, max_num_batched_tokens=max_num_batched_tokens)
+
+    def bytes_for_kv(self, make_trial: MakeTrial) -> int:
+        """What `gpu_memory_utilization` leaves after everything else on the GPU, the largest step and the
+        graphs, each measured by doing it once over a small pool."""
+        torch.cuda.empty_cache()
+        trial = make_trial()
+        assert isinstance(trial, CudaModelRunner)
+        step_bytes = self._step_bytes(trial)
+        graph_bytes = 0 if self._config.enforce_eager else self._graph_bytes(trial)
+        del trial
+        gc.collect()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        taken = total - free
+        allowed = int(total * self._config.gpu_memory_utilization)
+        left = allowed - taken - step_bytes - graph_bytes - SLACK_BYTES
+        account = (
+            f"{allowed / GIB:.2f} GiB allowed of {total / GIB:.2f}; {taken / GIB:.2f} taken by weights and other "
+            f"programs, {step_bytes / GIB:.2f} by the largest step, {graph_bytes / GIB:.2f} by CUDA graphs"
+        )
+        if left <= 0:
+            raise ConfigError(
+                f"no GPU memory is left for the KV pool: {account}. Raise gpu_memory_utilization, lower "
+                "max_num_batched_tokens or max_num_seqs, or free the GPU"
+            )
+        logger.info("GPU memory: %s; %.2f left for the KV pool", account, left / GIB)
+        return left
+
+    def _step_bytes(self, trial: CudaModelRunner) -> int:
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        trial.rehearse(trial.largest_shape)
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_reserved(self.device) - before
+
+    def _graph_bytes(self, trial: CudaModelRunner) -> int:
+        """Memory of all graphs: the largest one's pool serves all, each has nodes of its own."""
+        sizes = self._graph_sizes(trial)
+        torch.cuda.empty_cache()
+        free_before, _ = torch.cuda.mem_get_info(self.device)
+        reserved_before = torch.cuda.memory_reserved(self.device)
+        trial.capture(sizes[-1:])
+        free_after, _ = torch.cuda.mem_get_info(self.device)
+        pool = torch.cuda.memory_reserved(self.device) - reserved_before
+        nodes = max(0, free_before - free_after - pool)
+        return pool + nodes * len(sizes)
+
+    def _graph_sizes(self, runner: CudaModelRunner) -> list[int]:
+        return graph_sizes(runner.rows.limits.max_num_seqs)
+
+    def finish(self, runner: Runner) -> None:
+        assert isinstance(runner, CudaModelRunner)
+        if not self._config.enforce_eager:
+            runner.capture(self._graph_sizes(runner))

@@ -1,0 +1,116 @@
+"""A step's sampled tokens on their way to the host: one asynchronous copy, on a stream of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.attention.backend import IntArray
+from engine.cuda.unusual_rows import LogprobsRequest
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
+from engine.dispatch.records import StepResult
+from engine.pending import FinishedStep
+
+# A buffer is written again only after its step's result was read, so that two more than can be in flight are
+# plenty.
+NUM_RESULTS = MAX_STEPS_IN_FLIGHT + 2
+
+
+class ResultBuffers:
+    """Buffers that steps take in turns: sampled ids and largest logits of every slot.
+
+    Attributes:
+        token_ids: [NUM_RESULTS, S] int32, on the device.
+        largest: [NUM_RESULTS, S] fp32, on the device; see `sample_rows`.
+    """
+
+    def __init__(self, max_num_seqs: int, device: torch.device) -> None:
+        self._device = torch.zeros((NUM_RESULTS, 2, max_num_seqs), dtype=torch.int32, device=device)
+        self.token_ids = self._device[:, 0]
+        self.largest = self._device[:, 1].view(torch.float32)
+        on_gpu = device.type == "cuda"
+        self._host = torch.zeros(self._device.shape, dtype=torch.int32, pin_memory=on_gpu)
+        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._begun = [_timing_event() for _ in range(NUM_RESULTS)] if on_gpu else None
+        self._computed = [_timing_event() for _ in range(NUM_RESULTS)] if on_gpu else None
+
+    def begin(self, index: int) -> None:
+        """Marks where a step begins on the device."""
+        if self._begun is not None:
+            self._begun[index].record()
+
+    def collect(
+        self, index: int, step_id: int, slots: IntArray, logprobs: LogprobsRequest | None
+    ) -> LaunchedStep:
+        """Starts the copy behind what was launched.
+
+        Args:
+            index: the step's buffer.
+            slots: those that sampled, in the order of the result.
+        """
+        copied = None
+        if self._stream is not None and self._computed is not None:
+            self._computed[index].record()
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(self._computed[index])
+                self._copy(index, logprobs)
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                copied.record()
+        else:
+            self._copy(index, logprobs)
+        return LaunchedStep(self, index, step_id, slots, logprobs, copied)
+
+    def _copy(self, index: int, logprobs: LogprobsRequest | None) -> None:
+        self._host[index].copy_(self._device[index], non_blocking=True)
+        if logprobs is not None:
+            logprobs.to_host()
+
+    def sampled(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids, largest logits) of a buffer that has been copied."""
+        token_ids, largest = self._host[index].numpy()
+        return token_ids, largest.view(np.float32)
+
+    def execute_us(self, index: int) -> int:
+        """Time that the device spent on a step that is over, microseconds; 0 without a device."""
+        if self._begun is None or self._computed is None:
+            return 0
+        milliseconds: float = self._begun[index].elapsed_time(self._computed[index])
+        return round(milliseconds * 1000)
+
+
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+@dataclass(slots=True)
+class LaunchedStep:
+    """A step on the device. See PendingStep."""
+
+    buffers: ResultBuffers
+    index: int
+    step_id: int
+    slots: IntArray
+    logprobs: LogprobsRequest | None
+    copied: torch.cuda.Event | None
+
+    def done(self) -> bool:
+        return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
+
+    def result(self) -> StepResult:
+        if self.copied is not None:
+            try:
+                self.copied.synchronize()
+            except RuntimeError as error:
+                return FinishedStep.failed(self.step_id, f"the device failed: {error}").result()
+        token_ids, largest = self.buffers.sampled(self.index)
+        if not np.isfinite(largest[self.slots]).all():
+            return FinishedStep.failed(self.step_id, "the model's logits are not finite").result()
+        logprobs = {} if self.logprobs is None else self.logprobs.by_index()
+        return StepResult(
+            self.step_id,
+            token_ids[self.slots].astype(np.uint32),
+            logprobs,
+            self.buffers.execute_us(self.index),
+        )

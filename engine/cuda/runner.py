@@ -1,0 +1,283 @@
+"""Runs step plans on a device that keeps everything: tokens, block tables, inputs and samples.
+
+The host sends each step as one small copy (its columns and the diff of the rows) and reads one small copy
+back (the sampled ids). Between them nothing waits: a step's tokens are in the rows for the next one to read
+before the host has seen them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.attention.backend import LayerKVCache
+from engine.attention.triton_backend import TritonAttentionBackend, TritonAttentionMetadata
+from engine.cuda.graphs import StepGraphs
+from engine.cuda.results import NUM_RESULTS, ResultBuffers
+from engine.cuda.rows import DeviceRows
+from engine.cuda.step_layout import (
+    StepLayout,
+    exact_shape,
+    fill_columns,
+    fill_sampling,
+    lay_out,
+    padded_shape,
+)
+from engine.cuda.step_shape import StepColumns, StepShape, device_columns, host_columns
+from engine.cuda.unusual_rows import UnusualRows, sampling_columns
+from engine.dispatch.records import RecordLimits, StepPlan, StepResult, u32
+from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
+from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
+from engine.models.base import CausalLM
+from engine.pending import FinishedStep, PendingStep
+from engine.row_ledger import PlanError
+from engine.sampling.parameters import SamplingBatch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Inputs:
+    """What `prepare_*` make of a step's columns; filled anew by every step."""
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    seq_lens: torch.Tensor
+
+    @classmethod
+    def allocate(cls, max_tokens: int, max_seqs: int, device: torch.device) -> _Inputs:
+        def zeros(size: int) -> torch.Tensor:
+            return torch.zeros(size, dtype=torch.int32, device=device)
+
+        return cls(zeros(max_tokens), zeros(max_tokens), zeros(max_tokens), zeros(max_seqs))
+
+
+class CudaModelRunner:
+    """Owns a model's rows and KV pool and executes plans in order. One thread uses it.
+
+    `launch` starts a step without waiting for the device, so that the next plan can be launched behind it.
+    Works without a GPU too, under Triton's interpreter.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        backend: TritonAttentionBackend,
+        kv_caches: Sequence[LayerKVCache],
+        rows: DeviceRows,
+        *,
+        max_num_batched_tokens: int,
+    ) -> None:
+        self.model = model
+        self.backend = backend
+        self.kv_caches = kv_caches
+        self.rows = rows
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.device = rows.arena.device
+        self.graphs = StepGraphs(self._compute, self._send_padding, self.device)
+        limits = rows.limits
+        # A graph's padding may take a step beyond the tokens it computes.
+        max_tokens = max_num_batched_tokens + limits.max_num_seqs
+        self._inputs = _Inputs.allocate(max_tokens, limits.max_num_seqs, self.device)
+        self._results = ResultBuffers(limits.max_num_seqs, self.device)
+        self._workspace = SamplingWorkspace.allocate(limits.max_num_seqs, limits.vocab_size, self.device)
+        self._unusual = UnusualRows(rows, self._results.token_ids, self._workspace)
+        num_words = self._max_words()
+        pin = self.device.type == "cuda"
+        self._staged = [torch.zeros(num_words, dtype=torch.int32, pin_memory=pin) for _ in range(NUM_RESULTS)]
+        self._host_words = [staged.numpy() for staged in self._staged]
+        self._words = torch.zeros(num_words, dtype=torch.int32, device=self.device)
+        self._next_result = 0
+
+    def _max_words(self) -> int:
+        """Words of the largest step: its columns, and two for each word of the rows that it changes."""
+        limits = self.rows.limits
+        records = RecordLimits.derive(
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            block_size=limits.block_size,
+            max_model_len=limits.max_model_len,
+        )
+        seqs, tokens = limits.max_num_seqs, self.max_num_batched_tokens
+        columns = StepShape(seqs, seqs, tokens, tokens + seqs).num_words
+        new_blocks = seqs + tokens // limits.block_size
+        return columns + 2 * (records.max_new_words + new_blocks)
+
+    @property
+    def largest_shape(self) -> StepShape:
+        """The most that a step may compute, in as many requests as there can be."""
+        seqs, tokens = self.rows.limits.max_num_seqs, self.max_num_batched_tokens
+        return self._padded(0, seqs, tokens)
+
+    def _padded(self, num_decodes: int, num_chunks: int, num_chunk_tokens: int) -> StepShape:
+        return padded_shape(
+            num_decodes,
+            num_chunks,
+            num_chunk_tokens,
+            self.backend.block_q,
+            tile_decodes=self.backend.tile_decodes,
+        )
+
+    @torch.inference_mode()
+    def rehearse(self, shape: StepShape) -> None:
+        """Computes a step of nothing but padding: kernels are compiled, memory is taken, no row changes."""
+        self._send_padding(shape)
+        self._compute(shape)
+
+    def capture(self, decode_sizes: Sequence[int]) -> None:
+        """Captures graphs of steps of up to so many decodes."""
+        self.graphs.capture([self._padded(size, 0, 0) for size in decode_sizes])
+
+    def reset(self) -> None:
+        """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""
+        self.rows.reset()
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Starts one step. Never raises for what is in the plan or happens in the model: a failure becomes
+        a result with an error, and the rows stay usable."""
+        try:
+            return self._launch(plan)
+        except PlanError as error:
+            self.rows.take_changes()
+            return FinishedStep.failed(plan.step_id, f"inconsistent plan: {error}")
+        except Exception as error:
+            logger.exception("step %d failed", plan.step_id)
+            return FinishedStep.failed(plan.step_id, f"{type(error).__name__}: {error}")
+
+    @torch.inference_mode()
+    def _launch(self, plan: StepPlan) -> PendingStep:
+        rows = self.rows
+        rows.apply(plan)
+        if not len(plan.rows):
+            return FinishedStep(StepResult(plan.step_id, u32([])))
+        rows.check_schedule(plan, self.max_num_batched_tokens)
+        layout = lay_out(plan)
+        index = self._next_result
+        self._next_result = (index + 1) % NUM_RESULTS
+        self._results.begin(index)
+        graph = self.graphs.find(layout.num_decodes, layout.num_chunks, layout.num_chunk_tokens)
+        shape = graph or exact_shape(layout, self.backend.block_q, tile_decodes=self.backend.tile_decodes)
+        batch = self._fill(index, shape, layout)
+        self._send(index, shape)
+        logits = self.graphs.replay(shape) if graph else self._compute(shape)
+        slots = _slots(layout, shape)
+        order = layout.plan_order
+        logprobs = self._unusual.after_sampling(batch, slots, order, logits, self._columns(shape))
+        rows.num_tokens[layout.rows[order]] += 1
+        return self._results.collect(index, plan.step_id, slots[order], logprobs)
+
+    def _send(self, index: int, shape: StepShape) -> None:
+        """Copies the step's columns and the rows' diff to the device, and applies the diff."""
+        places, words = self.rows.take_changes()
+        begin, count = shape.num_words, len(places)
+        host = self._host_words[index]
+        host[begin : begin + count] = places
+        host[begin + count : begin + 2 * count] = words
+        end = begin + 2 * count
+        self._words[:end].copy_(self._staged[index][:end], non_blocking=True)
+        if count:
+            changed = self._words[begin:end]
+            scatter_words(self.rows.arena, changed[:count], changed[count:], count)
+
+    def _send_padding(self, shape: StepShape) -> None:
+        """Makes the step's columns those of a step without any request."""
+        nobody = np.zeros(0, dtype=np.int64)
+        layout = StepLayout(nobody, nobody, nobody, nobody.astype(bool), 0, nobody)
+        self._fill(0, shape, layout)
+        self._send(0, shape)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _fill(self, index: int, shape: StepShape, layout: StepLayout) -> SamplingBatch:
+        columns = host_columns(self._host_words[index], shape)
+        fill_columns(
+            columns,
+            shape,
+            layout,
+            result=index,
+            block_q=self.backend.block_q,
+            tile_decodes=self.backend.tile_decodes,
+        )
+        return fill_sampling(columns, shape, layout, self.rows)
+
+    def _columns(self, shape: StepShape) -> StepColumns[torch.Tensor]:
+        return device_columns(self._words, shape)
+
+    @torch.inference_mode()
+    def _compute(self, shape: StepShape) -> torch.Tensor:
+        """Everything a step does on the device, from its columns on; the raw logits, [S, vocab]."""
+        columns, rows = self._columns(shape), self.rows
+        self._prepare(shape, columns)
+        num_tokens, num_slots = shape.num_tokens, shape.num_slots
+        metadata = TritonAttentionMetadata(
+            slot_mapping=self._inputs.slot_mapping[:num_tokens],
+            num_decodes=shape.num_decodes,
+            rows=columns.rows,
+            seq_lens=self._inputs.seq_lens[:num_slots],
+            query_start_loc=columns.query_start_loc,
+            tile_request=columns.tile_request,
+            tile_start=columns.tile_start,
+            block_table=rows.block_table,
+        )
+        hidden = self.model(
+            self._inputs.input_ids[:num_tokens],
+            self._inputs.positions[:num_tokens],
+            self.kv_caches,
+            metadata,
+        )
+        if shape.num_chunks:
+            hidden = hidden.index_select(0, columns.logits_index)
+        logits = self.model.compute_logits(hidden)
+        sample_rows(
+            logits,
+            columns=sampling_columns(columns),
+            token_ids=rows.token_ids,
+            out_token_ids=self._results.token_ids,
+            out_largest=self._results.largest,
+            slot=columns.result,
+            workspace=self._workspace,
+        )
+        return logits
+
+    def _prepare(self, shape: StepShape, columns: StepColumns[torch.Tensor]) -> None:
+        rows, inputs, num_decodes = self.rows, self._inputs, shape.num_decodes
+        if num_decodes:
+            prepare_decodes(
+                columns.rows[:num_decodes],
+                columns.starts,
+                rows.token_ids,
+                rows.block_table,
+                block_size=rows.limits.block_size,
+                input_ids=inputs.input_ids,
+                positions=inputs.positions,
+                slot_mapping=inputs.slot_mapping,
+                seq_lens=inputs.seq_lens,
+            )
+        if shape.num_chunks:
+            prepare_chunks(
+                columns.rows[num_decodes:],
+                columns.starts[num_decodes:],
+                columns.query_start_loc[num_decodes:],
+                rows.token_ids,
+                rows.block_table,
+                block_size=rows.limits.block_size,
+                num_tokens=shape.num_tokens,
+                max_count=shape.num_chunk_tokens,
+                request_offset=num_decodes,
+                input_ids=inputs.input_ids,
+                positions=inputs.positions,
+                slot_mapping=inputs.slot_mapping,
+                seq_lens=inputs.seq_lens,
+            )
+
+
+def _slots(layout: StepLayout, shape: StepShape) -> np.ndarray:
+    """Where each request of the layout stands in the step."""
+    slots = np.arange(len(layout.rows))
+    slots[layout.num_decodes :] += shape.num_decodes - layout.num_decodes
+    return slots

@@ -1,0 +1,151 @@
+"""Lays a plan out as a step's columns: which slot computes what, and how its token is sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.attention.backend import IntArray
+from engine.cuda.rows import DeviceRows
+from engine.cuda.step_shape import StepColumns, StepShape
+from engine.dispatch.records import StepPlan
+from engine.kernels.paged_attention.prefill import max_prefill_tiles, prefill_tiles
+from engine.sampling.generator import uniforms
+from engine.sampling.parameters import SamplingBatch
+
+
+@dataclass(slots=True)
+class StepLayout:
+    """An applied plan in the order of a step's slots: requests that compute and sample one token, then the
+    others.
+
+    Attributes:
+        rows, starts, counts: of each request, [S].
+        samples: whether it samples, [S]; true for the first `num_decodes`.
+        num_decodes: how many lead.
+        plan_order: the requests that sample, as indices into the slots, in the plan's order.
+    """
+
+    rows: IntArray
+    starts: IntArray
+    counts: IntArray
+    samples: np.ndarray
+    num_decodes: int
+    plan_order: IntArray
+
+    @property
+    def num_chunks(self) -> int:
+        """Requests that are not decodes."""
+        return len(self.rows) - self.num_decodes
+
+    @property
+    def num_chunk_tokens(self) -> int:
+        """Tokens that they compute."""
+        return int(self.counts[self.num_decodes :].sum())
+
+
+def lay_out(plan: StepPlan) -> StepLayout:
+    """Puts decodes first."""
+    rows, starts = plan.rows.astype(np.int64), plan.starts.astype(np.int64)
+    counts, samples = plan.counts.astype(np.int64), plan.samples != 0
+    is_decode = samples & (counts == 1)
+    num_decodes = int(is_decode.sum())
+    if num_decodes == len(rows):
+        return StepLayout(rows, starts, counts, samples, num_decodes, np.arange(num_decodes))
+    order = np.argsort(~is_decode, kind="stable")
+    slot = np.empty_like(order)
+    slot[order] = np.arange(len(order))
+    return StepLayout(rows[order], starts[order], counts[order], samples[order], num_decodes, slot[samples])
+
+
+def exact_shape(layout: StepLayout, block_q: int, *, tile_decodes: bool) -> StepShape:
+    """The shape without any padding. With `tile_decodes` attention treats decodes as chunks of one token."""
+    tiled = layout.counts if tile_decodes else layout.counts[layout.num_decodes :]
+    return StepShape(
+        layout.num_decodes, layout.num_chunks, layout.num_chunk_tokens, int((-(-tiled // block_q)).sum())
+    )
+
+
+def padded_shape(
+    num_decodes: int, num_chunks: int, num_chunk_tokens: int, block_q: int, *, tile_decodes: bool
+) -> StepShape:
+    """The shape of a graph for up to so many of each."""
+    tiles = max_prefill_tiles(num_chunk_tokens, num_chunks, block_q) if num_chunks else 0
+    return StepShape(num_decodes, num_chunks, num_chunk_tokens, tiles + (num_decodes if tile_decodes else 0))
+
+
+def fill_columns(
+    columns: StepColumns[np.ndarray],
+    shape: StepShape,
+    layout: StepLayout,
+    *,
+    result: int,
+    block_q: int,
+    tile_decodes: bool,
+) -> None:
+    """Writes everything but the sampling parameters; slots that the layout leaves free become padding."""
+    columns.result[0] = result
+    d, n = layout.num_decodes, layout.num_chunks
+    chunks = slice(shape.num_decodes, shape.num_decodes + n)
+    ends = layout.starts + layout.counts
+    for column, values, padding in (
+        (columns.rows, layout.rows, -1),
+        (columns.starts, layout.starts, 0),
+        (columns.sampling_rows, np.where(layout.samples, layout.rows, -1), -1),
+        (columns.positions, ends, 0),
+    ):
+        column[d : shape.num_decodes] = padding
+        column[shape.num_decodes + n :] = padding
+        column[:d] = values[:d]
+        column[chunks] = values[d:]
+    first = columns.query_start_loc
+    first[: shape.num_decodes + 1] = np.arange(shape.num_decodes + 1)
+    chunk_ends = shape.num_decodes + np.cumsum(layout.counts[d:])
+    first[shape.num_decodes + 1 : shape.num_decodes + 1 + n] = chunk_ends
+    first[shape.num_decodes + 1 + n :] = chunk_ends[-1] if n else shape.num_decodes
+    columns.logits_index[: shape.num_decodes] = np.arange(shape.num_decodes)
+    columns.logits_index[chunks] = chunk_ends - 1
+    columns.logits_index[shape.num_decodes + n :] = 0
+    _fill_tiles(columns, shape, layout, block_q, tile_decodes)
+
+
+def _fill_tiles(
+    columns: StepColumns[np.ndarray], shape: StepShape, layout: StepLayout, block_q: int, tile_decodes: bool
+) -> None:
+    if not shape.num_tiles:
+        return
+    d = layout.num_decodes
+    begin = 0 if tile_decodes else d
+    counts = layout.counts[begin:]
+    request, start = prefill_tiles(counts, layout.starts[begin:] + counts, block_q)
+    request += begin
+    # Slots of chunks come after the padding of the decodes.
+    request[request >= d] += shape.num_decodes - d
+    columns.tile_request[: len(request)] = request
+    columns.tile_request[len(request) :] = -1
+    columns.tile_start[: len(request)] = start
+    columns.tile_start[len(request) :] = 0
+
+
+def fill_sampling(
+    columns: StepColumns[np.ndarray], shape: StepShape, layout: StepLayout, rows: DeviceRows
+) -> SamplingBatch:
+    """Writes how each slot samples; the batch of all slots of the layout, in its order."""
+    ends = layout.starts + layout.counts
+    batch = rows.sampling.select(layout.rows, ends)
+    d, parameters = layout.num_decodes, batch.columns
+    chunks = slice(shape.num_decodes, shape.num_decodes + layout.num_chunks)
+    columns.temperature[:] = 0  # padding is greedy
+    if parameters["temperature"].any():
+        draws = uniforms(parameters["seed"], ends)
+        for column, values in (
+            (columns.temperature, parameters["temperature"]),
+            (columns.top_k, parameters["top_k"]),
+            (columns.top_p, parameters["top_p"]),
+            (columns.min_p, parameters["min_p"]),
+            (columns.draws, draws),
+        ):
+            column[:d] = values[:d]
+            column[chunks] = values[d:]
+    return batch

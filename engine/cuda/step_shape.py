@@ -1,0 +1,129 @@
+"""The sizes of a step, and where its columns lie in the one buffer that goes to the device.
+
+A step has `num_decodes` slots that compute and sample one token each, then `num_chunks` slots of requests
+that compute a chunk of tokens, `num_chunk_tokens` in all. Slots of either kind may be padding: under a
+captured graph the sizes are those of the capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+Column = TypeVar("Column", np.ndarray, torch.Tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """Sizes; the key of a captured graph.
+
+    Attributes:
+        num_decodes, num_chunks: request slots of either kind.
+        num_chunk_tokens: token slots of the chunks together.
+        num_tiles: tiles that attention cuts the chunks (or, where it makes no difference between the two,
+            all requests) into.
+    """
+
+    num_decodes: int
+    num_chunks: int
+    num_chunk_tokens: int
+    num_tiles: int
+
+    @property
+    def num_slots(self) -> int:
+        """Requests, each with a place for a sampled token."""
+        return self.num_decodes + self.num_chunks
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, decodes first."""
+        return self.num_decodes + self.num_chunk_tokens
+
+    @property
+    def num_words(self) -> int:
+        """32-bit words of the columns."""
+        return max(end for _, _, end, _, _ in _places(self))
+
+
+@dataclass(slots=True)
+class StepColumns(Generic[Column]):
+    """Views into a step's words, numpy's on the host or torch's on the device. S slots, decodes first.
+
+    Attributes:
+        result: which of the result buffers the step writes, [1].
+        rows: the worker row of each slot, -1 for padding, [S].
+        starts: position of the first token computed, [S].
+        query_start_loc: where each slot's tokens begin, and the end, [S + 1].
+        tile_request, tile_start: attention's tiles: which slot, and which of its tokens is the first; -1 for
+            padding, [num_tiles].
+        logits_index: the last token of each slot, [S].
+        sampling_rows: the row that samples in each slot, -1 where none does, [S].
+        positions: where the sampled token goes, [S].
+        temperature, top_p, min_p: [S] fp32; top_k: [S]. See SamplingRecord.
+        draws: a uniform number for each slot, [S] fp64.
+    """
+
+    result: Column
+    rows: Column
+    starts: Column
+    query_start_loc: Column
+    tile_request: Column
+    tile_start: Column
+    logits_index: Column
+    sampling_rows: Column
+    positions: Column
+    temperature: Column
+    top_k: Column
+    top_p: Column
+    min_p: Column
+    draws: Column
+
+
+def _layout(shape: StepShape) -> Iterator[tuple[str, int, str]]:
+    """(column, number of elements, element type) in order."""
+    slots = shape.num_slots
+    yield "result", 1, "i4"
+    yield "rows", slots, "i4"
+    yield "starts", slots, "i4"
+    yield "query_start_loc", slots + 1, "i4"
+    yield "tile_request", shape.num_tiles, "i4"
+    yield "tile_start", shape.num_tiles, "i4"
+    yield "logits_index", slots, "i4"
+    yield "sampling_rows", slots, "i4"
+    yield "positions", slots, "i4"
+    yield "temperature", slots, "f4"
+    yield "top_k", slots, "i4"
+    yield "top_p", slots, "f4"
+    yield "min_p", slots, "f4"
+    yield "draws", slots, "f8"
+
+
+def _places(shape: StepShape) -> Iterator[tuple[str, int, int, int, str]]:
+    """(column, its first word, past its last word, number of elements, element type); each begins at a
+    multiple of 16 bytes."""
+    at = 0
+    for name, length, kind in _layout(shape):
+        words = -(-length * int(kind[1]) // 16) * 4
+        yield name, at, at + words, length, kind
+        at += words
+
+
+_TORCH_KINDS = {"i4": torch.int32, "f4": torch.float32, "f8": torch.float64}
+
+
+def host_columns(words: np.ndarray, shape: StepShape) -> StepColumns[np.ndarray]:
+    """The columns in int32 words on the host."""
+    places = _places(shape)
+    return StepColumns(**{name: words[a:b].view(kind)[:length] for name, a, b, length, kind in places})
+
+
+def device_columns(words: torch.Tensor, shape: StepShape) -> StepColumns[torch.Tensor]:
+    """The columns in int32 words on the device."""
+    places = _places(shape)
+    return StepColumns(
+        **{name: words[a:b].view(_TORCH_KINDS[kind])[:length] for name, a, b, length, kind in places}
+    )
