@@ -228,10 +228,10 @@ def test_tiles_compile_for_hopper(config: TileConfig) -> None:
         "out_ptr": f"*{dtype}",
         "m": "i32",
         "n": "i32",
+        "k": "i32",
         "out_stride": "i32",
     }
     shape = {
-        "K": 4096,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

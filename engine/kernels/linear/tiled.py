@@ -134,8 +134,8 @@ def whole_tiles_kernel(
     out_ptr,  # [M, N]
     m,
     n,
+    k,
     out_stride,
-    K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -151,9 +151,8 @@ def whole_tiles_kernel(
     place = tl.program_id(0) % group_size
     first_m = (group * GROUP_M + place % height) * BLOCK_M
     first_n = place // height * BLOCK_N
-    acc = _multiply(
-        x_desc, w_desc, first_m, first_n, 0, tl.cdiv(K, BLOCK_K), BLOCK_M, BLOCK_N, BLOCK_K, TRANSPOSED
-    )
+    blocks = tl.cdiv(k, BLOCK_K)
+    acc = _multiply(x_desc, w_desc, first_m, first_n, 0, blocks, BLOCK_M, BLOCK_N, BLOCK_K, TRANSPOSED)
     _store(acc, bias_ptr, out_ptr, first_m, first_n, m, n, out_stride, BLOCK_M, BLOCK_N, TRANSPOSED, HAS_BIAS)
 
 
@@ -177,15 +176,15 @@ def shares_kernel(
     arrivals_ptr,  # int32 [tiles], all zero, and zero again afterwards
     m,
     n,
+    k,
     out_stride,
-    K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):
-    blocks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K  # of K, in a tile
+    blocks = tl.cdiv(k, BLOCK_K)  # of K, in a tile
     tiles_m = tl.cdiv(m, BLOCK_M)
     total = tiles_m * tl.cdiv(n, BLOCK_N) * blocks
     share = tl.cdiv(total, tl.num_programs(0))
@@ -258,7 +257,6 @@ def tiled_linear(
     w_desc = TensorDescriptor(w, [n, k], [k, 1], [config.block_n, config.block_k])
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     shape = {
-        "K": k,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -268,21 +266,22 @@ def tiled_linear(
         "num_stages": config.num_stages,
     }
     if not config.programs:
-        whole_tiles_kernel[(tiles,)](x_desc, w_desc, bias, out, m, n, out.stride(0), GROUP_M=8, **shape)
+        whole_tiles_kernel[(tiles,)](x_desc, w_desc, bias, out, m, n, k, out.stride(0), GROUP_M=8, **shape)
         return out
     workspace = workspace or ShareWorkspace.for_product(x.device, m, n, config)
     assert tiles <= workspace.arrivals.numel()
     assert 2 * config.programs * config.block_m * config.block_n <= workspace.partials.numel()
     shares_kernel[(config.programs,)](
-        x_desc, w_desc, bias, out, workspace.partials, workspace.arrivals, m, n, out.stride(0), **shape
+        x_desc, w_desc, bias, out, workspace.partials, workspace.arrivals, m, n, k, out.stride(0), **shape
     )
     return out
 
 
 # From most work per byte to least. An element's value does not depend on which of them is used: in all, the
-# tensor cores add the same products of 16 along K, in the same order, to the same accumulator.
+# tensor cores add the same products of 16 along K, in the same order, to the same accumulator. Without
+# 128 x 256, whose products Triton 3.6's assembler makes wait for one another.
 _INVARIANT_TILES = (
-    TileConfig(128, 256, 64, num_warps=8, num_stages=4),
+    TileConfig(256, 128, 64, num_warps=8, num_stages=4),
     TileConfig(128, 128, 64, num_warps=8, num_stages=4),
     TileConfig(128, 64, 64, num_warps=8, num_stages=5),
     TileConfig(64, 128, 128, num_warps=4, num_stages=4),
@@ -290,9 +289,9 @@ _INVARIANT_TILES = (
     TileConfig(64, 32, 128, num_warps=4, num_stages=5),
     TileConfig(64, 16, 128, num_warps=4, num_stages=6),
 )
-_FP32_TILE = TileConfig(64, 64, 32, num_warps=4, num_stages=3)
-# Enough tiles to give nearly every multiprocessor of an H100 or H200 one.
-_ENOUGH_TILES = 120
+_FP32_TILE = TileConfig(64, 32, 32, num_warps=8, num_stages=3)
+# Enough to give most of the 132 multiprocessors of an H100 or H200 one; halving them would help no more.
+_ENOUGH_TILES = 96
 
 
 def invariant_config(m: int, n: int, dtype: torch.dtype) -> TileConfig:

@@ -1,0 +1,1 @@
+"""Each kernel against the bandwidth or arithmetic that bounds it."""
