@@ -82,9 +82,8 @@ def make_case(
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal up to one rounding, NaN exactly where NaN is expected."""
-    tolerance = TOLERANCE[expected.dtype]
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance / 8, equal_nan=True)
+    """Equal up to one rounding, NaN exactly where NaN is expected. Rotation may cancel: hence atol."""
+    torch.testing.assert_close(actual, expected, rtol=TOLERANCE[expected.dtype], atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

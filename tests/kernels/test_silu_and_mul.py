@@ -18,7 +18,7 @@ SHAPES = [(1, 3072), (3, 1536), (5, 100), (129, 2048), (33, 8000)] + [
     (1, 14336), (255, 3072), (8192, 14336), (8191, 3072)
 ] * ON_GPU  # fmt: skip
 # Relative: both compute in fp32 and round once.
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -42,7 +42,7 @@ def test_rows_may_be_strided() -> None:
     out = torch.full((3, 200), torch.nan, device=DEVICE)
     silu_and_mul(wide[:, 7:207], out=out[:, :100])
     expected = naive_silu_and_mul(wide[:, 7:207])
-    torch.testing.assert_close(out[:, :100], expected, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(out[:, :100], expected, rtol=1e-5, atol=1e-6)
     assert bool(out[:, 100:].isnan().all())
     assert silu_and_mul(wide[:0, :200]).shape == (0, 100)
 

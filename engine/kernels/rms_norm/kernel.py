@@ -109,9 +109,12 @@ def _launch(
 
 
 def launch_shape(num_rows: int, width: int) -> tuple[int, int, int]:
-    """(BLOCK_N, ROWS, num_warps) for so many rows of so many channels."""
+    """(BLOCK_N, ROWS, num_warps) for so many rows of so many channels.
+
+    A row is spread over as many threads however many rows there are, so that its sum is taken in the same
+    order: a request's result does not depend on what else is in its step.
+    """
     block = triton.next_power_of_2(width)
-    if num_rows < _MANY_ROWS:
-        return block, 1, min(max(block // 256, 1), 16)
-    rows = max(4096 // block, 1)
-    return block, rows, min(max(rows * block // 512, 1), 16)
+    num_warps = min(max(block // 256, 1), max(block // 512, 8), 16)
+    rows = min(4096 // block, 4) if num_rows >= _MANY_ROWS and 256 <= block <= 2048 else 1
+    return block, rows, num_warps

@@ -1,4 +1,4 @@
-"""The definition of rotating queries and keys and storing keys and values, one token and head at a time."""
+"""The definition of rotating queries and keys and storing keys and values, one token at a time."""
 
 from __future__ import annotations
 
@@ -33,11 +33,8 @@ def naive_rotate_and_store(
     key_value = heads[:, num_heads:].clone()
     for token in range(num_tokens):
         cos, sin = table[positions[token]].float().chunk(2)
-        for head in range(num_heads):
-            query[token, head] = _rotate(heads[token, head], cos, sin, q_norm, eps).to(qkv.dtype)
-        for head in range(num_kv_heads):
-            key = _rotate(heads[token, num_heads + head], cos, sin, k_norm, eps)
-            key_value[token, head] = key.to(qkv.dtype)
+        query[token] = _rotate(query[token], cos, sin, q_norm, eps)
+        key_value[token, :num_kv_heads] = _rotate(key_value[token, :num_kv_heads], cos, sin, k_norm, eps)
         slot = int(slot_mapping[token])
         if slot >= 0:
             key_cache[slot // block_size, slot % block_size] = key_value[token, :num_kv_heads]
@@ -46,11 +43,11 @@ def naive_rotate_and_store(
 
 
 def _rotate(
-    head: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, norm: torch.Tensor | None, eps: float
+    heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, norm: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """[D] -> [D] fp32: channel i pairs with i + D/2 (arXiv:2104.09864), after the optional RMSNorm."""
-    head = head.float()
+    """[H, D] -> [H, D]: channel i pairs with i + D/2 (arXiv:2104.09864), after the optional RMSNorm."""
+    wide = heads.float()
     if norm is not None:
-        head = head * torch.rsqrt(head.square().mean() + eps) * norm.float()
-    first, second = head.chunk(2)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin))
+        wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * norm.float()
+    first, second = wide.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(heads.dtype)
