@@ -39,6 +39,10 @@ CHUNK = 8192
 # Groups that one iteration of a filtered row's passes reads.
 TILE_GROUPS = 32
 REDUCE_WARPS, CHOOSE_WARPS = 8, 16
+# May be parts of a larger array, whose alignment must not matter to a compiler.
+COLUMNS = ["temperature", "top_k", "top_p", "min_p", "draw", "rows", "positions", "index", "slot"]
+# Two programs of the second kernel share a multiprocessor, so that 256 rows run at once on one chip.
+CHOOSE_REGISTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,7 @@ def sample_rows(
         HAS_INDEX=has_index,
         HAS_LARGEST=out_largest is not None,
         num_warps=CHOOSE_WARPS,
+        maxnreg=CHOOSE_REGISTERS,
     )
 
 
@@ -198,7 +203,7 @@ def _inverse(temperature):
     return tl.minimum(1.0 / temperature, 3.0e38)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COLUMNS)
 def _reduce_chunks(
     logits,
     logits_stride,
@@ -244,7 +249,7 @@ def _reduce_chunks(
     tl.store(chunk_argmax + place, argmax)
     if heat > 0:
         # A chunk of nothing but -inf has no weight, and no largest to subtract.
-        base = tl.where(largest == -float("inf"), 0.0, largest)
+        base = tl.where(tl.abs(largest) < float("inf"), largest, 0.0)
         weights = tl.exp((x - base) * _inverse(heat))
         tl.store(chunk_sum + place, tl.sum(tl.sum(weights, 1), 0))
         filtered = (tl.load(top_k + entry) > 0) | (tl.load(top_p + entry) < 1) | (tl.load(min_p + entry) > 0)
@@ -252,7 +257,7 @@ def _reduce_chunks(
             tl.store(group_max + row * NUM_GROUPS + group, largest_of_group, mask=group < NUM_GROUPS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COLUMNS)
 def _choose_tokens(
     logits,
     logits_stride,
@@ -512,6 +517,7 @@ def _bound(keys, values, target, lowest, top):
 @triton.jit
 def _tie_weight(key, room, largest, inverse, SHIFT: tl.constexpr):
     """The weight of a logit, fp64; 0 where nothing has room, since the key may then be no logit's."""
+    key = tl.maximum(key, NEGATIVE_INFINITY_KEY >> SHIFT)
     weight = tl.exp((key_value(key, SHIFT) - largest) * inverse)
     return tl.where(room > 0, weight, 0.0).to(tl.float64)
 
