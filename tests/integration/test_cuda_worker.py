@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from engine.config import WorkerConfig
 from pagewire import LLM, SamplingParams
 
 pytestmark = [
@@ -40,8 +43,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 33}, {"num_blocks": 32}])
-def test_greedy_tokens_equal_transformers_on_the_device(model: Path, options: dict[str, int]) -> None:
+OPTIONS: list[dict[str, Any]] = [{}, {"max_num_batched_tokens": 33}, {"num_blocks": 32}]
+OPTIONS += [
+    {name: True}
+    for name in ("enforce_eager", "deterministic")
+    if name in {field.name for field in fields(WorkerConfig)}
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "default")
+def test_greedy_tokens_equal_transformers_on_the_device(model: Path, options: dict[str, Any]) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
     with LLM(str(model), device="cuda", dtype="float32", **options) as llm:
         outputs = llm.generate(PROMPTS * 3, sampling)
