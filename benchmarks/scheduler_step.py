@@ -74,9 +74,7 @@ Load = Iterator[tuple[Prompt, int]]
 
 
 class Stopwatch:
-    """Counts this thread's processor time inside watched functions, less that of watched functions that they
-    call, step by step. (Wall time would count what other processes do on a busy machine.)
-    """
+    """Counts the time inside watched functions, less that of watched functions they call; step by step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -98,11 +96,11 @@ class Stopwatch:
         @wraps(function)
         def call(*arguments: Any, **keywords: Any) -> Any:
             self._inner.append(0.0)
-            began = time.thread_time()
+            began = time.perf_counter()
             try:
                 return function(*arguments, **keywords)
             finally:
-                seconds = time.thread_time() - began
+                seconds = time.perf_counter() - began
                 self._now[part] += seconds - self._inner.pop()
                 self._inner[-1] += seconds
 
@@ -206,19 +204,19 @@ async def serving(load: Load, *, num_open: int, num_skipped: int, num_steps: int
         worker, connection = endpoint.worker(), Connection(driver)
         serialize = stopwatch.timed("protobuf", pb.ConnectResponse.SerializeToString)
         submissions = [submission(handle, next(load)) for handle in range(num_open + 2 * num_steps)]
-        began = time.thread_time()
+        began = time.perf_counter()
         for _ in range(num_open):
             connection.submit(submissions.pop())
         await asyncio.sleep(0)  # planning begins when all have been submitted
         worker.answer()
-        stopwatch.step_ends(time.thread_time() - began)
+        stopwatch.step_ends(time.perf_counter() - began)
         for _ in range(num_skipped + num_steps):
-            began = time.thread_time()
+            began = time.perf_counter()
             num_ended = await one_step(connection.outbox, serialize)
             for _ in range(min(num_ended, len(submissions))):
                 connection.submit(submissions.pop())
             worker.answer()
-            stopwatch.step_ends(time.thread_time() - began)
+            stopwatch.step_ends(time.perf_counter() - began)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     return stopwatch.table(1 + num_skipped)
@@ -276,7 +274,7 @@ def offline(load: Load, num_requests: int) -> dict[str, Any]:
 
     def step_ends() -> None:
         nonlocal last
-        now = time.thread_time()
+        now = time.perf_counter()
         stopwatch.step_ends(now - last)
         last = now
 
@@ -286,9 +284,9 @@ def offline(load: Load, num_requests: int) -> dict[str, Any]:
         link = llm._engine._link  # type: ignore[union-attr]
         assert isinstance(link, LoopbackLink)
         link.step_ends = step_ends
-        last = time.thread_time()
+        last = time.perf_counter()
         outputs = llm.generate([prompt for prompt, _ in jobs], params)
-        ended = time.thread_time()
+        ended = time.perf_counter()
     assert [len(output.outputs[0].token_ids) for output in outputs] == [count for _, count in jobs]
     return stopwatch.table(1) | {
         "milliseconds_from_last_result": round((ended - last) * 1e3, 1),

@@ -196,17 +196,22 @@ class Scheduler:
         growing = rows[grown]
         if len(rows) > draft.budget or len(growing) > self.pool.num_free:
             return False
-        blocks = self.pool.allocate(len(growing))
-        for request, block_id in zip(state.holders(growing), blocks, strict=True):
-            request.block_ids.append(block_id)
+        blocks = self._grow(growing) if len(growing) else []
         draft.place_decodes(wants, starts=starts, grown=grown, blocks=blocks)
         ends = starts + 1
-        state.num_held[growing] += self.limits.block_size
         state.num_computed[rows] = ends
         state.num_tokens[rows] = ends + 1
         wants.num_steps -= 1
         self._publish_filled(rows, ends)
         return True
+
+    def _grow(self, rows: IntArray) -> list[int]:
+        """Gives each of these rows' requests a block; returns the blocks."""
+        blocks = self.pool.allocate(len(rows))
+        for request, block_id in zip(self._rows.holders(rows), blocks, strict=True):
+            request.block_ids.append(block_id)
+        self._rows.num_held[rows] += self.limits.block_size
+        return blocks
 
     def _continue(self, draft: Draft, request: Request, count: int) -> bool:
         """Places `count` more tokens of a running request, or fewer if blocks are short; True if some request
@@ -312,9 +317,10 @@ class Scheduler:
     def _publish_filled(self, rows: IntArray, ends: IntArray) -> None:
         """Publishes what became full when these requests grew to `ends`."""
         state, at_border = self._rows, ends % self.limits.block_size == 0
-        rows, ends = rows[at_border], ends[at_border]
+        rows = rows[at_border]
         if not len(rows):
             return
+        ends = ends[at_border]
         ready = (state.num_known[rows] >= ends) & (state.num_computed[rows] >= ends)
         for request in state.holders(rows[ready]):
             self._publish(request)

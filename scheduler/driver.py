@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, HandshakeError, WorkerLink
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import RecordError, StepResult
+from engine.dispatch.records import RecordError, StepResult, TokenLogprobs
 from engine.dispatch.ring import RingError
 from pagewire.errors import Code, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
@@ -226,10 +226,14 @@ class EngineDriver:
         self.metrics.step_time.observe(result.execute_us * 1e-6)
         tickets = cast(list[Ticket], [request.owner for request in output.requests])
         self.metrics.tokens(tickets, now)
-        logprobs = map(output.logprobs.get, range(len(tickets)))
-        for ticket, token_id, entry in zip(tickets, output.token_ids, logprobs, strict=True):
-            ticket.outbox.add_token(ticket.handle, token_id, entry)
-        touched = {ticket.outbox for ticket in tickets}
+        touched = set()
+        for outbox, mine in _by_outbox(tickets).items():
+            logprobs: list[tuple[int, TokenLogprobs]] = []
+            if output.logprobs:
+                logprobs = [(at, output.logprobs[i]) for at, i in enumerate(mine) if i in output.logprobs]
+            handles, token_ids = [tickets[i].handle for i in mine], [output.token_ids[i] for i in mine]
+            outbox.add_tokens(handles, token_ids, logprobs)
+            touched.add(outbox)
         for request in output.ended:
             self._finish(request, Code.INTERNAL)
             touched.add(_ticket(request).outbox)
@@ -302,3 +306,14 @@ class EngineDriver:
 def _ticket(request: Request) -> Ticket:
     assert isinstance(request.owner, Ticket)
     return request.owner
+
+
+def _by_outbox(tickets: list[Ticket]) -> dict[Outbox, Sequence[int]]:
+    """The indices of each outbox's tickets."""
+    outboxes = {ticket.outbox for ticket in tickets}
+    if len(outboxes) == 1:
+        return {outboxes.pop(): range(len(tickets))}
+    return {
+        outbox: [index for index, ticket in enumerate(tickets) if ticket.outbox is outbox]
+        for outbox in outboxes
+    }

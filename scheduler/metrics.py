@@ -78,9 +78,10 @@ class SchedulerMetrics(Collector):
 
     def tokens(self, tickets: list[Ticket], now: float) -> None:
         """Requests gained a token each. Those that did so together before are observed together."""
-        for last_token_at, count in Counter([ticket.last_token_at for ticket in tickets]).items():
+        times = [ticket.last_token_at for ticket in tickets]
+        for last_token_at in set(times):
             if last_token_at:
-                self.inter_token_latency.observe(now - last_token_at, count)
+                self.inter_token_latency.observe(now - last_token_at, times.count(last_token_at))
             else:
                 self._first_tokens([ticket for ticket in tickets if not ticket.last_token_at], now)
         for ticket in tickets:

@@ -54,12 +54,20 @@ class Outbox:
         self._step_id = 0
         self._wake = asyncio.Event()
 
-    def add_token(self, handle: int, token_id: int, logprobs: TokenLogprobs | None) -> None:
-        """A request gained a token."""
-        if logprobs is not None:
-            self._logprobs.append((len(self._handles), logprobs))
-        self._handles.append(handle)
-        self._token_ids.append(token_id)
+    def add_tokens(
+        self, handles: list[int], token_ids: list[int], logprobs: list[tuple[int, TokenLogprobs]]
+    ) -> None:
+        """Requests gained a token each.
+
+        Args:
+            handles: of the requests.
+            token_ids: the tokens.
+            logprobs: index into both, and the token's log probabilities.
+        """
+        begin = len(self._handles)
+        self._logprobs += [(begin + index, entry) for index, entry in logprobs]
+        self._handles += handles
+        self._token_ids += token_ids
 
     def add_admitted(self, handle: int, num_cached_tokens: int) -> None:
         """A request entered its first step."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from engine.dispatch.records import StepPlan, StepResult, decode_plan, encode_plan, u32
+from engine.dispatch.records import StepPlan, StepResult, TokenLogprobs, decode_plan, encode_plan, u32
 
 
 def next_token(history: tuple[int, ...], vocab_size: int) -> int:
@@ -27,10 +27,16 @@ def continuation(prompt: list[int], count: int, vocab_size: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+def logprobs_of(token: int) -> TokenLogprobs:
+    """Log probabilities that tell which token they belong to."""
+    return TokenLogprobs(-float(token), [token], [-float(token)])
+
+
 @dataclass
 class _Row:
     token_ids: list[int]
     block_ids: list[int]
+    with_logprobs: bool
 
 
 @dataclass
@@ -55,7 +61,8 @@ class MiniatureWorker:
         for new in plan.new_requests:
             assert new.row not in self.rows
             assert new.row < self.max_num_seqs
-            self.rows[new.row] = _Row(new.token_ids.tolist(), new.block_ids.tolist())
+            with_logprobs = new.sampling.logprobs >= 0
+            self.rows[new.row] = _Row(new.token_ids.tolist(), new.block_ids.tolist(), with_logprobs)
         self._append_blocks(plan)
         if fail:
             self._ruin(plan)
@@ -63,12 +70,15 @@ class MiniatureWorker:
         assert 0 < int(plan.counts.sum()) <= self.max_num_batched_tokens
         assert len(set(plan.rows.tolist())) == len(plan.rows)
         self._store(plan)
-        sampled = [
-            self._sample(row)
-            for row, start, count, samples in self._scheduled(plan)
-            if self._attend(row, start + count) and samples
-        ]
-        return StepResult(plan.step_id, u32(sampled))
+        sampled, logprobs = [], {}
+        for row, start, count, samples in self._scheduled(plan):
+            self._attend(row, start + count)
+            if samples:
+                token = self._sample(row)
+                if row.with_logprobs:
+                    logprobs[len(sampled)] = logprobs_of(token)
+                sampled.append(token)
+        return StepResult(plan.step_id, u32(sampled), logprobs)
 
     def _scheduled(self, plan: StepPlan) -> list[tuple[_Row, int, int, int]]:
         columns = (plan.rows.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.samples.tolist())
@@ -92,11 +102,10 @@ class MiniatureWorker:
             for position in range(start, start + count):
                 self.slots.pop(self._slot(row, position), None)
 
-    def _attend(self, row: _Row, length: int) -> bool:
+    def _attend(self, row: _Row, length: int) -> None:
         for position in range(length):
             expected = tuple(row.token_ids[: position + 1])
             assert self.slots.get(self._slot(row, position)) == expected, f"wrong KV at position {position}"
-        return True
 
     def _slot(self, row: _Row, position: int) -> tuple[int, int]:
         return row.block_ids[position // self.block_size], position % self.block_size

@@ -19,7 +19,7 @@ from pagewire.errors import Overloaded
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
-from tests.unit.scheduler.executor import MiniatureWorker, continuation
+from tests.unit.scheduler.executor import MiniatureWorker, continuation, logprobs_of
 
 VOCAB = 5
 STOP_TOKEN = 4
@@ -64,14 +64,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         priority=st.integers(-1, 1),
         stops=st.booleans(),
+        logprobs=st.booleans(),
     )
-    def submit(self, prompt: list[int], max_tokens: int, priority: int, stops: bool) -> None:
+    def submit(self, prompt: list[int], max_tokens: int, priority: int, stops: bool, logprobs: bool) -> None:
         name = f"r{len(self.requests)}"
         request = Request(
             name,
             array("I", prompt),
             len(prompt),
-            SamplingRecord(),
+            SamplingRecord(logprobs=0 if logprobs else -1),
             max_total_tokens=len(prompt) + max_tokens,
             stop_token_ids=frozenset([STOP_TOKEN] if stops else []),
             priority=priority,
@@ -118,8 +119,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _apply(self, result: StepResult) -> None:
         output = self.scheduler.update(result)
-        for request, token in output.tokens:
+        for index, (request, token) in enumerate(output.tokens):
             assert request.request_id not in self.aborted
+            expected = logprobs_of(token) if request.sampling.logprobs >= 0 else None
+            assert output.logprobs.get(index) == expected
             self.received[request.request_id].append(token)
         for request in output.ended:
             self.terminal[request.request_id] += 1

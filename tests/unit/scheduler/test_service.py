@@ -115,8 +115,10 @@ def request(prompt: list[int], max_tokens: int, **sampling: object) -> pb.Genera
     return pb.GenerateRequest(token_ids=prompt, sampling=params)
 
 
-def submit(handle: int, prompt: list[int], max_tokens: int, **fields: object) -> pb.ConnectRequest:
-    sampling = inference_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+def submit(
+    handle: int, prompt: list[int], max_tokens: int, *, logprobs: int | None = None, **fields: object
+) -> pb.ConnectRequest:
+    sampling = inference_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True, logprobs=logprobs)
     return pb.ConnectRequest(
         submit=pb.Submit(handle=handle, token_ids=prompt, sampling=sampling, **fields)  # type: ignore[arg-type]
     )
@@ -128,6 +130,7 @@ class Frontend:
     def __init__(self, stub: scheduler_pb2_grpc.SchedulerServiceStub) -> None:
         self.call = stub.Connect()
         self.tokens: dict[int, list[int]] = {}
+        self.logprobs: dict[int, list[float]] = {}
         self.ended: dict[int, pb.Ended] = {}
         self.models: list[pb.GetModelResponse] = []
 
@@ -143,6 +146,8 @@ class Frontend:
         for handle, token in zip(message.deltas.handles, message.deltas.token_ids, strict=True):
             assert handle not in self.ended
             self.tokens.setdefault(handle, []).append(token)
+        for index, entry in zip(message.deltas.logprob_indices, message.deltas.logprobs, strict=True):
+            self.logprobs.setdefault(message.deltas.handles[index], []).append(entry.logprob)
         for ended in message.deltas.ended:
             assert ended.handle not in self.ended, "ended twice"
             self.ended[ended.handle] = ended
@@ -216,6 +221,23 @@ async def test_one_stream_carries_many_requests_and_their_refusals(
         assert frontend.tokens[handle] == continuation([handle], 8, VOCAB)
     assert frontend.ended[7].status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert frontend.ended[8].status == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+async def test_two_streams_get_their_own_tokens_and_log_probabilities(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub,
+) -> None:
+    frontends = [Frontend(stub), Frontend(stub)]
+    for handle in (1, 2):  # in turns, and every other one with log probabilities
+        for number, frontend in enumerate(frontends):
+            logprobs = 1 if (handle + number) % 2 else None
+            await frontend.call.write(submit(handle, [10 * handle + number], 8, logprobs=logprobs))
+    for number, frontend in enumerate(frontends):
+        await frontend.until_ended(1, 2)
+        for handle in (1, 2):
+            tokens = continuation([10 * handle + number], 8, VOCAB)
+            assert frontend.tokens[handle] == tokens
+            expected = [-float(token) for token in tokens] if (handle + number) % 2 else None
+            assert frontend.logprobs.get(handle) == expected
 
 
 async def test_a_full_queue_refuses_with_resource_exhausted(
