@@ -5,8 +5,9 @@ weights; and SmolLM2's real text against the CPU's. Needs a GPU: `make test-gpu`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,21 @@ class RandomModel:
         )
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RandomModel]:
+    """The model of a shape, made when first asked for; both together take 15 GB beside the workers'."""
+
+    @functools.cache
+    def make(name: str) -> RandomModel:
+        values = shape_values(name, num_layers=NUM_LAYERS)
+        return RandomModel.make(values, tmp_path_factory.mktemp(name), "cuda")
+
+    return make
+
+
 @pytest.fixture(scope="module", params=SHAPES)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RandomModel:
-    values = shape_values(request.param, num_layers=NUM_LAYERS)
-    return RandomModel.make(values, tmp_path_factory.mktemp(request.param), "cuda")
+def model(request: pytest.FixtureRequest, models: Callable[[str], RandomModel]) -> RandomModel:
+    return models(request.param)
 
 
 @pytest.fixture(scope="module", params=MODES, ids=lambda mode: "-".join(mode) or "default")
