@@ -41,7 +41,7 @@ def prefill_config(head_dim: int, dtype: torch.dtype) -> PrefillConfig:
         return PrefillConfig(block_m=size, block_n=size, num_warps=4, num_stages=2)
     if head_dim > 128:
         return PrefillConfig(block_m=128, block_n=64, num_warps=8, num_stages=2)
-    return PrefillConfig(block_m=128, block_n=128, num_warps=8, num_stages=2)
+    return PrefillConfig(block_m=64, block_n=64, num_warps=4, num_stages=3)
 
 
 def prefill_block_q(num_heads: int, num_kv_heads: int, config: PrefillConfig) -> int:
