@@ -103,6 +103,35 @@ def test_silu_and_product_in_one(m: int, n: int, k: int, dtype: torch.dtype) -> 
     assert_close(out, naive_silu_mul_linear(gate_up, w))
 
 
+@pytest.mark.skipif(not CUDA, reason="the interpreter has one kernel at a time")
+def test_overlapping_products_see_what_the_kernel_before_wrote() -> None:
+    sizes = [4096, 1024, 6144, 1024]
+    weights = [
+        operands(1, n, k, torch.bfloat16)[1] for k, n in zip(sizes, [*sizes[1:], sizes[0]], strict=True)
+    ]
+    buffers = [torch.empty(2, w.shape[0], dtype=torch.bfloat16, device=DEVICE) for w in weights]
+    start = torch.randn(2, sizes[0], device=DEVICE).to(torch.bfloat16)
+
+    def chain(overlap: bool) -> torch.Tensor:
+        x = start
+        for step in range(40):
+            config = RowsConfig(1 + step % 2, overlap=overlap)
+            x = matrix_vector.matrix_vector(x, weights[step % 4], out=buffers[step % 4], config=config)
+            if step % 5 == 0:
+                x.mul_(2)
+        return x.clone()
+
+    expected = chain(False)
+    graph = torch.cuda.CUDAGraph()
+    assert torch.equal(chain(True), expected)
+    with torch.cuda.graph(graph):
+        result = chain(True)
+    for _ in range(20):
+        result.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(result, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("config", TILES, ids=["weights first", "tokens first"])
 @pytest.mark.parametrize(("n", "k"), shapes([(70, 136), (64, 192)]))
@@ -170,7 +199,7 @@ def test_a_row_is_bitwise_the_same_in_any_batch(n: int, k: int, dtype: torch.dty
 
 
 def test_nothing_is_chosen_that_was_not_measured() -> None:
-    assert choice.choose_linear(1, 12345, 64) is None
+    assert choice.choose_linear(3, 12345, 64) is None
     x, w, bias = operands(3, 12, 64, torch.float32)
     for out in (None, poisoned(3, 12, torch.float32)):
         assert_close(choice.linear(x, w, bias, out, config=None), naive_linear(x, w, bias))
@@ -190,13 +219,18 @@ POINTERS = {"x_ptr": "*bf16", "w_ptr": "*bf16", "out_ptr": "*bf16", "n": "i32", 
 def test_matrix_vector_compiles_for_hopper(m: int, block_n: int) -> None:
     shape = {"M": m, "K": 4096, "BLOCK_M": m, "BLOCK_N": block_n, "BLOCK_K": 1024}
     signature = POINTERS | {"bias_ptr": "*bf16", "x_stride": "i32"}
-    size = compile_for_hopper(MATRIX_VECTOR + "matrix_vector_kernel", signature, shape | {"HAS_BIAS": True})
+    size = compile_for_hopper(
+        MATRIX_VECTOR + "matrix_vector_kernel",
+        signature,
+        shape | {"OVERLAP": True, "HAS_BIAS": True},
+        launch_pdl=True,
+    )
     # Nothing but the sums goes through shared memory (where several tokens' stride is known to be aligned).
     assert size["shared"] <= (1024 if m == 1 else 8192)
 
 
 def test_fused_matrix_vector_compiles_for_hopper() -> None:
-    shape = {"M": 1, "K": 4096, "BLOCK_M": 1, "BLOCK_N": 4, "BLOCK_K": 1024}
+    shape = {"M": 1, "K": 4096, "BLOCK_M": 1, "BLOCK_N": 4, "BLOCK_K": 1024, "OVERLAP": False}
     strides = dict.fromkeys(["x_stride", "residual_stride", "residual_out_stride"], "i32")
     pointers = dict.fromkeys(["residual_ptr", "norm_weight_ptr", "residual_out_ptr"], "*bf16")
     signature = POINTERS | strides | pointers | {"eps": "fp32"}

@@ -25,16 +25,32 @@ class RowsConfig:
         block_n: rows (output features) of a program.
         num_warps: 32 * num_warps threads load 8 weights of a row each at a time.
         unroll: this many of such loads of each row are in flight together.
+        overlap: start while the kernel before still runs, load the first weights, and only then wait for it
+            (programmatic dependent launch). Weights must not be written by a kernel just before.
     """
 
     block_n: int
     num_warps: int = 4
     unroll: int = 1
+    overlap: bool = False
 
     @property
     def block_k(self) -> int:
         """Weights of a row that are loaded together."""
         return 8 * 32 * self.num_warps * self.unroll
+
+    def options(self, m: int) -> dict[str, int | bool]:
+        """What all the kernels are launched with."""
+        options: dict[str, int | bool] = {
+            "BLOCK_M": triton.next_power_of_2(m),
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "OVERLAP": self.overlap,
+            "num_warps": self.num_warps,
+        }
+        if self.overlap:
+            options["launch_pdl"] = True
+        return options
 
 
 @triton.jit
@@ -54,16 +70,22 @@ def _finish(acc, bias_ptr, out_ptr, rows, tokens, n, out_stride, M: tl.constexpr
 
 @triton.jit
 def _load_weights(w_ptr, rows, n, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    # [1, BLOCK_N, BLOCK_K] in fp32. Rows past the end are the last row again: that costs no mask, and is not
+    # [1, BLOCK_N, BLOCK_K]. Rows past the end are the last row again: that costs no mask, and is not
     # stored. All three dimensions exist from the load on: adding one later could move data across threads.
     columns = k + tl.arange(0, BLOCK_K)[None, None, :]
     clamped = tl.minimum(rows, n - 1).to(tl.int64)
     addresses = w_ptr + clamped[None, :, None] * K + columns
     if K % BLOCK_K == 0:
-        w = tl.load(addresses, eviction_policy="evict_first")
-    else:
-        w = tl.load(addresses, mask=columns < K, other=0.0, eviction_policy="evict_first")
-    return w.to(tl.float32)
+        return tl.load(addresses, eviction_policy="evict_first")
+    return tl.load(addresses, mask=columns < K, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _wait_for_previous_kernel(OVERLAP: tl.constexpr):
+    # Whatever it wrote may be read from here on. The next kernel may start too, which will wait for this one.
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
@@ -89,15 +111,19 @@ def matrix_vector_kernel(
     BLOCK_M: tl.constexpr,  # M rounded up to a power of two
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, BLOCK_M)
     acc = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
+    w = _load_weights(w_ptr, rows, n, 0, K, BLOCK_K)
+    _wait_for_previous_kernel(OVERLAP)
     for k in range(0, K, BLOCK_K):
-        w = _load_weights(w_ptr, rows, n, k, K, BLOCK_K)
+        if k > 0:
+            w = _load_weights(w_ptr, rows, n, k, K, BLOCK_K)
         x = _load_tokens(x_ptr, tokens, x_stride, k, M, K, BLOCK_K)
-        acc += x * w
+        acc += x * w.to(tl.float32)
     _finish(acc, bias_ptr, out_ptr, rows, tokens, n, out_stride, M, HAS_BIAS)
 
 
@@ -120,14 +146,18 @@ def norm_matrix_vector_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     # 1 / rms is one number a token, so it multiplies the finished product, and one pass is enough.
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, BLOCK_M)
     acc = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
     squares = tl.zeros((BLOCK_M, 1, BLOCK_K), dtype=tl.float32)
+    w = _load_weights(w_ptr, rows, n, 0, K, BLOCK_K)
+    _wait_for_previous_kernel(OVERLAP)
     for k in range(0, K, BLOCK_K):
-        w = _load_weights(w_ptr, rows, n, k, K, BLOCK_K)
+        if k > 0:
+            w = _load_weights(w_ptr, rows, n, k, K, BLOCK_K)
         columns = k + tl.arange(0, BLOCK_K)[None, None, :]
         x = _load_tokens(x_ptr, tokens, x_stride, k, M, K, BLOCK_K)
         residual = _load_tokens(residual_ptr, tokens, residual_stride, k, M, K, BLOCK_K)
@@ -138,7 +168,7 @@ def norm_matrix_vector_kernel(
         norm_weight = tl.load(norm_weight_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         exact = total.to(tl.float32)
         squares += exact * exact
-        acc += exact * norm_weight * w
+        acc += exact * norm_weight * w.to(tl.float32)
     acc *= tl.rsqrt(tl.sum(squares, axis=2, keep_dims=True) / K + eps)
     _finish(acc, None, out_ptr, rows, tokens, n, out_stride, M, False)
 
@@ -156,16 +186,20 @@ def silu_mul_matrix_vector_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, BLOCK_M)
     acc = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
+    w = _load_weights(w_ptr, rows, n, 0, K, BLOCK_K)
+    _wait_for_previous_kernel(OVERLAP)
     for k in range(0, K, BLOCK_K):
-        w = _load_weights(w_ptr, rows, n, k, K, BLOCK_K)
+        if k > 0:
+            w = _load_weights(w_ptr, rows, n, k, K, BLOCK_K)
         gate = _load_tokens(gate_up_ptr, tokens, gate_up_stride, k, M, K, BLOCK_K)
         up = _load_tokens(gate_up_ptr + K, tokens, gate_up_stride, k, M, K, BLOCK_K)
         x = gate * up / (1.0 + tl.exp(-gate))
-        acc += x * w
+        acc += x * w.to(tl.float32)
     _finish(acc, None, out_ptr, rows, tokens, n, out_stride, M, False)
 
 
@@ -210,11 +244,8 @@ def matrix_vector(
         out.stride(0),
         M=m,
         K=k,
-        BLOCK_M=triton.next_power_of_2(m),
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
         HAS_BIAS=bias is not None,
-        num_warps=config.num_warps,
+        **config.options(m),
     )
     return out
 
@@ -265,10 +296,7 @@ def norm_linear(
         eps,
         M=m,
         K=k,
-        BLOCK_M=triton.next_power_of_2(m),
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
-        num_warps=config.num_warps,
+        **config.options(m),
     )
     return out, residual_out
 
@@ -303,10 +331,7 @@ def silu_mul_linear(
         out.stride(0),
         M=m,
         K=k,
-        BLOCK_M=triton.next_power_of_2(m),
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
-        num_warps=config.num_warps,
+        **config.options(m),
     )
     return out
 
