@@ -29,6 +29,11 @@ from engine.kernels.paged_attention.prefill import (
     prefill_config,
     prefill_tiles,
 )
+from engine.kernels.paged_attention.prefix import (
+    prefix_splits,
+    prefix_workspace,
+    shared_prefix_attention,
+)
 from tests.kernels.hopper import compile_for_hopper
 
 GPU = torch.cuda.is_available()
@@ -286,6 +291,55 @@ def joined(whole: Case, batch: list[tuple[int, int]], strangers: Case) -> Case:
     )
 
 
+@pytest.mark.parametrize(("prefix_len", "num_splits"), [(0, 1), (32, 1), (32, 4), (80, 2)])
+@pytest.mark.parametrize(("heads", "dtype"), [((9, 3, 64), DTYPES[0]), ((8, 2, 128), DTYPES[-1])], ids=str)
+def test_a_shared_prefix_changes_nothing_but_who_reads_it(
+    heads: tuple[int, int, int], dtype: torch.dtype, prefix_len: int, num_splits: int
+) -> None:
+    case = make_case([(100, 1), (81, 1), (0, 1), (90, 1), (130, 1)], heads, dtype=dtype)
+    table, shared = case.block_table, prefix_len // 16
+    for request in (1, 4):
+        table[case.rows[request], :shared] = table[case.rows[0], :shared]
+    num_seqs, num_prefix_splits = len(case.seq_lens), 3
+    workspace = split_workspace(num_seqs, num_seqs * (num_splits + num_prefix_splits), *heads, DEVICE)
+    workspace.partials.fill_(torch.nan)
+    workspace.log_sums.fill_(torch.nan)
+    pool = {"key_cache": case.key, "value_cache": case.value, "block_table": table}
+    prefix = shared_prefix_attention(
+        case.query,
+        **pool,
+        prefix_row=case.rows[:1],
+        prefix_len=torch.tensor([prefix_len], dtype=torch.int32, device=DEVICE),
+        # The fourth request begins otherwise.
+        prefix_lens=torch.tensor([prefix_len] * 3 + [0, prefix_len], dtype=torch.int32, device=DEVICE),
+        scale=SCALE,
+        num_splits=num_splits,
+        num_prefix_splits=num_prefix_splits,
+        workspace=workspace,
+    )
+    out = paged_decode_attention(
+        case.query,
+        **pool,
+        rows=case.rows,
+        seq_lens=torch.tensor(case.seq_lens, dtype=torch.int32, device=DEVICE),
+        scale=SCALE,
+        num_splits=num_splits,
+        out=case.poisoned_out(),
+        workspace=workspace,
+        prefix=prefix,
+    )
+    assert_matches(out, case)
+    assert int(workspace.arrivals.abs().sum()) == 0
+
+
+def test_a_prefix_is_split_into_one_wave() -> None:
+    assert prefix_splits(256, 32, 8, 132, 128) == 2
+    assert prefix_splits(256, 16, 8, 132, 128) == 4
+    assert prefix_splits(4096, 32, 8, 132, 128) == 1
+    workspace = prefix_workspace(256, 32, 8, 128, 132, 128, torch.device("cpu"))
+    assert workspace.partials.numel() >= 256 * 3 * 32 * 128
+
+
 def test_tiles_cover_every_token_once_and_the_longest_context_comes_first() -> None:
     counts, seq_lens = np.array([5, 1, 64, 33]), np.array([500, 900, 64, 40])
     request, start = prefill_tiles(counts, seq_lens, 32)
@@ -346,7 +400,9 @@ SHARED_LIMIT = 227 * 1024
 @pytest.mark.parametrize("split", [False, True])
 def test_decode_compiles_for_hopper(split: bool) -> None:
     config = decode_config(128, torch.bfloat16)
-    integers = dict.fromkeys(("table_ptr", "rows_ptr", "seq_lens_ptr", "arrivals_ptr"), "*i32")
+    integers = dict.fromkeys(
+        ("table_ptr", "rows_ptr", "seq_lens_ptr", "prefix_lens_ptr", "arrivals_ptr"), "*i32"
+    )
     floats = dict.fromkeys(("partials_ptr", "log_sums_ptr"), "*fp32")
     constants = {
         **CONSTANT_STRIDES,
@@ -357,11 +413,13 @@ def test_decode_compiles_for_hopper(split: bool) -> None:
         "BLOCK_D": 128,
         "BLOCK_N": config.block_n,
         "SPLIT": split,
+        "HAS_PREFIX": split,
+        "PREFIX_BLOCK_N": 128,
         "HAS_WINDOW": False,
     }
     binary = compile_for_hopper(
         "engine.kernels.paged_attention.decode:_decode_kernel",
-        POINTERS | integers | floats | SCALARS,
+        POINTERS | integers | floats | SCALARS | {"prefix_splits": "i32"},
         constants,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -388,6 +446,34 @@ def test_prefill_compiles_for_hopper() -> None:
         "engine.kernels.paged_attention.prefill:_prefill_kernel",
         POINTERS | {f"{name}_ptr": "*i32" for name in names} | SCALARS,
         constants,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    assert binary["shared"] <= SHARED_LIMIT
+
+
+def test_the_shared_prefix_compiles_for_hopper() -> None:
+    config = prefill_config(128, torch.bfloat16)
+    integers = dict.fromkeys(("table_ptr", "prefix_row_ptr", "prefix_len_ptr"), "*i32")
+    floats = dict.fromkeys(("partials_ptr", "log_sums_ptr"), "*fp32")
+    counts = dict.fromkeys(("num_seqs", "num_splits"), "i32")
+    strides = {key: value for key, value in CONSTANT_STRIDES.items() if not key.startswith("OUT")}
+    binary = compile_for_hopper(
+        "engine.kernels.paged_attention.prefix:_prefix_kernel",
+        {key: POINTERS[key] for key in ("query_ptr", "key_ptr", "value_ptr")}
+        | integers
+        | floats
+        | counts
+        | {"scale": "fp32"},
+        {
+            **strides,
+            "BLOCK_SIZE": 16,
+            "GROUP": 4,
+            "HEAD_DIM": 128,
+            "BLOCK_M": config.block_m,
+            "BLOCK_D": 128,
+            "BLOCK_N": config.block_n,
+        },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )

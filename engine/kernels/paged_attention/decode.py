@@ -18,6 +18,7 @@ import triton.language as tl
 LOG2_E = math.log2(math.e)
 # Programs of a launch, per multiprocessor, below which contexts are split.
 _PROGRAMS_PER_SM = 2
+# Of one context, a shared prefix's among them.
 MAX_SPLITS = tl.constexpr(64)
 # tl.dot needs 16 rows; query heads that share a key-value head are padded to them.
 _MIN_DOT_ROWS = 16
@@ -36,15 +37,33 @@ class DecodeConfig:
 class DecodeWorkspace:
     """Where shares of one context leave their results. One stream at a time may use it.
 
+    A context's shares are those of a shared prefix, where there is one, and then its own.
+
     Attributes:
-        partials: fp32, flat; outputs of shares [S, HK, num_splits, G, D], each normalised by itself.
-        log_sums: fp32, flat; log2 of the sum of exponentials of each, [S, HK, num_splits, G].
+        partials: fp32, flat; outputs of shares [S, HK, shares, G, D], each normalised by itself.
+        log_sums: fp32, flat; log2 of the sum of exponentials of each, [S, HK, shares, G].
         arrivals: int32, flat; shares of [S, HK] that are done. Zero between launches.
     """
 
     partials: torch.Tensor
     log_sums: torch.Tensor
     arrivals: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """What of each context `shared_prefix_attention` has attended to, its results being in the workspace.
+
+    Attributes:
+        lens: [S] int32, the prefix's length, or 0 for a request that does not begin with it. Shorter than
+            the context of any request, padding excepted.
+        num_splits: shares that the prefix was cut into.
+        block_n: tokens that it was walked by.
+    """
+
+    lens: torch.Tensor
+    num_splits: int
+    block_n: int
 
 
 def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
@@ -60,7 +79,7 @@ def decode_splits(num_seqs: int, num_kv_heads: int, num_sms: int) -> int:
     leaves empty cost next to nothing.
     """
     wanted = _PROGRAMS_PER_SM * num_sms / (num_seqs * num_kv_heads)
-    return min(MAX_SPLITS.value, 1 << round(math.log2(wanted))) if wanted > 1 else 1
+    return min(MAX_SPLITS.value // 2, 1 << round(math.log2(wanted))) if wanted > 1 else 1
 
 
 def decode_workspace(
@@ -96,6 +115,7 @@ def paged_decode_attention(
     sliding_window: int = 0,
     out: torch.Tensor,
     workspace: DecodeWorkspace,
+    prefix: SharedPrefix | None = None,
     config: DecodeConfig | None = None,
 ) -> torch.Tensor:
     """Attention of each request's newest token over its context, that token included.
@@ -111,7 +131,8 @@ def paged_decode_attention(
         num_splits: shares per context, MAX_SPLITS at most; see `decode_splits`.
         sliding_window: a token sees itself and this number less one before it; 0 for no limit.
         out: [S, H, D], as strided as the query may be.
-        workspace: of at least S * num_splits shares; not read if num_splits is 1.
+        workspace: of at least S x (num_splits + prefix.num_splits) shares; untouched where that is S.
+        prefix: what the workspace holds already of these contexts' beginnings; not with a sliding window.
         config: to choose between in benchmarks; by default `decode_config`.
 
     Returns:
@@ -120,6 +141,7 @@ def paged_decode_attention(
     num_seqs, num_heads, head_dim = query.shape
     block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
     group = num_heads // num_kv_heads
+    assert prefix is None or not sliding_window
     config = config or decode_config(head_dim, key_cache.dtype)
     block_d = triton.next_power_of_2(head_dim)
     _decode_kernel[(num_kv_heads, num_seqs, num_splits)](
@@ -129,12 +151,14 @@ def paged_decode_attention(
         block_table,
         rows,
         seq_lens,
+        prefix.lens if prefix else seq_lens,
         out,
         workspace.partials,
         workspace.log_sums,
         workspace.arrivals,
         scale * LOG2_E,
         sliding_window,
+        prefix.num_splits if prefix else 0,
         QUERY_STRIDE_TOKEN=query.stride(0),
         QUERY_STRIDE_HEAD=query.stride(1),
         KEY_STRIDE_BLOCK=key_cache.stride(0),
@@ -153,6 +177,8 @@ def paged_decode_attention(
         BLOCK_D=block_d,
         BLOCK_N=config.block_n,
         SPLIT=num_splits > 1,
+        HAS_PREFIX=prefix is not None,
+        PREFIX_BLOCK_N=prefix.block_n if prefix else 0,
         HAS_WINDOW=sliding_window > 0,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -160,7 +186,7 @@ def paged_decode_attention(
     return out
 
 
-@triton.jit(do_not_specialize=["window"])
+@triton.jit(do_not_specialize=["window", "prefix_splits"])
 def _decode_kernel(
     query_ptr,  # [S, H, D]
     key_ptr,  # [num_blocks, BLOCK_SIZE, HK, D]
@@ -168,12 +194,14 @@ def _decode_kernel(
     table_ptr,  # [R, B]
     rows_ptr,  # [S]
     seq_lens_ptr,  # [S]
+    prefix_lens_ptr,  # [S]
     out_ptr,  # [S, H, D]
-    partials_ptr,  # [S, HK, splits, GROUP, D]
-    log_sums_ptr,  # [S, HK, splits, GROUP]
+    partials_ptr,  # [S, HK, shares, GROUP, D]
+    log_sums_ptr,  # [S, HK, shares, GROUP]
     arrivals_ptr,  # [S, HK]
     scale,
     window,
+    prefix_splits,
     QUERY_STRIDE_TOKEN: tl.constexpr,
     QUERY_STRIDE_HEAD: tl.constexpr,
     KEY_STRIDE_BLOCK: tl.constexpr,
@@ -192,6 +220,8 @@ def _decode_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_PREFIX: tl.constexpr,
+    PREFIX_BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
 ):
     # Heads vary fastest: programs that run together then read neighbouring parts of the same blocks.
@@ -215,7 +245,11 @@ def _decode_kernel(
     start = 0
     if HAS_WINDOW:
         start = tl.maximum(seq_len - window, 0)
-    share = tl.cdiv(tl.cdiv(seq_len - start, BLOCK_N), num_splits) * BLOCK_N
+    num_prefix_shares = 0
+    if HAS_PREFIX:
+        start = tl.load(prefix_lens_ptr + request)
+        num_prefix_shares = tl.cdiv(start, share_of(start, prefix_splits, PREFIX_BLOCK_N))
+    share = share_of(seq_len - start, num_splits, BLOCK_N)
     num_shares = tl.cdiv(seq_len - start, share)
     if split >= num_shares:
         return
@@ -241,23 +275,28 @@ def _decode_kernel(
         BLOCK_D,
         BLOCK_N,
     )
-    if not SPLIT or num_shares == 1:
+    if (not SPLIT and not HAS_PREFIX) or num_prefix_shares + num_shares == 1:
         tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=in_tile)
     else:
         pair = request * tl.num_programs(0) + kv_head
-        partials_ptr += pair.to(tl.int64) * num_splits * (GROUP * HEAD_DIM)
-        log_sums_ptr += pair * num_splits * GROUP
-        partial_rows = split * GROUP + heads
-        tl.store(partials_ptr + partial_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=in_tile)
-        tl.store(log_sums_ptr + partial_rows, log_sum, mask=heads < GROUP)
-        # Every thread's stores come before the one thread's release below.
+        first_row = pair.to(tl.int64) * (prefix_splits + num_splits) * GROUP
+        partials_ptr += first_row * HEAD_DIM
+        log_sums_ptr += first_row
+        own_rows = (prefix_splits + split) * GROUP + heads
+        tl.store(partials_ptr + own_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=in_tile)
+        tl.store(log_sums_ptr + own_rows, log_sum, mask=heads < GROUP)
+        # Every thread's stores come before the one thread's release below, and before other threads' reads.
         tl.debug_barrier()
-        arrived = tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel", scope="gpu")
+        arrived = num_shares - 1
+        if SPLIT:
+            arrived = tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel", scope="gpu")
         if arrived == num_shares - 1:
             _merge_shares(
                 partials_ptr,
                 log_sums_ptr,
                 out_ptr + request.to(tl.int64) * OUT_STRIDE_TOKEN + kv_head * GROUP * OUT_STRIDE_HEAD,
+                num_prefix_shares,
+                prefix_splits,
                 num_shares,
                 OUT_STRIDE_HEAD,
                 GROUP,
@@ -265,7 +304,14 @@ def _decode_kernel(
                 BLOCK_D,
                 MAX_SPLITS,
             )
-            tl.store(arrivals_ptr + pair, 0)
+            if SPLIT:
+                tl.store(arrivals_ptr + pair, 0)
+
+
+@triton.jit
+def share_of(length, num_splits, BLOCK_N: tl.constexpr):
+    """Tokens in each share of a context of this length but the last: whole tiles, one at least."""
+    return tl.maximum(tl.cdiv(tl.cdiv(length, BLOCK_N), num_splits), 1) * BLOCK_N
 
 
 @triton.jit
@@ -322,38 +368,43 @@ def _attend_share(
 
 @triton.jit
 def _merge_shares(
-    partials_ptr,  # [splits, GROUP, D]
-    log_sums_ptr,  # [splits, GROUP]
+    partials_ptr,  # [shares, GROUP, D]
+    log_sums_ptr,  # [shares, GROUP]
     out_ptr,  # [GROUP, D]
-    num_shares,
+    num_prefix_shares,
+    first_own,
+    num_own,
     OUT_STRIDE_HEAD: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ):
-    """The output of all shares, always merged in their order."""
+    """The output of all shares, merged in their order: the prefix's, and the own from `first_own` on."""
     BLOCK_G: tl.constexpr = triton.next_power_of_2(GROUP)
     # Shares read at once: many reads in flight, 4096 elements at most in registers.
     CHUNK: tl.constexpr = max(1, min(MAX_SPLITS, 4096 // (BLOCK_G * BLOCK_D)))
     heads = tl.arange(0, BLOCK_G)
     dims = tl.arange(0, BLOCK_D)
     in_tile = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    splits = tl.arange(0, MAX_SPLITS)[:, None]
+    end = first_own + num_own
+    shares = tl.arange(0, MAX_SPLITS)
+    valid = (shares < num_prefix_shares) | ((shares >= first_own) & (shares < end))
     log_sums = tl.load(
-        log_sums_ptr + splits * GROUP + heads[None, :],
-        mask=(splits < num_shares) & (heads < GROUP)[None, :],
+        log_sums_ptr + shares[:, None] * GROUP + heads[None, :],
+        mask=valid[:, None] & (heads < GROUP)[None, :],
         other=-1e30,
     )
     highest = tl.max(log_sums, 0)
     total = tl.zeros([BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for first in range(0, num_shares, CHUNK):
-        shares = first + tl.arange(0, CHUNK)
-        valid = (shares < num_shares)[:, None] & (heads < GROUP)[None, :]
-        rows = shares[:, None] * GROUP + heads[None, :]
-        weights = tl.exp2(tl.load(log_sums_ptr + rows, mask=valid, other=float("-inf")) - highest[None, :])
-        loaded = valid[:, :, None] & (dims < HEAD_DIM)[None, None, :]
+    for first in range(0, end, CHUNK):
+        chunk = first + tl.arange(0, CHUNK)
+        present = (chunk < num_prefix_shares) | ((chunk >= first_own) & (chunk < end))
+        present = present[:, None] & (heads < GROUP)[None, :]
+        rows = chunk[:, None] * GROUP + heads[None, :]
+        weights = tl.exp2(tl.load(log_sums_ptr + rows, mask=present, other=float("-inf")) - highest[None, :])
+        loaded = present[:, :, None] & (dims < HEAD_DIM)[None, None, :]
         partials = tl.load(
             partials_ptr + rows[:, :, None] * HEAD_DIM + dims[None, None, :], loaded, other=0.0
         )

@@ -223,19 +223,19 @@ def _prefill_kernel(
     table_ptr += row * TABLE_STRIDE
     # fmt: off
     if HAS_WINDOW:
-        acc, total, highest = _attend_tiles(
+        acc, total, highest = attend_tiles(
             acc, total, highest, query, positions, key_ptr, value_ptr, table_ptr,
             oldest // BLOCK_N * BLOCK_N, full_begin, oldest, end, scale, window,
             KEY_STRIDE_BLOCK, KEY_STRIDE_SLOT, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT,
             BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_WINDOW, True,
         )
-    acc, total, highest = _attend_tiles(
+    acc, total, highest = attend_tiles(
         acc, total, highest, query, positions, key_ptr, value_ptr, table_ptr,
         full_begin, full_end, oldest, end, scale, window,
         KEY_STRIDE_BLOCK, KEY_STRIDE_SLOT, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT,
         BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_WINDOW, False,
     )
-    acc, total, highest = _attend_tiles(
+    acc, total, highest = attend_tiles(
         acc, total, highest, query, positions, key_ptr, value_ptr, table_ptr,
         full_end, end, oldest, end, scale, window,
         KEY_STRIDE_BLOCK, KEY_STRIDE_SLOT, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT,
@@ -248,7 +248,7 @@ def _prefill_kernel(
 
 
 @triton.jit
-def _attend_tiles(
+def attend_tiles(
     acc,  # [BLOCK_M, BLOCK_D]
     total,  # [BLOCK_M]
     highest,  # [BLOCK_M]
