@@ -31,6 +31,9 @@ class WorkerConfig:
         enforce_eager: launch every kernel of every step instead of replaying CUDA graphs.
         deterministic: a request's tokens are bitwise the same in any batch; slower. Needs a GPU.
         seed: of dummy weights.
+        profile: write a summary of what the GPU did during some steps to this file.
+        profile_from: the first step profiled, counted from the process's start.
+        profile_steps: how many are.
     """
 
     model: str
@@ -48,6 +51,9 @@ class WorkerConfig:
     enforce_eager: bool = False
     deterministic: bool = False
     seed: int = 0
+    profile: Path | None = None
+    profile_from: int = 300
+    profile_steps: int = 50
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
@@ -73,6 +79,8 @@ class WorkerConfig:
             "block_size",
             "num_blocks",
             "kv_cache_memory",
+            "profile_from",
+            "profile_steps",
         )
         require(
             0 < self.gpu_memory_utilization <= 1,

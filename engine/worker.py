@@ -15,6 +15,7 @@ from engine.config import WorkerConfig
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
 from engine.dispatch.records import RecordError
 from engine.pending import PendingStep
+from engine.profiling import StepProfiler
 from engine.runner import Runner
 from pagewire.errors import ConfigError
 from pagewire.notify import notify_ready
@@ -68,6 +69,9 @@ def run(config: WorkerConfig) -> int:
     try:
         termination = _Termination()
         worker = build_worker(config)
+        profiler = None
+        if config.profile is not None:
+            profiler = StepProfiler(config.profile, config.profile_from, config.profile_steps)
         try:
             endpoint = WorkerEndpoint(config.socket)
         except OSError as error:
@@ -78,7 +82,7 @@ def run(config: WorkerConfig) -> int:
             while True:
                 session = endpoint.accept(worker.facts)
                 logger.info("serving scheduler %d", session.scheduler_pid)
-                _serve(session, worker.runner, termination)
+                _serve(session, worker.runner, termination, profiler)
         finally:
             endpoint.close()
     except _Terminated:
@@ -86,7 +90,9 @@ def run(config: WorkerConfig) -> int:
         return 0
 
 
-def _serve(session: WorkerSession, runner: Runner, termination: _Termination) -> None:
+def _serve(
+    session: WorkerSession, runner: Runner, termination: _Termination, profiler: StepProfiler | None
+) -> None:
     """Executes one scheduler's plans until it goes; then forgets its requests and keeps the weights."""
     pending: deque[PendingStep] = deque()
     try:
@@ -94,6 +100,8 @@ def _serve(session: WorkerSession, runner: Runner, termination: _Termination) ->
             plan = session.next_plan(block=not pending)
             if plan is not None:
                 with termination.step():
+                    if profiler is not None:
+                        profiler.before_step()
                     pending.append(runner.launch(plan))
             _send_finished(session, pending)
             if plan is None and pending:

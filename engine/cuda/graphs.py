@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +12,9 @@ import torch
 from engine.cuda.step_shape import StepShape
 
 logger = logging.getLogger(__name__)
+
+# Decodes, chunks, and tokens of the chunks together.
+GraphSize = tuple[int, int, int]
 
 
 class StepGraphs:
@@ -32,7 +36,9 @@ class StepGraphs:
         self._pad = pad
         self._device = device
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._by_size: list[StepShape] = []
+        self._decodes: list[StepShape] = []
+        self._decode_sizes: list[int] = []
+        self._mixed: list[StepShape] = []
 
     def capture(self, shapes: Sequence[StepShape]) -> None:
         """Captures a graph for every shape."""
@@ -49,12 +55,18 @@ class StepGraphs:
                 logits = self._compute(shape)
             self._graphs[shape] = graph, logits
         torch.cuda.synchronize(self._device)
-        self._by_size = sorted(self._graphs, key=_size)
+        shapes = sorted(self._graphs, key=_size)
+        self._decodes = [shape for shape in shapes if not shape.num_chunks]
+        self._decode_sizes = [shape.num_decodes for shape in self._decodes]
+        self._mixed = [shape for shape in shapes if shape.num_chunks]
         logger.info("captured %d graphs in %.1f s", len(shapes), time.monotonic() - started)
 
     def find(self, num_decodes: int, num_chunks: int, num_chunk_tokens: int) -> StepShape | None:
         """The smallest captured shape that holds so many of each; None if there is none."""
-        for shape in self._by_size:
+        if not num_chunks:
+            at = bisect_left(self._decode_sizes, num_decodes)
+            return self._decodes[at] if at < len(self._decodes) else None
+        for shape in self._mixed:
             if (
                 num_decodes <= shape.num_decodes
                 and num_chunks <= shape.num_chunks
@@ -74,7 +86,14 @@ def _size(shape: StepShape) -> tuple[int, int]:
     return shape.num_tokens, shape.num_slots
 
 
-def graph_sizes(max_num_seqs: int) -> list[int]:
-    """Batch sizes worth a decode graph: close together where padding would cost most."""
+def decode_graph_sizes(max_num_seqs: int) -> list[int]:
+    """Batch sizes worth a graph of decodes: close together where padding would cost most."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_num_seqs + 1, 32)]
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
+
+
+def mixed_graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> list[GraphSize]:
+    """Mixes of decodes and prompts as they come when requests arrive one or a few at a time."""
+    decodes = [size for size in (16, 64, 128, 192, 256) if size < max_num_seqs] + [max_num_seqs]
+    tokens = [size for size in (128, 256, 384, 512, 768, 1024) if size <= max_num_batched_tokens]
+    return [(d, min(max_num_seqs, max(4, p // 64)), p) for d in sorted(set(decodes)) for p in tokens]

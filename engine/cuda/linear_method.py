@@ -9,7 +9,6 @@ from engine.kernels.linear.choice import choose_linear, linear
 from engine.kernels.linear.tiled import ShareWorkspace, invariant_linear
 from engine.layers.linear_method import DenseMethod
 
-
 # For two programs on each of 132 multiprocessors with tiles of 128 x 128, or one with larger ones; and for
 # the tiles of 256 tokens by the largest vocabulary.
 _TILE_ELEMENTS = 264 * 128 * 128

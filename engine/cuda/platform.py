@@ -11,7 +11,7 @@ import torch
 from engine.attention.backend import AttentionBackend, HeadLayout, LayerKVCache
 from engine.attention.triton_backend import TritonAttentionBackend
 from engine.config import WorkerConfig
-from engine.cuda.graphs import graph_sizes
+from engine.cuda.graphs import GraphSize, decode_graph_sizes, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
@@ -30,6 +30,11 @@ logger = logging.getLogger(__name__)
 
 # Left free beside what was measured: allocators round up, and libraries set more aside with time.
 SLACK_BYTES = 256 * 1024**2
+
+# What launching a layer without a graph takes, and what the device computes meanwhile; one H200.
+_LAUNCHES_PER_LAYER = 10
+_LAUNCH_SECONDS = 25e-6
+_FLOPS = 6e14
 
 
 class CudaPlatform(Platform):
@@ -84,8 +89,8 @@ class CudaPlatform(Platform):
         allowed = int(total * self._config.gpu_memory_utilization)
         left = allowed - taken - step_bytes - graph_bytes - SLACK_BYTES
         account = (
-            f"{allowed / GIB:.2f} GiB allowed of {total / GIB:.2f}; {taken / GIB:.2f} taken by weights and other "
-            f"programs, {step_bytes / GIB:.2f} by the largest step, {graph_bytes / GIB:.2f} by CUDA graphs"
+            f"{allowed / GIB:.2f} GiB allowed of {total / GIB:.2f}; {taken / GIB:.2f} taken by weights and "
+            f"other programs, {step_bytes / GIB:.2f} by the largest step, {graph_bytes / GIB:.2f} by graphs"
         )
         if left <= 0:
             raise ConfigError(
@@ -105,17 +110,28 @@ class CudaPlatform(Platform):
     def _graph_bytes(self, trial: CudaModelRunner) -> int:
         """Memory of all graphs: the largest one's pool serves all, each has nodes of its own."""
         sizes = self._graph_sizes(trial)
+        largest = max(sizes, key=lambda size: size[0] + size[2])
         torch.cuda.empty_cache()
         free_before, _ = torch.cuda.mem_get_info(self.device)
         reserved_before = torch.cuda.memory_reserved(self.device)
-        trial.capture(sizes[-1:])
+        trial.capture([largest])
         free_after, _ = torch.cuda.mem_get_info(self.device)
         pool = torch.cuda.memory_reserved(self.device) - reserved_before
         nodes = max(0, free_before - free_after - pool)
         return pool + nodes * len(sizes)
 
-    def _graph_sizes(self, runner: CudaModelRunner) -> list[int]:
-        return graph_sizes(runner.rows.limits.max_num_seqs)
+    def _graph_sizes(self, runner: CudaModelRunner) -> list[GraphSize]:
+        """Steps worth a graph: all decodes, and mixed ones whose launches would take longer than they do."""
+        max_num_seqs = runner.rows.limits.max_num_seqs
+        sizes: list[GraphSize] = [(size, 0, 0) for size in decode_graph_sizes(max_num_seqs)]
+        parameters = list(runner.model.parameters())
+        num_weights = sum(parameter.numel() for parameter in parameters)
+        host_seconds = len(runner.kv_caches) * _LAUNCHES_PER_LAYER * _LAUNCH_SECONDS
+        for size in mixed_graph_sizes(max_num_seqs, runner.max_num_batched_tokens):
+            device_seconds = 2 * num_weights * (size[0] + size[2]) / _FLOPS
+            if device_seconds < host_seconds:
+                sizes.append(size)
+        return sizes
 
     def finish(self, runner: Runner) -> None:
         assert isinstance(runner, CudaModelRunner)

@@ -16,7 +16,7 @@ import torch
 
 from engine.attention.backend import LayerKVCache
 from engine.attention.triton_backend import TritonAttentionBackend, TritonAttentionMetadata
-from engine.cuda.graphs import StepGraphs
+from engine.cuda.graphs import GraphSize, StepGraphs
 from engine.cuda.results import NUM_RESULTS, ResultBuffers
 from engine.cuda.rows import DeviceRows
 from engine.cuda.step_layout import (
@@ -81,11 +81,12 @@ class CudaModelRunner:
         self.device = rows.arena.device
         self.graphs = StepGraphs(self._compute, self._send_padding, self.device)
         limits = rows.limits
-        # A graph's padding may take a step beyond the tokens it computes.
+        # A graph's padding may take a step beyond the tokens and the requests there can be.
         max_tokens = max_num_batched_tokens + limits.max_num_seqs
-        self._inputs = _Inputs.allocate(max_tokens, limits.max_num_seqs, self.device)
-        self._results = ResultBuffers(limits.max_num_seqs, self.device)
-        self._workspace = SamplingWorkspace.allocate(limits.max_num_seqs, limits.vocab_size, self.device)
+        max_slots = 2 * limits.max_num_seqs
+        self._inputs = _Inputs.allocate(max_tokens, max_slots, self.device)
+        self._results = ResultBuffers(max_slots, self.device)
+        self._workspace = SamplingWorkspace.allocate(max_slots, limits.vocab_size, self.device)
         self._unusual = UnusualRows(rows, self._results.token_ids, self._workspace)
         num_words = self._max_words()
         pin = self.device.type == "cuda"
@@ -104,7 +105,7 @@ class CudaModelRunner:
             max_model_len=limits.max_model_len,
         )
         seqs, tokens = limits.max_num_seqs, self.max_num_batched_tokens
-        columns = StepShape(seqs, seqs, tokens, tokens + seqs).num_words
+        columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words
         new_blocks = seqs + tokens // limits.block_size
         return columns + 2 * (records.max_new_words + new_blocks)
 
@@ -129,9 +130,9 @@ class CudaModelRunner:
         self._send_padding(shape)
         self._compute(shape)
 
-    def capture(self, decode_sizes: Sequence[int]) -> None:
-        """Captures graphs of steps of up to so many decodes."""
-        self.graphs.capture([self._padded(size, 0, 0) for size in decode_sizes])
+    def capture(self, sizes: Sequence[GraphSize]) -> None:
+        """Captures graphs of steps of the given sizes."""
+        self.graphs.capture([self._padded(*size) for size in sizes])
 
     def reset(self) -> None:
         """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""
