@@ -33,7 +33,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     """Writes the file, whole or not at all; a longer record may take its place later."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
     partial.replace(path)
 
 

@@ -153,14 +153,14 @@ class _Service:
         Raises:
             PagewireError: the service ended, or the time is up. With its last lines.
         """
-        while (seconds := time.perf_counter() - self._began) < timeout:
+        while time.perf_counter() - self._began < timeout:
             if self._process.poll() is not None:
                 raise self._failed(f"ended with status {self._process.returncode} before it was ready")
             with suppress(OSError, http.client.HTTPException):  # nobody listens yet
                 if self._is_ready():
                     return time.perf_counter() - self._began
             time.sleep(POLL_SECONDS)
-        raise self._failed(f"was not ready after {seconds:.0f} s")
+        raise self._failed(f"was not ready after {timeout:g} s")
 
     def _is_ready(self) -> bool:
         connection = http.client.HTTPConnection(HOST, self._port, timeout=REQUEST_SECONDS)

@@ -98,4 +98,3 @@ def test_a_service_that_does_not_get_ready_is_an_error_with_its_last_lines(model
     run = bench("startup", str(model), "--device", "cpu", "--timeout", "1")
     assert run.returncode == 1
     assert "pagewire serve was not ready after 1 s; its last lines:" in run.stderr
-    assert "engine-worker | starting" in run.stderr
