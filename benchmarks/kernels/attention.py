@@ -37,6 +37,7 @@ from engine.kernels.paged_attention.prefill import (
     prefill_config,
     prefill_tiles,
 )
+from engine.kernels.paged_attention.prefix import prefix_splits, shared_prefix_attention
 
 NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 8, 128, 16
 QUERY_HEADS = (32, 16)
@@ -61,6 +62,8 @@ PREFILL_CONFIGS = (
 )
 # (requests, new tokens of each, context before them)
 PREFILLS = ((4, 2048, 0), (1, 7000, 0), (8, 512, 2048))
+# Decodes whose contexts begin alike: tokens that they share, tokens of their own.
+SHARED_TOKENS, OWN_TOKENS = 2048, 96
 RUNS = 5
 # Host time that a launch may take and still be in the queue before the device comes to it.
 LAUNCH_CYCLES = 150_000
@@ -174,17 +177,54 @@ def launch_prefill(
     )
 
 
+def launch_cascade(
+    pool: Pool, rows: torch.Tensor, shared: int, context: int, query: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    """Decodes whose first `shared` tokens are those of the first row, attended to once."""
+    num_seqs, num_heads, _ = query.shape
+    num_sms = torch.cuda.get_device_properties(0).multi_processor_count
+    block_m = prefill_config(HEAD_DIM, query.dtype).block_m
+    splits = prefix_splits(num_seqs, num_heads, NUM_KV_HEADS, num_sms, block_m)
+    shares = num_seqs * (1 + splits)
+    workspace = split_workspace(num_seqs, shares, num_heads, NUM_KV_HEADS, HEAD_DIM, query.device)
+    prefix_len, prefix_lens = integers([shared]), torch.full_like(rows, shared)
+    seq_lens, out = torch.full_like(rows, context), torch.full_like(query, torch.nan)
+    inputs = {"block_table": pool.block_table, "scale": SCALE, "num_splits": 1, "workspace": workspace}
+
+    def launch() -> torch.Tensor:
+        prefix = shared_prefix_attention(
+            query,
+            pool.key,
+            pool.value,
+            prefix_row=rows[:1],
+            prefix_len=prefix_len,
+            prefix_lens=prefix_lens,
+            num_prefix_splits=splits,
+            **inputs,
+        )
+        return paged_decode_attention(
+            query, pool.key, pool.value, rows=rows, seq_lens=seq_lens, out=out, prefix=prefix, **inputs
+        )
+
+    return launch
+
+
 def random_query(num_tokens: int, num_heads: int) -> torch.Tensor:
     return torch.randn((num_tokens, num_heads, HEAD_DIM), device="cuda", dtype=torch.bfloat16)
 
 
-def compile_variant(task: tuple[int, DecodeConfig | PrefillConfig]) -> None:
-    """Compiles what the benchmark launches, in a process of its own; Triton's cache on disk keeps it."""
+def compile_variant(task: tuple[int, DecodeConfig | PrefillConfig | None]) -> None:
+    """Compiles what the benchmark launches, in a process of its own; Triton's cache on disk keeps it.
+
+    A configuration of None stands for the shared prefix.
+    """
     num_heads, config = task
     pool, rows = Pool.of(1, 1), integers([0])
     query = random_query(1, num_heads)
     if isinstance(config, PrefillConfig):
         launch_prefill(pool, rows, [1], 0, query, config)()
+    elif config is None:
+        launch_cascade(pool, rows, 1, 2, query)()
     else:
         for num_splits in (1, 2):
             workspace = split_workspace(1, 2, num_heads, NUM_KV_HEADS, HEAD_DIM, query.device)
@@ -193,7 +233,8 @@ def compile_variant(task: tuple[int, DecodeConfig | PrefillConfig]) -> None:
 
 
 def compile_all() -> None:
-    tasks = [(heads, config) for heads in QUERY_HEADS for config in (*PREFILL_CONFIGS, *DECODE_CONFIGS)]
+    configs = (*PREFILL_CONFIGS, *DECODE_CONFIGS, None)
+    tasks = [(heads, config) for heads in QUERY_HEADS for config in configs]
     workers = min(12, len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as processes:
         list(processes.map(compile_variant, tasks))
@@ -247,6 +288,25 @@ def measure_decode_by_prefill(pool: Pool, num_heads: int, num_seqs: int, context
     config = prefill_config(HEAD_DIM, torch.bfloat16)
     query = random_query(num_seqs, num_heads)
     return round(median_us([launch_prefill(pool, rows, [1] * num_seqs, context - 1, query, config)], 4), 1)
+
+
+def measure_cascade(num_heads: int) -> Outcome:
+    """Microseconds of 256 decodes that share a prefix, each reading all of it and by the cascade."""
+    context = SHARED_TOKENS + OWN_TOKENS
+    pool = Pool.of(256, context // BLOCK_SIZE)
+    shared_blocks = SHARED_TOKENS // BLOCK_SIZE
+    pool.block_table[:, :shared_blocks] = pool.block_table[:1, :shared_blocks]
+    rows, query = integers(np.arange(256)), random_query(256, num_heads)
+    workspace = split_workspace(256, 256, num_heads, NUM_KV_HEADS, HEAD_DIM, query.device)
+    plain = launch_decode(pool, rows, context, query, workspace, num_splits=1)
+    cascade = launch_cascade(pool, rows, SHARED_TOKENS, context, query)
+    difference = agree(cascade(), plain())
+    assert difference < 0.02, difference
+    return {
+        "plain_us": round(median_us([plain], 8), 1),
+        "cascade_us": round(median_us([cascade], 8), 1),
+        "difference": difference,
+    }
 
 
 def torch_prefills(
@@ -320,6 +380,10 @@ def table(results: Outcome) -> str:
         )
     for case, time_us in results["decode_by_prefill_us"].items():
         lines.append(f"{case:28} {time_us:9.1f} us as chunks of one token")
+    for case, told in results["shared_prefix"].items():
+        lines.append(
+            "{0:28} {plain_us:9.1f} us plain, {cascade_us:9.1f} us by the cascade".format(case, **told)
+        )
     for case, ways in results["prefill"].items():
         lines.append(case)
         for way, told in ways.items():
@@ -348,6 +412,10 @@ def measure() -> Outcome:
             f"{shape} S=256 ctx={context}": measure_decode_by_prefill(pool, heads, 256, context)
             for heads, shape in shapes.items()
             for context in (512, 2048)
+        },
+        "shared_prefix": {
+            f"{shape} S=256 {SHARED_TOKENS} + {OWN_TOKENS}": measure_cascade(heads)
+            for heads, shape in shapes.items()
         },
         "prefill": {
             f"{shape} {num_seqs} x {count} after {context}": measure_prefill(

@@ -248,8 +248,7 @@ def test_prefill_with_windows_and_block_sizes(sliding_window: int, block_size: i
     assert_matches(prefill(case, sliding_window, config), case, sliding_window)
 
 
-@pytest.mark.parametrize("sliding_window", [0, 25])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "sliding_window"), [(DTYPES[0], 25), (DTYPES[-1], 0)], ids=str)
 def test_a_token_is_bitwise_the_same_however_the_batch_is_cut(
     dtype: torch.dtype, sliding_window: int
 ) -> None:
@@ -291,7 +290,7 @@ def joined(whole: Case, batch: list[tuple[int, int]], strangers: Case) -> Case:
     )
 
 
-@pytest.mark.parametrize(("prefix_len", "num_splits"), [(0, 1), (32, 1), (32, 4), (80, 2)])
+@pytest.mark.parametrize(("prefix_len", "num_splits"), [(0, 1), (32, 1), (80, 2)])
 @pytest.mark.parametrize(("heads", "dtype"), [((9, 3, 64), DTYPES[0]), ((8, 2, 128), DTYPES[-1])], ids=str)
 def test_a_shared_prefix_changes_nothing_but_who_reads_it(
     heads: tuple[int, int, int], dtype: torch.dtype, prefix_len: int, num_splits: int
