@@ -59,14 +59,8 @@ class Rows:
         self._freed: list[int] = []
         self._arrivals = np.full(num_rows, -1, np.int64)
         self.requests: list[Request | None] = [None] * num_rows
-        (
-            self.num_known,
-            self.num_tokens,
-            self.num_computed,
-            self.num_held,
-            self.max_total,
-            self.planned_step,
-        ) = np.zeros((6, num_rows), np.int64)
+        self.num_known, self.num_tokens, self.num_computed = np.zeros((3, num_rows), np.int64)
+        self.num_held, self.max_total = np.zeros((2, num_rows), np.int64)
 
     @property
     def next_free(self) -> int | None:
