@@ -14,11 +14,16 @@ from engine.attention.backend import (
     QKNorm,
     Rotation,
 )
-from engine.kernels.paged_attention.decode import decode_splits, decode_workspace, paged_decode_attention
+from engine.kernels.paged_attention.decode import decode_splits, paged_decode_attention
 from engine.kernels.paged_attention.prefill import (
     paged_prefill_attention,
     prefill_block_q,
     prefill_config,
+)
+from engine.kernels.paged_attention.prefix import (
+    prefix_splits,
+    prefix_workspace,
+    shared_prefix_attention,
 )
 from engine.kernels.rotate_and_store.kernel import rotate_and_store
 
@@ -35,6 +40,21 @@ class TritonRotation(Rotation):
 
 
 @dataclass(slots=True)
+class PrefixMetadata:
+    """A prefix that many decodes share, in device memory; see `shared_prefix_attention`.
+
+    Attributes:
+        row: a row that begins with it, [1] int32.
+        num_tokens: its length, [1] int32.
+        lens: that length for each request that shares it, else 0, [S] int32.
+    """
+
+    row: torch.Tensor
+    num_tokens: torch.Tensor
+    lens: torch.Tensor
+
+
+@dataclass(slots=True)
 class TritonAttentionMetadata(AttentionMetadata):
     """A step's layout in device memory: `num_decodes` requests of one token, then chunks. S requests.
 
@@ -45,6 +65,7 @@ class TritonAttentionMetadata(AttentionMetadata):
         query_start_loc: where each request's tokens begin, and the end, [S + 1] int32.
         tile_request, tile_start: see `prefill_tiles`, [num_tiles] int32.
         block_table: every row's block ids, [R, B] int32.
+        prefix: what decodes share, or None to look for nothing.
     """
 
     num_decodes: int
@@ -54,6 +75,7 @@ class TritonAttentionMetadata(AttentionMetadata):
     tile_request: torch.Tensor
     tile_start: torch.Tensor
     block_table: torch.Tensor
+    prefix: PrefixMetadata | None = None
 
 
 class TritonAttentionBackend(AttentionBackend):
@@ -74,16 +96,20 @@ class TritonAttentionBackend(AttentionBackend):
         dtype: torch.dtype,
         deterministic: bool = False,
     ) -> None:
-        self.heads = heads
         self.tile_decodes = deterministic
-        self.block_q = prefill_block_q(
-            heads.num_heads, heads.num_kv_heads, prefill_config(heads.head_dim, dtype)
-        )
+        self._config = prefill_config(heads.head_dim, dtype)
+        self.block_q = prefill_block_q(heads.num_heads, heads.num_kv_heads, self._config)
         self._num_sms = _SMS_WITHOUT_DEVICE
         if device.type == "cuda":
             self._num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-        self._workspace = decode_workspace(
-            max_num_seqs, heads.num_heads, heads.num_kv_heads, heads.head_dim, self._num_sms, device
+        self._workspace = prefix_workspace(
+            max_num_seqs,
+            heads.num_heads,
+            heads.num_kv_heads,
+            heads.head_dim,
+            self._num_sms,
+            self._config.block_m,
+            device,
         )
 
     def rotation(self, table: torch.Tensor, positions: torch.Tensor) -> TritonRotation:
@@ -126,18 +152,7 @@ class TritonAttentionBackend(AttentionBackend):
         out = query.new_empty(query.shape)
         num_decodes = 0 if self.tile_decodes else metadata.num_decodes
         if num_decodes:
-            paged_decode_attention(
-                query[:num_decodes],
-                kv_cache.key,
-                kv_cache.value,
-                block_table=metadata.block_table,
-                rows=metadata.rows,
-                seq_lens=metadata.seq_lens,
-                scale=scale,
-                num_splits=decode_splits(num_decodes, kv_cache.key.shape[2], self._num_sms),
-                out=out[:num_decodes],
-                workspace=self._workspace,
-            )
+            self._decode(query[:num_decodes], kv_cache, metadata, scale, out[:num_decodes])
         if len(metadata.tile_request):
             paged_prefill_attention(
                 query,
@@ -153,3 +168,45 @@ class TritonAttentionBackend(AttentionBackend):
                 out=out,
             )
         return out
+
+    def _decode(
+        self,
+        query: torch.Tensor,
+        kv_cache: LayerKVCache,
+        metadata: TritonAttentionMetadata,
+        scale: float,
+        out: torch.Tensor,
+    ) -> None:
+        num_seqs, num_heads, _ = query.shape
+        num_kv_heads = kv_cache.key.shape[2]
+        num_splits = decode_splits(num_seqs, num_kv_heads, self._num_sms)
+        shared = None
+        if metadata.prefix is not None:
+            shared = shared_prefix_attention(
+                query,
+                kv_cache.key,
+                kv_cache.value,
+                block_table=metadata.block_table,
+                prefix_row=metadata.prefix.row,
+                prefix_len=metadata.prefix.num_tokens,
+                prefix_lens=metadata.prefix.lens,
+                scale=scale,
+                num_splits=num_splits,
+                num_prefix_splits=prefix_splits(
+                    num_seqs, num_heads, num_kv_heads, self._num_sms, self._config.block_m
+                ),
+                workspace=self._workspace,
+            )
+        paged_decode_attention(
+            query,
+            kv_cache.key,
+            kv_cache.value,
+            block_table=metadata.block_table,
+            rows=metadata.rows,
+            seq_lens=metadata.seq_lens,
+            scale=scale,
+            num_splits=num_splits,
+            out=out,
+            workspace=self._workspace,
+            prefix=shared,
+        )

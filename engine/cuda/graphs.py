@@ -13,8 +13,8 @@ from engine.cuda.step_shape import StepShape
 
 logger = logging.getLogger(__name__)
 
-# Decodes, chunks, and tokens of the chunks together.
-GraphSize = tuple[int, int, int]
+# Decodes, chunks, tokens of the chunks together, and whether decodes share a prefix.
+GraphSize = tuple[int, int, int, bool]
 
 
 class StepGraphs:
@@ -36,8 +36,7 @@ class StepGraphs:
         self._pad = pad
         self._device = device
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._decodes: list[StepShape] = []
-        self._decode_sizes: list[int] = []
+        self._decodes: dict[bool, list[StepShape]] = {False: [], True: []}
         self._mixed: list[StepShape] = []
 
     def capture(self, shapes: Sequence[StepShape]) -> None:
@@ -56,16 +55,23 @@ class StepGraphs:
             self._graphs[shape] = graph, logits
         torch.cuda.synchronize(self._device)
         shapes = sorted(self._graphs, key=_size)
-        self._decodes = [shape for shape in shapes if not shape.num_chunks]
-        self._decode_sizes = [shape.num_decodes for shape in self._decodes]
+        self._decodes = {
+            shares: [shape for shape in shapes if not shape.num_chunks and shape.shares_prefix == shares]
+            for shares in (False, True)
+        }
         self._mixed = [shape for shape in shapes if shape.num_chunks]
         logger.info("captured %d graphs in %.1f s", len(shapes), time.monotonic() - started)
 
-    def find(self, num_decodes: int, num_chunks: int, num_chunk_tokens: int) -> StepShape | None:
+    def find(
+        self, num_decodes: int, num_chunks: int, num_chunk_tokens: int, *, shares_prefix: bool
+    ) -> StepShape | None:
         """The smallest captured shape that holds so many of each; None if there is none."""
         if not num_chunks:
-            at = bisect_left(self._decode_sizes, num_decodes)
-            return self._decodes[at] if at < len(self._decodes) else None
+            decodes = self._decodes[shares_prefix]
+            at = bisect_left(decodes, num_decodes, key=lambda shape: shape.num_decodes)
+            return decodes[at] if at < len(decodes) else None
+        if shares_prefix:
+            return None
         for shape in self._mixed:
             if (
                 num_decodes <= shape.num_decodes
@@ -96,4 +102,4 @@ def mixed_graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> list[Gr
     """Mixes of decodes and prompts as they come when requests arrive one or a few at a time."""
     decodes = [size for size in (16, 64, 128, 192, 256) if size < max_num_seqs] + [max_num_seqs]
     tokens = [size for size in (128, 256, 384, 512, 768, 1024) if size <= max_num_batched_tokens]
-    return [(d, min(max_num_seqs, max(4, p // 64)), p) for d in sorted(set(decodes)) for p in tokens]
+    return [(d, min(max_num_seqs, max(4, p // 64)), p, False) for d in sorted(set(decodes)) for p in tokens]

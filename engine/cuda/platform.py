@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 # Left free beside what was measured: allocators round up, and libraries set more aside with time.
 SLACK_BYTES = 256 * 1024**2
 
+# The smallest batch of decodes that gets a graph for sharing a prefix.
+_FEWEST_SHARING = 8
+
 # What launching a layer without a graph takes, and what the device computes meanwhile; one H200.
 _LAUNCHES_PER_LAYER = 10
 _LAUNCH_SECONDS = 25e-6
@@ -123,7 +126,10 @@ class CudaPlatform(Platform):
     def _graph_sizes(self, runner: CudaModelRunner) -> list[GraphSize]:
         """Steps worth a graph: all decodes, and mixed ones whose launches would take longer than they do."""
         max_num_seqs = runner.rows.limits.max_num_seqs
-        sizes: list[GraphSize] = [(size, 0, 0) for size in decode_graph_sizes(max_num_seqs)]
+        decodes = decode_graph_sizes(max_num_seqs)
+        sizes: list[GraphSize] = [(size, 0, 0, False) for size in decodes]
+        if not self._config.deterministic:
+            sizes += [(size, 0, 0, True) for size in decodes if size >= _FEWEST_SHARING]
         parameters = list(runner.model.parameters())
         num_weights = sum(parameter.numel() for parameter in parameters)
         host_seconds = len(runner.kv_caches) * _LAUNCHES_PER_LAYER * _LAUNCH_SECONDS
@@ -135,5 +141,6 @@ class CudaPlatform(Platform):
 
     def finish(self, runner: Runner) -> None:
         assert isinstance(runner, CudaModelRunner)
+        runner.rehearse_prompts()
         if not self._config.enforce_eager:
             runner.capture(self._graph_sizes(runner))

@@ -15,7 +15,11 @@ import numpy as np
 import torch
 
 from engine.attention.backend import LayerKVCache
-from engine.attention.triton_backend import TritonAttentionBackend, TritonAttentionMetadata
+from engine.attention.triton_backend import (
+    PrefixMetadata,
+    TritonAttentionBackend,
+    TritonAttentionMetadata,
+)
 from engine.cuda.graphs import GraphSize, StepGraphs
 from engine.cuda.results import NUM_RESULTS, ResultBuffers
 from engine.cuda.rows import DeviceRows
@@ -38,6 +42,8 @@ from engine.row_ledger import PlanError
 from engine.sampling.parameters import SamplingBatch
 
 logger = logging.getLogger(__name__)
+
+_SMALLEST_REHEARSAL = 64
 
 
 @dataclass(slots=True)
@@ -115,13 +121,16 @@ class CudaModelRunner:
         seqs, tokens = self.rows.limits.max_num_seqs, self.max_num_batched_tokens
         return self._padded(0, seqs, tokens)
 
-    def _padded(self, num_decodes: int, num_chunks: int, num_chunk_tokens: int) -> StepShape:
+    def _padded(
+        self, num_decodes: int, num_chunks: int, num_chunk_tokens: int, shares_prefix: bool = False
+    ) -> StepShape:
         return padded_shape(
             num_decodes,
             num_chunks,
             num_chunk_tokens,
             self.backend.block_q,
             tile_decodes=self.backend.tile_decodes,
+            shares_prefix=shares_prefix,
         )
 
     @torch.inference_mode()
@@ -129,6 +138,14 @@ class CudaModelRunner:
         """Computes a step of nothing but padding: kernels are compiled, memory is taken, no row changes."""
         self._send_padding(shape)
         self._compute(shape)
+
+    def rehearse_prompts(self) -> None:
+        """Computes steps of prompts of all magnitudes once: what is compiled or loaded for a number of tokens
+        is there before the first request needs it."""
+        tokens = self.max_num_batched_tokens
+        while tokens >= _SMALLEST_REHEARSAL:
+            self.rehearse(self._padded(0, min(self.rows.limits.max_num_seqs, tokens), tokens))
+            tokens //= 2
 
     def capture(self, sizes: Sequence[GraphSize]) -> None:
         """Captures graphs of steps of the given sizes."""
@@ -158,10 +175,18 @@ class CudaModelRunner:
             return FinishedStep(StepResult(plan.step_id, u32([])))
         rows.check_schedule(plan, self.max_num_batched_tokens)
         layout = lay_out(plan)
+        if not self.backend.tile_decodes:
+            decodes = slice(layout.num_decodes)
+            layout.prefix = rows.shared_prefix(layout.rows[decodes], layout.starts[decodes])
         index = self._next_result
         self._next_result = (index + 1) % NUM_RESULTS
         self._results.begin(index)
-        graph = self.graphs.find(layout.num_decodes, layout.num_chunks, layout.num_chunk_tokens)
+        graph = self.graphs.find(
+            layout.num_decodes,
+            layout.num_chunks,
+            layout.num_chunk_tokens,
+            shares_prefix=layout.prefix is not None,
+        )
         shape = graph or exact_shape(layout, self.backend.block_q, tile_decodes=self.backend.tile_decodes)
         batch = self._fill(index, shape, layout)
         self._send(index, shape)
@@ -224,6 +249,9 @@ class CudaModelRunner:
             tile_request=columns.tile_request,
             tile_start=columns.tile_start,
             block_table=rows.block_table,
+            prefix=PrefixMetadata(columns.prefix_row, columns.prefix_len, columns.prefix_lens)
+            if shape.shares_prefix
+            else None,
         )
         hidden = self.model(
             self._inputs.input_ids[:num_tokens],

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.attention.backend import IntArray
 from engine.cuda.rows import DeviceRows
+from engine.cuda.shared_prefix import SharedPrefix
 from engine.cuda.step_shape import StepColumns, StepShape
 from engine.dispatch.records import StepPlan
 from engine.kernels.paged_attention.prefill import max_prefill_tiles, prefill_tiles
@@ -24,6 +25,7 @@ class StepLayout:
         rows, starts, counts: of each request, [S].
         samples: whether it samples, [S]; true for the first `num_decodes`.
         num_decodes: how many lead.
+        prefix: what the decodes share, if that is worth a launch of its own.
         plan_order: the requests that sample, as indices into the slots, in the plan's order.
     """
 
@@ -33,6 +35,7 @@ class StepLayout:
     samples: np.ndarray
     num_decodes: int
     plan_order: IntArray
+    prefix: SharedPrefix | None = None
 
     @property
     def num_chunks(self) -> int:
@@ -63,16 +66,27 @@ def exact_shape(layout: StepLayout, block_q: int, *, tile_decodes: bool) -> Step
     """The shape without any padding. With `tile_decodes` attention treats decodes as chunks of one token."""
     tiled = layout.counts if tile_decodes else layout.counts[layout.num_decodes :]
     return StepShape(
-        layout.num_decodes, layout.num_chunks, layout.num_chunk_tokens, int((-(-tiled // block_q)).sum())
+        layout.num_decodes,
+        layout.num_chunks,
+        layout.num_chunk_tokens,
+        int((-(-tiled // block_q)).sum()),
+        layout.prefix is not None,
     )
 
 
 def padded_shape(
-    num_decodes: int, num_chunks: int, num_chunk_tokens: int, block_q: int, *, tile_decodes: bool
+    num_decodes: int,
+    num_chunks: int,
+    num_chunk_tokens: int,
+    block_q: int,
+    *,
+    tile_decodes: bool,
+    shares_prefix: bool = False,
 ) -> StepShape:
     """The shape of a graph for up to so many of each."""
     tiles = max_prefill_tiles(num_chunk_tokens, num_chunks, block_q) if num_chunks else 0
-    return StepShape(num_decodes, num_chunks, num_chunk_tokens, tiles + (num_decodes if tile_decodes else 0))
+    tiles += num_decodes if tile_decodes else 0
+    return StepShape(num_decodes, num_chunks, num_chunk_tokens, tiles, shares_prefix)
 
 
 def fill_columns(
@@ -108,6 +122,18 @@ def fill_columns(
     columns.logits_index[chunks] = chunk_ends - 1
     columns.logits_index[shape.num_decodes + n :] = 0
     _fill_tiles(columns, shape, layout, block_q, tile_decodes)
+    _fill_prefix(columns, shape, layout)
+
+
+def _fill_prefix(columns: StepColumns[np.ndarray], shape: StepShape, layout: StepLayout) -> None:
+    if not shape.shares_prefix:
+        return
+    prefix = layout.prefix
+    columns.prefix_row[0] = prefix.row if prefix else 0
+    columns.prefix_len[0] = prefix.num_tokens if prefix else 0
+    columns.prefix_lens[:] = 0
+    if prefix:
+        columns.prefix_lens[: layout.num_decodes] = np.where(prefix.shares, prefix.num_tokens, 0)
 
 
 def _fill_tiles(

@@ -26,12 +26,14 @@ class StepShape:
         num_chunk_tokens: token slots of the chunks together.
         num_tiles: tiles that attention cuts the chunks (or, where it makes no difference between the two,
             all requests) into.
+        shares_prefix: whether many of the decodes share a prefix that attention reads once.
     """
 
     num_decodes: int
     num_chunks: int
     num_chunk_tokens: int
     num_tiles: int
+    shares_prefix: bool = False
 
     @property
     def num_slots(self) -> int:
@@ -60,6 +62,8 @@ class StepColumns(Generic[Column]):
         query_start_loc: where each slot's tokens begin, and the end, [S + 1].
         tile_request, tile_start: attention's tiles: which slot, and which of its tokens is the first; -1 for
             padding, [num_tiles].
+        prefix_row, prefix_len: a row that begins with the prefix that decodes share, and its length; [1].
+        prefix_lens: that length for each slot that shares it, 0 for others, [S].
         logits_index: the last token of each slot, [S].
         sampling_rows: the row that samples in each slot, -1 where none does, [S].
         positions: where the sampled token goes, [S].
@@ -73,6 +77,9 @@ class StepColumns(Generic[Column]):
     query_start_loc: Column
     tile_request: Column
     tile_start: Column
+    prefix_row: Column
+    prefix_len: Column
+    prefix_lens: Column
     logits_index: Column
     sampling_rows: Column
     positions: Column
@@ -92,6 +99,9 @@ def _layout(shape: StepShape) -> Iterator[tuple[str, int, str]]:
     yield "query_start_loc", slots + 1, "i4"
     yield "tile_request", shape.num_tiles, "i4"
     yield "tile_start", shape.num_tiles, "i4"
+    yield "prefix_row", 1, "i4"
+    yield "prefix_len", 1, "i4"
+    yield "prefix_lens", slots, "i4"
     yield "logits_index", slots, "i4"
     yield "sampling_rows", slots, "i4"
     yield "positions", slots, "i4"

@@ -211,7 +211,8 @@ class RecordLimits:
         """Limits under which any single request fits a plan, and usually many."""
         blocks = -(-max_model_len // block_size)
         one_request = max_model_len + blocks + 4 * 1024 + 64
-        max_new_words = max(2 * one_request, 1 << 16)
+        # Many requests with long prompts may begin in one step, as they do when a prefix is cached.
+        max_new_words = max(2 * one_request, min(max_num_seqs * one_request, 1 << 20))
         return cls(max_num_seqs, max_num_batched_tokens, block_size, max_new_words)
 
     @property

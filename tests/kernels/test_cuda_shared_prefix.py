@@ -1,0 +1,68 @@
+"""Decodes that share a prefix's blocks give the same tokens whether attention reads it once or for each."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.build import build_worker
+from engine.cuda import shared_prefix
+from engine.cuda.runner import CudaModelRunner
+from engine.dispatch.records import NewRequest, StepPlan, u32
+from tests.integration.plan_driver import GREEDY
+from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
+from tests.unit.engine.tiny_model import write_model
+
+PREFIX = [(7 * i) % 60 for i in range(32)]
+# The prefix's blocks, then each request's own; the third request has nothing in common with the others.
+BLOCKS = [[3, 4, 5], [3, 4, 9], [7, 8]]
+PROMPTS = [[*PREFIX, 1, 2, 3], [*PREFIX, 40], [9] * 20]
+NUM_DECODES = 2
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> CudaModelRunner:
+    directory = write_model(tmp_path_factory.mktemp("model"), head_dim=16)
+    runner = build_worker(config(directory, DEVICE), InterpretedPlatform).runner
+    assert isinstance(runner, CudaModelRunner)
+    return runner
+
+
+def plan(step_id: int, starts: list[int], counts: list[int], *new: NewRequest) -> StepPlan:
+    rows, nothing = u32(range(len(starts))), u32([])
+    return StepPlan(
+        step_id,
+        nothing,
+        list(new),
+        rows,
+        u32(starts),
+        u32(counts),
+        u32([1] * len(rows)),
+        u32([0] * len(rows)),
+        nothing,
+    )
+
+
+def generate(runner: CudaModelRunner) -> list[list[int]]:
+    runner.reset()
+    requests = [
+        NewRequest(row, u32(prompt), len(prompt), u32(blocks), GREEDY)
+        for row, (prompt, blocks) in enumerate(zip(PROMPTS, BLOCKS, strict=True))
+    ]
+    computed = [0, len(PREFIX), 0]
+    counts = [len(prompt) - start for prompt, start in zip(PROMPTS, computed, strict=True)]
+    steps = [plan(0, computed, counts, *requests)]
+    lengths = [len(prompt) for prompt in PROMPTS]
+    steps += [plan(1 + i, [length + i for length in lengths], [1, 1, 1]) for i in range(NUM_DECODES)]
+    results = [runner.launch(step).result() for step in steps]
+    assert not any(result.error for result in results)
+    return [result.token_ids.tolist() for result in results]
+
+
+def test_tokens_do_not_depend_on_sharing(runner: CudaModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = generate(runner)
+    shapes = []
+    compute = runner._compute
+    monkeypatch.setattr(runner, "_compute", lambda shape: shapes.append(shape) or compute(shape))
+    monkeypatch.setattr(shared_prefix, "MIN_SAVED_TOKENS", 1)
+    assert generate(runner) == apart
+    assert [shape.shares_prefix for shape in shapes] == [False, *[True] * NUM_DECODES]
