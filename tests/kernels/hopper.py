@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
-
-_PROGRAM = """
-import importlib, json, sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-case = json.load(sys.stdin)
-module, name = case["kernel"].split(":")
-kernel = getattr(importlib.import_module(module), name)
-parameters = list(kernel.arg_names)
-constants = {(parameters.index(key),): value for key, value in case["constants"].items()}
-signature = {key: case["signature"].get(key, "constexpr") for key in parameters}
-aligned = {(i,): [["tt.divisibility", 16]] for i, key in enumerate(parameters) if signature[key][0] == "*"}
-source = ASTSource(kernel, signature, constants, aligned)
-binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=case["options"])
-print(json.dumps({"cubin": len(binary.asm["cubin"]), "shared": binary.metadata.shared}))
-"""
 
 
 def compile_for_hopper(
     kernel: str, signature: dict[str, str], constants: dict[str, Any], **options: int
 ) -> dict[str, int]:
     """Compiles to machine code for sm_90, in a process where Triton's interpreter is off.
+
+    All calls of a test session share that process, since importing torch takes longer than a compilation.
 
     Args:
         kernel: "module:name".
@@ -45,15 +33,37 @@ def compile_for_hopper(
         AssertionError: it does not compile; the message holds the compiler's.
     """
     case = {"kernel": kernel, "signature": signature, "constants": constants, "options": options}
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        input=json.dumps(case),
-        capture_output=True,
+    compiler = _compiler()
+    assert compiler.stdin is not None
+    assert compiler.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        compiler.stdin.write(json.dumps(case) + "\n")
+        compiler.stdin.flush()
+    line = compiler.stdout.readline()
+    if not line:  # the case took the whole process with it; the next one gets another
+        _compiler.cache_clear()
+        raise AssertionError(f"the compiler ended with {compiler.wait()}; see standard error")
+    answer: dict[str, Any] = json.loads(line)
+    assert "error" not in answer, answer["error"][-4000:]
+    return answer
+
+
+@functools.cache
+def _compiler() -> subprocess.Popen[str]:
+    """The process. However this one ends, its end closes that one's input."""
+    compiler = subprocess.Popen(
+        [sys.executable, "-m", "tests.kernels.hopper_compiler"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        env=environment,
-        check=False,
+        cwd=Path(__file__).parents[2],
+        env={key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"},
     )
-    assert run.returncode == 0, run.stderr[-4000:]
-    result: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
-    return result
+    atexit.register(_end, compiler)
+    return compiler
+
+
+def _end(compiler: subprocess.Popen[str]) -> None:
+    compiler.kill()
+    with contextlib.suppress(BrokenPipeError):
+        compiler.communicate()
