@@ -157,6 +157,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         waiting = [r for r in self.requests.values() if r.status is Status.WAITING]
         assert len(waiting) == self.scheduler.num_waiting
 
+    @invariant()
+    def what_is_remembered_of_running_requests_is_true(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        remembered = self.scheduler._wants
+        if remembered.num_steps:
+            found = self.scheduler._rows.wants(self.scheduler.running)
+            assert remembered.decoding == found.decoding
+            assert remembered.chunked == found.chunked
+            assert remembered.num_steps == found.num_steps
+
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
