@@ -23,7 +23,9 @@ class CudaLinearMethod(DenseMethod):
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-        config = choose_linear(x.shape[0], weight.shape[0], weight.shape[1])
+        # Configs were measured, and fit, with 16-bit numbers.
+        fits = weight.element_size() == 2
+        config = choose_linear(x.shape[0], weight.shape[0], weight.shape[1]) if fits else None
         product: torch.Tensor = linear(x, weight, bias, config=config, workspace=self._workspace)
         return product
 

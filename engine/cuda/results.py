@@ -35,6 +35,7 @@ class ResultBuffers:
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._begun = [_timing_event() for _ in range(NUM_RESULTS)] if on_gpu else None
         self._computed = [_timing_event() for _ in range(NUM_RESULTS)] if on_gpu else None
+        self._copied = [torch.cuda.Event() for _ in range(NUM_RESULTS)] if on_gpu else None  # type: ignore[no-untyped-call]
 
     def begin(self, index: int) -> None:
         """Marks where a step begins on the device."""
@@ -51,12 +52,12 @@ class ResultBuffers:
             slots: those that sampled, in the order of the result.
         """
         copied = None
-        if self._stream is not None and self._computed is not None:
+        if self._stream is not None and self._computed is not None and self._copied is not None:
+            copied = self._copied[index]
             self._computed[index].record()
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(self._computed[index])
                 self._copy(index, logprobs)
-                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 copied.record()
         else:
             self._copy(index, logprobs)

@@ -44,6 +44,7 @@ from engine.sampling.parameters import SamplingBatch
 logger = logging.getLogger(__name__)
 
 _SMALLEST_REHEARSAL = 64
+_MAX_KEPT_SHAPES = 1024
 
 
 @dataclass(slots=True)
@@ -100,6 +101,7 @@ class CudaModelRunner:
         self._host_words = [staged.numpy() for staged in self._staged]
         self._words = torch.zeros(num_words, dtype=torch.int32, device=self.device)
         self._next_result = 0
+        self._device_columns: dict[StepShape, StepColumns[torch.Tensor]] = {}
 
     def _max_words(self) -> int:
         """Words of the largest step: its columns, and two for each word of the rows that it changes."""
@@ -232,7 +234,12 @@ class CudaModelRunner:
         return fill_sampling(columns, shape, layout, self.rows)
 
     def _columns(self, shape: StepShape) -> StepColumns[torch.Tensor]:
-        return device_columns(self._words, shape)
+        """The step's columns on the device; views of fixed memory, made once for each shape."""
+        if shape not in self._device_columns:
+            if len(self._device_columns) >= _MAX_KEPT_SHAPES:
+                self._device_columns.clear()
+            self._device_columns[shape] = device_columns(self._words, shape)
+        return self._device_columns[shape]
 
     @torch.inference_mode()
     def _compute(self, shape: StepShape) -> torch.Tensor:
