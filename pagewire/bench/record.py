@@ -17,11 +17,11 @@ _PACKAGES = ("pagewire", "torch", "triton", "numpy", "grpcio", "protobuf", "uvlo
 _COMMIT_VARIABLE = "GIT_COMMIT"
 
 
-def describe_run(benchmark: str) -> dict[str, Any]:
-    """Everything about this run but its results."""
+def describe_run(benchmark: str, program: str = "pagewire") -> dict[str, Any]:
+    """Everything about this run of `program` but its results."""
     return {
         "benchmark": benchmark,
-        "command": shlex.join(["pagewire", *sys.argv[1:]]),
+        "command": " ".join([program, *map(shlex.quote, sys.argv[1:])]),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": _machine(),
