@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -70,3 +72,22 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu"
     return f"{device} {torch.cuda.get_device_name(device)}"
+
+
+@contextmanager
+def fitting(device: torch.device, what: str) -> Iterator[None]:
+    """Around an allocation that a device may be too small for.
+
+    Raises:
+        ConfigError: it was; the message has the numbers.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        gib = 1024**3
+        free, total = torch.cuda.mem_get_info(device)
+        ours = torch.cuda.memory_allocated(device)
+        raise ConfigError(
+            f"{what} does not fit {device_name(device)}: of {total / gib:.2f} GiB, {ours / gib:.2f} are taken "
+            f"by it so far, {free / gib:.2f} are free, and the next part is larger"
+        ) from error

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.config import WorkerConfig
 from pagewire import LLM, SamplingParams
+from pagewire.errors import ConfigError
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,3 +78,22 @@ def test_seeded_tokens_are_the_same_alone_and_in_a_batch(model: Path) -> None:
             for prompt, each in zip(prompts, params, strict=True)
         ]
     assert together == alone
+
+
+def test_a_share_of_the_gpu_that_leaves_nothing_for_kv_is_refused_with_the_numbers(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no GPU memory is left for the KV pool: .* GiB allowed of .*; "):
+        LLM(str(model), device="cuda", gpu_memory_utilization=0.001).close()
+
+
+def test_a_model_larger_than_the_gpu_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        hidden_size=16384,
+        intermediate_size=65536,
+        num_hidden_layers=80,
+        num_attention_heads=128,
+        vocab_size=VOCAB,
+    )
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"the model does not fit cuda.* GiB, .* are taken by it so far, "):
+        LLM(str(tmp_path), device="cuda", load_format="dummy").close()
