@@ -88,6 +88,6 @@ def fitting(device: torch.device, what: str) -> Iterator[None]:
         free, total = torch.cuda.mem_get_info(device)
         ours = torch.cuda.memory_allocated(device)
         raise ConfigError(
-            f"{what} does not fit {device_name(device)}: of {total / gib:.2f} GiB, {ours / gib:.2f} are taken "
-            f"by it so far, {free / gib:.2f} are free, and the next part is larger"
+            f"{what} does not fit {device_name(device)}: of {total / gib:.2f} GiB, {ours / gib:.2f} are "
+            f"taken by it so far, {free / gib:.2f} are free, and the next part is larger"
         ) from error
