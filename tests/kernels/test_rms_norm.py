@@ -11,7 +11,6 @@ from engine.kernels.rms_norm.naive import naive_add_rms_norm, naive_rms_norm
 from tests.kernels.hopper import compile_for_hopper
 
 ON_GPU = torch.cuda.is_available()
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
 DEVICE = "cuda" if ON_GPU else "cpu"
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * ON_GPU
 # Widths of one block, ragged ones, and wider than a block usually is.
@@ -98,7 +97,7 @@ def test_compiles_for_hopper(num_rows: int, width: int, adds: bool) -> None:
     block, rows, num_warps = launch_shape(num_rows, width)
     signature = dict.fromkeys(["x", "weight", "out"] + ["residual"] * adds, "*bf16")
     signature |= dict.fromkeys(["num_rows", "x_stride", "residual_stride", "out_stride"], "i32")
-    constants = {"N": width, "BLOCK_N": block, "ROWS": rows}
+    constants = {"N": width, "BLOCK_N": block, "ROWS": rows, **OVERLAPPING}
     sizes = compile_for_hopper(
         "engine.kernels.rms_norm.kernel:rms_norm_kernel",
         signature | {"eps": "fp32"},

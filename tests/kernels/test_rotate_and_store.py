@@ -12,7 +12,6 @@ from engine.kernels.rotate_and_store.naive import naive_rotate_and_store
 from tests.kernels.hopper import compile_for_hopper
 
 ON_GPU = torch.cuda.is_available()
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
 DEVICE = "cuda" if ON_GPU else "cpu"
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * ON_GPU
 # (H, HK, D): every head dimension; heads that do not fill a group, one group exactly, several groups.

@@ -17,7 +17,6 @@ from engine.kernels.sampling.naive import naive_adjust, naive_logprobs, naive_sa
 from tests.kernels.hopper import compile_for_hopper
 
 GPU = torch.cuda.is_available()
-pytestmark = [pytest.mark.gpu] if GPU else []
 DEVICE = torch.device("cuda" if GPU else "cpu")
 # Triton's interpreter computes wrongly in bf16, and takes a tenth of a second for a row with filters.
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * GPU

@@ -10,7 +10,6 @@ from engine.kernels.silu_and_mul.naive import naive_silu_and_mul
 from tests.kernels.hopper import compile_for_hopper
 
 ON_GPU = torch.cuda.is_available()
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
 DEVICE = "cuda" if ON_GPU else "cpu"
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * ON_GPU
 # One token and odd numbers of them, a ragged last block, and enough work for the large blocks.

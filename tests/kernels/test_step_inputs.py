@@ -15,7 +15,6 @@ from engine.kernels.step_inputs.naive import (
 from tests.kernels.hopper import compile_for_hopper
 
 ON_GPU = torch.cuda.is_available()
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
 DEVICE = "cuda" if ON_GPU else "cpu"
 BLOCK_SIZE, MAX_MODEL_LEN, NUM_ROWS = 16, 1200, 9
 POISON = -77

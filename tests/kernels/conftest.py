@@ -1,0 +1,46 @@
+"""Where the kernels' tests run: on a GPU with `make test-gpu`, without one in Triton's interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from triton.runtime import interpreter
+
+
+def pytest_configure() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        _hasten_interpreter()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With a GPU every test here is one of the GPU's; without, each is one of `make test`."""
+    if torch.cuda.is_available():
+        for item in items:
+            if item.path.is_relative_to(Path(__file__).parent):
+                item.add_marker(pytest.mark.gpu)
+
+
+def _hasten_interpreter() -> None:
+    """Spares Triton's interpreter more than half of its time.
+
+    It repeats the patching of `triton.language` at every call from kernel to function, for which the first of
+    each module is enough: the kernel's launch patches what is undone after it. And it checks every integer
+    operation for overflow, by another in 64 bits, which shapes as small as the interpreter's never reach.
+    """
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    patched = set()
+
+    def call(function: interpreter.InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
+        if function.fn.__module__ not in patched:
+            patched.add(function.fn.__module__)
+            interpreter._patch_lang(function.fn)
+        return function.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
