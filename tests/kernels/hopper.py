@@ -9,13 +9,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 
 def compile_for_hopper(
     kernel: str, signature: dict[str, str], constants: dict[str, Any], **options: int
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Compiles to machine code for sm_90, in a process where Triton's interpreter is off.
 
     All calls of a test session share that process, since importing torch takes longer than a compilation.
@@ -27,7 +28,10 @@ def compile_for_hopper(
         options: num_warps, num_stages and the like.
 
     Returns:
-        Sizes in bytes: "cubin", and "shared" memory of a program (228 KiB minus 1 is the chip's limit).
+        Sizes in bytes: "cubin", and "shared" memory of a program (228 KiB minus 1 is the chip's limit). How
+        it treats the kernel before it (see engine/kernels/launch.py): how often it "waits" for it, and before
+        that, the parameters through which it has reached what it reads ("early_reads"), how many
+        "early_writes" there are, and "early_exits".
 
     Raises:
         AssertionError: it does not compile; the message holds the compiler's.
@@ -46,6 +50,28 @@ def compile_for_hopper(
     answer: dict[str, Any] = json.loads(line)
     assert "error" not in answer, answer["error"][-4000:]
     return answer
+
+
+def compile_overlapping(
+    kernel: str,
+    signature: dict[str, str],
+    constants: dict[str, Any],
+    *,
+    early_reads: Collection[str] = (),
+    **options: int,
+) -> dict[str, Any]:
+    """`compile_for_hopper` for a kernel that overlaps with the one before it.
+
+    Args:
+        early_reads: parameters through which it may read before it waits; everything else must come after.
+
+    Raises:
+        AssertionError: it does not compile, or breaks the rules of engine/kernels/launch.py.
+    """
+    result = compile_for_hopper(kernel, signature, {**constants, "OVERLAP": True}, launch_pdl=True, **options)
+    assert (result["waits"], result["early_writes"], result["early_exits"]) == (1, 0, 0)
+    assert set(result["early_reads"]) == set(early_reads), result["early_reads"]
+    return result
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from engine.kernels.linear import choice, matrix_vector, tiled
 from engine.kernels.linear.matrix_vector import RowsConfig
 from engine.kernels.linear.naive import naive_linear, naive_norm_linear, naive_silu_mul_linear
 from engine.kernels.linear.tiled import ShareWorkspace, TileConfig
-from tests.kernels.hopper import compile_for_hopper
+from tests.kernels.hopper import compile_overlapping
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -219,26 +219,31 @@ POINTERS = {"x_ptr": "*bf16", "w_ptr": "*bf16", "out_ptr": "*bf16", "n": "i32", 
 def test_matrix_vector_compiles_for_hopper(m: int, block_n: int) -> None:
     shape = {"M": m, "K": 4096, "BLOCK_M": m, "BLOCK_N": block_n, "BLOCK_K": 1024}
     signature = POINTERS | {"bias_ptr": "*bf16", "x_stride": "i32"}
-    size = compile_for_hopper(
+    size = compile_overlapping(
         MATRIX_VECTOR + "matrix_vector_kernel",
         signature,
-        shape | {"OVERLAP": True, "HAS_BIAS": True},
-        launch_pdl=True,
+        shape | {"HAS_BIAS": True},
+        early_reads=["w_ptr"],
     )
     # Nothing but the sums goes through shared memory (where several tokens' stride is known to be aligned).
     assert size["shared"] <= (1024 if m == 1 else 8192)
 
 
 def test_fused_matrix_vector_compiles_for_hopper() -> None:
-    shape = {"M": 1, "K": 4096, "BLOCK_M": 1, "BLOCK_N": 4, "BLOCK_K": 1024, "OVERLAP": False}
+    shape = {"M": 1, "K": 4096, "BLOCK_M": 1, "BLOCK_N": 4, "BLOCK_K": 1024}
     strides = dict.fromkeys(["x_stride", "residual_stride", "residual_out_stride"], "i32")
     pointers = dict.fromkeys(["residual_ptr", "norm_weight_ptr", "residual_out_ptr"], "*bf16")
     signature = POINTERS | strides | pointers | {"eps": "fp32"}
-    size = compile_for_hopper(MATRIX_VECTOR + "norm_matrix_vector_kernel", signature, shape)
+    early_reads = ["w_ptr"]
+    size = compile_overlapping(
+        MATRIX_VECTOR + "norm_matrix_vector_kernel", signature, shape, early_reads=early_reads
+    )
     assert size["shared"] <= 1024
     signature = {key: POINTERS[key] for key in ("w_ptr", "out_ptr", "n", "out_stride")}
     signature |= {"gate_up_ptr": "*bf16", "gate_up_stride": "i32"}
-    size = compile_for_hopper(MATRIX_VECTOR + "silu_mul_matrix_vector_kernel", signature, shape)
+    size = compile_overlapping(
+        MATRIX_VECTOR + "silu_mul_matrix_vector_kernel", signature, shape, early_reads=early_reads
+    )
     assert size["shared"] <= 1024
 
 
@@ -258,6 +263,7 @@ def test_tiles_compile_for_hopper(config: TileConfig) -> None:
     signature = {
         "x_desc": f"tensordesc<{dtype}[{config.block_m}, {config.block_k}]>",
         "w_desc": f"tensordesc<{dtype}[{config.block_n}, {config.block_k}]>",
+        "w_ptr": f"*{dtype}",
         "bias_ptr": f"*{dtype}",
         "out_ptr": f"*{dtype}",
         "m": "i32",
@@ -271,6 +277,7 @@ def test_tiles_compile_for_hopper(config: TileConfig) -> None:
         "BLOCK_K": config.block_k,
         "TRANSPOSED": config.transposed,
         "HAS_BIAS": True,
+        "PREFETCHED": config.num_stages,
     }
     kernel = "whole_tiles_kernel"
     if config.programs:
@@ -278,7 +285,7 @@ def test_tiles_compile_for_hopper(config: TileConfig) -> None:
         signature |= {"partials_ptr": "*fp32", "arrivals_ptr": "*i32"}
     else:
         shape["GROUP_M"] = 8
-    size = compile_for_hopper(
+    size = compile_overlapping(
         f"engine.kernels.linear.tiled:{kernel}",
         signature,
         shape,

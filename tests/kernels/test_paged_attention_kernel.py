@@ -34,7 +34,7 @@ from engine.kernels.paged_attention.prefix import (
     prefix_workspace,
     shared_prefix_attention,
 )
-from tests.kernels.hopper import compile_for_hopper
+from tests.kernels.hopper import compile_for_hopper, compile_overlapping
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -396,9 +396,11 @@ SCALARS = {"scale": "fp32", "window": "i32"}
 SHARED_LIMIT = 227 * 1024
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_decode_compiles_for_hopper(split: bool) -> None:
-    config = decode_config(128, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("num_seqs", "split", "prefix"), [(1, True, False), (64, False, True), (256, False, False)]
+)
+def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool) -> None:
+    config = decode_config(128, torch.bfloat16, num_seqs * 8)
     integers = dict.fromkeys(
         ("table_ptr", "rows_ptr", "seq_lens_ptr", "prefix_lens_ptr", "arrivals_ptr"), "*i32"
     )
@@ -411,15 +413,17 @@ def test_decode_compiles_for_hopper(split: bool) -> None:
         "BLOCK_G": 16,
         "BLOCK_D": 128,
         "BLOCK_N": config.block_n,
+        "MIN_SHARE": config.min_share,
         "SPLIT": split,
-        "HAS_PREFIX": split,
+        "HAS_PREFIX": prefix,
         "PREFIX_BLOCK_N": 128,
         "HAS_WINDOW": False,
     }
-    binary = compile_for_hopper(
+    binary = compile_overlapping(
         "engine.kernels.paged_attention.decode:_decode_kernel",
         POINTERS | integers | floats | SCALARS | {"prefix_splits": "i32"},
         constants,
+        early_reads=["seq_lens_ptr", "rows_ptr", "table_ptr", *["prefix_lens_ptr"] * prefix],
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )

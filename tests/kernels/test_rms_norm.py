@@ -8,7 +8,7 @@ import torch
 from engine.kernels.rms_norm import kernel
 from engine.kernels.rms_norm.kernel import add_rms_norm, launch_shape, rms_norm
 from engine.kernels.rms_norm.naive import naive_add_rms_norm, naive_rms_norm
-from tests.kernels.hopper import compile_for_hopper
+from tests.kernels.hopper import compile_overlapping
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -97,11 +97,12 @@ def test_compiles_for_hopper(num_rows: int, width: int, adds: bool) -> None:
     block, rows, num_warps = launch_shape(num_rows, width)
     signature = dict.fromkeys(["x", "weight", "out"] + ["residual"] * adds, "*bf16")
     signature |= dict.fromkeys(["num_rows", "x_stride", "residual_stride", "out_stride"], "i32")
-    constants = {"N": width, "BLOCK_N": block, "ROWS": rows, **OVERLAPPING}
-    sizes = compile_for_hopper(
+    constants = {"N": width, "BLOCK_N": block, "ROWS": rows}
+    sizes = compile_overlapping(
         "engine.kernels.rms_norm.kernel:rms_norm_kernel",
         signature | {"eps": "fp32"},
         constants if adds else constants | {"residual": None},
+        early_reads=["weight"],
         num_warps=num_warps,
     )
     assert sizes["shared"] < 227 << 10

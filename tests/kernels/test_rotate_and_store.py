@@ -9,7 +9,7 @@ import torch
 
 from engine.kernels.rotate_and_store.kernel import launch_shape, rotate_and_store
 from engine.kernels.rotate_and_store.naive import naive_rotate_and_store
-from tests.kernels.hopper import compile_for_hopper
+from tests.kernels.hopper import compile_overlapping
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -177,10 +177,11 @@ def test_compiles_for_hopper(heads: tuple[int, int, int], normed: bool) -> None:
     constants = {} if normed else dict.fromkeys(optional)
     constants |= {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim}
     constants |= {"BLOCK_SIZE": 16, "HEADS": group, "HALF": half}
-    sizes = compile_for_hopper(
+    sizes = compile_overlapping(
         "engine.kernels.rotate_and_store.kernel:rotate_and_store_kernel",
         signature,
         constants,
+        early_reads=["positions", "slot_mapping", "table", *["q_norm", "k_norm"] * normed],
         num_warps=num_warps,
     )
     assert sizes["shared"] < 227 << 10

@@ -7,7 +7,7 @@ import torch
 
 from engine.kernels.silu_and_mul.kernel import launch_block, silu_and_mul
 from engine.kernels.silu_and_mul.naive import naive_silu_and_mul
-from tests.kernels.hopper import compile_for_hopper
+from tests.kernels.hopper import compile_overlapping
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -47,7 +47,7 @@ def test_rows_may_be_strided() -> None:
 
 
 def test_compiles_for_hopper() -> None:
-    sizes = compile_for_hopper(
+    sizes = compile_overlapping(
         "engine.kernels.silu_and_mul.kernel:silu_and_mul_kernel",
         {"gate_up": "*bf16", "out": "*bf16", "gate_up_stride": "i32", "out_stride": "i32"},
         {"N": 14336, "BLOCK": launch_block(8192, 14336)},

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launch import ORDINARY, overlap_options, wait_for_previous
+
 # Each token costs a multiply-add per weight: past this the arithmetic, not the memory, is the limit.
 MAX_TOKENS = 8
 
@@ -25,8 +27,7 @@ class RowsConfig:
         block_n: rows (output features) of a program.
         num_warps: 32 * num_warps threads load 8 weights of a row each at a time.
         unroll: this many of such loads of each row are in flight together.
-        overlap: start while the kernel before still runs, load the first weights, and only then wait for it
-            (programmatic dependent launch). Weights must not be written by a kernel just before.
+        overlap: load the first weights while the kernel before still runs; see engine/kernels/launch.py.
     """
 
     block_n: int
@@ -41,16 +42,13 @@ class RowsConfig:
 
     def options(self, m: int) -> dict[str, int | bool]:
         """What all the kernels are launched with."""
-        options: dict[str, int | bool] = {
+        return {
             "BLOCK_M": triton.next_power_of_2(m),
             "BLOCK_N": self.block_n,
             "BLOCK_K": self.block_k,
-            "OVERLAP": self.overlap,
             "num_warps": self.num_warps,
+            **(overlap_options() if self.overlap else ORDINARY),
         }
-        if self.overlap:
-            options["launch_pdl"] = True
-        return options
 
 
 @triton.jit
@@ -78,14 +76,6 @@ def _load_weights(w_ptr, rows, n, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
     if K % BLOCK_K == 0:
         return tl.load(addresses, eviction_policy="evict_first")
     return tl.load(addresses, mask=columns < K, other=0.0, eviction_policy="evict_first")
-
-
-@triton.jit
-def _wait_for_previous_kernel(OVERLAP: tl.constexpr):
-    # Whatever it wrote may be read from here on. The next kernel may start too, which will wait for this one.
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
@@ -118,7 +108,7 @@ def matrix_vector_kernel(
     tokens = tl.arange(0, BLOCK_M)
     acc = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
     w = _load_weights(w_ptr, rows, n, 0, K, BLOCK_K)
-    _wait_for_previous_kernel(OVERLAP)
+    wait_for_previous(OVERLAP)
     for k in range(0, K, BLOCK_K):
         if k > 0:
             w = _load_weights(w_ptr, rows, n, k, K, BLOCK_K)
@@ -154,7 +144,7 @@ def norm_matrix_vector_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
     squares = tl.zeros((BLOCK_M, 1, BLOCK_K), dtype=tl.float32)
     w = _load_weights(w_ptr, rows, n, 0, K, BLOCK_K)
-    _wait_for_previous_kernel(OVERLAP)
+    wait_for_previous(OVERLAP)
     for k in range(0, K, BLOCK_K):
         if k > 0:
             w = _load_weights(w_ptr, rows, n, k, K, BLOCK_K)
@@ -192,7 +182,7 @@ def silu_mul_matrix_vector_kernel(
     tokens = tl.arange(0, BLOCK_M)
     acc = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
     w = _load_weights(w_ptr, rows, n, 0, K, BLOCK_K)
-    _wait_for_previous_kernel(OVERLAP)
+    wait_for_previous(OVERLAP)
     for k in range(0, K, BLOCK_K):
         if k > 0:
             w = _load_weights(w_ptr, rows, n, k, K, BLOCK_K)

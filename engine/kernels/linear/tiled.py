@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from engine.kernels.launch import ORDINARY, overlap_options, prefetch_lines, wait_for_previous
+
 
 @dataclass(frozen=True, slots=True)
 class TileConfig:
@@ -34,6 +36,8 @@ class TileConfig:
         transposed: whether the weights are the first operand, whose rows come in steps of 64; the tokens are
             then the second, and may be as few as 16.
         programs: 0 for whole tiles; otherwise this many take equal shares.
+        overlap: have the first weights on their way to the L2 cache while the kernel before still runs; see
+            engine/kernels/launch.py.
     """
 
     block_m: int
@@ -43,6 +47,7 @@ class TileConfig:
     num_stages: int
     transposed: bool = False
     programs: int = 0
+    overlap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,19 @@ class ShareWorkspace:
         tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
         elements = config.programs * config.block_m * config.block_n
         return ShareWorkspace.make(device, tile_elements=elements, tiles=tiles)
+
+
+@triton.jit
+def _prefetch_weights(
+    w_ptr, first_n, begin, end, n, k, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr
+):
+    # Blocks [begin, end) of K, of the rows from first_n on.
+    LINE: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    if OVERLAP:
+        rows = (first_n + tl.arange(0, BLOCK_N))[:, None]
+        for block in range(begin, end):
+            columns = block * BLOCK_K + (tl.arange(0, BLOCK_K // LINE) * LINE)[None, :]
+            prefetch_lines(w_ptr + rows.to(tl.int64) * k + columns, (rows < n) & (columns < k), OVERLAP)
 
 
 @triton.jit
@@ -130,6 +148,7 @@ def _store(
 def whole_tiles_kernel(
     x_desc,  # [M, K], blocks of [BLOCK_M, BLOCK_K]
     w_desc,  # [N, K], blocks of [BLOCK_N, BLOCK_K]
+    w_ptr,  # the same [N, K]
     bias_ptr,  # [N] or None
     out_ptr,  # [M, N]
     m,
@@ -142,6 +161,8 @@ def whole_tiles_kernel(
     GROUP_M: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    PREFETCHED: tl.constexpr,  # blocks of K
+    OVERLAP: tl.constexpr,
 ):
     # Programs that run together cover a patch, GROUP_M tiles of tokens high, and so share operands in L2.
     tiles_m = tl.cdiv(m, BLOCK_M)
@@ -152,6 +173,9 @@ def whole_tiles_kernel(
     first_m = (group * GROUP_M + place % height) * BLOCK_M
     first_n = place // height * BLOCK_N
     blocks = tl.cdiv(k, BLOCK_K)
+    prefetched = tl.minimum(blocks, PREFETCHED)
+    _prefetch_weights(w_ptr, first_n, 0, prefetched, n, k, BLOCK_N, BLOCK_K, OVERLAP)
+    wait_for_previous(OVERLAP)
     acc = _multiply(x_desc, w_desc, first_m, first_n, 0, blocks, BLOCK_M, BLOCK_N, BLOCK_K, TRANSPOSED)
     _store(acc, bias_ptr, out_ptr, first_m, first_n, m, n, out_stride, BLOCK_M, BLOCK_N, TRANSPOSED, HAS_BIAS)
 
@@ -170,6 +194,7 @@ def _part_offsets(program, slot, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, T
 def shares_kernel(
     x_desc,  # [M, K], blocks of [BLOCK_M, BLOCK_K]
     w_desc,  # [N, K], blocks of [BLOCK_N, BLOCK_K]
+    w_ptr,  # the same [N, K]
     bias_ptr,  # [N] or None
     out_ptr,  # [M, N]
     partials_ptr,  # fp32 [programs, 2, tile]
@@ -183,6 +208,8 @@ def shares_kernel(
     BLOCK_K: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    PREFETCHED: tl.constexpr,  # blocks of K
+    OVERLAP: tl.constexpr,
 ):
     blocks = tl.cdiv(k, BLOCK_K)  # of K, in a tile
     tiles_m = tl.cdiv(m, BLOCK_M)
@@ -191,6 +218,11 @@ def shares_kernel(
     program = tl.program_id(0)
     position = program * share
     stop = tl.minimum(position + share, total)
+    begin = position % blocks
+    prefetched = tl.minimum(begin + tl.minimum(stop - position, PREFETCHED), blocks)
+    first_n = position // blocks // tiles_m * BLOCK_N
+    _prefetch_weights(w_ptr, first_n, begin, prefetched, n, k, BLOCK_N, BLOCK_K, OVERLAP)
+    wait_for_previous(OVERLAP)
     while position < stop:
         tile = position // blocks
         begin = position - tile * blocks
@@ -264,15 +296,18 @@ def tiled_linear(
         "HAS_BIAS": bias is not None,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        # As many as the loop will have in flight.
+        "PREFETCHED": config.num_stages,
+        **(overlap_options() if config.overlap else ORDINARY),
     }
     if not config.programs:
-        whole_tiles_kernel[(tiles,)](x_desc, w_desc, bias, out, m, n, k, out.stride(0), GROUP_M=8, **shape)
+        whole_tiles_kernel[(tiles,)](x_desc, w_desc, w, bias, out, m, n, k, out.stride(0), GROUP_M=8, **shape)
         return out
     workspace = workspace or ShareWorkspace.for_product(x.device, m, n, config)
     assert tiles <= workspace.arrivals.numel()
     assert 2 * config.programs * config.block_m * config.block_n <= workspace.partials.numel()
     shares_kernel[(config.programs,)](
-        x_desc, w_desc, bias, out, workspace.partials, workspace.arrivals, m, n, k, out.stride(0), **shape
+        x_desc, w_desc, w, bias, out, workspace.partials, workspace.arrivals, m, n, k, out.stride(0), **shape
     )
     return out
 

@@ -15,7 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launch import overlap_options, prefetch_lines, wait_for_previous
+
 LOG2_E = math.log2(math.e)
+# Requests times key-value heads from which on other tiles are faster; see `decode_config`.
+_SEVERAL_PROGRAMS, _MANY_PROGRAMS = 256, 1024
 # Programs of a launch, per multiprocessor, below which contexts are split.
 _PROGRAMS_PER_SM = 2
 # Of one context, a shared prefix's among them.
@@ -26,11 +30,18 @@ _MIN_DOT_ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """How one program walks its context: `block_n` tokens at a time, `num_stages` - 1 tiles ahead."""
+    """How one program walks its context.
+
+    Attributes:
+        block_n: tokens of a tile.
+        num_stages: tiles in flight, and one more.
+        min_share: tokens that a context must have for each share it is cut into.
+    """
 
     block_n: int
     num_warps: int
     num_stages: int
+    min_share: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +77,23 @@ class SharedPrefix:
     block_n: int
 
 
-def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
-    """The configuration for tiles of 16 KiB of keys and as many of values."""
-    row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
-    return DecodeConfig(block_n=max(16, min(128, 16384 // row_bytes)), num_warps=4, num_stages=3)
+def decode_config(head_dim: int, dtype: torch.dtype, num_programs: int) -> DecodeConfig:
+    """The fastest of those measured, by the number of requests times key-value heads.
+
+    Tiles are 16 KiB of keys and as many of values where programs are few; with several on a multiprocessor
+    smaller ones leave more room, and with many waves of them larger ones cost less.
+    """
+    tile = 16384 // (triton.next_power_of_2(head_dim) * dtype.itemsize)
+
+    def within(block_n: int) -> int:
+        return max(16, min(128, block_n))
+
+    if num_programs >= _MANY_PROGRAMS:
+        return DecodeConfig(within(2 * tile), num_warps=4, num_stages=2)
+    if num_programs >= _SEVERAL_PROGRAMS:
+        return DecodeConfig(within(tile // 2), num_warps=2, num_stages=4)
+    # Merging two shares takes longer than reading another tile.
+    return DecodeConfig(within(tile), num_warps=2, num_stages=3, min_share=2 * within(tile))
 
 
 def decode_splits(num_seqs: int, num_kv_heads: int, num_sms: int) -> int:
@@ -124,7 +148,8 @@ def paged_decode_attention(
         query: [S, H, D], strided, its last dimension contiguous.
         key_cache, value_cache: [num_blocks, block_size, HK, D], strided, the last dimension contiguous;
             block_size is a power of two. Query head h attends to head h // (H / HK).
-        block_table: [R, B] int32, block ids in sequence order.
+        block_table: [R, B] int32, block ids in sequence order. Neither it nor rows, seq_lens or prefix.lens
+            may be written by the kernel launched just before: they are read while that may still run.
         rows: [S] int32, the row of the block table of each request.
         seq_lens: [S] int32, tokens in each context; 0 marks padding, for which zeros are written.
         scale: what scores are multiplied with, positive.
@@ -142,7 +167,7 @@ def paged_decode_attention(
     block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
     group = num_heads // num_kv_heads
     assert prefix is None or not sliding_window
-    config = config or decode_config(head_dim, key_cache.dtype)
+    config = config or decode_config(head_dim, key_cache.dtype, num_seqs * num_kv_heads)
     block_d = triton.next_power_of_2(head_dim)
     _decode_kernel[(num_kv_heads, num_seqs, num_splits)](
         query,
@@ -176,12 +201,14 @@ def paged_decode_attention(
         BLOCK_G=max(_MIN_DOT_ROWS, triton.next_power_of_2(group)),
         BLOCK_D=block_d,
         BLOCK_N=config.block_n,
+        MIN_SHARE=config.min_share,
         SPLIT=num_splits > 1,
         HAS_PREFIX=prefix is not None,
         PREFIX_BLOCK_N=prefix.block_n if prefix else 0,
         HAS_WINDOW=sliding_window > 0,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **overlap_options(),
     )
     return out
 
@@ -219,10 +246,12 @@ def _decode_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    MIN_SHARE: tl.constexpr,
     SPLIT: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
     PREFIX_BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     # Heads vary fastest: programs that run together then read neighbouring parts of the same blocks.
     kv_head = tl.program_id(0)
@@ -237,34 +266,53 @@ def _decode_kernel(
         out_ptr + request.to(tl.int64) * OUT_STRIDE_TOKEN + head_of_row * OUT_STRIDE_HEAD + dims[None, :]
     )
 
-    seq_len = tl.load(seq_lens_ptr + request)
-    if seq_len == 0:
-        if split == 0:
-            tl.store(out_ptrs, tl.zeros([BLOCK_G, BLOCK_D], out_ptr.dtype.element_ty), mask=in_tile)
-        return
+    # Made long before the kernel that this launch follows, which leaves the query and the newest token in the
+    # cache. All are asked for at once, so that the first tile's addresses wait for one after the other twice.
+    seq_len = tl.load(seq_lens_ptr + request, cache_modifier=".cg")
+    row = tl.load(rows_ptr + request, cache_modifier=".cg").to(tl.int64)
     start = 0
     if HAS_WINDOW:
         start = tl.maximum(seq_len - window, 0)
     num_prefix_shares = 0
     if HAS_PREFIX:
-        start = tl.load(prefix_lens_ptr + request)
+        start = tl.load(prefix_lens_ptr + request, cache_modifier=".cg")
         num_prefix_shares = tl.cdiv(start, share_of(start, prefix_splits, PREFIX_BLOCK_N))
-    share = share_of(seq_len - start, num_splits, BLOCK_N)
+    share = tl.maximum(share_of(seq_len - start, num_splits, BLOCK_N), tl.cdiv(MIN_SHARE, BLOCK_N) * BLOCK_N)
     num_shares = tl.cdiv(seq_len - start, share)
+    begin = start + split * share
+    end = tl.minimum(begin + share, seq_len)
+    table_ptr += row * TABLE_STRIDE
+    key_ptr += kv_head * KEY_STRIDE_HEAD
+    value_ptr += kv_head * VALUE_STRIDE_HEAD
+    tokens = begin + tl.arange(0, BLOCK_N)
+    # Nothing is read of padding, nor by programs without a share: their end is not behind their begin.
+    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0, cache_modifier=".cg")
+    # fmt: off
+    _prefetch_tile(
+        key_ptr, blocks, tokens, end, KEY_STRIDE_BLOCK, KEY_STRIDE_SLOT, BLOCK_SIZE, HEAD_DIM, OVERLAP
+    )
+    _prefetch_tile(
+        value_ptr, blocks, tokens, end, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT, BLOCK_SIZE, HEAD_DIM, OVERLAP
+    )
+    # fmt: on
+    wait_for_previous(OVERLAP)
+
+    if seq_len == 0:
+        if split == 0:
+            tl.store(out_ptrs, tl.zeros([BLOCK_G, BLOCK_D], out_ptr.dtype.element_ty), mask=in_tile)
+        return
     if split >= num_shares:
         return
-
-    row = tl.load(rows_ptr + request).to(tl.int64)
     query_ptrs = query_ptr + request.to(tl.int64) * QUERY_STRIDE_TOKEN + head_of_row * QUERY_STRIDE_HEAD
     query = tl.load(query_ptrs + dims[None, :], mask=in_tile, other=0.0)
-    begin = start + split * share
     acc, log_sum = _attend_share(
         query,
-        key_ptr + kv_head * KEY_STRIDE_HEAD,
-        value_ptr + kv_head * VALUE_STRIDE_HEAD,
-        table_ptr + row * TABLE_STRIDE,
+        key_ptr,
+        value_ptr,
+        table_ptr,
+        blocks,
         begin,
-        tl.minimum(begin + share, seq_len),
+        end,
         scale,
         KEY_STRIDE_BLOCK,
         KEY_STRIDE_SLOT,
@@ -315,11 +363,33 @@ def share_of(length, num_splits, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def _prefetch_tile(
+    cache_ptr,
+    blocks,  # [BLOCK_N]
+    tokens,  # [BLOCK_N]
+    end,
+    STRIDE_BLOCK: tl.constexpr,
+    STRIDE_SLOT: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Asks for a tile of keys or values while its newest token may still be on its way to the cache."""
+    LINE: tl.constexpr = 128 // (cache_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    LINES: tl.constexpr = triton.next_power_of_2(triton.cdiv(HEAD_DIM, LINE))
+    channels = tl.arange(0, LINES)[None, :] * LINE
+    offsets = blocks.to(tl.int64) * STRIDE_BLOCK + (tokens & (BLOCK_SIZE - 1)) * STRIDE_SLOT
+    mask = (tokens < end)[:, None] & (channels < HEAD_DIM)
+    prefetch_lines(cache_ptr + offsets[:, None] + channels, mask, OVERLAP)
+
+
+@triton.jit
 def _attend_share(
     query,  # [BLOCK_G, BLOCK_D]
     key_ptr,
     value_ptr,
     table_ptr,
+    blocks,  # [BLOCK_N], of the first tile
     begin,
     end,
     scale,
@@ -337,9 +407,7 @@ def _attend_share(
     highest = tl.full([query.shape[0]], -1e30, tl.float32)
     total = tl.zeros([query.shape[0]], tl.float32)
     acc = tl.zeros([query.shape[0], BLOCK_D], tl.float32)
-    tokens = begin + tl.arange(0, BLOCK_N)
     # A tile's block ids are read while the tile before it is asked for, so that its addresses never wait.
-    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
     for first in range(begin, end, BLOCK_N):
         tokens = first + tl.arange(0, BLOCK_N)
         inside = tokens < end
@@ -388,14 +456,7 @@ def _merge_shares(
     dims = tl.arange(0, BLOCK_D)
     in_tile = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
     end = first_own + num_own
-    shares = tl.arange(0, MAX_SPLITS)
-    valid = (shares < num_prefix_shares) | ((shares >= first_own) & (shares < end))
-    log_sums = tl.load(
-        log_sums_ptr + shares[:, None] * GROUP + heads[None, :],
-        mask=valid[:, None] & (heads < GROUP)[None, :],
-        other=-1e30,
-    )
-    highest = tl.max(log_sums, 0)
+    highest = tl.full([BLOCK_G], -1e30, tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     for first in range(0, end, CHUNK):
@@ -403,13 +464,17 @@ def _merge_shares(
         present = (chunk < num_prefix_shares) | ((chunk >= first_own) & (chunk < end))
         present = present[:, None] & (heads < GROUP)[None, :]
         rows = chunk[:, None] * GROUP + heads[None, :]
-        weights = tl.exp2(tl.load(log_sums_ptr + rows, mask=present, other=float("-inf")) - highest[None, :])
+        log_sums = tl.load(log_sums_ptr + rows, mask=present, other=float("-inf"))
         loaded = present[:, :, None] & (dims < HEAD_DIM)[None, None, :]
         partials = tl.load(
             partials_ptr + rows[:, :, None] * HEAD_DIM + dims[None, None, :], loaded, other=0.0
         )
-        total += tl.sum(weights, 0)
-        acc += tl.sum(weights[:, :, None] * partials, 0)
+        new_highest = tl.maximum(highest, tl.max(log_sums, 0))
+        weights = tl.exp2(log_sums - new_highest[None, :])
+        decay = tl.exp2(highest - new_highest)
+        total = total * decay + tl.sum(weights, 0)
+        acc = acc * decay[:, None] + tl.sum(weights[:, :, None] * partials, 0)
+        highest = new_highest
     out = acc / total[:, None]
     tl.store(
         out_ptr + heads[:, None] * OUT_STRIDE_HEAD + dims[None, :],

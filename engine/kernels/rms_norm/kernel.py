@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from engine.kernels.launch import overlap_options, wait_for_previous
+
 if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
     import torch
 
@@ -29,12 +31,14 @@ def rms_norm_kernel(
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program normalises ROWS rows of N channels; with a residual it adds to that first, in place."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
     column = tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
     mask = (row < num_rows) & (column < N)
     gain = tl.load(weight + column, mask=column < N, other=0.0).to(tl.float32)
+    wait_for_previous(OVERLAP)
     values = tl.load(x + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
     if residual is not None:
         stream = residual + row * residual_stride + column
@@ -103,6 +107,7 @@ def _launch(
         N=width,
         BLOCK_N=block,
         ROWS=rows,
+        **overlap_options(),
         num_warps=num_warps,
     )
     return out

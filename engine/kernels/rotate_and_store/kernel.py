@@ -11,26 +11,33 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from engine.kernels.launch import overlap_options, wait_for_previous
+
 if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
     import torch
 
 
 @triton.jit
-def _rotate(head, position, table, norm, eps, in_head, column, HEAD_DIM: tl.constexpr, dtype: tl.constexpr):
+def _rotate(
+    head,
+    cos,  # [HEADS, HALF], as all up to second_gain
+    sin,
+    first_gain,
+    second_gain,
+    eps,
+    mask,
+    HEAD_DIM: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    dtype: tl.constexpr,
+):
     """Loads the two halves of heads, [HEADS, HALF] each, and returns them normed, rotated and rounded."""
-    half: tl.constexpr = HEAD_DIM // 2
-    first = tl.load(head, mask=in_head, other=0.0).to(tl.float32)
-    second = tl.load(head + half, mask=in_head, other=0.0).to(tl.float32)
-    # Each head's threads load what all heads share: that is cheaper than exchanging it between threads.
-    channel = tl.broadcast_to(column, in_head.shape)  # [HEADS, HALF]
-    angles = table + position.to(tl.int64) * HEAD_DIM + channel
-    cos = tl.load(angles, mask=in_head, other=0.0).to(tl.float32)
-    sin = tl.load(angles + half, mask=in_head, other=0.0).to(tl.float32)
-    if norm is not None:
+    first = tl.load(head, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(head + HEAD_DIM // 2, mask=mask, other=0.0).to(tl.float32)
+    if HAS_NORM:
         mean = tl.sum(first * first + second * second, axis=1, keep_dims=True) / HEAD_DIM
         scale = tl.rsqrt(mean + eps)
-        first = first * scale * tl.load(norm + channel, mask=in_head, other=0.0).to(tl.float32)
-        second = second * scale * tl.load(norm + half + channel, mask=in_head, other=0.0).to(tl.float32)
+        first = first * scale * first_gain
+        second = second * scale * second_gain
     return (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype)
 
 
@@ -66,6 +73,7 @@ def rotate_and_store_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Program: one token, HEADS heads of one kind; queries come first, then keys, then values."""
     query_groups: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
@@ -75,23 +83,40 @@ def rotate_and_store_kernel(
     token = program // (query_groups + 2 * kv_groups)
     group = program % (query_groups + 2 * kv_groups)
     row = token.to(tl.int64)
+    is_query = group < query_groups
+    is_value = group >= query_groups + kv_groups
     column = tl.arange(0, HALF)[None, :]  # [1, HALF]
     lane = tl.arange(0, HEADS)[:, None]  # [HEADS, 1]
     in_half = column < HEAD_DIM // 2
-    if group < query_groups:
-        head = group * HEADS + lane
-        mask = (head < NUM_HEADS) & in_half
+    head = tl.where(is_query, group, (group - query_groups) % kv_groups) * HEADS + lane
+    num_heads = tl.where(is_query, NUM_HEADS, NUM_KV_HEADS)
+    mask = (head < num_heads) & in_half
+
+    # Made at the start of the step, long before the product that this launch follows.
+    position = tl.load(positions + token, cache_modifier=".cg")
+    slot = tl.load(slot_mapping + token, cache_modifier=".cg")
+    # Each head's threads load what all heads share: that is cheaper than exchanging it between threads.
+    channel = tl.broadcast_to(column, mask.shape)  # [HEADS, HALF]
+    rotated = (head < tl.where(is_value, 0, num_heads)) & in_half
+    angles = table + position.to(tl.int64) * HEAD_DIM + channel
+    cos = tl.load(angles, mask=rotated, other=0.0).to(tl.float32)
+    sin = tl.load(angles + HEAD_DIM // 2, mask=rotated, other=0.0).to(tl.float32)
+    first_gain = 1.0
+    second_gain = 1.0
+    if q_norm is not None:
+        gain = tl.where(is_query, q_norm, k_norm) + channel
+        first_gain = tl.load(gain, mask=rotated, other=0.0).to(tl.float32)
+        second_gain = tl.load(gain + HEAD_DIM // 2, mask=rotated, other=0.0).to(tl.float32)
+    wait_for_previous(OVERLAP)
+
+    if is_query:
         source = qkv + row * qkv_stride + head * HEAD_DIM + column
-        position = tl.load(positions + token)
-        first, second = _rotate(source, position, table, q_norm, eps, mask, column, HEAD_DIM, dtype)
-        _store_halves(
-            query_out + row * query_stride + head * HEAD_DIM + column, first, second, mask, HEAD_DIM
+        first, second = _rotate(
+            source, cos, sin, first_gain, second_gain, eps, mask, HEAD_DIM, q_norm is not None, dtype
         )
+        target = query_out + row * query_stride + head * HEAD_DIM + column
+        _store_halves(target, first, second, mask, HEAD_DIM)
     else:
-        is_value = group >= query_groups + kv_groups
-        head = (group - query_groups) % kv_groups * HEADS + lane
-        mask = (head < NUM_KV_HEADS) & in_half
-        slot = tl.load(slot_mapping + token)
         # Rows of keys, then of values, behind the queries.
         dense_head = head + tl.where(is_value, NUM_KV_HEADS, 0)
         source = qkv + row * qkv_stride + (NUM_HEADS + dense_head) * HEAD_DIM + column
@@ -107,8 +132,9 @@ def rotate_and_store_kernel(
             second = tl.load(source + HEAD_DIM // 2, mask=mask, other=0.0)
             _store_halves(value_cache + place, first, second, stored, HEAD_DIM)
         else:
-            position = tl.load(positions + token)
-            first, second = _rotate(source, position, table, k_norm, eps, mask, column, HEAD_DIM, dtype)
+            first, second = _rotate(
+                source, cos, sin, first_gain, second_gain, eps, mask, HEAD_DIM, q_norm is not None, dtype
+            )
             _store_halves(key_cache + place, first, second, stored, HEAD_DIM)
         if key_value_out is not None:
             dense = key_value_out + row * key_value_stride + dense_head * HEAD_DIM + column
@@ -139,7 +165,7 @@ def rotate_and_store(
 
     Args:
         qkv: [T, (H + 2 * HK) * D], queries, keys, values; rows may be strided.
-        positions: [T] int32, rows of the table.
+        positions: [T] int32, rows of the table. Like slot_mapping, not written by the launch just before.
         table: [max_pos, D] contiguous, cosines of the D/2 pairs, then sines.
         key_cache, value_cache: [num_blocks, block_size, HK, D], strided alike, channels contiguous.
         slot_mapping: [T] int32 or int64, block_id * block_size + offset; -1 stores nothing.
@@ -184,6 +210,7 @@ def rotate_and_store(
         HEADS=heads,
         HALF=half,
         num_warps=num_warps,
+        **overlap_options(),
     )
     return query_out
 

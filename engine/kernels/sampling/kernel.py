@@ -25,6 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launch import overlap_options, wait_for_previous
 from engine.kernels.sampling.ordering import (
     BELOW_ALL_KEYS,
     KEY_SHIFT,
@@ -156,6 +157,7 @@ def sample_rows(
         GROUP=GROUP,
         HAS_INDEX=has_index,
         num_warps=REDUCE_WARPS,
+        **overlap_options(),
     )
     _choose_tokens[(num_rows,)](
         logits,
@@ -194,6 +196,7 @@ def sample_rows(
         HAS_LARGEST=out_largest is not None,
         num_warps=CHOOSE_WARPS,
         maxnreg=CHOOSE_REGISTERS,
+        **overlap_options(),
     )
 
 
@@ -223,8 +226,10 @@ def _reduce_chunks(
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_INDEX: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Program (c, i): the largest logit, its id and the weights' sum of chunk c of row i."""
+    wait_for_previous(OVERLAP)
     chunk = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     entry = row
@@ -293,8 +298,10 @@ def _choose_tokens(
     SHIFT: tl.constexpr,
     HAS_INDEX: tl.constexpr,
     HAS_LARGEST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Program i: the token of row i, from what `_reduce_chunks` left."""
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     entry = row
     if HAS_INDEX:

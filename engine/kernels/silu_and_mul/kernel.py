@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from engine.kernels.launch import overlap_options, wait_for_previous
+
 if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
     import torch
 
 
 @triton.jit
-def silu_and_mul_kernel(gate_up, out, gate_up_stride, out_stride, N: tl.constexpr, BLOCK: tl.constexpr):
+def silu_and_mul_kernel(
+    gate_up, out, gate_up_stride, out_stride, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
     """One program computes BLOCK channels of one token; neighbouring programs, neighbouring channels."""
     blocks_per_row: tl.constexpr = (N + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
@@ -20,6 +24,7 @@ def silu_and_mul_kernel(gate_up, out, gate_up_stride, out_stride, N: tl.constexp
     column = (program % blocks_per_row) * BLOCK + tl.arange(0, BLOCK)
     mask = column < N
     source = gate_up + row * gate_up_stride + column
+    wait_for_previous(OVERLAP)
     gate = tl.load(source, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(source + N, mask=mask, other=0.0).to(tl.float32)
     result = gate * tl.sigmoid(gate) * up
@@ -40,7 +45,14 @@ def silu_and_mul(gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torc
         return out
     block = launch_block(num_tokens, width)
     silu_and_mul_kernel[(num_tokens * -(-width // block),)](
-        gate_up, out, gate_up.stride(0), out.stride(0), N=width, BLOCK=block, num_warps=4
+        gate_up,
+        out,
+        gate_up.stride(0),
+        out.stride(0),
+        N=width,
+        BLOCK=block,
+        num_warps=4,
+        **overlap_options(),
     )
     return out
 

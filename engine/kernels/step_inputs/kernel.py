@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from engine.kernels.launch import overlap_options, wait_for_previous
+
 if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
     import torch
 
@@ -69,8 +71,10 @@ def decodes_kernel(
     block_table_stride,
     BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Request i has one token, token i."""
+    wait_for_previous(OVERLAP)
     request = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = request < num_requests
     row = tl.load(rows + request, mask=mask, other=-1)
@@ -137,8 +141,18 @@ def scatter_words_kernel(arena, index, value, count, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize_on_alignment=["input_ids"])
-def embed_kernel(input_ids, weight, out, weight_stride, out_stride, N: tl.constexpr, BLOCK: tl.constexpr):
+def embed_kernel(
+    input_ids,
+    weight,
+    out,
+    weight_stride,
+    out_stride,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
     """One program copies one token's row."""
+    wait_for_previous(OVERLAP)
     token = tl.program_id(0)
     row = tl.load(input_ids + token).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -186,6 +200,7 @@ def prepare_decodes(
         BLOCK_SIZE=block_size,
         BLOCK=_DECODE_BLOCK,
         num_warps=4,
+        **overlap_options(),
     )
 
 
@@ -283,5 +298,6 @@ def embed(input_ids: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | Non
         N=width,
         BLOCK=block,
         num_warps=min(max(block // 512, 1), 8),
+        **overlap_options(),
     )
     return out
