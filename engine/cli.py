@@ -6,14 +6,23 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from engine.config import WorkerConfig
+from engine.cuda.gpu import GpuTarget
+from engine.cuda.head_start import HeadStart
+from engine.timeline import Timeline
 from pagewire.cli.options import build, with_options
 from pagewire.errors import ConfigError
 from pagewire.lifeline import end_with_parent
+
+if TYPE_CHECKING:
+    from engine.build import CompileAhead
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="engine-worker", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -27,10 +36,32 @@ def engine_worker(**values: Any) -> None:
     config = build(WorkerConfig, values)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _set_thread_policy()
+    timeline = Timeline()
+    timeline.mark("Python")
+    head_start = HeadStart(config.device)
 
     from engine.worker import run
 
-    raise typer.Exit(run(config))
+    timeline.mark("imports")
+    target = head_start.wait()
+    if target is not None:
+        timeline.mark("CUDA")
+    raise typer.Exit(run(config, _compiler(target) if target else None, timeline))
+
+
+def _compiler(target: GpuTarget) -> CompileAhead | None:
+    """Compiles into $TRITON_CACHE_DIR, or else into our own cache; None where that cannot be written."""
+    from engine.cuda.compile_ahead import AheadCompiler, cache_directory
+    from pagewire.hub.cache import cache_home
+
+    directory = Path(os.environ.get("TRITON_CACHE_DIR") or cache_directory(cache_home(), target))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("compiled kernels are not kept in %s: %s", directory, error.strerror)
+        return None
+    os.environ["TRITON_CACHE_DIR"] = str(directory)
+    return AheadCompiler(directory, target).start
 
 
 def _set_thread_policy() -> None:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from engine.build import build_worker
+from engine.build import CompileAhead, build_worker
 from engine.config import WorkerConfig
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
 from engine.dispatch.records import RecordError
 from engine.pending import PendingStep
 from engine.profiling import StepProfiler
 from engine.runner import Runner
+from engine.timeline import Timeline
 from pagewire.errors import ConfigError
 from pagewire.notify import notify_ready
 
@@ -60,15 +61,21 @@ class _Termination:
             raise _Terminated
 
 
-def run(config: WorkerConfig) -> int:
+def run(
+    config: WorkerConfig, compile_ahead: CompileAhead | None = None, timeline: Timeline | None = None
+) -> int:
     """Loads the model, listens, and serves schedulers until SIGTERM or SIGINT; the exit status.
+
+    Args:
+        compile_ahead, timeline: see build_worker.
 
     Raises:
         ConfigError: a setting or a model file is wrong, or the socket cannot be bound.
     """
+    timeline = timeline or Timeline()
     try:
         termination = _Termination()
-        worker = build_worker(config)
+        worker = build_worker(config, compile_ahead=compile_ahead, timeline=timeline)
         profiler = None
         if config.profile is not None:
             profiler = StepProfiler(config.profile, config.profile_from, config.profile_steps)
@@ -79,6 +86,7 @@ def run(config: WorkerConfig) -> int:
         try:
             notify_ready(f"{worker.facts.model} on {worker.facts.device}")
             logger.info("listening on %s", config.socket)
+            logger.info("%s", timeline)
             while True:
                 session = endpoint.accept(worker.facts)
                 logger.info("serving scheduler %d", session.scheduler_pid)

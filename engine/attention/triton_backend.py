@@ -95,11 +95,12 @@ class TritonAttentionBackend(AttentionBackend):
         device: torch.device,
         dtype: torch.dtype,
         deterministic: bool = False,
+        num_sms: int | None = None,
     ) -> None:
         self.tile_decodes = deterministic
         self._config = prefill_config(heads.head_dim, dtype)
         self.block_q = prefill_block_q(heads.num_heads, heads.num_kv_heads, self._config)
-        self._num_sms = _SMS_WITHOUT_DEVICE
+        self._num_sms = num_sms or _SMS_WITHOUT_DEVICE
         if device.type == "cuda":
             self._num_sms = torch.cuda.get_device_properties(device).multi_processor_count
         self._workspace = prefix_workspace(

@@ -100,6 +100,7 @@ class CudaModelRunner:
         self._staged = [torch.zeros(num_words, dtype=torch.int32, pin_memory=pin) for _ in range(NUM_RESULTS)]
         self._host_words = [staged.numpy() for staged in self._staged]
         self._words = torch.zeros(num_words, dtype=torch.int32, device=self.device)
+        self._nowhere = torch.full((1,), -1, dtype=torch.int32, device=self.device)
         self._next_result = 0
         self._device_columns: dict[StepShape, StepColumns[torch.Tensor]] = {}
 
@@ -139,7 +140,14 @@ class CudaModelRunner:
     def rehearse(self, shape: StepShape) -> None:
         """Computes a step of nothing but padding: kernels are compiled, memory is taken, no row changes."""
         self._send_padding(shape)
-        self._compute(shape)
+        scatter_words(self.rows.arena, self._nowhere, self._nowhere, 1)
+        logits = self._compute(shape)
+        self._unusual.rehearse(logits, self._columns(shape))
+
+    def rehearse_sizes(self, sizes: Sequence[GraphSize]) -> None:
+        """Computes padding in the shapes of graphs of these sizes."""
+        for size in sizes:
+            self.rehearse(self._padded(*size))
 
     def rehearse_prompts(self) -> None:
         """Computes steps of prompts of all magnitudes once: what is compiled or loaded for a number of tokens

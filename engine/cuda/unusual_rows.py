@@ -98,6 +98,12 @@ class UnusualRows:
         asked = plan_order[index]
         return self._logprobs(index, batch.columns["logprobs"][asked], slots[asked], logits, columns)
 
+    def rehearse(self, logits: torch.Tensor, columns: StepColumns[torch.Tensor]) -> None:
+        """Launches for nobody what only some requests ask for, so that the first of them need not wait for
+        the compiler."""
+        nobody = torch.full((1,), -1, dtype=torch.int32, device=logits.device)
+        self._sample(logits[:1].float(), nobody, columns)
+
     def _resample(
         self, batch: SamplingBatch, slots: IntArray, logits: torch.Tensor, columns: StepColumns[torch.Tensor]
     ) -> None:
@@ -105,8 +111,11 @@ class UnusualRows:
         adjusted = logits.index_select(0, index).float()
         apply_token_lists(adjusted, batch)
         apply_penalties(adjusted, batch, self._rows.token_ids)
+        self._sample(adjusted, index, columns)
+
+    def _sample(self, logits: torch.Tensor, index: torch.Tensor, columns: StepColumns[torch.Tensor]) -> None:
         sample_rows(
-            adjusted,
+            logits,
             columns=sampling_columns(columns),
             token_ids=self._rows.token_ids,
             out_token_ids=self._out_token_ids,

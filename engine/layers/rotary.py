@@ -31,6 +31,8 @@ def rotary_table(
     """Cosines, then sines, of every position's angles, [max_positions, head_dim] fp32, on the default
     device."""
     device = torch.get_default_device()
+    if device.type == "meta":  # torch would import its compiler to find out this much
+        return torch.empty(max_positions, head_dim, dtype=torch.float32)
     frequencies = inverse_frequencies(head_dim, theta, scaling).to(device)
     angles = torch.arange(max_positions, dtype=torch.float32, device=device)[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)

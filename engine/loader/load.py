@@ -35,13 +35,7 @@ def load_model(
         ConfigError: the checkpoint does not fit the model.
     """
     started = time.monotonic()
-    default_dtype = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            model = model_class(context.config.architecture)(context)
-    finally:
-        torch.set_default_dtype(default_dtype)
+    model = create_model(context, device, dtype)
     if load_format == "dummy":
         load_dummy(model, seed)
     else:
@@ -51,3 +45,14 @@ def load_model(
             module.finish_loading()
     logger.info("loaded %s in %.1f s", directory, time.monotonic() - started)
     return model.eval()
+
+
+def create_model(context: ModelContext, device: torch.device, dtype: torch.dtype) -> CausalLM:
+    """Builds the model on the device, its parameters unfilled."""
+    default_dtype = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return model_class(context.config.architecture)(context)
+    finally:
+        torch.set_default_dtype(default_dtype)

@@ -1,0 +1,236 @@
+"""Compiles all that a worker will launch beside its start, on every core, into Triton's cache on disk.
+
+One kernel after the other, as each is first launched, would take a core half a minute. Here a child process
+finds out what will be launched (kernel_list.py) and has children of its own compile it, while the worker
+reads weights. They are forked, so that none of them imports torch again, and die with their parents. What
+they fail to compile the worker compiles itself when it comes to it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+from triton.runtime.cache import triton_key
+
+from engine.config import WorkerConfig
+from engine.cuda.gpu import GpuTarget
+from engine.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from engine.cuda.kernel_list import KernelVariant
+
+logger = logging.getLogger(__name__)
+
+# Seconds; the slowest kernel takes five on one core.
+_PATIENCE = 300.0
+_MAX_PROCESSES = 24
+_PR_SET_PDEATHSIG = 1
+# What else of a worker's configuration says which kernels it launches.
+_SETTINGS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "deterministic")
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledKernel:
+    """One kernel in the cache.
+
+    Attributes:
+        name: Triton's.
+        seconds: what compiling it took; next to none if it was there.
+    """
+
+    name: str
+    seconds: float
+
+
+class AheadCompiler:
+    """Fills a cache directory, which is Triton's of this process (TRITON_CACHE_DIR).
+
+    A stamp for each configuration tells that all of its kernels are there; then nothing is started.
+
+    Args:
+        launchable: whether this machine has such a GPU; without its driver only kernels are compiled, and not
+            what launches them.
+    """
+
+    def __init__(self, directory: Path, target: GpuTarget, *, launchable: bool = True) -> None:
+        self.directory = directory
+        self._target = target
+        self._launchable = launchable
+
+    def start(self, config: WorkerConfig, model: ModelConfig, dtype: torch.dtype) -> Callable[[], None]:
+        """Starts compiling in a child process, if need be; returns what waits until it is done.
+
+        No other thread may run Python code that holds locks meanwhile: the process forks.
+        """
+        triton.knobs.compilation.listener = _note_compilation
+        stamp = self._stamp(config, model, dtype)
+        if stamp.exists():
+            logger.info("kernels are in %s", self.directory)
+            return _nothing_to_wait_for
+        logger.info("compiling kernels for %s into %s", self._target, self.directory)
+        parent = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with warnings.catch_warnings():
+            # That there are threads: they wait for ever, and hold no lock.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            os._exit(self._in_child(parent, config, model, dtype))
+        return functools.partial(_wait_for, child)
+
+    def compile(self, config: WorkerConfig, model: ModelConfig, dtype: torch.dtype) -> list[CompiledKernel]:
+        """Compiles here and in child processes, slowest first. Afterwards this process can launch nothing.
+
+        Raises:
+            Exception: Triton's, or the system's, whatever went wrong.
+        """
+        from engine.cuda.kernel_list import list_kernels
+
+        triton.knobs.compilation.listener = None
+        variants = list_kernels(config, model, dtype, self._target)
+        # What has more arguments takes longer, roughly.
+        triton_key()  # once, not in every child
+        variants.sort(key=lambda variant: len(variant.specialization), reverse=True)
+        processes = min(max(2, len(os.sched_getaffinity(0)) - 1), len(variants), _MAX_PROCESSES)
+        with ProcessPoolExecutor(
+            processes,
+            multiprocessing.get_context("fork"),
+            initializer=_begin_child,
+            initargs=(os.getpid(), variants),
+        ) as pool:
+            support = pool.submit(_build_launch_support) if self._launchable else None
+            compile_one = functools.partial(_compile, launchable=self._launchable)
+            compiled = list(pool.map(compile_one, range(len(variants))))
+            if support:
+                support.result()
+        stamp = self._stamp(config, model, dtype)
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(json.dumps([asdict(kernel) for kernel in compiled]))
+        return compiled
+
+    def _in_child(self, parent: int, config: WorkerConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+        try:
+            _die_with_parent(parent)
+            started = time.monotonic()
+            compiled = self.compile(config, model, dtype)
+            logger.info(
+                "compiled %d kernels in %.1f s, %.1f s of one core",
+                len(compiled),
+                time.monotonic() - started,
+                sum(kernel.seconds for kernel in compiled),
+            )
+        except BaseException:
+            logger.exception("cannot compile ahead")
+            return 1
+        return 0
+
+    def _stamp(self, config: WorkerConfig, model: ModelConfig, dtype: torch.dtype) -> Path:
+        settings = {name: getattr(config, name) for name in _SETTINGS}
+        compiler = (triton.__version__, self._target, self._launchable)
+        identity = (_source_digest(), *compiler, settings, model, dtype)
+        digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
+        return self.directory / "complete" / f"{digest}.json"
+
+
+def cache_directory(home: Path, target: GpuTarget) -> Path:
+    """Where compiled kernels are kept: they fit one architecture, Triton and Python.
+
+    Args:
+        home: of pagewire's caches.
+    """
+    return home / "triton" / f"{target}-triton-{triton.__version__}-{sys.implementation.cache_tag}"
+
+
+def _note_compilation(*, src: Any, times: Any, cache_hit: bool, **_: Any) -> None:
+    """Says what was not compiled ahead, though it should have been."""
+    if not cache_hit:
+        logger.info("compiled %s when it was launched, in %.1f s", src.name, times.total / 1e6)
+
+
+def _nothing_to_wait_for() -> None:
+    pass
+
+
+def _wait_for(child: int) -> None:
+    """Waits for the child to end; says so if it failed, and ends it if it takes for ever."""
+    pidfd = os.pidfd_open(child)
+    try:
+        ended, _, _ = select.select([pidfd], [], [], _PATIENCE)
+    finally:
+        os.close(pidfd)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        logger.warning("kernels could not be compiled ahead; each is compiled when it is first launched")
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Of all code that decides what is launched."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _die_with_parent(parent: int) -> None:
+    """From now on this process is killed when its parent is gone, and a terminal's Ctrl-C is not for it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+_variants: list[KernelVariant] = []
+
+
+def _begin_child(parent: int, variants: list[KernelVariant]) -> None:
+    _die_with_parent(parent)
+    _variants[:] = variants
+    torch.set_num_threads(1)
+
+
+def _compile(index: int, *, launchable: bool) -> CompiledKernel:
+    variant = _variants[index]
+    started = time.monotonic()
+    kernel = variant.function.preload(variant.specialization)
+    driver = _cuda_driver()
+    # Up to Triton 3.6 at least, every signature has a launcher of its own, written in C.
+    if launchable and hasattr(driver, "make_launcher"):
+        driver.CudaLauncher(kernel.src, kernel.metadata)
+    return CompiledKernel(variant.name, time.monotonic() - started)
+
+
+def _build_launch_support() -> None:
+    """Triton's own C extension, which it compiles too."""
+    _cuda_driver().CudaUtils()
+
+
+def _cuda_driver() -> ModuleType:
+    from triton.backends.nvidia import driver
+
+    module: ModuleType = driver
+    return module

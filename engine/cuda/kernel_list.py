@@ -1,0 +1,141 @@
+"""Which kernels a worker launches: found by launching them all without a GPU.
+
+The worker's own code runs on torch's "meta" device, where tensors have shapes and no memory, and Triton is
+told to note what it should compile instead of compiling it. So the list is what is launched, by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from engine.attention.backend import AttentionBackend, HeadLayout
+from engine.attention.triton_backend import TritonAttentionBackend
+from engine.build import assemble
+from engine.config import WorkerConfig
+from engine.cuda.gpu import GpuTarget
+from engine.cuda.graphs import mixed_graph_sizes
+from engine.cuda.platform import CudaPlatform
+from engine.cuda.runner import CudaModelRunner
+from engine.loader.load import create_model
+from engine.model_config import ModelConfig
+from engine.models.base import CausalLM, ModelContext
+from engine.platform import MakeTrial
+from engine.runner import Runner
+
+# The first layer differs from the second, and all others are like that one.
+_LAYERS = 2
+# Bytes: the pool is cut to what the rows can use.
+_AS_MUCH_AS_WANTED = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class KernelVariant:
+    """A kernel as compiled for some launches.
+
+    Attributes:
+        function: Triton's.
+        name: of it, for people.
+        specialization: types, constants and options, as Triton writes them down for `preload`.
+    """
+
+    function: Any
+    name: str
+    specialization: str
+
+
+class CompileOnlyDriver:
+    """Stands in for a GPU where nothing is launched."""
+
+    def __init__(self, target: GpuTarget) -> None:
+        self._target = GPUTarget("cuda", target.arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        """What to compile for."""
+        return self._target
+
+    def get_current_device(self) -> int:
+        """The number under which Triton keeps what it compiled."""
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        """None."""
+        return 0
+
+
+def list_kernels(
+    config: WorkerConfig, model: ModelConfig, dtype: torch.dtype, target: GpuTarget
+) -> list[KernelVariant]:
+    """Every kernel that a worker of this configuration launches, each variant once.
+
+    Leaves Triton set up to compile for the target, in this process, and never to launch.
+    """
+    driver.set_active(CompileOnlyDriver(target))
+    model = replace(model, num_hidden_layers=min(model.num_hidden_layers, _LAYERS))
+    device = torch.device("meta")
+    platform = _RehearsalPlatform(config, device, dtype, target.num_sms)
+
+    def load(context: ModelContext) -> CausalLM:
+        return create_model(context, device, dtype)
+
+    with _noted_launches() as variants:
+        assemble(config, model, platform, load, on_sized=lambda size: None)
+    return list(variants.values())
+
+
+class _RehearsalPlatform(CudaPlatform):
+    """Launches whatever a worker does, up to its first plan and in its steps, captured or not."""
+
+    def __init__(self, config: WorkerConfig, device: torch.device, dtype: torch.dtype, num_sms: int) -> None:
+        super().__init__(config, device, dtype)
+        self._num_sms = num_sms
+
+    def attention(self, heads: HeadLayout, max_num_seqs: int) -> AttentionBackend:
+        return TritonAttentionBackend(
+            heads,
+            max_num_seqs=max_num_seqs,
+            device=self.device,
+            dtype=self.dtype,
+            deterministic=self._config.deterministic,
+            num_sms=self._num_sms,
+        )
+
+    def bytes_for_kv(self, make_trial: MakeTrial) -> int:
+        trial = make_trial()
+        assert isinstance(trial, CudaModelRunner)
+        trial.rehearse(trial.largest_shape)
+        return _AS_MUCH_AS_WANTED
+
+    def finish(self, runner: Runner) -> None:
+        assert isinstance(runner, CudaModelRunner)
+        runner.rehearse_prompts()
+        runner.rehearse_sizes(self._graph_sizes(runner))
+        # Which of these get graphs depends on the whole model; the others are launched as they come.
+        runner.rehearse_sizes(
+            mixed_graph_sizes(runner.rows.limits.max_num_seqs, runner.max_num_batched_tokens)
+        )
+
+
+@contextmanager
+def _noted_launches() -> Iterator[dict[tuple[str, str, str], KernelVariant]]:
+    """While it lasts launches compile nothing and do nothing, but are noted."""
+    variants: dict[tuple[str, str, str], KernelVariant] = {}
+
+    def note(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        variant = KernelVariant(fn.jit_function, fn.name, compile["specialization_data"])
+        variants.setdefault((fn.module, fn.name, key), variant)
+        return True  # as if it had been compiled: Triton then launches nothing
+
+    before = triton.knobs.runtime.jit_cache_hook
+    triton.knobs.runtime.jit_cache_hook = note
+    try:
+        yield variants
+    finally:
+        triton.knobs.runtime.jit_cache_hook = before

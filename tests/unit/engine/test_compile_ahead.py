@@ -1,0 +1,188 @@
+"""Compiling a worker's kernels beside its start: what is compiled, and what happens when that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from engine.config import WorkerConfig
+from engine.cuda import compile_ahead
+from engine.cuda.compile_ahead import AheadCompiler, CompiledKernel
+from engine.cuda.gpu import GpuTarget, find_gpu
+from engine.cuda.head_start import HeadStart
+from engine.model_config import ModelConfig, load_model_config
+from tests.unit.engine.tiny_model import CONFIG
+
+TARGET = GpuTarget(90, 132)
+WORKER = WorkerConfig(model="unused", socket=Path("unused"), max_num_seqs=16, max_num_batched_tokens=256)
+
+# Notes the names under which Triton would store what it compiles: of what is compiled ahead, and of what the
+# same code launches. Runs alone, without Triton's interpreter, which this process may have chosen.
+NAMES = """
+import json, sys
+from contextlib import nullcontext
+from pathlib import Path
+import torch
+import triton.compiler
+from triton.compiler import make_backend
+from triton.runtime.cache import get_cache_key
+from triton._C.libtriton import get_cache_invalidating_env_vars
+from engine.cuda import kernel_list
+from engine.cuda.gpu import GpuTarget
+from engine.model_config import load_model_config
+from tests.unit.engine.test_compile_ahead import WORKER
+
+names = set()
+
+def compile(src, target, options, **_):
+    backend = make_backend(target)
+    key = get_cache_key(src, backend, backend.parse_options(dict(options)), get_cache_invalidating_env_vars())
+    names.add(f"{src.name} {key}")
+
+triton.compiler.compile = compile
+arguments = (WORKER, load_model_config(Path(sys.argv[1])), torch.bfloat16, GpuTarget(90, 132))
+variants = kernel_list.list_kernels(*arguments)
+for variant in variants:
+    variant.function.preload(variant.specialization)
+ahead, names = names, set()
+
+kernel_list._noted_launches = lambda: nullcontext({})  # now every launch is compiled
+kernel_list.list_kernels(*arguments)
+print(json.dumps([sorted(ahead), sorted(names)]))
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelConfig:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return load_model_config(tmp_path)
+
+
+def run_alone(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": os.getcwd()},
+        check=False,
+    )
+
+
+def test_what_is_compiled_ahead_is_what_will_be_launched(tmp_path: Path, model: ModelConfig) -> None:
+    run = run_alone(NAMES, tmp_path)
+    assert run.returncode == 0, run.stderr
+    ahead, launched = json.loads(run.stdout.splitlines()[-1])
+    assert ahead == launched
+    functions = {name.split()[0] for name in ahead}
+    assert functions >= {"_decode_kernel", "_prefill_kernel", "_choose_tokens", "scatter_words_kernel"}
+
+
+def compile_nothing(self: AheadCompiler, *arguments: object) -> list[CompiledKernel]:
+    stamp = self._stamp(*arguments)
+    stamp.parent.mkdir()
+    stamp.write_text("")
+    return []
+
+
+def test_a_full_cache_starts_nothing(
+    tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AheadCompiler, "compile", compile_nothing)
+    compiler = AheadCompiler(tmp_path / "cache", TARGET)
+    compiler.directory.mkdir()
+    compiler.start(WORKER, model, torch.bfloat16)()
+
+    def refuse() -> int:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    compiler.start(WORKER, model, torch.bfloat16)()
+    for other in (
+        lambda: compiler.start(WORKER, model, torch.float16),
+        lambda: AheadCompiler(compiler.directory, GpuTarget(80, 108)).start(WORKER, model, torch.bfloat16),
+        lambda: compiler.start(WorkerConfig(model="", socket=Path(), max_num_seqs=17), model, torch.bfloat16),
+    ):
+        with pytest.raises(AssertionError, match="a process was started"):
+            other()
+
+
+def test_a_failure_is_told_and_leaves_the_cache_unfinished(
+    tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> list[CompiledKernel]:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(AheadCompiler, "compile", fail)
+    AheadCompiler(tmp_path, TARGET).start(WORKER, model, torch.bfloat16)()
+    assert "could not be compiled ahead" in caplog.text
+    assert not (tmp_path / "complete").exists()
+
+
+def test_a_compiler_that_hangs_is_killed(
+    tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(AheadCompiler, "compile", lambda *_: time.sleep(600))
+    monkeypatch.setattr(compile_ahead, "_PATIENCE", 0.2)
+    AheadCompiler(tmp_path, TARGET).start(WORKER, model, torch.bfloat16)()
+    assert "could not be compiled ahead" in caplog.text
+    assert psutil.Process().children() == []
+
+
+# A worker whose compilers take for ever; prints when they have begun.
+STUCK = """
+import sys, time
+from pathlib import Path
+import torch
+from engine.cuda import compile_ahead, kernel_list
+from engine.model_config import load_model_config
+from tests.unit.engine.test_compile_ahead import TARGET, WORKER
+
+class Stuck:
+    specialization, name = "", "stuck"
+    @property
+    def function(self):
+        print("compiling", flush=True)
+        time.sleep(600)
+
+kernel_list.list_kernels = lambda *_: [Stuck(), Stuck()]
+compiler = compile_ahead.AheadCompiler(Path(sys.argv[1]), TARGET, launchable=False)
+compiler.start(WORKER, load_model_config(Path(sys.argv[1])), torch.bfloat16)()
+"""
+
+
+def test_no_process_survives_a_killed_worker(tmp_path: Path, model: ModelConfig) -> None:
+    worker = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        text=True,
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.read(9) == "compiling"
+    family = psutil.Process(worker.pid).children(recursive=True)
+    assert len(family) >= 2
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    worker.stdout.close()
+
+
+def test_a_machine_without_cuda_has_no_gpu_to_compile_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert find_gpu(0) is None
+    assert HeadStart("auto").wait() is None
+    assert HeadStart("cpu").wait() is None
