@@ -39,7 +39,7 @@ def load_model(
     if load_format == "dummy":
         load_dummy(model, seed)
     else:
-        load_safetensors(model, directory)
+        load_safetensors(model, directory, device)
     for module in model.modules():
         if isinstance(module, LoadableModule):
             module.finish_loading()
