@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -50,17 +49,15 @@ def engine_worker(**values: Any) -> None:
 
 
 def _compiler(target: GpuTarget) -> CompileAhead | None:
-    """Compiles into $TRITON_CACHE_DIR, or else into our own cache; None where that cannot be written."""
-    from engine.cuda.compile_ahead import AheadCompiler, cache_directory
+    """What compiles into the cache of kernels; None where that cannot be written."""
+    from engine.cuda.compile_ahead import AheadCompiler, use_kernel_cache
     from pagewire.hub.cache import cache_home
 
-    directory = Path(os.environ.get("TRITON_CACHE_DIR") or cache_directory(cache_home(), target))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = use_kernel_cache(cache_home(), target)
     except OSError as error:
-        logger.warning("compiled kernels are not kept in %s: %s", directory, error.strerror)
+        logger.warning("compiled kernels are not kept: %s", error)
         return None
-    os.environ["TRITON_CACHE_DIR"] = str(directory)
     return AheadCompiler(directory, target).start
 
 

@@ -45,20 +45,29 @@ _PATIENCE = 300.0
 _MAX_PROCESSES = 24
 _PR_SET_PDEATHSIG = 1
 # What else of a worker's configuration says which kernels it launches.
-_SETTINGS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "deterministic")
+_SETTINGS = (
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "num_blocks",
+    "deterministic",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledKernel:
-    """One kernel in the cache.
+    """One kernel, in the cache now.
 
     Attributes:
         name: Triton's.
         seconds: what compiling it took; next to none if it was there.
+        error: why it could not be compiled; empty if it was.
     """
 
     name: str
     seconds: float
+    error: str = ""
 
 
 class AheadCompiler:
@@ -82,8 +91,7 @@ class AheadCompiler:
         No other thread may run Python code that holds locks meanwhile: the process forks.
         """
         triton.knobs.compilation.listener = _note_compilation
-        stamp = self._stamp(config, model, dtype)
-        if stamp.exists():
+        if self.is_complete(config, model, dtype):
             logger.info("kernels are in %s", self.directory)
             return _nothing_to_wait_for
         logger.info("compiling kernels for %s into %s", self._target, self.directory)
@@ -98,12 +106,12 @@ class AheadCompiler:
             os._exit(self._in_child(parent, config, model, dtype))
         return functools.partial(_wait_for, child)
 
-    def compile(self, config: WorkerConfig, model: ModelConfig, dtype: torch.dtype) -> list[CompiledKernel]:
-        """Compiles here and in child processes, slowest first. Afterwards this process can launch nothing.
+    def is_complete(self, config: WorkerConfig, model: ModelConfig, dtype: torch.dtype) -> bool:
+        """Whether there is nothing left to compile for such a worker."""
+        return self._stamp(config, model, dtype).exists()
 
-        Raises:
-            Exception: Triton's, or the system's, whatever went wrong.
-        """
+    def compile(self, config: WorkerConfig, model: ModelConfig, dtype: torch.dtype) -> list[CompiledKernel]:
+        """Compiles in child processes, slowest first. Afterwards this process can launch nothing."""
         from engine.cuda.kernel_list import list_kernels
 
         triton.knobs.compilation.listener = None
@@ -123,9 +131,10 @@ class AheadCompiler:
             compiled = list(pool.map(compile_one, range(len(variants))))
             if support:
                 support.result()
-        stamp = self._stamp(config, model, dtype)
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(json.dumps([asdict(kernel) for kernel in compiled]))
+        if not any(kernel.error for kernel in compiled):
+            stamp = self._stamp(config, model, dtype)
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(json.dumps([asdict(kernel) for kernel in compiled]))
         return compiled
 
     def _in_child(self, parent: int, config: WorkerConfig, model: ModelConfig, dtype: torch.dtype) -> int:
@@ -139,6 +148,9 @@ class AheadCompiler:
                 time.monotonic() - started,
                 sum(kernel.seconds for kernel in compiled),
             )
+            for kernel in compiled:
+                if kernel.error:
+                    logger.warning("%s could not be compiled ahead: %s", kernel.name, kernel.error)
         except BaseException:
             logger.exception("cannot compile ahead")
             return 1
@@ -152,13 +164,21 @@ class AheadCompiler:
         return self.directory / "complete" / f"{digest}.json"
 
 
-def cache_directory(home: Path, target: GpuTarget) -> Path:
-    """Where compiled kernels are kept: they fit one architecture, Triton and Python.
+def use_kernel_cache(home: Path, target: GpuTarget) -> Path:
+    """Has this process keep compiled kernels in $TRITON_CACHE_DIR, or else in a directory of our own for this
+    architecture, Triton and Python; returns which. Called at a process's edge.
 
     Args:
         home: of pagewire's caches.
+
+    Raises:
+        OSError: it cannot be made.
     """
-    return home / "triton" / f"{target}-triton-{triton.__version__}-{sys.implementation.cache_tag}"
+    ours = home / "triton" / f"{target}-triton-{triton.__version__}-{sys.implementation.cache_tag}"
+    directory = Path(os.environ.get("TRITON_CACHE_DIR") or ours)
+    directory.mkdir(parents=True, exist_ok=True)
+    os.environ["TRITON_CACHE_DIR"] = str(directory)
+    return directory
 
 
 def _note_compilation(*, src: Any, times: Any, cache_hit: bool, **_: Any) -> None:
@@ -216,12 +236,23 @@ def _begin_child(parent: int, variants: list[KernelVariant]) -> None:
 def _compile(index: int, *, launchable: bool) -> CompiledKernel:
     variant = _variants[index]
     started = time.monotonic()
-    kernel = variant.function.preload(variant.specialization)
-    driver = _cuda_driver()
-    # Up to Triton 3.6 at least, every signature has a launcher of its own, written in C.
-    if launchable and hasattr(driver, "make_launcher"):
-        driver.CudaLauncher(kernel.src, kernel.metadata)
-    return CompiledKernel(variant.name, time.monotonic() - started)
+    error = ""
+    try:
+        kernel = variant.function.preload(variant.specialization)
+        driver = _cuda_driver()
+        # Up to Triton 3.6 at least, every signature has a launcher of its own, written in C.
+        if launchable and hasattr(driver, "make_launcher"):
+            driver.CudaLauncher(kernel.src, kernel.metadata)
+    except Exception as reason:
+        error = _root_of(reason)
+    return CompiledKernel(variant.name, time.monotonic() - started, error)
+
+
+def _root_of(error: BaseException) -> str:
+    """What Triton says last of a chain of errors, the inner of which name the cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().rpartition("\n")[2] or type(error).__name__
 
 
 def _build_launch_support() -> None:

@@ -25,7 +25,18 @@ def test_version() -> None:
 
 def test_help_names_every_command() -> None:
     text = pagewire("--help").stdout
-    for command in ("serve", "frontend", "scheduler", "engine-worker", "chat", "generate", "pull", "models"):
+    commands = (
+        "serve",
+        "frontend",
+        "scheduler",
+        "engine-worker",
+        "chat",
+        "generate",
+        "pull",
+        "models",
+        "warmup",
+    )
+    for command in commands:
         assert f"\n  {command}" in text
 
 

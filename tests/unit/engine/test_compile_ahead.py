@@ -128,6 +128,38 @@ def test_a_failure_is_told_and_leaves_the_cache_unfinished(
     assert not (tmp_path / "complete").exists()
 
 
+class Uncompilable:
+    specialization, name = "", "odd_kernel"
+
+    def preload(self, specialization: str) -> object:
+        raise ValueError("in line 3") from AssertionError("shapes\nK must be at least 16")
+
+    @property
+    def function(self) -> Uncompilable:
+        return self
+
+
+def test_a_kernel_that_cannot_be_compiled_is_named_and_keeps_no_other_from_it(
+    tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Compilable(Uncompilable):
+        name = "even_kernel"
+
+        def preload(self, specialization: str) -> object:
+            return object()
+
+    kernels = [Uncompilable(), Compilable()]
+    monkeypatch.setattr("engine.cuda.kernel_list.list_kernels", lambda *_: kernels)
+    compiler = AheadCompiler(tmp_path / "cache", TARGET, launchable=False)
+    odd, even = compiler.compile(WORKER, model, torch.bfloat16)
+    assert (odd.name, odd.error) == ("odd_kernel", "K must be at least 16")
+    assert (even.name, even.error) == ("even_kernel", "")
+    assert not compiler.is_complete(WORKER, model, torch.bfloat16)
+    kernels.pop(0)
+    compiler.compile(WORKER, model, torch.bfloat16)
+    assert compiler.is_complete(WORKER, model, torch.bfloat16)
+
+
 def test_a_compiler_that_hangs_is_killed(
     tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
