@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from engine.attention.backend import IntArray
-from engine.cuda.unusual_rows import LogprobsRequest
+from engine.cuda.logprobs import LogprobsRequest
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
 from engine.dispatch.records import StepResult
 from engine.pending import FinishedStep

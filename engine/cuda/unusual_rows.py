@@ -4,68 +4,71 @@ and token lists. A step without such requests launches nothing of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from engine.attention.backend import IntArray
+from engine.cuda.logprobs import LogprobsBuffers, LogprobsRequest
 from engine.cuda.rows import DeviceRows
+from engine.cuda.staging import Staging
 from engine.cuda.step_shape import StepColumns
-from engine.dispatch.records import TokenLogprobs
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
+from engine.kernels.sampling.adjust import AdjustWorkspace, Penalties, RaggedLists, adjust_logits
 from engine.kernels.sampling.kernel import SamplingColumns, SamplingWorkspace, sample_rows
-from engine.sampling.parameters import SamplingBatch, subset
-from engine.sampling.penalties import apply_penalties, apply_token_lists
+from engine.kernels.sampling.logprobs import LogprobsWorkspace, gather_logprobs
+from engine.sampling.parameters import SamplingBatch, SamplingTable, TokenLists, subset
+
+# Rows adjusted at once, each in 8 bytes for every token of the vocabulary; a step with more goes on with the
+# same memory.
+ROWS_AT_ONCE = 32
+# A buffer is written again only when the result of the step that took it was read, as in results.py.
+_NUM_TURNS = MAX_STEPS_IN_FLIGHT + 2
 
 
-@dataclass(slots=True)
-class LogprobsRequest:
-    """Log probabilities of some of a step's tokens, on their way to the host.
+@dataclass(frozen=True, slots=True)
+class _Adjustments:
+    """Of A rows, on the device; see `adjust_logits`."""
 
-    Attributes:
-        index: which of the result's tokens, [L].
-        num_top: top entries of each, [L].
-        values: of the sampled token, then of the likeliest, [L, 1 + the largest num_top] fp32.
-        top_ids: the likeliest, [L, the largest num_top].
-    """
+    index: torch.Tensor
+    penalties: Penalties | None
+    lists: RaggedLists | None
 
-    index: IntArray
-    num_top: IntArray
-    values: torch.Tensor
-    top_ids: torch.Tensor
-    host_values: torch.Tensor | None = None
-    host_top_ids: torch.Tensor | None = None
-
-    def to_host(self) -> None:
-        """Starts the copies, on the current stream."""
-        self.host_values = _to_host(self.values)
-        self.host_top_ids = _to_host(self.top_ids)
-
-    def by_index(self) -> dict[int, TokenLogprobs]:
-        """The entries of a step's result, once the copies are over."""
-        assert self.host_values is not None
-        assert self.host_top_ids is not None
-        values, top_ids = self.host_values.numpy(), self.host_top_ids.numpy().astype(np.uint32)
-        return {
-            int(index): TokenLogprobs(float(values[i, 0]), top_ids[i, :count], values[i, 1 : 1 + count])
-            for i, (index, count) in enumerate(zip(self.index, self.num_top, strict=True))
-        }
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.device.type == "cpu":
-        return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
+    def part(self, rows: slice) -> _Adjustments:
+        """Some of the rows."""
+        penalties, lists = self.penalties, self.lists
+        if penalties:
+            penalties = Penalties(
+                penalties.repetition[rows],
+                penalties.presence[rows],
+                penalties.frequency[rows],
+                penalties.num_prompt_tokens[rows],
+            )
+        if lists:
+            ends = slice(rows.start, rows.stop + 1)
+            lists = replace(
+                lists,
+                allowed_offsets=lists.allowed_offsets[ends],
+                masked_offsets=lists.masked_offsets[ends],
+                bias_offsets=lists.bias_offsets[ends],
+            )
+        return _Adjustments(self.index[rows], penalties, lists)
 
 
 class UnusualRows:
-    """Runs behind the main sampling, on the same stream."""
+    """Runs behind the main sampling, on the same stream, and never waits for the device."""
 
     def __init__(self, rows: DeviceRows, out_token_ids: torch.Tensor, workspace: SamplingWorkspace) -> None:
         self._rows = rows
         self._out_token_ids = out_token_ids
         self._workspace = workspace
+        device, limits = rows.arena.device, rows.limits
+        num_rows, vocab_size = limits.max_num_seqs, limits.vocab_size
+        self._adjusted = AdjustWorkspace.allocate(min(num_rows, ROWS_AT_ONCE), vocab_size, device)
+        self._chunks = LogprobsWorkspace.allocate(num_rows, vocab_size, device)
+        self._staging = Staging(_NUM_TURNS, device)
+        self._results = LogprobsBuffers(_NUM_TURNS, num_rows, device)
 
     def after_sampling(
         self,
@@ -90,55 +93,79 @@ class UnusualRows:
         if not adjusts.any() and not asks.any():
             return None
         adjusted = plan_order[adjusts[plan_order]]
-        if len(adjusted):
-            self._resample(subset(batch, adjusted), slots[adjusted], logits, columns)
         index = np.flatnonzero(asks[plan_order])
+        asked = plan_order[index]
+        arrays = [slots[asked].astype(np.int32)]
+        if len(adjusted):
+            arrays += _host_arrays(subset(batch, adjusted), slots[adjusted])
+        asking, *adjusting = self._staging.send(arrays)
+        if len(adjusted):
+            adjustments = _on_device(adjusting)
+            if not batch.columns["has_penalties"][adjusted].any():
+                adjustments = replace(adjustments, penalties=None)
+            if not batch.columns["has_lists"][adjusted].any():
+                adjustments = replace(adjustments, lists=None)
+            self._resample(adjustments, logits, columns)
         if not len(index):
             return None
-        asked = plan_order[index]
-        return self._logprobs(index, batch.columns["logprobs"][asked], slots[asked], logits, columns)
+        request = self._results.take(index, batch.columns["logprobs"][asked])
+        self._gather(asking, request, logits, columns)
+        return request
 
     def rehearse(self, logits: torch.Tensor, columns: StepColumns[torch.Tensor]) -> None:
         """Launches for nobody what only some requests ask for, so that the first of them need not wait for
         the compiler."""
-        nobody = torch.full((1,), -1, dtype=torch.int32, device=logits.device)
-        self._sample(logits[:1].float(), nobody, columns)
+        nobody = np.full(1, -1)
+        no_columns = SamplingTable(1).select(np.zeros(1, dtype=np.int64), nobody)
+        both = _on_device(self._staging.send(_host_arrays(no_columns, nobody)))
+        for adjustments in (both, replace(both, penalties=None), replace(both, lists=None)):
+            self._resample(adjustments, logits, columns)
+        self._gather(both.index, self._results.take(nobody, np.ones(1, dtype=np.int64)), logits, columns)
 
     def _resample(
-        self, batch: SamplingBatch, slots: IntArray, logits: torch.Tensor, columns: StepColumns[torch.Tensor]
+        self, adjustments: _Adjustments, logits: torch.Tensor, columns: StepColumns[torch.Tensor]
     ) -> None:
-        index = torch.from_numpy(slots.astype(np.int32)).to(logits.device, non_blocking=True)
-        adjusted = logits.index_select(0, index).float()
-        apply_token_lists(adjusted, batch)
-        apply_penalties(adjusted, batch, self._rows.token_ids)
-        self._sample(adjusted, index, columns)
+        sampling = sampling_columns(columns)
+        num_rows, at_once = len(adjustments.index), len(self._adjusted.logits)
+        for begin in range(0, num_rows, at_once):
+            part = adjustments.part(slice(begin, min(begin + at_once, num_rows)))
+            adjusted = adjust_logits(
+                logits,
+                index=part.index,
+                rows=columns.sampling_rows,
+                positions=columns.positions,
+                token_ids=self._rows.token_ids,
+                penalties=part.penalties,
+                lists=part.lists,
+                workspace=self._adjusted,
+            )
+            sample_rows(
+                adjusted,
+                columns=sampling,
+                token_ids=self._rows.token_ids,
+                out_token_ids=self._out_token_ids,
+                out_largest=None,
+                slot=columns.result,
+                workspace=self._workspace,
+                index=part.index,
+            )
 
-    def _sample(self, logits: torch.Tensor, index: torch.Tensor, columns: StepColumns[torch.Tensor]) -> None:
-        sample_rows(
-            logits,
-            columns=sampling_columns(columns),
-            token_ids=self._rows.token_ids,
-            out_token_ids=self._out_token_ids,
-            out_largest=None,
-            slot=columns.result,
-            workspace=self._workspace,
-            index=index,
-        )
-
-    def _logprobs(
+    def _gather(
         self,
-        index: IntArray,
-        num_top: IntArray,
-        slots: IntArray,
+        index: torch.Tensor,
+        request: LogprobsRequest,
         logits: torch.Tensor,
         columns: StepColumns[torch.Tensor],
-    ) -> LogprobsRequest:
-        slot = torch.from_numpy(slots.astype(np.int64)).to(logits.device, non_blocking=True)
-        chosen = self._out_token_ids[columns.result.long()].index_select(1, slot).long().T
-        logprobs = logits.index_select(0, slot).float().log_softmax(dim=-1)
-        top = logprobs.topk(min(int(num_top.max()), logits.shape[1]), dim=-1)
-        values = torch.cat((logprobs.gather(1, chosen), top.values), dim=1)
-        return LogprobsRequest(index, num_top, values, top.indices)
+    ) -> None:
+        gather_logprobs(
+            logits,
+            index=index,
+            chosen=self._out_token_ids,
+            slot=columns.result,
+            num_top=min(int(request.num_top.max()), logits.shape[1]),
+            workspace=self._chunks,
+            out=request.out,
+        )
 
 
 def sampling_columns(columns: StepColumns[torch.Tensor]) -> SamplingColumns:
@@ -152,3 +179,51 @@ def sampling_columns(columns: StepColumns[torch.Tensor]) -> SamplingColumns:
         rows=columns.sampling_rows,
         positions=columns.positions,
     )
+
+
+_NO_LISTS = TokenLists(
+    bias_ids=np.zeros(0, dtype=np.int64),
+    bias_values=np.zeros(0, dtype=np.float32),
+    allowed_ids=np.zeros(0, dtype=np.int64),
+    masked_ids=np.zeros(0, dtype=np.int64),
+)
+
+
+def _host_arrays(batch: SamplingBatch, slots: IntArray) -> list[np.ndarray]:
+    """What `_on_device` expects: int32 and fp32, in its order."""
+    columns = batch.columns
+    too_short = batch.positions - columns["num_prompt_tokens"] < columns["min_tokens"]
+    lists = [batch.lists.get(i, _NO_LISTS) for i in range(len(slots))]
+    allowed, allowed_offsets = _ragged([each.allowed_ids for each in lists])
+    masked = [
+        each.masked_ids if short else _NO_LISTS.masked_ids
+        for each, short in zip(lists, too_short, strict=True)
+    ]
+    masked_ids, masked_offsets = _ragged(masked)
+    bias_ids, bias_offsets = _ragged([each.bias_ids for each in lists])
+    return [
+        slots.astype(np.int32),
+        columns["repetition_penalty"].copy(),
+        columns["presence_penalty"].copy(),
+        columns["frequency_penalty"].copy(),
+        columns["num_prompt_tokens"].astype(np.int32),
+        allowed,
+        allowed_offsets,
+        masked_ids,
+        masked_offsets,
+        bias_ids,
+        np.concatenate([each.bias_values for each in lists]),
+        bias_offsets,
+    ]
+
+
+def _ragged(lists: list[IntArray]) -> tuple[np.ndarray, np.ndarray]:
+    """All of them one after another, and where each begins and the last ends; int32."""
+    offsets = np.cumsum([0, *(len(each) for each in lists)])
+    return np.concatenate(lists).astype(np.int32), offsets.astype(np.int32)
+
+
+def _on_device(arrays: list[torch.Tensor]) -> _Adjustments:
+    """From what `_host_arrays` gave, once it is there."""
+    index, *rest = arrays
+    return _Adjustments(index, Penalties(*rest[:4]), RaggedLists(*rest[4:]))

@@ -10,6 +10,7 @@ import torch
 
 from engine.build import build_worker
 from engine.config import WorkerConfig
+from engine.cuda import unusual_rows
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
 from engine.dispatch.records import SamplingRecord
@@ -19,8 +20,9 @@ from tests.integration.plan_driver import GREEDY, PlanDriver
 from tests.unit.engine.tiny_model import write_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PROMPTS = [[5, 9, 33, 7, 21, 60, 3], [1], list(range(3, 40)), [8, 8]]
-OUTPUT_TOKENS = 6
+# The longest takes several steps where the budget is small, and more than one block.
+PROMPTS = [[5, 9, 33, 7, 21, 60, 3], [1], list(range(3, 23)), [8, 8]]
+OUTPUT_TOKENS = 4
 
 
 class InterpretedPlatform(CudaPlatform):
@@ -49,7 +51,8 @@ def config(directory: Path, device: str, **changes: object) -> WorkerConfig:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"), head_dim=16)
+    # With tied embeddings so small a model repeats its input, whatever attention does.
+    return write_model(tmp_path_factory.mktemp("model"), head_dim=16, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,9 @@ def reference(directory: Path) -> ModelRunner:
 @pytest.fixture(scope="module")
 def runner(directory: Path) -> CudaModelRunner:
     platform = CudaPlatform if DEVICE == "cuda" else InterpretedPlatform
-    runner = build_worker(config(directory, DEVICE), platform).runner
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unusual_rows, "ROWS_AT_ONCE", 2)
+        runner = build_worker(config(directory, DEVICE), platform).runner
     assert isinstance(runner, CudaModelRunner)
     return runner
 
@@ -80,17 +85,39 @@ def test_greedy_tokens_are_those_of_the_cpu_runner(reference, runner, budget, st
 def test_all_ways_of_sampling_are_those_of_the_cpu_runner(reference, runner) -> None:
     records = [
         SamplingRecord(seed=1, temperature=0.8, top_p=0.9, logprobs=3),
-        SamplingRecord(seed=2, temperature=1.2, repetition_penalty=1.5, frequency_penalty=0.5, top_k=7),
-        SamplingRecord(temperature=0.0, logit_bias=((11, 50.0),), logprobs=0),
+        SamplingRecord(
+            seed=2, temperature=1.2, repetition_penalty=1.5, frequency_penalty=0.5, top_k=7, logprobs=1
+        ),
+        SamplingRecord(
+            temperature=0.0, logit_bias=((11, 3.0), (58, -50.0)), presence_penalty=-8.0, logprobs=0
+        ),
         GREEDY,
+        SamplingRecord(
+            seed=3,
+            min_p=0.05,
+            allowed_token_ids=tuple(range(20, 60)),
+            min_tokens=2,
+            masked_until_min_tokens=tuple(range(20, 40)),
+        ),
     ]
     results = []
     for each in (reference, runner):
         each.reset()
-        results.append(PlanDriver(each, steps_ahead=1).generate(PROMPTS, OUTPUT_TOKENS, records))
+        driver = PlanDriver(each, budget=20, steps_ahead=1)
+        results.append(driver.generate([*PROMPTS, [40, 2]], OUTPUT_TOKENS, records))
     for ours, theirs in zip(results[1], results[0], strict=True):
         assert ours.output == theirs.output
         assert len(ours.logprobs) == len(theirs.logprobs)
         for mine, expected in zip(ours.logprobs, theirs.logprobs, strict=True):
             assert mine.logprob == pytest.approx(expected.logprob, abs=1e-4)
             assert list(mine.top_ids) == list(expected.top_ids)
+            assert list(mine.top_logprobs) == pytest.approx(list(expected.top_logprobs), abs=1e-4)
+    [*_, limited] = results[1]
+    assert min(limited.output[:2]) >= 40
+    assert min(limited.output) >= 20
+
+
+def test_rehearsing_leaves_no_trace(runner) -> None:
+    before = runner.rows.arena.clone()
+    runner.rehearse_sizes([(2, 0, 0, False)])
+    assert torch.equal(runner.rows.arena, before)

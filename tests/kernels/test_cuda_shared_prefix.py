@@ -21,7 +21,7 @@ NUM_DECODES = 2
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> CudaModelRunner:
-    directory = write_model(tmp_path_factory.mktemp("model"), head_dim=16)
+    directory = write_model(tmp_path_factory.mktemp("model"), head_dim=16, tie_word_embeddings=False)
     runner = build_worker(config(directory, DEVICE), InterpretedPlatform).runner
     assert isinstance(runner, CudaModelRunner)
     return runner
