@@ -95,6 +95,7 @@ def test_all_ways_of_sampling_are_those_of_the_cpu_runner(reference, runner) -> 
         SamplingRecord(
             seed=3,
             min_p=0.05,
+            presence_penalty=-8.0,
             allowed_token_ids=tuple(range(20, 60)),
             min_tokens=2,
             masked_until_min_tokens=tuple(range(20, 40)),
