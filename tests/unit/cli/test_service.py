@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,19 +102,26 @@ def test_too_long_a_runtime_directory_is_refused(model: Path) -> None:
         config.placed(Path("/" + "x" * 100), 1, 2)
 
 
+@pytest.fixture
+def runtime_dir() -> Iterator[Path]:
+    """Near the root: the paths of sockets have at most 107 bytes, and `tmp_path` may take most of them."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
 async def test_the_runtime_directory_is_private_and_removed(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_dir))
     monkeypatch.setattr(ServiceConfig, "stages", lambda self: [])
     config = ServiceConfig.resolve(str(model), {"host": LOCAL, "port": 0, "grpc_port": 0})
     async with running_service(config, QuietReport()) as service:
-        [directory] = tmp_path.glob("pagewire-*")
+        [directory] = runtime_dir.glob("pagewire-*")
         assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
         assert service.http_address != service.grpc_address
         assert service.http_address.startswith("127.0.0.1:")
         assert not service.http_address.endswith(":0")
-    assert list(tmp_path.glob("pagewire-*")) == []
+    assert list(runtime_dir.glob("pagewire-*")) == []
 
 
 def test_at_least_one_frontend(model: Path) -> None:
