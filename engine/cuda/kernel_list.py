@@ -24,6 +24,7 @@ from engine.cuda.gpu import GpuTarget
 from engine.cuda.graphs import mixed_graph_sizes
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
+from engine.kernels.linear.matrix_vector import MAX_TOKENS
 from engine.loader.load import create_model
 from engine.model_config import ModelConfig
 from engine.models.base import CausalLM, ModelContext
@@ -116,6 +117,8 @@ class _RehearsalPlatform(CudaPlatform):
     def finish(self, runner: Runner) -> None:
         assert isinstance(runner, CudaModelRunner)
         runner.rehearse_prompts()
+        # Products of a few tokens are compiled for their number.
+        runner.rehearse_sizes([(0, 1, count, False) for count in range(1, MAX_TOKENS + 1)])
         runner.rehearse_sizes(self._graph_sizes(runner))
         # Which of these get graphs depends on the whole model; the others are launched as they come.
         runner.rehearse_sizes(
