@@ -15,7 +15,7 @@ from engine.cuda.graphs import GraphSize, decode_graph_sizes, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
-from engine.device import CUDA_LIMITS
+from engine.device import CUDA_LIMITS, fitting
 from engine.kv_cache import GIB
 from engine.layers.linear_method import LinearMethod
 from engine.layers.ops import LayerOps
@@ -80,11 +80,13 @@ class CudaPlatform(Platform):
         """What `gpu_memory_utilization` leaves after everything else on the GPU, the largest step and the
         graphs, each measured by doing it once over a small pool."""
         torch.cuda.empty_cache()
-        trial = make_trial()
-        assert isinstance(trial, CudaModelRunner)
-        step_bytes = self._step_bytes(trial)
-        graph_bytes = 0 if self._config.enforce_eager else self._graph_bytes(trial)
-        del trial
+        with fitting(self.device, "the largest step"):
+            before = torch.cuda.memory_allocated(self.device)
+            trial = make_trial()
+            assert isinstance(trial, CudaModelRunner)
+            step_bytes = self._step_bytes(trial, before)
+            graph_bytes = 0 if self._config.enforce_eager else self._graph_bytes(trial)
+            del trial
         gc.collect()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
@@ -103,8 +105,8 @@ class CudaPlatform(Platform):
         logger.info("GPU memory: %s; %.2f left for the KV pool", account, left / GIB)
         return left
 
-    def _step_bytes(self, trial: CudaModelRunner) -> int:
-        before = torch.cuda.memory_allocated(self.device)
+    def _step_bytes(self, trial: CudaModelRunner, before: int) -> int:
+        """Memory of the runner's own buffers and of the largest step, beyond what was allocated before."""
         torch.cuda.reset_peak_memory_stats(self.device)
         trial.rehearse(trial.largest_shape)
         torch.cuda.synchronize(self.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from engine.device import fitting
 from engine.layers.weights import LoadableModule
 from engine.loader.dummy import load_dummy
 from engine.loader.safetensors import load_safetensors
@@ -35,14 +36,15 @@ def load_model(
         ConfigError: the checkpoint does not fit the model.
     """
     started = time.monotonic()
-    model = create_model(context, device, dtype)
-    if load_format == "dummy":
-        load_dummy(model, seed)
-    else:
-        load_safetensors(model, directory, device)
-    for module in model.modules():
-        if isinstance(module, LoadableModule):
-            module.finish_loading()
+    with fitting(device, "the model"):
+        model = create_model(context, device, dtype)
+        if load_format == "dummy":
+            load_dummy(model, seed)
+        else:
+            load_safetensors(model, directory, device)
+        for module in model.modules():
+            if isinstance(module, LoadableModule):
+                module.finish_loading()
     logger.info("loaded %s in %.1f s", directory, time.monotonic() - started)
     return model.eval()
 
