@@ -28,6 +28,13 @@ def model(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture
+def runtime_dir() -> Iterator[Path]:
+    """Near the root: the paths of sockets have at most 107 bytes, and `tmp_path` may take most of them."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
 def test_a_reserved_port_is_shared_with_frontends_and_with_nobody_else() -> None:
     reserved = ReservedPort(LOCAL, 0, "port")
     with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
@@ -71,7 +78,7 @@ def test_a_model_is_served_under_the_name_it_was_given_by(model: Path) -> None:
     assert default_model_name("/models/Tiny.Q4_1.gguf") == "Tiny.Q4_1"
 
 
-def test_every_process_gets_its_part_of_the_options(model: Path, tmp_path: Path) -> None:
+def test_every_process_gets_its_part_of_the_options(model: Path, runtime_dir: Path) -> None:
     values = {
         "max_num_seqs": 4,
         "dtype": "float32",
@@ -79,7 +86,7 @@ def test_every_process_gets_its_part_of_the_options(model: Path, tmp_path: Path)
         "max_num_waiting": 9,
         "drain_timeout": 3.0,
     }
-    config = ServiceConfig.resolve(str(model), values, frontends=2).placed(tmp_path, 8001, 8002)
+    config = ServiceConfig.resolve(str(model), values, frontends=2).placed(runtime_dir, 8001, 8002)
     stages = config.stages()
     assert [[spec.name for spec in stage] for stage in stages] == [
         ["frontend-0", "frontend-1"],
@@ -87,11 +94,13 @@ def test_every_process_gets_its_part_of_the_options(model: Path, tmp_path: Path)
         ["engine-worker"],
     ]
     frontend, scheduler, worker = (" ".join(stage[0].command) for stage in stages)
-    assert f"-m pagewire frontend {model} --scheduler unix:{tmp_path}/scheduler.sock" in frontend
+    assert f"-m pagewire frontend {model} --scheduler unix:{runtime_dir}/scheduler.sock" in frontend
     assert "--served-model-name tiny --host 127.0.0.1 --port 8001 --grpc-port 8002" in frontend
-    assert f"--listen unix:{tmp_path}/scheduler.sock --worker-socket {tmp_path}/worker.sock" in scheduler
+    assert (
+        f"--listen unix:{runtime_dir}/scheduler.sock --worker-socket {runtime_dir}/worker.sock" in scheduler
+    )
     assert scheduler.endswith("--max-num-seqs 4 --max-num-waiting 9")
-    assert f"-m pagewire engine-worker {model} --socket {tmp_path}/worker.sock" in worker
+    assert f"-m pagewire engine-worker {model} --socket {runtime_dir}/worker.sock" in worker
     assert worker.endswith("--dtype float32 --max-num-seqs 4")
     assert stages[0][0].stop_timeout > 3.0
 
@@ -100,13 +109,6 @@ def test_too_long_a_runtime_directory_is_refused(model: Path) -> None:
     config = ServiceConfig.resolve(str(model), {})
     with pytest.raises(ConfigError, match="set XDG_RUNTIME_DIR to a shorter one"):
         config.placed(Path("/" + "x" * 100), 1, 2)
-
-
-@pytest.fixture
-def runtime_dir() -> Iterator[Path]:
-    """Near the root: the paths of sockets have at most 107 bytes, and `tmp_path` may take most of them."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        yield Path(directory)
 
 
 async def test_the_runtime_directory_is_private_and_removed(
