@@ -15,6 +15,8 @@ What keeps this right, in every kernel that is launched with `overlap_options`:
 - Ahead of the wait, therefore, a kernel may load what nothing writes while steps run: weights, tables. It may
   load what a kernel wrote that is surely not the one just before it, past the L1 cache (".cg"), which is not
   surely emptied between such kernels. And it may prefetch anything into the L2 cache, where all writes go.
+  A step's inputs are made four kernels or more before any of them is read so: enough even after a library's
+  kernel that lets the next one go ahead of its own wait.
 """
 
 from __future__ import annotations

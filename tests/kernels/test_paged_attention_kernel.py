@@ -218,7 +218,8 @@ def test_the_reference_equals_the_naive_definition() -> None:
 def test_decode_equals_its_definition(
     heads: tuple[int, int, int], dtype: torch.dtype, num_splits: int
 ) -> None:
-    lengths = [1, 0, 65] if not GPU else [1, 0, 65, 16, 17, 2000, 511, 0, 4096, 300]
+    # The longest has several shares even if none is short.
+    lengths = [1, 0, 300] if not GPU else [1, 0, 65, 16, 17, 2000, 511, 0, 4096, 300]
     case = make_case([(length, 1) for length in lengths], heads, dtype=dtype, seed=num_splits)
     assert_matches(decode(case, num_splits), case)
 
