@@ -32,7 +32,7 @@ serve: $(VENV)/.installed ## Install, fetch the model, serve it (MODEL= PORT= GR
 test: $(VENV)/.installed-dev ## Run the CPU test suite (ARGS= goes to pytest)
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
-test-gpu: $(VENV)/.installed-dev ## Run the tests that need a CUDA device
+test-gpu: $(VENV)/.installed-dev ## Run the tests of kernels and models on a CUDA device (ARGS= goes to pytest)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, types and wire contracts
