@@ -1,9 +1,9 @@
 """Compiles all that a worker will launch beside its start, on every core, into Triton's cache on disk.
 
 One kernel after the other, as each is first launched, would take a core half a minute. Here a child process
-finds out what will be launched (kernel_list.py) and has children of its own compile it, while the worker
-reads weights. They are forked, so that none of them imports torch again, and die with their parents. What
-they fail to compile the worker compiles itself when it comes to it.
+finds out what will be launched (kernel_list.py) and has children of its own compile it at once, while the
+worker reads weights. All are forked, so that none imports torch again, and die with their parents. What they
+fail to compile the worker compiles itself when it comes to it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -111,26 +112,25 @@ class AheadCompiler:
         return self._stamp(config, model, dtype).exists()
 
     def compile(self, config: WorkerConfig, model: ModelConfig, dtype: torch.dtype) -> list[CompiledKernel]:
-        """Compiles in child processes, slowest first. Afterwards this process can launch nothing."""
-        from engine.cuda.kernel_list import list_kernels
+        """Compiles in child processes what this one finds. Afterwards this process can launch nothing."""
+        from engine.cuda.kernel_list import find_kernels
 
         triton.knobs.compilation.listener = None
-        variants = list_kernels(config, model, dtype, self._target)
-        # What has more arguments takes longer, roughly.
         triton_key()  # once, not in every child
-        variants.sort(key=lambda variant: len(variant.specialization), reverse=True)
-        processes = min(max(2, len(os.sched_getaffinity(0)) - 1), len(variants), _MAX_PROCESSES)
-        with ProcessPoolExecutor(
-            processes,
-            multiprocessing.get_context("fork"),
-            initializer=_begin_child,
-            initargs=(os.getpid(), variants),
-        ) as pool:
-            support = pool.submit(_build_launch_support) if self._launchable else None
-            compile_one = functools.partial(_compile, launchable=self._launchable)
-            compiled = list(pool.map(compile_one, range(len(variants))))
-            if support:
-                support.result()
+        _compile_only(self._target)
+        compiling: list[Future[CompiledKernel]] = []
+        processes = min(max(2, len(os.sched_getaffinity(0)) - 1), _MAX_PROCESSES)
+        fork = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(processes, fork, _begin_child, (os.getpid(),)) as pool:
+            # The first task has all children forked, before Triton is told to compile nothing here.
+            support = pool.submit(_build_launch_support if self._launchable else _nothing_to_wait_for)
+
+            def compile_soon(variant: KernelVariant) -> None:
+                compiling.append(pool.submit(_compile, variant, launchable=self._launchable))
+
+            find_kernels(config, model, dtype, self._target, compile_soon)
+            compiled = [future.result() for future in compiling]
+            support.result()
         if not any(kernel.error for kernel in compiled):
             stamp = self._stamp(config, model, dtype)
             stamp.parent.mkdir(parents=True, exist_ok=True)
@@ -224,21 +224,26 @@ def _die_with_parent(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-_variants: list[KernelVariant] = []
+def _compile_only(target: GpuTarget) -> None:
+    """From now on Triton, in this process and its children, compiles for the target and launches nothing."""
+    from triton.runtime.driver import driver
+
+    from engine.cuda.kernel_list import CompileOnlyDriver
+
+    driver.set_active(CompileOnlyDriver(target))
 
 
-def _begin_child(parent: int, variants: list[KernelVariant]) -> None:
+def _begin_child(parent: int) -> None:
     _die_with_parent(parent)
-    _variants[:] = variants
     torch.set_num_threads(1)
 
 
-def _compile(index: int, *, launchable: bool) -> CompiledKernel:
-    variant = _variants[index]
+def _compile(variant: KernelVariant, *, launchable: bool) -> CompiledKernel:
     started = time.monotonic()
     error = ""
     try:
-        kernel = variant.function.preload(variant.specialization)
+        function = getattr(import_module(variant.module), variant.name)
+        kernel = function.preload(variant.specialization)
         driver = _cuda_driver()
         # Up to Triton 3.6 at least, every signature has a launcher of its own, written in C.
         if launchable and hasattr(driver, "make_launcher"):

@@ -6,7 +6,7 @@ told to note what it should compile instead of compiling it. So the list is what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
 
 from engine.attention.backend import AttentionBackend, HeadLayout
 from engine.attention.triton_backend import TritonAttentionBackend
@@ -42,12 +41,11 @@ class KernelVariant:
     """A kernel as compiled for some launches.
 
     Attributes:
-        function: Triton's.
-        name: of it, for people.
+        module, name: where its function is.
         specialization: types, constants and options, as Triton writes them down for `preload`.
     """
 
-    function: Any
+    module: str
     name: str
     specialization: str
 
@@ -71,14 +69,17 @@ class CompileOnlyDriver:
         return 0
 
 
-def list_kernels(
-    config: WorkerConfig, model: ModelConfig, dtype: torch.dtype, target: GpuTarget
-) -> list[KernelVariant]:
-    """Every kernel that a worker of this configuration launches, each variant once.
+def find_kernels(
+    config: WorkerConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    target: GpuTarget,
+    found: Callable[[KernelVariant], None],
+) -> None:
+    """Tells `found` every kernel that a worker of this configuration launches, each variant once.
 
-    Leaves Triton set up to compile for the target, in this process, and never to launch.
+    Triton's driver must be a CompileOnlyDriver.
     """
-    driver.set_active(CompileOnlyDriver(target))
     model = replace(model, num_hidden_layers=min(model.num_hidden_layers, _LAYERS))
     device = torch.device("meta")
     platform = _RehearsalPlatform(config, device, dtype, target.num_sms)
@@ -86,9 +87,8 @@ def list_kernels(
     def load(context: ModelContext) -> CausalLM:
         return create_model(context, device, dtype)
 
-    with _noted_launches() as variants:
+    with _noted_launches(found):
         assemble(config, model, platform, load, on_sized=lambda size: None)
-    return list(variants.values())
 
 
 class _RehearsalPlatform(CudaPlatform):
@@ -116,29 +116,30 @@ class _RehearsalPlatform(CudaPlatform):
 
     def finish(self, runner: Runner) -> None:
         assert isinstance(runner, CudaModelRunner)
-        runner.rehearse_prompts()
+        runner.rehearse_sizes(self._graph_sizes(runner))
         # Products of a few tokens are compiled for their number.
         runner.rehearse_sizes([(0, 1, count, False) for count in range(1, MAX_TOKENS + 1)])
-        runner.rehearse_sizes(self._graph_sizes(runner))
         # Which of these get graphs depends on the whole model; the others are launched as they come.
         runner.rehearse_sizes(
             mixed_graph_sizes(runner.rows.limits.max_num_seqs, runner.max_num_batched_tokens)
         )
+        runner.rehearse_prompts()
 
 
 @contextmanager
-def _noted_launches() -> Iterator[dict[tuple[str, str, str], KernelVariant]]:
-    """While it lasts launches compile nothing and do nothing, but are noted."""
-    variants: dict[tuple[str, str, str], KernelVariant] = {}
+def _noted_launches(found: Callable[[KernelVariant], None]) -> Iterator[None]:
+    """While it lasts launches compile nothing and do nothing, but are told."""
+    seen: set[tuple[str, str, str]] = set()
 
     def note(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
-        variant = KernelVariant(fn.jit_function, fn.name, compile["specialization_data"])
-        variants.setdefault((fn.module, fn.name, key), variant)
-        return True  # as if it had been compiled: Triton then launches nothing
+        if (fn.module, fn.name, key) not in seen:
+            seen.add((fn.module, fn.name, key))
+            found(KernelVariant(fn.module, fn.name, compile["specialization_data"]))
+        return True  # as if it had been compiled elsewhere: Triton then launches nothing
 
     before = triton.knobs.runtime.jit_cache_hook
     triton.knobs.runtime.jit_cache_hook = note
     try:
-        yield variants
+        yield
     finally:
         triton.knobs.runtime.jit_cache_hook = before

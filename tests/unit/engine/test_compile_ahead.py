@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from engine.cuda import compile_ahead
 from engine.cuda.compile_ahead import AheadCompiler, CompiledKernel
 from engine.cuda.gpu import GpuTarget, find_gpu
 from engine.cuda.head_start import HeadStart
+from engine.cuda.kernel_list import KernelVariant
 from engine.model_config import ModelConfig, load_model_config
 from tests.unit.engine.tiny_model import CONFIG
 
@@ -30,11 +32,13 @@ WORKER = WorkerConfig(model="unused", socket=Path("unused"), max_num_seqs=16, ma
 NAMES = """
 import json, sys
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 import torch
 import triton.compiler
 from triton.compiler import make_backend
 from triton.runtime.cache import get_cache_key
+from triton.runtime.driver import driver
 from triton._C.libtriton import get_cache_invalidating_env_vars
 from engine.cuda import kernel_list
 from engine.cuda.gpu import GpuTarget
@@ -49,14 +53,17 @@ def compile(src, target, options, **_):
     names.add(f"{src.name} {key}")
 
 triton.compiler.compile = compile
-arguments = (WORKER, load_model_config(Path(sys.argv[1])), torch.bfloat16, GpuTarget(90, 132))
-variants = kernel_list.list_kernels(*arguments)
+target = GpuTarget(90, 132)
+driver.set_active(kernel_list.CompileOnlyDriver(target))
+arguments = (WORKER, load_model_config(Path(sys.argv[1])), torch.bfloat16, target)
+variants = []
+kernel_list.find_kernels(*arguments, variants.append)
+assert not names
 for variant in variants:
-    variant.function.preload(variant.specialization)
+    getattr(import_module(variant.module), variant.name).preload(variant.specialization)
 ahead, names = names, set()
-
-kernel_list._noted_launches = lambda: nullcontext({})  # now every launch is compiled
-kernel_list.list_kernels(*arguments)
+kernel_list._noted_launches = lambda _: nullcontext()  # now every launch is compiled
+kernel_list.find_kernels(*arguments, None)
 print(json.dumps([sorted(ahead), sorted(names)]))
 """
 
@@ -128,34 +135,39 @@ def test_a_failure_is_told_and_leaves_the_cache_unfinished(
     assert not (tmp_path / "complete").exists()
 
 
-class Uncompilable:
-    specialization, name = "", "odd_kernel"
+class Kernel:
+    """Stands in for Triton's."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
 
     def preload(self, specialization: str) -> object:
-        raise ValueError("in line 3") from AssertionError("shapes\nK must be at least 16")
+        if self.error is not None:
+            raise ValueError("in line 3") from self.error
+        return object()
 
-    @property
-    def function(self) -> Uncompilable:
-        return self
+
+odd_kernel = Kernel(AssertionError("shapes\nK must be at least 16"))
+even_kernel = Kernel()
 
 
 def test_a_kernel_that_cannot_be_compiled_is_named_and_keeps_no_other_from_it(
     tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Compilable(Uncompilable):
-        name = "even_kernel"
+    names = ["odd_kernel", "even_kernel"]
 
-        def preload(self, specialization: str) -> object:
-            return object()
+    def find(*arguments: Any) -> None:
+        for name in names:
+            arguments[-1](KernelVariant(__name__, name, ""))
 
-    kernels = [Uncompilable(), Compilable()]
-    monkeypatch.setattr("engine.cuda.kernel_list.list_kernels", lambda *_: kernels)
+    monkeypatch.setattr("engine.cuda.kernel_list.find_kernels", find)
+    monkeypatch.setattr(compile_ahead, "_compile_only", lambda _: None)
     compiler = AheadCompiler(tmp_path / "cache", TARGET, launchable=False)
     odd, even = compiler.compile(WORKER, model, torch.bfloat16)
     assert (odd.name, odd.error) == ("odd_kernel", "K must be at least 16")
     assert (even.name, even.error) == ("even_kernel", "")
     assert not compiler.is_complete(WORKER, model, torch.bfloat16)
-    kernels.pop(0)
+    names.pop(0)
     compiler.compile(WORKER, model, torch.bfloat16)
     assert compiler.is_complete(WORKER, model, torch.bfloat16)
 
@@ -180,13 +192,17 @@ from engine.model_config import load_model_config
 from tests.unit.engine.test_compile_ahead import TARGET, WORKER
 
 class Stuck:
-    specialization, name = "", "stuck"
-    @property
-    def function(self):
+    def preload(self, specialization):
         print("compiling", flush=True)
         time.sleep(600)
 
-kernel_list.list_kernels = lambda *_: [Stuck(), Stuck()]
+stuck = Stuck()
+
+def find_kernels(*arguments):
+    for _ in range(2):
+        arguments[-1](kernel_list.KernelVariant("__main__", "stuck", ""))
+
+kernel_list.find_kernels = find_kernels
 compiler = compile_ahead.AheadCompiler(Path(sys.argv[1]), TARGET, launchable=False)
 compiler.start(WORKER, load_model_config(Path(sys.argv[1])), torch.bfloat16)()
 """
