@@ -80,8 +80,8 @@ class SharedPrefix:
 def decode_config(head_dim: int, dtype: torch.dtype, num_programs: int) -> DecodeConfig:
     """The fastest of those measured, by the number of requests times key-value heads.
 
-    Tiles are 16 KiB of keys and as many of values where programs are few; with several on a multiprocessor
-    smaller ones leave more room, and with many waves of them larger ones cost less.
+    Tiles are 16 KiB of keys and as many of values; with several programs on a multiprocessor, but not yet many
+    waves of them, smaller ones leave more room.
     """
     tile = 16384 // (triton.next_power_of_2(head_dim) * dtype.itemsize)
 
@@ -89,7 +89,7 @@ def decode_config(head_dim: int, dtype: torch.dtype, num_programs: int) -> Decod
         return max(16, min(128, block_n))
 
     if num_programs >= _MANY_PROGRAMS:
-        return DecodeConfig(within(2 * tile), num_warps=4, num_stages=2)
+        return DecodeConfig(within(tile), num_warps=4, num_stages=3)
     if num_programs >= _SEVERAL_PROGRAMS:
         return DecodeConfig(within(tile // 2), num_warps=2, num_stages=4)
     # Merging two shares takes longer than reading another tile.
