@@ -94,6 +94,8 @@ class UnusualRows:
             return None
         adjusted = plan_order[adjusts[plan_order]]
         index = np.flatnonzero(asks[plan_order])
+        if not len(adjusted) and not len(index):  # those who want it do not sample yet
+            return None
         asked = plan_order[index]
         arrays = [slots[asked].astype(np.int32)]
         if len(adjusted):
