@@ -80,8 +80,8 @@ class SharedPrefix:
 def decode_config(head_dim: int, dtype: torch.dtype, num_programs: int) -> DecodeConfig:
     """The fastest of those measured, by the number of requests times key-value heads.
 
-    Tiles are 16 KiB of keys and as many of values; with several programs on a multiprocessor, but not yet many
-    waves of them, smaller ones leave more room.
+    Tiles are 16 KiB of keys and as many of values; with several programs on a multiprocessor, but not yet
+    many waves of them, smaller ones leave more room.
     """
     tile = 16384 // (triton.next_power_of_2(head_dim) * dtype.itemsize)
 
