@@ -177,9 +177,10 @@ def test_a_compiler_that_hangs_is_killed(
 ) -> None:
     monkeypatch.setattr(AheadCompiler, "compile", lambda *_: time.sleep(600))
     monkeypatch.setattr(compile_ahead, "_PATIENCE", 0.2)
+    before = set(psutil.Process().children())
     AheadCompiler(tmp_path, TARGET).start(WORKER, model, torch.bfloat16)()
     assert "could not be compiled ahead" in caplog.text
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= before
 
 
 # A worker whose compilers take for ever; prints when they have begun.
