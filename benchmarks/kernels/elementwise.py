@@ -8,19 +8,16 @@ little, and "empty_launch_us" is their floor. "host_us" is what a launcher costs
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
 
 from benchmarks import record
+from benchmarks.kernels.timing import Call, Timer
 from engine.kernels.rms_norm.kernel import add_rms_norm, rms_norm
 from engine.kernels.rms_norm.naive import naive_add_rms_norm, naive_rms_norm
 from engine.kernels.rotate_and_store.kernel import rotate_and_store
@@ -31,11 +28,8 @@ TOKENS = (1, 16, 256, 8192)
 DTYPE, ITEM = torch.bfloat16, 2
 BLOCK_SIZE, NUM_BLOCKS, MAX_MODEL_LEN, NUM_ROWS = 16, 4096, 8192, 256
 EPS = 1e-5
-ROTATING_BYTES, MAX_SETS, MIN_LAUNCHES = 256 << 20, 64, 8
-WARM_UP, REPLAYS, HOST_CALLS = 3, 15, 300
-COPY_BYTES = 1 << 30
-
-Call = Callable[[], Any]
+ROTATING_BYTES, MAX_SETS = 256 << 20, 64
+TIMER = Timer(warm_up=3, replays=15, host_calls=300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,44 +290,6 @@ def operations() -> Iterator[tuple[str, Callable[[], Operation]]]:
         yield from ((f"{name} T={tokens}", partial(make_step, tokens)) for tokens in TOKENS)
 
 
-@triton.jit
-def _nothing_kernel():
-    pass
-
-
-def device_us(calls: list[Call]) -> float:
-    """Median device time of a call, in a graph that makes each at least once and eight at least."""
-    for call in calls[:2]:
-        call()
-    launches = max(len(calls), MIN_LAUNCHES)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(launches):
-            calls[i % len(calls)]()
-    for _ in range(WARM_UP):
-        graph.replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
-    for event in events[:-1]:
-        event.record()
-        graph.replay()
-    events[-1].record()
-    torch.cuda.synchronize()
-    milliseconds = [begin.elapsed_time(end) for begin, end in pairwise(events)]
-    return statistics.median(milliseconds) * 1e3 / launches
-
-
-def host_us(call: Call) -> float:
-    """Host time of a call that does not wait for the device."""
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(HOST_CALLS):
-        call()
-    elapsed = time.perf_counter() - began
-    torch.cuda.synchronize()
-    return elapsed / HOST_CALLS * 1e6
-
-
 def measure(make: Callable[[], Operation], copy_bandwidth: float) -> dict[str, float]:
     """Ours beside plain torch; copy_bandwidth in bytes a second."""
     with torch.device("cuda"):
@@ -341,20 +297,13 @@ def measure(make: Callable[[], Operation], copy_bandwidth: float) -> dict[str, f
         num_sets = min(max(-(-ROTATING_BYTES // operation.moved), 1), MAX_SETS)
         sets = [operation.inputs() for _ in range(num_sets)]
     ours, plain = ([pair[side] for pair in sets] for side in (0, 1))
-    us = device_us(ours)
+    us = TIMER.device_us(ours)
     return {
         "us": round(us, 2),
         "copy_share": round(operation.moved / us * 1e6 / copy_bandwidth, 3),
-        "torch_us": round(device_us(plain), 2),
-        "host_us": round(host_us(ours[0]), 1),
+        "torch_us": round(TIMER.device_us(plain), 2),
+        "host_us": round(TIMER.host_us(ours[0]), 1),
     }
-
-
-def measure_copy() -> float:
-    """Bytes read and written a second by a large copy on the device."""
-    source = torch.randn(COPY_BYTES // 4, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * COPY_BYTES / device_us([lambda: target.copy_(source)]) * 1e6
 
 
 def main() -> None:
@@ -362,11 +311,11 @@ def main() -> None:
     arguments = record.parser(__doc__).parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a CUDA device")
-    copy_bandwidth = measure_copy()
+    copy_bandwidth = TIMER.copy_bandwidth()
     results: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
         "copy_gb_per_s": round(copy_bandwidth / 1e9),
-        "empty_launch_us": round(device_us([lambda: _nothing_kernel[(1,)]()] * MAX_SETS), 2),
+        "empty_launch_us": round(TIMER.empty_launch_us(MAX_SETS), 2),
     }
     for name, make in operations():
         results[name] = measure(make, copy_bandwidth)

@@ -17,14 +17,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-import triton
 
 from benchmarks import record
+from benchmarks.kernels.timing import Call, Timer
 from engine.dispatch.records import SamplingRecord
 from engine.kernels.sampling.adjust import AdjustWorkspace, Penalties, adjust_logits
 from engine.kernels.sampling.kernel import SamplingColumns, SamplingWorkspace, sample_rows
@@ -37,11 +36,9 @@ ROWS = (1, 64, 256)
 VOCABULARIES = (128_256, 151_936)
 SPREAD = {"peaked": 5.0, "flat": 2.0}
 NUM_PROMPT_TOKENS, NUM_TOKENS, MAX_MODEL_LEN, NUM_PENALIZED = 800, 1000, 8192, 8
-ROTATING_BYTES, MAX_SETS, MIN_LAUNCHES = 256 << 20, 16, 8
-WARM_UP, REPLAYS, TORCH_CALLS, HOST_CALLS = 2, 11, 3, 100
-COPY_BYTES = 1 << 30
-
-Call = Callable[[], Any]
+ROTATING_BYTES, MAX_SETS = 256 << 20, 16
+TIMER = Timer(warm_up=2, replays=11, host_calls=100)
+TORCH_CALLS = 3
 
 TOP_P = SamplingRecord(top_p=0.9)
 MIXED = (
@@ -126,9 +123,9 @@ def measure_sampling(step: Step) -> dict[str, float]:
     same = (step.chosen[1] == step.sample_in_torch()).float().mean().item()
     calls = [lambda logits=logits: step.sample(logits) for logits in step.logits]
     return {
-        "us": round(device_us(calls), 2),
+        "us": round(TIMER.device_us(calls), 2),
         "torch_us": round(wall_us(step.sample_in_torch), 1),
-        "host_us": round(host_us(calls[0]), 1),
+        "host_us": round(TIMER.host_us(calls[0]), 1),
         "same": round(same, 4),
     }
 
@@ -163,9 +160,9 @@ def measure_logprobs(num_rows: int, vocab_size: int) -> dict[str, float]:
     assert error < 1e-4, f"log probabilities are off by {error}"
     calls = [lambda logits=logits: gather(logits) for logits in step.logits]
     return {
-        "us": round(device_us(calls), 2),
+        "us": round(TIMER.device_us(calls), 2),
         "torch_us": round(wall_us(in_torch), 1),
-        "host_us": round(host_us(calls[0]), 1),
+        "host_us": round(TIMER.host_us(calls[0]), 1),
     }
 
 
@@ -211,9 +208,9 @@ def measure_penalties(num_rows: int, vocab_size: int) -> dict[str, float]:
     same = (step.chosen[1] == step.sample_in_torch()).float().mean().item()
     calls = [lambda logits=logits: resample(logits) for logits in step.logits]
     return {
-        "us": round(device_us(calls), 2),
+        "us": round(TIMER.device_us(calls), 2),
         "torch_us": round(wall_us(step.sample_in_torch), 1),
-        "host_us": round(host_us(calls[0]), 1),
+        "host_us": round(TIMER.host_us(calls[0]), 1),
         "same": round(same, 4),
     }
 
@@ -230,33 +227,6 @@ def measurements(num_rows: int, vocab_size: int) -> Iterator[tuple[str, Callable
     yield "penalties", lambda: measure_penalties(num_rows, vocab_size)
 
 
-@triton.jit
-def _nothing_kernel():
-    pass
-
-
-def device_us(calls: list[Call]) -> float:
-    """Median device time of a call, in a graph that makes each at least once and eight at least."""
-    for call in calls[:2]:
-        call()
-    launches = max(len(calls), MIN_LAUNCHES)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(launches):
-            calls[i % len(calls)]()
-    for _ in range(WARM_UP):
-        graph.replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
-    for event in events[:-1]:
-        event.record()
-        graph.replay()
-    events[-1].record()
-    torch.cuda.synchronize()
-    milliseconds = [begin.elapsed_time(end) for begin, end in pairwise(events)]
-    return statistics.median(milliseconds) * 1e3 / launches
-
-
 def wall_us(call: Call) -> float:
     """Median time of a call and of the device's work for it."""
     seconds = []
@@ -269,35 +239,17 @@ def wall_us(call: Call) -> float:
     return statistics.median(seconds) * 1e6
 
 
-def host_us(call: Call) -> float:
-    """Host time of a call that does not wait for the device."""
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(HOST_CALLS):
-        call()
-    elapsed = time.perf_counter() - began
-    torch.cuda.synchronize()
-    return elapsed / HOST_CALLS * 1e6
-
-
-def measure_copy() -> float:
-    """Bytes read and written a second by a large copy on the device."""
-    source = torch.randn(COPY_BYTES // 4, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * COPY_BYTES / device_us([lambda: target.copy_(source)]) * 1e6
-
-
 def main() -> None:
     """Measures and reports."""
     arguments = record.parser(__doc__).parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a CUDA device")
     torch.manual_seed(0)
-    copy_bandwidth = measure_copy()
+    copy_bandwidth = TIMER.copy_bandwidth()
     results: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
         "copy_gb_per_s": round(copy_bandwidth / 1e9),
-        "empty_launch_us": round(device_us([lambda: _nothing_kernel[(1,)]()] * MAX_SETS), 2),
+        "empty_launch_us": round(TIMER.empty_launch_us(MAX_SETS), 2),
     }
     for vocab_size in VOCABULARIES:
         for num_rows in ROWS:
