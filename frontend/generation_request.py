@@ -56,6 +56,15 @@ class Conversation:
                 )
 
 
+_NOT_SERVED_YET: Mapping[str, Any] = {
+    "n": 1,
+    "best_of": None,
+    "bad_words": (),
+    "prompt_logprobs": None,
+    "structured_output": None,
+    "beam_search": None,
+}
+
 Prompt = TextPrompt | TokenPrompt | Conversation
 
 
@@ -83,6 +92,12 @@ class GenerationRequest:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
+        sampling = self.sampling
+        for name, nothing in _NOT_SERVED_YET.items():
+            if getattr(sampling, name) != nothing:
+                raise InvalidRequest(
+                    f"{name} is {getattr(sampling, name)}; this server does not support it", param=name
+                )
         if self.priority not in INT32_RANGE:
             raise InvalidRequest(
                 f"priority is {self.priority}; it must be a signed 32-bit integer", param="priority"

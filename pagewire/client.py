@@ -19,6 +19,7 @@ import grpc
 from pagewire.errors import ConfigError, InvalidRequest, PagewireError, from_code
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.sampling_params import SamplingParams
+from pagewire.sampling_wire import to_message
 
 Completion = inference_pb2.GenerateOnceResponse
 """A whole completion: `request_id`, `token_ids`, `text`, `logprobs` and `finished` (reason and usage)."""
@@ -291,14 +292,14 @@ def _tokenize_request(
 
 
 def _messages(messages: Sequence[Mapping[str, str]]) -> inference_pb2.ChatMessages:
-    return inference_pb2.ChatMessages(messages=[inference_pb2.ChatMessage(**message) for message in messages])
+    return inference_pb2.ChatMessages(
+        messages=[inference_pb2.ChatMessage(**message) for message in messages]  # type: ignore[arg-type]
+    )
 
 
 def _sampling(sampling: Sampling) -> inference_pb2.SamplingParams:
     params = sampling if isinstance(sampling, SamplingParams) else SamplingParams(**sampling)
-    names = [field.name for field in inference_pb2.SamplingParams.DESCRIPTOR.fields]
-    given = names if isinstance(sampling, SamplingParams) else sampling
-    return inference_pb2.SamplingParams(**{name: getattr(params, name) for name in given})
+    return to_message(params, None if isinstance(sampling, SamplingParams) else sampling)
 
 
 @contextmanager

@@ -12,8 +12,83 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 1024
 MAX_TOKEN_LIST = 1024
+MAX_COMPLETIONS = 128
+MAX_BEAMS = MAX_LOGPROBS // 2
+MAX_BAD_WORDS = 128
+MAX_CONSTRAINT_LENGTH = 256 * 1024
 INT32_MAX = 2**31 - 1
 INT64_RANGE = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutput:
+    """What a completion's text must look like; exactly one of these.
+
+    Attributes:
+        json_object: any JSON object.
+        json_schema: JSON that this JSON Schema, itself JSON, validates.
+        regex: text that this regular expression matches as a whole.
+        choices: one of these texts.
+        grammar: text of this context-free grammar, as llama.cpp (GBNF) or Lark writes them.
+
+    Raises:
+        InvalidRequest: there is none, there are two, or it is too long.
+    """
+
+    json_object: bool = False
+    json_schema: str | None = None
+    regex: str | None = None
+    choices: Sequence[str] = ()
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in STRUCTURED_OUTPUTS if getattr(self, name) not in (None, False, ())]
+        _require(
+            len(given) == 1,
+            "structured_output",
+            f"a combination of {', '.join(given)}" if given else "empty",
+            f"exactly one of {', '.join(STRUCTURED_OUTPUTS)}",
+        )
+        object.__setattr__(self, "choices", tuple(self.choices))
+        size = sum(len(text) for text in (self.json_schema, self.regex, self.grammar, *self.choices) if text)
+        _require(
+            size <= MAX_CONSTRAINT_LENGTH,
+            "structured_output",
+            f"{size} characters long",
+            f"at most {MAX_CONSTRAINT_LENGTH} characters",
+        )
+
+
+STRUCTURED_OUTPUTS = ("json_object", "json_schema", "regex", "choices", "grammar")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearch:
+    """Search for the likeliest completion instead of sampling one.
+
+    Attributes:
+        width: beams kept at every step; None for n.
+        length_penalty: scores are divided by the length to this power.
+        early_stopping: ends as soon as `width` completions are complete.
+
+    Raises:
+        InvalidRequest: a value is out of its range.
+    """
+
+    width: int | None = None
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.width is None or 1 <= self.width <= MAX_BEAMS,
+            "beam_search.width",
+            self.width,
+            f"between 1 and {MAX_BEAMS}",
+        )
+        _require(
+            -10 <= self.length_penalty <= 10, "length_penalty", self.length_penalty, "between -10 and 10"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +119,11 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     allowed_token_ids: Sequence[int] = ()
     n: int = 1
+    best_of: int | None = None
+    bad_words: Sequence[str] = ()
+    prompt_logprobs: int | None = None
+    structured_output: StructuredOutput | None = None
+    beam_search: BeamSearch | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -88,14 +168,33 @@ class SamplingParams:
             self.min_tokens,
             f"at most max_tokens ({self.max_tokens})",
         )
-        _require(self.n == 1, "n", self.n, "1: this server returns one completion a request")
-        _require(
-            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-            "logprobs",
-            self.logprobs,
-            f"between 0 and {MAX_LOGPROBS}",
-        )
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            _require(
+                value is None or 0 <= value <= MAX_LOGPROBS, name, value, f"between 0 and {MAX_LOGPROBS}"
+            )
         self._check_lists()
+        self._check_completions()
+
+    def _check_completions(self) -> None:
+        _require(1 <= self.n <= MAX_COMPLETIONS, "n", self.n, f"between 1 and {MAX_COMPLETIONS}")
+        _require(
+            self.best_of is None or self.n <= self.best_of <= MAX_COMPLETIONS,
+            "best_of",
+            self.best_of,
+            f"at least n ({self.n}) and at most {MAX_COMPLETIONS}",
+        )
+        if self.beam_search is None:
+            return
+        width = self.n if self.beam_search.width is None else self.beam_search.width
+        _require(
+            self.n <= width <= MAX_BEAMS,
+            "beam_search.width",
+            width,
+            f"at least n ({self.n}) and at most {MAX_BEAMS}",
+        )
+        for name in ("best_of", "structured_output"):
+            _require(getattr(self, name) is None, name, "set", "unset with beam search")
 
     def _check_lists(self) -> None:
         _require(
@@ -108,6 +207,19 @@ class SamplingParams:
             _require(
                 0 < len(text) <= MAX_STOP_STRING_LENGTH,
                 "stop",
+                f"a string of {len(text)} characters",
+                f"strings of 1 to {MAX_STOP_STRING_LENGTH} characters",
+            )
+        _require(
+            len(self.bad_words) <= MAX_BAD_WORDS,
+            "bad_words",
+            f"a list of {len(self.bad_words)}",
+            f"at most {MAX_BAD_WORDS} strings",
+        )
+        for text in self.bad_words:
+            _require(
+                0 < len(text) <= MAX_STOP_STRING_LENGTH,
+                "bad_words",
                 f"a string of {len(text)} characters",
                 f"strings of 1 to {MAX_STOP_STRING_LENGTH} characters",
             )

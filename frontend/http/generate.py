@@ -13,7 +13,10 @@ from frontend.generation import GenerationPipeline
 from frontend.generation_request import GenerationRequest, check_request_id, resolve_sampling
 from frontend.http.errors import error_body
 from frontend.http.request_id import REQUEST_ID
-from frontend.http.schemas import ChatCompletionBody, CompletionBody, GenerationBody, parse
+from frontend.http.schemas.base import parse
+from frontend.http.schemas.chat import ChatCompletionBody
+from frontend.http.schemas.completion import CompletionBody
+from frontend.http.schemas.generation import GenerationBody
 from frontend.http.shapes import DONE, ChatShape, ResponseShape, TextShape, event_frame
 from pagewire.errors import PagewireError
 

@@ -9,7 +9,8 @@ from typing import Any
 from aiohttp import web
 
 from frontend.generation import GenerationPipeline
-from frontend.http.schemas import DetokenizeBody, TokenizeBody, parse
+from frontend.http.schemas.base import parse
+from frontend.http.schemas.text import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
 from pagewire import __version__
 from pagewire.errors import Unavailable

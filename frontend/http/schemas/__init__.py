@@ -1,0 +1,1 @@
+"""What the HTTP endpoints take, a module for each group of them."""

@@ -1,0 +1,125 @@
+"""How request bodies are read. Unknown fields are refused, and so are OpenAI's that are not served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pagewire.errors import InvalidRequest, Unsupported
+
+TokenIdList = Annotated[list[int], Field(fail_fast=True)]
+
+_UNSERVED: Mapping[str, tuple[object, ...]] = {
+    # Fields that clients of the field know, with the values that ask for nothing beyond what is served.
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "cache_salt": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "length_penalty": (1.0,),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (),
+    "prediction": (),
+    "prompt_cache_key": (),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "spaces_between_special_tokens": (True,),
+    "store": (False,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+
+
+class Body(BaseModel):
+    """Strict: "5" is no number and true is no integer. Unknown fields are kept so as to name them."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+def parse(kind: type[BodyT], data: bytes) -> BodyT:
+    """Reads a request body.
+
+    Raises:
+        InvalidRequest: it is no JSON, or a field is wrong or unknown.
+        Unsupported: it asks for a feature that is not served.
+    """
+    try:
+        body = kind.model_validate_json(data)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    _refuse_extras(body, "")
+    return body
+
+
+def _refuse_extras(body: Body, path: str) -> None:
+    """Refuses unknown and unserved fields, here and in nested objects."""
+    for name, value in (body.model_extra or {}).items():
+        if path or name not in _UNSERVED:
+            raise InvalidRequest(f"Unrecognized request argument supplied: {path}{name}", param=path + name)
+        if value is not None and value not in _UNSERVED[name]:
+            raise Unsupported(f"{name} is not supported by this server", param=name)
+    for name in body.__class__.model_fields:
+        value = getattr(body, name)
+        if isinstance(value, Body):
+            _refuse_extras(value, f"{path}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Body):
+            for index, item in enumerate(value):
+                _refuse_extras(item, f"{path}{name}[{index}].")
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    """The first thing that is wrong, in words."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return InvalidRequest(
+            f"the request body is not valid JSON in UTF-8: {first['msg'].removeprefix('Invalid JSON: ')}"
+        )
+    if not first["loc"]:
+        return InvalidRequest("the request body must be a JSON object")
+    param = _param(first["loc"])
+    if first["type"] == "missing":
+        return InvalidRequest(f"you must provide {param}", param=param)
+    if param == "prompt":
+        return InvalidRequest(
+            "prompt must be a string, a list of token ids, or a list with one of those", param=param
+        )
+    if param.endswith(".content"):
+        return InvalidRequest(
+            f'{param} must be text: a string, or a list of {{"type": "text", "text": ...}}', param=param
+        )
+    return InvalidRequest(f"{param} is wrong: {first['msg']}", param=param)
+
+
+def _param(location: tuple[int | str, ...]) -> str:
+    """A location as in "messages[0].content": without the names that pydantic gives union members."""
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "TextPart"):
+            name += f".{part}" if name else part
+        elif name:
+            break
+    return name

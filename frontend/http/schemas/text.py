@@ -1,0 +1,38 @@
+"""POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from frontend.generation_request import Conversation, TextPrompt
+from frontend.http.schemas.base import Body, TokenIdList
+from frontend.http.schemas.chat import Message, conversation
+from pagewire.errors import InvalidRequest
+
+
+class TokenizeBody(Body):
+    """POST /tokenize: `prompt` or `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+
+    def to_tokenize(self) -> TextPrompt | Conversation:
+        """The prompt in the pipeline's form.
+
+        Raises:
+            InvalidRequest: there is none, or there are two.
+        """
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequest("send either prompt or messages", param="prompt")
+        if self.prompt is not None:
+            return TextPrompt(text=self.prompt, add_special_tokens=self.add_special_tokens)
+        return conversation(self.messages or [], self.add_generation_prompt)
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: TokenIdList
+    skip_special_tokens: bool = False
