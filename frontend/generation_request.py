@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from frontend.chat.conversation import Conversation as Conversation
 from pagewire.errors import InvalidRequest
 from pagewire.sampling_params import SamplingParams
 
 MAX_REQUEST_ID_LENGTH = 128
-MAX_MESSAGES = 4096
-ROLES = ("system", "developer", "user", "assistant", "tool")
 INT32_RANGE = range(-(2**31), 2**31)
 
 
@@ -29,31 +28,6 @@ class TokenPrompt:
     """Token ids to continue, used as they are."""
 
     token_ids: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """Chat messages for the model's template, each a mapping with "role", "content" and perhaps "name".
-
-    Raises:
-        InvalidRequest: there is no message, there are too many, or one has an unknown role.
-    """
-
-    messages: list[dict[str, Any]]
-    add_generation_prompt: bool = True
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.messages) <= MAX_MESSAGES:
-            raise InvalidRequest(
-                f"messages has {len(self.messages)} entries; it must have 1 to {MAX_MESSAGES}",
-                param="messages",
-            )
-        for index, message in enumerate(self.messages):
-            if message["role"] not in ROLES:
-                raise InvalidRequest(
-                    f"messages[{index}].role is {message['role']!r}; it must be one of {', '.join(ROLES)}",
-                    param=f"messages[{index}].role",
-                )
 
 
 _NOT_SERVED_YET: Mapping[str, Any] = {
