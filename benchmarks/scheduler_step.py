@@ -55,6 +55,7 @@ FACTS = WorkerFacts(
     max_num_batched_tokens=8192,
     dtype="none",
     device="none",
+    hidden_size=64,
 )
 PARTS: tuple[tuple[object, str, str], ...] = (
     (Connection, "submit", "submit"),

@@ -106,6 +106,7 @@ def build_worker(
         max_num_batched_tokens=assembly.max_num_batched_tokens,
         dtype=dtype_name(dtype),
         device=device_name(device),
+        hidden_size=model_config.hidden_size,
     )
     logger.info(
         "%s: %s on %s, KV pool of %d blocks (%.2f GiB)",
@@ -154,7 +155,12 @@ def assemble(
     def make_runner(size: KVCacheSize) -> Runner:
         kv_caches = allocate_kv_cache(shape, size.num_blocks, platform.device)
         limits = RowLimits(
-            max_num_seqs, size.max_model_len, config.block_size, size.num_blocks, model_config.vocab_size
+            max_num_seqs,
+            size.max_model_len,
+            config.block_size,
+            size.num_blocks,
+            model_config.vocab_size,
+            model_config.hidden_size,
         )
         return platform.make_runner(model, backend, kv_caches, limits, max_tokens)
 

@@ -29,6 +29,7 @@ class RowLimits:
         block_size: tokens of a block.
         num_pool_blocks: blocks there are to refer to.
         vocab_size: token ids are below it.
+        hidden_size: numbers of a hidden state.
     """
 
     max_num_seqs: int
@@ -36,6 +37,7 @@ class RowLimits:
     block_size: int
     num_pool_blocks: int
     vocab_size: int
+    hidden_size: int
 
     @property
     def max_blocks(self) -> int:

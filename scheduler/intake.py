@@ -97,6 +97,7 @@ def make_limits(
         ),
         max_model_len=facts.max_model_len,
         vocab_size=facts.vocab_size,
+        hidden_size=facts.hidden_size,
         max_num_waiting=max_num_waiting,
         enable_prefix_caching=enable_prefix_caching,
     )

@@ -18,6 +18,7 @@ class SchedulerLimits:
         max_num_batched_tokens: tokens in a step.
         max_model_len: tokens in a request.
         vocab_size: token ids are smaller.
+        hidden_size: numbers of a pooled state.
         max_num_waiting: requests that may wait.
         enable_prefix_caching: whether blocks are shared by content.
     """
@@ -28,6 +29,7 @@ class SchedulerLimits:
     max_num_batched_tokens: int
     max_model_len: int
     vocab_size: int
+    hidden_size: int = 1
     max_num_waiting: int = 1024
     enable_prefix_caching: bool = True
 
@@ -37,11 +39,18 @@ class SchedulerLimits:
             raise ValueError(f"max_model_len {self.max_model_len} exceeds the KV pool's {capacity} tokens")
 
     @property
-    def max_new_words(self) -> int:
-        """Variable-length words of new requests that fit one plan record."""
+    def records(self) -> RecordLimits:
+        """What fits one plan and one result."""
         return RecordLimits.derive(
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             block_size=self.block_size,
             max_model_len=self.max_model_len,
-        ).max_new_words
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+        )
+
+    @property
+    def max_new_words(self) -> int:
+        """Variable-length words of new requests that fit one plan record."""
+        return self.records.max_new_words

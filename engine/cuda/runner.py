@@ -112,6 +112,8 @@ class CudaModelRunner:
             max_num_batched_tokens=self.max_num_batched_tokens,
             block_size=limits.block_size,
             max_model_len=limits.max_model_len,
+            vocab_size=limits.vocab_size,
+            hidden_size=limits.hidden_size,
         )
         seqs, tokens = limits.max_num_seqs, self.max_num_batched_tokens
         columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words

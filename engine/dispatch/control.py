@@ -67,6 +67,8 @@ def record_limits(facts: WorkerFacts) -> RecordLimits:
         max_num_batched_tokens=facts.max_num_batched_tokens,
         block_size=facts.block_size,
         max_model_len=facts.max_model_len,
+        vocab_size=facts.vocab_size,
+        hidden_size=facts.hidden_size,
     )
 
 
@@ -398,6 +400,7 @@ def _facts(welcome: pb.Welcome) -> WorkerFacts:
         max_num_batched_tokens=welcome.max_num_batched_tokens,
         dtype=welcome.dtype,
         device=welcome.device,
+        hidden_size=welcome.hidden_size,
         rank=welcome.rank,
         world_size=welcome.world_size,
     )

@@ -21,6 +21,7 @@ class WorkerFacts:
         max_num_batched_tokens: the most tokens computed in a step.
         dtype: number format of weights and KV, such as "float32".
         device: where it runs, such as "cpu" or "cuda:0 NVIDIA H200".
+        hidden_size: numbers in a hidden state.
         rank, world_size: its place among the workers that share the model.
     """
 
@@ -34,5 +35,6 @@ class WorkerFacts:
     max_num_batched_tokens: int
     dtype: str
     device: str
+    hidden_size: int
     rank: int = 0
     world_size: int = 1

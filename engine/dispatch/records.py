@@ -13,18 +13,38 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-DISPATCH_VERSION = 1
+DISPATCH_VERSION = 2
 MAX_ERROR_BYTES = 4096
+# The most top entries a token's log probabilities come with.
+MAX_TOP_LOGPROBS = 20
+# Tokens in all the bad words of a request together.
+MAX_BAD_WORD_TOKENS = 4096
+# What one step may report, so that results stay small: prompt tokens with log probabilities, and numbers of
+# pooled states (at least one state, whatever its size). See RecordLimits, whose limits the scheduler keeps.
+MAX_STEP_PROMPT_LOGPROBS = 2048
+MAX_STEP_POOLED_NUMBERS = 1 << 20
 
 U32 = np.dtype("<u4")
 F32 = np.dtype("<f4")
 U32Array = npt.NDArray[np.uint32]
 F32Array = npt.NDArray[np.float32]
+
+
+class Pooling(IntEnum):
+    """What a request wants of its prompt's final hidden states instead of tokens: nothing, the last token's,
+    the mean of all, or the first token's."""
+
+    NONE = 0
+    LAST = 1
+    MEAN = 2
+    CLS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +56,10 @@ class SamplingRecord:
     64-bit integer; the generator is keyed by (seed, position of the sampled token in the sequence), so the
     same request draws the same numbers in any batch and after any preemption. `masked_until_min_tokens`
     are the stop tokens that may not be generated before `min_tokens` output tokens.
+
+    `bad_words` are token sequences that the output may not contain: the token that would complete one is not
+    generated, unless nothing else could be; what stands in the prompt does not count. `prompt_logprobs` is to
+    the prompt's tokens what `logprobs` is to sampled ones. With `pooling`, a Pooling, it samples nothing.
     """
 
     temperature: float = 1.0
@@ -51,6 +75,19 @@ class SamplingRecord:
     masked_until_min_tokens: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    prompt_logprobs: int = -1
+    pooling: int = Pooling.NONE
+
+    @property
+    def num_words(self) -> int:
+        """32-bit words of the lists."""
+        return (
+            len(self.masked_until_min_tokens)
+            + 2 * len(self.logit_bias)
+            + len(self.allowed_token_ids)
+            + sum(1 + len(sequence) for sequence in self.bad_words)
+        )
 
 
 @dataclass(slots=True)
@@ -74,14 +111,7 @@ class NewRequest:
     @property
     def num_words(self) -> int:
         """32-bit words of variable-length data this request adds to a plan record."""
-        sampling = self.sampling
-        return (
-            len(self.token_ids)
-            + len(self.block_ids)
-            + len(sampling.masked_until_min_tokens)
-            + 2 * len(sampling.logit_bias)
-            + len(sampling.allowed_token_ids)
-        )
+        return len(self.token_ids) + len(self.block_ids) + self.sampling.num_words
 
 
 @dataclass(slots=True)
@@ -100,10 +130,15 @@ class StepPlan:
         counts: how many tokens are computed, at least 1. Tokens come from the row; one that an earlier
             step sampled but the scheduler has not seen yet is in the row already.
         samples: 1 where the last computed position is the row's last token, so that a token is sampled
-            and the worker appends it to the row; 0 for a chunk that ends earlier.
+            and the worker appends it to the row; 0 for a chunk that ends earlier, and always for requests
+            with pooling.
         num_new_blocks: how many of `new_block_ids` are appended to each request's block table (those in
             NewRequest.block_ids are not repeated here).
         new_block_ids: the appended block ids of all scheduled requests, flat, in order.
+        masks: index into the columns -> which tokens that request may sample in this step, as words of 32
+            bits: token i is allowed if bit i % 32 of word i // 32 is set, counted from the lowest. There are
+            `mask_words(vocab_size)` of them, and bits past the vocabulary mean nothing. At least one token is
+            allowed; the request samples.
     """
 
     step_id: int
@@ -115,6 +150,7 @@ class StepPlan:
     samples: U32Array
     num_new_blocks: U32Array
     new_block_ids: U32Array
+    masks: dict[int, U32Array] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -134,6 +170,29 @@ class TokenLogprobs:
 
 
 @dataclass(slots=True)
+class PromptLogprobs:
+    """Log probabilities of n consecutive prompt tokens of one request, each given the tokens before it, from
+    the model's raw logits.
+
+    A chunk that computes positions [start, start + count) of a prompt of p tokens tells of the tokens
+    start + 1 to min(start + count, p - 1), whenever it is computed.
+
+    Attributes:
+        index: of the request, into the plan's columns.
+        first: index in the prompt of the first of the tokens.
+        logprobs: of the tokens, [n].
+        top_ids: the likeliest tokens in each place, likeliest first, [n, k].
+        top_logprobs: theirs, [n, k].
+    """
+
+    index: int
+    first: int
+    logprobs: F32Array
+    top_ids: U32Array
+    top_logprobs: F32Array
+
+
+@dataclass(slots=True)
 class StepResult:
     """What one step produced.
 
@@ -143,6 +202,9 @@ class StepResult:
         logprobs: index into `token_ids` -> log probabilities, for requests that asked.
         execute_us: time the worker spent on the step, microseconds.
         error: if not empty, the step failed and nothing else in the result holds.
+        prompt_logprobs: of the requests that asked, for the prompt tokens this step can tell of.
+        pooled: index into the plan's columns -> what pooling made of the final hidden states (after the last
+            norm), [hidden_size]; for requests whose last prompt position this step computed.
     """
 
     step_id: int
@@ -150,10 +212,12 @@ class StepResult:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     execute_us: int = 0
     error: str = ""
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    pooled: dict[int, F32Array] = field(default_factory=dict)
 
 
-# version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words
-_PLAN_HEADER = struct.Struct("<IIQIIII")
+# version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask
+_PLAN_HEADER = struct.Struct("<IIQIIIIII")
 _NEW_REQUEST = np.dtype(
     [
         ("seed", "<i8"),
@@ -173,14 +237,20 @@ _NEW_REQUEST = np.dtype(
         ("num_masked", "<u4"),
         ("num_bias", "<u4"),
         ("num_allowed", "<u4"),
+        ("num_bad_words", "<u4"),
+        ("num_bad_word_tokens", "<u4"),
+        ("prompt_logprobs", "<i4"),
+        ("pooling", "<u4"),
     ]
 )
-_UNPACK_NEW_REQUEST = struct.Struct("<q4I2fi4fIi3I")  # the same, as one tuple
+_UNPACK_NEW_REQUEST = struct.Struct("<q4I2fi4fIi5IiI")  # the same, as one tuple
 assert _UNPACK_NEW_REQUEST.size == _NEW_REQUEST.itemsize
-# version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes
-_RESULT_HEADER = struct.Struct("<IIQIIII")
+# version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes, num_prompt_logprobs,
+# num_pooled, hidden_size (0 where nothing is pooled)
+_RESULT_HEADER = struct.Struct("<IIQIIIIIII4x")
 _LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
 _NO_LOGPROBS = np.zeros(0, _LOGPROB)
+_PROMPT_LOGPROBS_WORDS = 4  # index, first, n, k
 
 
 class RecordError(ValueError):
@@ -197,36 +267,73 @@ class RecordLimits:
         block_size: tokens per KV block.
         max_new_words: bound on the sum of NewRequest.num_words in one plan; at least that of one request of
             max_model_len tokens with the longest sampling lists.
+        mask_words: 32-bit words of one mask.
+        hidden_size: numbers of a pooled state.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
     max_new_words: int
+    mask_words: int
+    hidden_size: int
 
     @classmethod
     def derive(
-        cls, *, max_num_seqs: int, max_num_batched_tokens: int, block_size: int, max_model_len: int
+        cls,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        block_size: int,
+        max_model_len: int,
+        vocab_size: int,
+        hidden_size: int,
     ) -> RecordLimits:
         """Limits under which any single request fits a plan, and usually many."""
         blocks = -(-max_model_len // block_size)
-        one_request = max_model_len + blocks + 4 * 1024 + 64
+        one_request = max_model_len + blocks + 4 * 1024 + 2 * MAX_BAD_WORD_TOKENS + 64
         # Many requests with long prompts may begin in one step, as they do when a prefix is cached.
         max_new_words = max(2 * one_request, min(max_num_seqs * one_request, 1 << 20))
-        return cls(max_num_seqs, max_num_batched_tokens, block_size, max_new_words)
+        return cls(
+            max_num_seqs,
+            max_num_batched_tokens,
+            block_size,
+            max_new_words,
+            mask_words(vocab_size),
+            hidden_size,
+        )
+
+    @property
+    def max_prompt_logprobs(self) -> int:
+        """Tokens that the requests with prompt_logprobs may compute in one step, together."""
+        return min(self.max_num_batched_tokens, MAX_STEP_PROMPT_LOGPROBS)
+
+    @property
+    def max_pooled(self) -> int:
+        """Requests with pooling whose prompts may end in one step."""
+        return max(1, min(self.max_num_seqs, MAX_STEP_POOLED_NUMBERS // max(1, self.hidden_size)))
 
     @property
     def plan_bytes(self) -> int:
         """Size of the largest plan record."""
         max_new_blocks = self.max_num_seqs + self.max_num_batched_tokens // self.block_size
-        words = self.max_num_seqs * 6 + max_new_blocks + self.max_new_words
+        words = self.max_num_seqs * (6 + 1 + self.mask_words) + max_new_blocks + self.max_new_words
         return _PLAN_HEADER.size + self.max_num_seqs * _NEW_REQUEST.itemsize + words * 4 + 64
 
     @property
     def result_bytes(self) -> int:
-        """Size of the largest result record: every row sampled with the most log probabilities."""
-        per_row = 4 + _LOGPROB.itemsize + 20 * 8
-        return _RESULT_HEADER.size + self.max_num_seqs * per_row + MAX_ERROR_BYTES + 64
+        """Size of the largest result record: every row sampled with the most log probabilities, and as many
+        prompt tokens and pooled states as one step may report."""
+        top = MAX_TOP_LOGPROBS * 8
+        per_row = 4 + _LOGPROB.itemsize + top + _PROMPT_LOGPROBS_WORDS * 4
+        size = self.max_num_seqs * per_row + self.max_prompt_logprobs * (4 + top)
+        size += self.max_pooled * (1 + self.hidden_size) * 4
+        return _RESULT_HEADER.size + size + MAX_ERROR_BYTES + 64
+
+
+def mask_words(vocab_size: int) -> int:
+    """32-bit words of a mask, one bit for each token."""
+    return -(-vocab_size // 32)
 
 
 def u32(values: Sequence[int]) -> U32Array:
@@ -256,6 +363,10 @@ def _pack_new(request: NewRequest) -> tuple[tuple[float, ...], list[U32Array]]:
         len(s.masked_until_min_tokens),
         len(s.logit_bias),
         len(s.allowed_token_ids),
+        len(s.bad_words),
+        sum(map(len, s.bad_words)),
+        s.prompt_logprobs,
+        s.pooling,
     )
     ragged = [
         request.token_ids.astype(U32, copy=False),
@@ -265,6 +376,8 @@ def _pack_new(request: NewRequest) -> tuple[tuple[float, ...], list[U32Array]]:
         bias.view(U32),
         u32(s.allowed_token_ids),
     ]
+    if s.bad_words:
+        ragged += [u32([len(word) for word in s.bad_words]), u32(list(chain.from_iterable(s.bad_words)))]
     return fixed, ragged
 
 
@@ -283,10 +396,15 @@ def encode_plan(plan: StepPlan) -> bytes:
         len(plan.rows),
         len(plan.new_block_ids),
         sum(map(len, ragged)),
+        len(plan.masks),
+        len(next(iter(plan.masks.values()))) if plan.masks else 0,
     )
     columns = (plan.freed_rows, plan.rows, plan.starts, plan.counts, plan.samples, plan.num_new_blocks)
     parts = [header, np.array(fixed, dtype=_NEW_REQUEST).tobytes() if fixed else b""]
-    parts += [column.astype(U32, copy=False).tobytes() for column in (*columns, plan.new_block_ids, *ragged)]
+    arrays = [*columns, plan.new_block_ids]
+    if plan.masks:
+        arrays += [u32(list(plan.masks)), np.stack(list(plan.masks.values()))]
+    parts += [array.astype(U32, copy=False).tobytes() for array in (*arrays, *ragged)]
     return b"".join(parts)
 
 
@@ -326,7 +444,8 @@ def _header(record: bytes, layout: struct.Struct) -> tuple[int, ...]:
 def _take_new(fixed: tuple[Any, ...], words: _Words) -> NewRequest:
     seed, row, num_tokens, num_prompt_tokens, num_blocks, *rest = fixed
     temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, *rest = rest
-    min_tokens, logprobs, num_masked, num_bias, num_allowed = rest
+    min_tokens, logprobs, num_masked, num_bias, num_allowed, *rest = rest
+    num_bad_words, num_bad_word_tokens, prompt_logprobs, pooling = rest
     token_ids = words.take(num_tokens)
     block_ids = words.take(num_blocks)
     masked = words.take(num_masked).tolist()
@@ -347,8 +466,27 @@ def _take_new(fixed: tuple[Any, ...], words: _Words) -> NewRequest:
         masked_until_min_tokens=tuple(masked),
         logit_bias=tuple(zip(bias_ids, bias, strict=True)),
         allowed_token_ids=tuple(allowed),
+        bad_words=_take_bad_words(words, num_bad_words, num_bad_word_tokens),
+        prompt_logprobs=prompt_logprobs,
+        pooling=_pooling(pooling),
     )
     return NewRequest(row, token_ids, num_prompt_tokens, block_ids, sampling)
+
+
+def _pooling(value: int) -> Pooling:
+    try:
+        return Pooling(value)
+    except ValueError:
+        raise RecordError(f"{value} is no kind of pooling") from None
+
+
+def _take_bad_words(words: _Words, num_words: int, num_tokens: int) -> tuple[tuple[int, ...], ...]:
+    if not num_words and not num_tokens:
+        return ()
+    lengths, tokens = words.take(num_words).tolist(), iter(words.take(num_tokens).tolist())
+    if sum(lengths) != num_tokens:
+        raise RecordError(f"{num_tokens} tokens of bad words, but their lengths sum to {sum(lengths)}")
+    return tuple(tuple(islice(tokens, length)) for length in lengths)
 
 
 def decode_plan(record: bytes) -> StepPlan:
@@ -357,7 +495,7 @@ def decode_plan(record: bytes) -> StepPlan:
     Raises:
         RecordError: the record is malformed.
     """
-    num_freed, step_id, num_new, n, num_blocks, num_words = _header(record, _PLAN_HEADER)
+    num_freed, step_id, num_new, n, num_blocks, num_words, num_masks, width = _header(record, _PLAN_HEADER)
     words_at = _PLAN_HEADER.size + num_new * _NEW_REQUEST.itemsize
     words = _Words(record, words_at)
     freed_rows = words.take(num_freed)
@@ -365,6 +503,12 @@ def decode_plan(record: bytes) -> StepPlan:
     new_block_ids = words.take(num_blocks)
     if num_blocks != (int(num_new_blocks.sum()) if num_blocks or num_new_blocks.any() else 0):
         raise RecordError(f"{num_blocks} new block ids, but the counts sum to {num_new_blocks.sum()}")
+    masks = {}
+    if num_masks or width:
+        index = words.take(num_masks).tolist()
+        masks = dict(zip(index, words.take(num_masks * width).reshape(num_masks, width), strict=True))
+        if len(masks) != num_masks or not width:
+            raise RecordError(f"{num_masks} masks of {width} words for {len(masks)} requests")
     if words.num_left != num_words:
         raise RecordError(f"{words.num_left} words of new requests' data, the header has {num_words}")
     new_requests = []
@@ -373,9 +517,8 @@ def decode_plan(record: bytes) -> StepPlan:
         new_requests = [_take_new(request, words) for request in _UNPACK_NEW_REQUEST.iter_unpack(fixed)]
     if words.num_left:
         raise RecordError(f"{words.num_left} words left over at the end of a plan")
-    return StepPlan(
-        step_id, freed_rows, new_requests, rows, starts, counts, samples, num_new_blocks, new_block_ids
-    )
+    columns = (rows, starts, counts, samples, num_new_blocks)
+    return StepPlan(step_id, freed_rows, new_requests, *columns, new_block_ids, masks)
 
 
 def encode_result(result: StepResult) -> bytes:
@@ -391,13 +534,43 @@ def encode_result(result: StepResult) -> bytes:
         sum(num_top for _, num_top, _ in fixed),
         min(result.execute_us, 2**32 - 1),
         len(error),
+        len(result.prompt_logprobs),
+        len(result.pooled),
+        len(next(iter(result.pooled.values()))) if result.pooled else 0,
     )
     parts = [header, result.token_ids.astype(U32, copy=False).tobytes()]
     parts.append(np.array(fixed, dtype=_LOGPROB).tobytes() if fixed else b"")
     parts += [np.asarray(entry.top_ids, dtype=U32).tobytes() for entry in entries.values()]
     parts += [np.asarray(entry.top_logprobs, dtype=F32).tobytes() for entry in entries.values()]
+    for prompt in result.prompt_logprobs:
+        parts += _pack_prompt_logprobs(prompt)
+    if result.pooled:
+        states = np.stack(list(result.pooled.values()))
+        parts += [u32(list(result.pooled)).tobytes(), states.astype(F32, copy=False).tobytes()]
     parts.append(error)
     return b"".join(parts)
+
+
+def _pack_prompt_logprobs(prompt: PromptLogprobs) -> list[bytes]:
+    fixed = u32([prompt.index, prompt.first, *prompt.top_ids.shape])
+    floats = (prompt.logprobs, prompt.top_logprobs)
+    logprobs, top_logprobs = (values.astype(F32, copy=False).tobytes() for values in floats)
+    return [fixed.tobytes(), logprobs, prompt.top_ids.astype(U32, copy=False).tobytes(), top_logprobs]
+
+
+def _take_prompt_logprobs(words: _Words) -> PromptLogprobs:
+    index, first, n, k = words.take(_PROMPT_LOGPROBS_WORDS).tolist()
+    logprobs, top_ids = words.take(n).view(F32), words.take(n * k).reshape(n, k)
+    return PromptLogprobs(index, first, logprobs, top_ids, words.take(n * k).view(F32).reshape(n, k))
+
+
+def _take_pooled(words: _Words, num_pooled: int, hidden_size: int) -> dict[int, F32Array]:
+    index = words.take(num_pooled).tolist()
+    states = words.take(num_pooled * hidden_size).view(F32).reshape(num_pooled, hidden_size)
+    pooled = dict(zip(index, states, strict=True))
+    if len(pooled) != num_pooled or not hidden_size:
+        raise RecordError(f"{num_pooled} pooled states of {hidden_size} numbers for {len(pooled)} requests")
+    return pooled
 
 
 def decode_result(record: bytes) -> StepResult:
@@ -406,13 +579,16 @@ def decode_result(record: bytes) -> StepResult:
     Raises:
         RecordError: the record is malformed.
     """
-    num_tokens, step_id, num_logprobs, num_top, execute_us, num_error = _header(record, _RESULT_HEADER)
+    num_tokens, step_id, num_logprobs, num_top, execute_us, num_error, *rest = _header(record, _RESULT_HEADER)
+    num_prompts, num_pooled, hidden_size = rest
     error_at = len(record) - num_error
     words = _Words(record[:error_at] if num_error else record, _RESULT_HEADER.size)
     token_ids = words.take(num_tokens)
     fixed = words.take(3 * num_logprobs).view(_LOGPROB) if num_logprobs else _NO_LOGPROBS
     top_ids = words.take(num_top)
     top_logprobs: F32Array = words.take(num_top).view(F32)
+    prompts = [_take_prompt_logprobs(words) for _ in range(num_prompts)]
+    pooled = _take_pooled(words, num_pooled, hidden_size) if num_pooled or hidden_size else {}
     if words.num_left or num_top != (int(fixed["num_top"].sum()) if num_logprobs else 0):
         raise RecordError("a result's lengths do not add up")
     error = record[error_at:].decode(errors="replace") if num_error else ""
@@ -423,4 +599,4 @@ def decode_result(record: bytes) -> StepResult:
             float(entry["logprob"]), top_ids[offset:end], top_logprobs[offset:end]
         )
         offset = end
-    return StepResult(step_id, token_ids, logprobs, execute_us, error)
+    return StepResult(step_id, token_ids, logprobs, execute_us, error, prompts, pooled)

@@ -8,6 +8,9 @@ holding the record's length followed by the record. Cursors count records ever w
 Ownership: the writer alone advances the write cursor, each reader alone its own. A slot may be overwritten
 once every reader has moved past it; a reader copies a record out before it moves on.
 
+Slots are as large as the largest record could be, and few records are large: a writer reserves the memory of
+a slot as records need it, so that the rest takes none. Where none is left that is an error, not a signal.
+
 Waking the other side is not the ring's business: an eventfd is signalled after each write (control.py).
 That system call is also the memory barrier between the record and the reader's look at the cursor on
 machines that reorder stores.
@@ -34,6 +37,8 @@ MAX_READERS = 32
 MAX_SEGMENT_BYTES = 1 << 32
 
 _LENGTH = struct.Struct("<Q")
+# The least that is reserved of a slot.
+_RESERVED_AT_ONCE = 1 << 16
 
 _SHM = Path("/dev/shm")
 _PREFIX = "pagewire"
@@ -76,11 +81,15 @@ class RingShape:
 
 
 class Ring:
-    """A mapped ring segment. Close it to unmap; the memory goes when the last side has."""
+    """A mapped ring segment. Close it to unmap; the memory goes when the last side has.
 
-    def __init__(self, mapping: mmap.mmap, shape: RingShape, name: str) -> None:
+    Takes the file descriptor over.
+    """
+
+    def __init__(self, fd: int, mapping: mmap.mmap, shape: RingShape, name: str) -> None:
         self.shape = shape
         self.name = name
+        self._fd = fd
         self._stride = shape.stride
         self._mapping = mapping
         self._bytes = memoryview(mapping)
@@ -93,13 +102,13 @@ class Ring:
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(_SHM / name, flags, 0o600)
         try:
-            os.posix_fallocate(fd, 0, shape.segment_bytes)
-            ring = cls(mmap.mmap(fd, shape.segment_bytes), shape, name)
+            os.ftruncate(fd, shape.segment_bytes)
+            os.posix_fallocate(fd, 0, _HEADER_BYTES)
+            ring = cls(fd, mmap.mmap(fd, shape.segment_bytes), shape, name)
         except BaseException:
+            os.close(fd)
             os.unlink(_SHM / name)
             raise
-        finally:
-            os.close(fd)
         header = (_MAGIC, _RING_VERSION, shape.slot_bytes, shape.num_slots, shape.num_readers)
         for index, word in enumerate(header):
             ring._words[index] = word
@@ -121,16 +130,17 @@ class Ring:
             if not _HEADER_BYTES < size <= MAX_SEGMENT_BYTES:
                 raise RingError(f"segment {name} has {size} bytes, which no ring has")
             mapping = mmap.mmap(fd, size)
-        finally:
+            with memoryview(mapping) as view, view[:_HEADER_BYTES].cast("Q") as words:
+                magic, version, slot_bytes, num_slots, num_readers = words[:5]
+            if (magic, version) != (_MAGIC, _RING_VERSION):
+                raise RingError(f"segment {name} is not a ring of version {_RING_VERSION}")
+            shape = RingShape(slot_bytes, num_slots, num_readers)
+            if shape.segment_bytes != size:
+                raise RingError(f"segment {name} has {size} bytes, its header needs {shape.segment_bytes}")
+        except BaseException:
             os.close(fd)
-        with memoryview(mapping) as view, view[:_HEADER_BYTES].cast("Q") as words:
-            magic, version, slot_bytes, num_slots, num_readers = words[:5]
-        if (magic, version) != (_MAGIC, _RING_VERSION):
-            raise RingError(f"segment {name} is not a ring of version {_RING_VERSION}")
-        shape = RingShape(slot_bytes, num_slots, num_readers)
-        if shape.segment_bytes != size:
-            raise RingError(f"segment {name} has {size} bytes, its header needs {shape.segment_bytes}")
-        return cls(mapping, shape, name)
+            raise
+        return cls(fd, mapping, shape, name)
 
     def unlink(self) -> None:
         """Removes the name; mappings stay. A name already gone is fine."""
@@ -142,6 +152,18 @@ class Ring:
         self._words.release()
         self._bytes.release()
         self._mapping.close()
+        os.close(self._fd)
+
+    def reserve(self, start: int, size: int) -> None:
+        """Makes sure that there is memory for a part of the segment.
+
+        Raises:
+            RingError: there is none.
+        """
+        try:
+            os.posix_fallocate(self._fd, start, size)
+        except OSError as error:
+            raise RingError(f"no memory in {_SHM} for a record of {size} bytes: {error.strerror}") from error
 
     def slot(self, cursor: int) -> int:
         """Byte offset of the slot that record number `cursor` lies in."""
@@ -154,13 +176,15 @@ class RingWriter:
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._written = ring._words[_WRITE_CURSOR]
+        self._reserved = [0] * ring.shape.num_slots
 
     def write(self, record: bytes) -> None:
         """Appends a record.
 
         Raises:
-            RingError: the record is larger than a slot, or the slowest reader is a whole ring behind.
-                Neither happens while both sides keep the limits agreed in the handshake.
+            RingError: the record is larger than a slot, or the slowest reader is a whole ring behind, neither
+                of which happens while both sides keep the limits agreed in the handshake; or there is no
+                memory left for it.
         """
         ring, shape = self._ring, self._ring.shape
         if len(record) > shape.slot_bytes:
@@ -172,10 +196,18 @@ class RingWriter:
         if self._written - slowest >= shape.num_slots:
             raise RingError(f"the ring is full: a reader is {self._written - slowest} records behind")
         start = ring.slot(self._written)
+        if 8 + len(record) > self._reserved[self._written % shape.num_slots]:
+            self._reserve(start, 8 + len(record))
         _LENGTH.pack_into(ring._bytes, start, len(record))
         ring._bytes[start + 8 : start + 8 + len(record)] = record
         self._written += 1
         words[_WRITE_CURSOR] = self._written
+
+    def _reserve(self, start: int, needed: int) -> None:
+        """Reserves more of the slot at `start` than was needed so far, in few calls."""
+        size = min(max(2 * needed, _RESERVED_AT_ONCE), self._ring.shape.stride)
+        self._ring.reserve(start, size)
+        self._reserved[self._written % self._ring.shape.num_slots] = size
 
 
 class RingReader:

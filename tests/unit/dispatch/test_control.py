@@ -22,7 +22,7 @@ from engine.dispatch.control import (
     WorkerSession,
 )
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import StepPlan, StepResult, u32
+from engine.dispatch.records import DISPATCH_VERSION, StepPlan, StepResult, u32
 from engine.dispatch.ring import RingError
 from pagewire.worker.v1 import worker_pb2 as pb
 
@@ -37,6 +37,7 @@ FACTS = WorkerFacts(
     max_num_batched_tokens=32,
     dtype="float32",
     device="cpu",
+    hidden_size=64,
 )
 EMPTY = u32([])
 
@@ -185,7 +186,7 @@ def test_a_scheduler_of_another_version_is_refused_with_both_versions_named(endp
     hello = pb.Control(hello=pb.Hello(dispatch_version=999))
     answer = misbehave(endpoint, lambda sock: sock.send(hello.SerializeToString()))
     assert "999" in answer.refused.reason
-    assert "1" in answer.refused.reason
+    assert f"this process {DISPATCH_VERSION}" in answer.refused.reason
 
 
 def test_garbage_and_silence_on_the_control_socket_are_refused(
@@ -198,7 +199,7 @@ def test_garbage_and_silence_on_the_control_socket_are_refused(
 
 def test_an_attach_that_names_another_file_is_refused(endpoint: WorkerEndpoint) -> None:
     def talk(sock: socket.socket) -> None:
-        sock.send(pb.Control(hello=pb.Hello(dispatch_version=1)).SerializeToString())
+        sock.send(pb.Control(hello=pb.Hello(dispatch_version=DISPATCH_VERSION)).SerializeToString())
         sock.recv(65536)
         attach = pb.Attach(plan_ring="../../etc/passwd", result_ring="x")
         read_fd, write_fd = os.pipe()

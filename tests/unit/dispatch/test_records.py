@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.dispatch.control import RING_SLOTS
 from engine.dispatch.records import (
     F32,
+    MAX_BAD_WORD_TOKENS,
     U32,
     NewRequest,
+    Pooling,
+    PromptLogprobs,
     RecordError,
     RecordLimits,
     SamplingRecord,
@@ -23,8 +27,10 @@ from engine.dispatch.records import (
     decode_result,
     encode_plan,
     encode_result,
+    mask_words,
     u32,
 )
+from engine.dispatch.ring import RingShape
 
 WORD = st.integers(0, 2**32 - 1)
 FLOAT = st.floats(width=32, allow_nan=False)
@@ -45,6 +51,9 @@ samplings = st.builds(
     masked_until_min_tokens=IDS.map(tuple),
     logit_bias=st.lists(st.tuples(WORD, FLOAT), max_size=4).map(tuple),
     allowed_token_ids=IDS.map(tuple),
+    bad_words=st.lists(st.lists(WORD, min_size=1, max_size=3).map(tuple), max_size=3).map(tuple),
+    prompt_logprobs=st.integers(-1, 20),
+    pooling=st.sampled_from(Pooling),
 )
 new_requests = st.builds(
     NewRequest,
@@ -54,6 +63,13 @@ new_requests = st.builds(
     block_ids=IDS.map(u32),
     sampling=samplings,
 )
+
+
+@st.composite
+def masks(draw: Any) -> dict[int, np.ndarray]:
+    width = draw(st.integers(1, 3))
+    words = st.lists(WORD, min_size=width, max_size=width).map(u32)
+    return draw(st.dictionaries(st.integers(0, 7), words, max_size=3))
 
 
 @st.composite
@@ -69,7 +85,27 @@ def plans(draw: Any) -> StepPlan:
         *columns,
         u32(counts),
         u32(blocks),
+        draw(masks()),
     )
+
+
+@st.composite
+def prompt_logprobs(draw: Any) -> PromptLogprobs:
+    n, k = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+
+    def array(values: Any, size: int, dtype: np.dtype) -> np.ndarray:
+        return np.array(draw(st.lists(values, min_size=size, max_size=size)), dtype)
+
+    logprobs, top_ids = array(FLOAT, n, F32), array(WORD, n * k, U32).reshape(n, k)
+    top_logprobs = array(FLOAT, n * k, F32).reshape(n, k)
+    return PromptLogprobs(draw(WORD), draw(WORD), logprobs, top_ids, top_logprobs)
+
+
+@st.composite
+def pooled_states(draw: Any) -> dict[int, np.ndarray]:
+    size = draw(st.integers(1, 3))
+    states = st.lists(FLOAT, min_size=size, max_size=size).map(lambda values: np.array(values, F32))
+    return draw(st.dictionaries(st.integers(0, 7), states, max_size=3))
 
 
 @st.composite
@@ -81,7 +117,9 @@ def results(draw: Any) -> StepResult:
         ids, values = [id_ for id_, _ in top], [value for _, value in top]
         logprobs[index] = TokenLogprobs(draw(FLOAT), np.array(ids, U32), np.array(values, F32))
     execute_us, error = draw(WORD), draw(st.text(max_size=20))
-    return StepResult(draw(st.integers(0, 2**64 - 1)), u32(tokens), logprobs, execute_us, error)
+    prompts, pooled = draw(st.lists(prompt_logprobs(), max_size=2)), draw(pooled_states())
+    step_id = draw(st.integers(0, 2**64 - 1))
+    return StepResult(step_id, u32(tokens), logprobs, execute_us, error, prompts, pooled)
 
 
 def plain(value: Any) -> Any:
@@ -132,15 +170,81 @@ def test_a_record_of_another_version_is_refused() -> None:
         decode_result(bytes(record))
 
 
+LIMITS = RecordLimits.derive(
+    max_num_seqs=4,
+    max_num_batched_tokens=64,
+    block_size=16,
+    max_model_len=512,
+    vocab_size=1000,
+    hidden_size=24,
+)
+
+
 def test_the_largest_plan_and_result_fit_their_slots() -> None:
-    limits = RecordLimits.derive(max_num_seqs=4, max_num_batched_tokens=64, block_size=16, max_model_len=512)
-    words = limits.max_new_words
+    limits, words = LIMITS, LIMITS.max_new_words
     new = [NewRequest(row, u32([0] * (words // 4)), 1, u32([]), SamplingRecord()) for row in range(4)]
     ones, blocks = u32([1] * 4), u32([0] * (4 + 64 // 16))
-    plan = StepPlan(0, u32(range(4)), new, ones, ones, ones, ones, u32([2] * 4), blocks)
+    masks = {index: u32([0] * mask_words(1000)) for index in range(4)}
+    plan = StepPlan(0, u32(range(4)), new, ones, ones, ones, ones, u32([2] * 4), blocks, masks)
     assert sum(request.num_words for request in new) == words
     assert words // 4 * 4 == words
     assert limits.plan_bytes - 128 <= len(encode_plan(plan)) <= limits.plan_bytes
     top = TokenLogprobs(0.0, [0] * 20, [0.0] * 20)
-    result = StepResult(0, u32([0] * 4), dict.fromkeys(range(4), top), error="x" * 9999)
+    assert (limits.max_prompt_logprobs, limits.max_pooled) == (64, 4)
+    tops = np.zeros((16, 20), U32), np.zeros((16, 20), F32)
+    prompts = [PromptLogprobs(index, 1, np.zeros(16, F32), *tops) for index in range(4)]
+    pooled = {index: np.zeros(24, F32) for index in range(4)}
+    result = StepResult(
+        0,
+        u32([0] * 4),
+        dict.fromkeys(range(4), top),
+        error="x" * 9999,
+        prompt_logprobs=prompts,
+        pooled=pooled,
+    )
     assert limits.result_bytes - 128 <= len(encode_result(result)) <= limits.result_bytes
+
+
+def test_a_request_with_the_longest_lists_fits_a_plan() -> None:
+    sampling = SamplingRecord(
+        masked_until_min_tokens=tuple(range(1024)),
+        logit_bias=((0, 1.0),) * 1024,
+        allowed_token_ids=tuple(range(1024)),
+        bad_words=((7,),) * MAX_BAD_WORD_TOKENS,
+    )
+    request = NewRequest(0, u32([0] * 512), 512, u32(range(32)), sampling)
+    assert request.num_words <= LIMITS.max_new_words
+    one = u32([1])
+    plan = StepPlan(0, u32([]), [request], one, one, one, one, u32([0]), u32([]))
+    assert len(encode_plan(plan)) <= LIMITS.plan_bytes
+    assert decode_plan(encode_plan(plan)).new_requests[0].sampling == sampling
+
+
+def test_the_rings_of_a_large_model_stay_small() -> None:
+    """Of masks, prompt log probabilities and pooled states, what one step may hold is bounded."""
+    limits = RecordLimits.derive(
+        max_num_seqs=256,
+        max_num_batched_tokens=8192,
+        block_size=16,
+        max_model_len=131_072,
+        vocab_size=151_936,
+        hidden_size=8192,
+    )
+    assert (limits.max_prompt_logprobs, limits.max_pooled) == (2048, 128)
+    shapes = [RingShape(size, RING_SLOTS) for size in (limits.plan_bytes, limits.result_bytes)]
+    assert sum(shape.segment_bytes for shape in shapes) < 60 * 2**20
+
+
+def test_masks_of_different_sizes_are_not_sent() -> None:
+    none = u32([])
+    plan = StepPlan(0, none, [], none, none, none, none, none, none, {0: u32([1]), 1: u32([1, 2])})
+    with pytest.raises(ValueError, match="shape"):
+        encode_plan(plan)
+
+
+def test_an_unknown_kind_of_pooling_is_refused() -> None:
+    request = NewRequest(0, u32([1]), 1, u32([0]), SamplingRecord(pooling=4))
+    one = u32([1])
+    plan = StepPlan(0, u32([]), [request], one, one, one, one, u32([0]), u32([]))
+    with pytest.raises(RecordError, match="4 is no kind of pooling"):
+        decode_plan(encode_plan(plan))

@@ -54,6 +54,37 @@ def test_a_record_larger_than_a_slot_is_refused_before_it_is_written(ring: Ring)
     assert reader.read() is None
 
 
+def test_a_slot_takes_the_memory_of_the_records_that_were_in_it() -> None:
+    ring = Ring.create(RingShape(slot_bytes=1 << 24, num_slots=4))
+
+    def taken() -> int:
+        return os.stat(f"/dev/shm/{ring.name}").st_blocks * 512
+
+    try:
+        assert taken() <= 1 << 16
+        writer, reader = RingWriter(ring), RingReader(ring)
+        for size in [100] * 9:
+            writer.write(b"x" * size)
+            assert reader.read() == b"x" * size
+        assert taken() <= 4 * (1 << 16) + (1 << 16)
+        writer.write(b"y" * (1 << 24))
+        assert reader.read() == b"y" * (1 << 24)
+        assert 1 << 24 <= taken() <= (1 << 24) + 5 * (1 << 16)
+    finally:
+        ring.unlink()
+        ring.close()
+
+
+def test_no_memory_for_a_record_is_an_error(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, offset: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(RingError, match=r"no memory in /dev/shm for a record of .*No space left"):
+        RingWriter(ring).write(b"x")
+    assert RingReader(ring).read() is None
+
+
 def test_the_other_side_maps_it_by_name_and_sees_the_same_records(ring: Ring) -> None:
     other = Ring.open(ring.name)
     assert other.shape == ring.shape

@@ -33,6 +33,7 @@ FACTS = WorkerFacts(
     max_num_batched_tokens=16,
     dtype="none",
     device="none",
+    hidden_size=64,
 )
 
 
