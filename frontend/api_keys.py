@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from pathlib import Path
 
-from pagewire.errors import Unauthenticated
+from pagewire.errors import ConfigError, Unauthenticated
 
 
 class ApiKeys:
@@ -13,6 +14,15 @@ class ApiKeys:
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [key.encode() for key in keys]
+
+    @classmethod
+    def load(cls, keys: Sequence[str], file: Path | None) -> ApiKeys:
+        """The keys given and those of a file.
+
+        Raises:
+            ConfigError: the file cannot be read, has no key at all, or a line of it has white space inside.
+        """
+        return cls([*keys, *(_keys_of(file) if file is not None else ())])
 
     def check(self, authorization: str | None, x_api_key: str | None) -> None:
         """Looks at the values of the two headers (or metadata entries) that may carry a key.
@@ -34,3 +44,18 @@ class ApiKeys:
         matches = [hmac.compare_digest(encoded, key) for key in self._keys]
         if not any(matches):
             raise Unauthenticated("the API key is wrong")
+
+
+def _keys_of(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}", param="api_key_file") from error
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        # Without any key every request would be let in, which nobody means who names a file of them.
+        raise ConfigError(f"{file}: has no key in it; write one a line", param="api_key_file")
+    for number, line in enumerate(lines, start=1):
+        if line in keys and len(line.split()) > 1:
+            raise ConfigError(f"{file}: line {number} has white space in a key", param="api_key_file")
+    return keys

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pagewire.settings import require, require_positive
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,\[\]]+|[a-z][a-z0-9+.-]*://\[[0-9a-fA-F:.]+\](:\d+)?")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +25,22 @@ class FrontendConfig:
         port: HTTP port; 0 takes a free one.
         grpc_port: gRPC port; 0 takes a free one.
         api_keys: if not empty, every request must carry one of them.
+        api_key_file: a file with further keys, one a line; empty lines and lines that begin with # are
+            skipped.
         chat_template: a Jinja file used instead of the model's own template.
         max_body_bytes: largest HTTP body or gRPC message accepted.
+        max_prompt_tokens: longest prompt accepted, in tokens; default what the model's context holds.
+        max_completions: the most completions of one request: prompts times n (or best_of, or beams), and the
+            most inputs of one request for embeddings.
+        request_timeout: seconds that a client gets to send an HTTP request, its body included.
+        allowed_origins: origins whose pages may call the HTTP API (CORS), such as https://example.org; * is
+            all of them, "none" is none.
+        allowed_methods: HTTP methods that such pages may use; * is all of them.
+        allowed_headers: request headers that such pages may send; * is all of them.
+        allow_credentials: whether browsers may send cookies and the like with such requests.
+        access_log: whether a line is logged for every request, with its id, status and time.
+        enable_log_requests: whether the parameters of every request are logged.
+        max_log_len: how many characters (or token ids) of its prompt are logged with them; default none.
         reuse_port: whether several frontends share the ports (SO_REUSEPORT).
         drain_timeout: seconds that open streams get to finish after SIGTERM.
     """
@@ -34,8 +52,19 @@ class FrontendConfig:
     port: int = 8000
     grpc_port: int = 50051
     api_keys: tuple[str, ...] = ()
+    api_key_file: Path | None = None
     chat_template: Path | None = None
     max_body_bytes: int = 8 * 1024 * 1024
+    max_prompt_tokens: int | None = None
+    max_completions: int = 2048
+    request_timeout: float = 60.0
+    allowed_origins: tuple[str, ...] = ("*",)
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
+    access_log: bool = True
+    enable_log_requests: bool = False
+    max_log_len: int = 0
     reuse_port: bool = True
     drain_timeout: float = 30.0
 
@@ -59,11 +88,34 @@ class FrontendConfig:
             "an empty key or one with white space",
             "keys without white space",
         )
-        require_positive(self, "max_body_bytes")
+        require_positive(self, "max_body_bytes", "max_prompt_tokens", "max_completions")
+        require(self.request_timeout > 0, "request_timeout", self.request_timeout, "more than 0")
+        require(self.max_log_len >= 0, "max_log_len", self.max_log_len, "at least 0")
+        self._check_cors()
         require(self.drain_timeout >= 0, "drain_timeout", self.drain_timeout, "at least 0")
+        for name in ("chat_template", "api_key_file"):
+            path = getattr(self, name)
+            require(path is None or path.is_file(), name, str(path), "a file that exists")
+
+    def _check_cors(self) -> None:
+        for origin in self.allowed_origins:
+            require(
+                origin in ("*", "none", "null") or _ORIGIN.fullmatch(origin) is not None,
+                "allowed_origins",
+                origin,
+                "*, none, null or an origin such as https://example.org:8080, each with an option of its own",
+            )
+        for name in ("allowed_methods", "allowed_headers"):
+            for value in getattr(self, name):
+                require(
+                    _TOKEN.fullmatch(value) is not None,
+                    name,
+                    value,
+                    "* or a name, each with an option of its own",
+                )
         require(
-            self.chat_template is None or self.chat_template.is_file(),
-            "chat_template",
-            str(self.chat_template),
-            "a file that exists",
+            not (self.allow_credentials and "*" in self.allowed_origins),
+            "allow_credentials",
+            True,
+            "used with allowed_origins other than *: otherwise any page could act as the user",
         )

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
+from frontend.generation_request import check_request_id
 from pagewire.errors import Code, InvalidRequest, PagewireError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
 MAX_STATUS_MESSAGE = 512
 """Characters. Statuses travel in HTTP/2 headers, percent-encoded, which clients limit to 8 KiB."""
+
+REQUEST_ID_METADATA = "x-request-id"
+"""Metadata that may name a request whose message does not, and that tells every call's id at its end."""
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _WITHOUT_KEY = "/grpc.health.v1.Health/"
@@ -30,10 +37,14 @@ class _Undecodable:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Raised PagewireErrors become the status of the same code; anything else unexpected is INTERNAL."""
+    """Raised PagewireErrors become the status of the same code; anything else unexpected is INTERNAL.
 
-    def __init__(self, api_keys: ApiKeys) -> None:
+    Every call of the inference service ends with trailing metadata "x-request-id" and a line in the log.
+    """
+
+    def __init__(self, api_keys: ApiKeys, access_log: AccessLog) -> None:
         self._api_keys = api_keys
+        self._access_log = access_log
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -42,12 +53,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        if not handler_call_details.method.startswith(_WITHOUT_KEY):
-            metadata = dict(handler_call_details.invocation_metadata)
+        method = handler_call_details.method
+        metadata = dict(handler_call_details.invocation_metadata)
+        call = _Call(method, _text(metadata.get(REQUEST_ID_METADATA)), self._access_log)
+        if not method.startswith(_WITHOUT_KEY):
             try:
                 self._api_keys.check(_text(metadata.get("authorization")), _text(metadata.get("x-api-key")))
             except Unauthenticated as error:
-                return _refuse(error)
+                return call.refuse(error)
         if handler.request_streaming:
             return handler  # only reflection, which does its own checks
         make = (
@@ -56,23 +69,90 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             else grpc.unary_unary_rpc_method_handler
         )
         return make(
-            _answering_errors(handler.unary_stream or handler.unary_unary),
+            call.answering(handler.unary_stream or handler.unary_unary),
             request_deserializer=_catching_undecodable(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
 
+@dataclass(slots=True)
+class _Call:
+    """One call: what is told of it when it ends.
+
+    Attributes:
+        offered_id: what the metadata call the request.
+        request_id: its id, once it is known.
+    """
+
+    method: str
+    offered_id: str | None
+    access_log: AccessLog
+    request_id: str = ""
+    began: float = field(default_factory=time.perf_counter)
+
+    def answering(self, behave: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """The handler, with what it raises answered as a status."""
+
+        async def answering(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            try:
+                self._identify(request, context)
+                if isinstance(request, _Undecodable):
+                    raise InvalidRequest(
+                        f"the request is no valid protobuf message ({request.reason}); "
+                        "note that string fields must be UTF-8"
+                    )
+                answer = await behave(request, context)
+                self._log(context, "OK")
+                return answer
+            except PagewireError as error:
+                self._log(context, error.code.name)
+                await _abort(context, self.request_id, error)
+            except grpc.aio.AbortError:
+                raise
+            except asyncio.CancelledError:
+                self._log(context, "client closed")
+                raise
+            except Exception:
+                logger.exception("request %s failed unexpectedly", self.request_id)
+                self._log(context, "INTERNAL")
+                await context.abort(
+                    grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
+                )
+
+        return answering
+
+    def refuse(self, error: PagewireError) -> Any:
+        """A handler that answers before it reads anything, whatever the kind of the method."""
+
+        async def refuse(_requests: Any, context: grpc.aio.ServicerContext) -> None:
+            self._identify(None, context)
+            self._log(context, error.code.name)
+            await _abort(context, self.request_id, error)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _identify(self, request: Any, context: grpc.aio.ServicerContext) -> None:
+        """Decides on the request's id, and gives it to a message that could name it and does not.
+
+        Raises:
+            InvalidRequest: the id offered is too long or does not print.
+        """
+        own = getattr(request, "request_id", None)
+        self.request_id = check_request_id(None)
+        try:
+            self.request_id = check_request_id(own or self.offered_id)
+        finally:
+            context.set_trailing_metadata(((REQUEST_ID_METADATA, self.request_id),))
+        if own == "":
+            request.request_id = self.request_id
+
+    def _log(self, context: grpc.aio.ServicerContext, outcome: str) -> None:
+        probe = not self.method.startswith("/pagewire.") or self.method.endswith("/GetLoad")
+        self.access_log.ended(self.request_id, context.peer(), self.method, outcome, self.began, probe=probe)
+
+
 def _text(value: str | bytes | None) -> str | None:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
-
-
-def _refuse(error: PagewireError) -> Any:
-    """A handler that answers before it reads anything, whatever the kind of the method."""
-
-    async def refuse(_requests: Any, context: grpc.aio.ServicerContext) -> None:
-        await _abort(context, error)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _catching_undecodable(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -85,30 +165,10 @@ def _catching_undecodable(deserialize: Callable[[bytes], Any]) -> Callable[[byte
     return catching
 
 
-def _answering_errors(behave: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def answering(request: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            if isinstance(request, _Undecodable):
-                raise InvalidRequest(
-                    f"the request is no valid protobuf message ({request.reason}); "
-                    "note that string fields must be UTF-8"
-                )
-            return await behave(request, context)
-        except PagewireError as error:
-            await _abort(context, error)
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            logger.exception("an RPC failed unexpectedly")
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")
-
-    return answering
-
-
-async def _abort(context: grpc.aio.ServicerContext, error: PagewireError) -> None:
+async def _abort(context: grpc.aio.ServicerContext, request_id: str, error: PagewireError) -> None:
     message = error.message
     if len(message) > MAX_STATUS_MESSAGE:
         message = message[: MAX_STATUS_MESSAGE - 1] + "…"
     if error.code is Code.INTERNAL:
-        logger.error("a request failed: %s", message)
+        logger.error("request %s failed: %s", request_id, message)
     await context.abort(_STATUS[int(error.code)], message)

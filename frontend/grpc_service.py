@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.completion import Delta, Finished, FinishReason, PositionLogprobs, Usage
 from frontend.config import FrontendConfig
@@ -224,12 +225,13 @@ class GrpcServer:
         port: the port it listens on.
     """
 
-    def __init__(self, config: FrontendConfig, pipeline: GenerationPipeline) -> None:
+    def __init__(self, config: FrontendConfig, pipeline: GenerationPipeline, access_log: AccessLog) -> None:
         self._pipeline = pipeline
         self._health = health.aio.HealthServicer()
         self._reports: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
-            interceptors=(ErrorInterceptor(ApiKeys(config.api_keys)),), options=_options(config)
+            interceptors=(ErrorInterceptor(ApiKeys.load(config.api_keys, config.api_key_file), access_log),),
+            options=_options(config),
         )
         service = InferenceService(pipeline)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]

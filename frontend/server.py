@@ -8,6 +8,7 @@ import signal
 
 import uvloop
 
+from frontend.access_log import AccessLog
 from frontend.config import FrontendConfig
 from frontend.generation import GenerationPipeline
 from frontend.grpc_service import GrpcServer
@@ -51,8 +52,9 @@ class Frontend:
         await self.link.start()
         model = await asyncio.to_thread(load_model, self._config)
         self.pipeline = GenerationPipeline(model, self.link, self.metrics)
-        self.http = HttpServer(self._config, self.pipeline, self.metrics)
-        self.grpc = GrpcServer(self._config, self.pipeline)
+        access_log = AccessLog(enabled=self._config.access_log)
+        self.http = HttpServer(self._config, self.pipeline, self.metrics, access_log)
+        self.grpc = GrpcServer(self._config, self.pipeline, access_log)
         await self.http.start()
         await self.grpc.start()
         self.link.on_change(self.grpc.report_health)

@@ -47,11 +47,19 @@ def http_error_response(error: web.HTTPException) -> web.Response:
         404: ("no such path; GET / lists the endpoints", "not_found"),
         405: (f"method not allowed; allowed: {error.headers.get('Allow', '')}", "method_not_allowed"),
         413: (error.text or "the request body is too large", "request_too_large"),
+        417: ("the Expect header may only be 100-continue", "expectation_failed"),
     }
     message, code = messages.get(error.status, (error.text or error.reason, None))
-    headers = CIMultiDict({"Allow": error.headers["Allow"]}) if "Allow" in error.headers else None
-    body = _body(message, "invalid_request_error" if error.status < 500 else "server_error", None, code)
-    return web.json_response(body, status=error.status, headers=headers, dumps=_dumps)
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    response = error_object_response(error.status, message, kind, code)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+def error_object_response(status: int, message: str, kind: str, code: str | None = None) -> web.Response:
+    """An error of the HTTP layer's own."""
+    return web.json_response(_body(message, kind, None, code), status=status, dumps=_dumps)
 
 
 def _shape(error: PagewireError) -> tuple[int, str, str | None]:

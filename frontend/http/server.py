@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
 
+from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.config import FrontendConfig
 from frontend.generation import GenerationPipeline
 from frontend.generation_request import check_request_id
-from frontend.http.errors import error_response, http_error_response
+from frontend.http.cors import CorsPolicy
+from frontend.http.errors import error_object_response, error_response, http_error_response
 from frontend.http.generate import GenerateHandlers
 from frontend.http.operations import OperationHandlers
+from frontend.http.protocol import REQUEST_ID_HEADER, ApiRunner
 from frontend.http.request_id import REQUEST_ID
 from frontend.metrics import FrontendMetrics
 from pagewire.errors import ConfigError, InvalidRequest, PagewireError
@@ -24,21 +27,14 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_WITHOUT_KEY = frozenset(("/", "/health", "/ready", "/version"))
-"""Paths that say nothing worth a key and that probes must reach."""
+_WITHOUT_KEY = frozenset(("/", "/health", "/ping", "/ready", "/version", "/docs", "/openapi.json"))
+"""Paths that say nothing worth a key and that probes, or people who read about the server, must reach."""
+
+_PROBES = frozenset(("/health", "/ping", "/ready", "/metrics", "/load"))
+"""Paths that monitoring asks for every few seconds: not worth a line each in the log."""
 
 _FLUSH_TIMEOUT = 2.0
 """Seconds that connections get to take what was written, once everything has ended."""
-
-
-class _NoMalformedRequests(logging.Filter):
-    """Keeps requests that are not HTTP, which anyone can send, from filling the log with tracebacks."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
-logging.getLogger("aiohttp.server").addFilter(_NoMalformedRequests())
 
 
 class HttpServer:
@@ -49,11 +45,17 @@ class HttpServer:
     """
 
     def __init__(
-        self, config: FrontendConfig, pipeline: GenerationPipeline, metrics: FrontendMetrics
+        self,
+        config: FrontendConfig,
+        pipeline: GenerationPipeline,
+        metrics: FrontendMetrics,
+        access_log: AccessLog,
     ) -> None:
         self._config = config
         self._pipeline = pipeline
-        self._api_keys = ApiKeys(config.api_keys)
+        self._access_log = access_log
+        self._api_keys = ApiKeys.load(config.api_keys, config.api_key_file)
+        self._cors = CorsPolicy(config)
         self.port = config.port
         app = web.Application(
             middlewares=[self._answer_errors, self._admit], client_max_size=config.max_body_bytes
@@ -61,8 +63,12 @@ class HttpServer:
         app.on_response_prepare.append(self._add_headers)
         _add_routes(app, GenerateHandlers(pipeline), OperationHandlers(pipeline, metrics))
         # A handler whose client disconnects is cancelled, which is what aborts its generation.
-        self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=_FLUSH_TIMEOUT
+        self._runner = ApiRunner(
+            app,
+            head_timeout=config.request_timeout,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=_FLUSH_TIMEOUT,
         )
 
     async def start(self) -> None:
@@ -88,35 +94,44 @@ class HttpServer:
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Gives the request its id and turns what is raised into a response."""
+        """Gives the request its id, turns what is raised into a response, and notes the end."""
         began = time.perf_counter()
         request[REQUEST_ID] = check_request_id(None)
-        response: web.StreamResponse
+        outcome = "client closed"  # what it is if this is cancelled
         try:
-            request[REQUEST_ID] = check_request_id(request.headers.get("x-request-id"))
-            response = await handler(request)
+            response = await self._answer(request, handler)
+            outcome = str(response.status)
+            return response
+        finally:
+            self._access_log.ended(
+                request[REQUEST_ID],
+                request.remote or "-",
+                f"{request.method} {request.path}",
+                outcome,
+                began,
+                probe=request.path in _PROBES,
+            )
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            request[REQUEST_ID] = check_request_id(request.headers.get(REQUEST_ID_HEADER))
+            return await handler(request)
         except PagewireError as error:
-            response = error_response(error)
+            return error_response(error)
         except web.HTTPException as error:
-            response = http_error_response(error)
+            return http_error_response(error)
         except web.RequestPayloadError as error:
-            response = error_response(InvalidRequest(f"the request's body cannot be read: {error}"))
+            return error_response(InvalidRequest(f"the request's body cannot be read: {error}"))
         except Exception:
             logger.exception("request %s failed unexpectedly", request[REQUEST_ID])
-            response = error_response(PagewireError("internal error; the server's log has the details"))
-        logger.debug(
-            "request %s: %s %s -> %d in %.1f ms",
-            request[REQUEST_ID],
-            request.method,
-            request.path,
-            response.status,
-            (time.perf_counter() - began) * 1e3,
-        )
-        return response
+            return error_response(PagewireError("internal error; the server's log has the details"))
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Checks what every request must have: a key, and a body of a size that is taken."""
+        """Checks what every request must have: a key, and a body of a size that is taken, sent in time."""
+        preflight = self._cors.preflight(request)
+        if preflight is not None:
+            return preflight  # browsers send it without a key
         if request.path not in _WITHOUT_KEY:
             self._api_keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"))
         limit = self._config.max_body_bytes
@@ -127,12 +142,25 @@ class HttpServer:
                 actual_size=request.content_length or 0,
                 text=f"the request body has {request.content_length} bytes; at most {limit} are taken",
             )
+        try:
+            async with asyncio.timeout(self._config.request_timeout):
+                await request.read()  # which keeps it for the handler
+        except TimeoutError:
+            return _too_slow(self._config.request_timeout)
         return await handler(request)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        response.headers["x-request-id"] = request.get(REQUEST_ID) or check_request_id(None)
+        response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID) or check_request_id(None)
+        self._cors.add_headers(request, response)
         if self._pipeline.draining:
             response.force_close()
+
+
+def _too_slow(seconds: float) -> web.Response:
+    message = f"the request's body did not arrive within {seconds:g} s"
+    response = error_object_response(408, message, "timeout_error", "request_timeout")
+    response.force_close()
+    return response
 
 
 def _add_routes(app: web.Application, generate: GenerateHandlers, operations: OperationHandlers) -> None:

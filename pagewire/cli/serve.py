@@ -63,7 +63,8 @@ def _announce(console: Console, service: RunningService, seconds: float) -> None
     notify_ready(f"serving {service.model}")
     message = {"role": "user", "content": "What is the capital of France?"}
     body = {"model": service.model, "messages": [message], "max_tokens": 64, "temperature": 0}
-    key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if service.config.frontend.api_keys else ""
+    keys = service.config.frontend.api_keys or service.config.frontend.api_key_file
+    key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if keys else ""
     lines = f"""
 ready after {seconds:.1f} s; Ctrl-C stops it
   HTTP  http://{service.http_address}/v1

@@ -1,0 +1,125 @@
+"""The connection level: what aiohttp answers by itself, in OpenAI's shape, and patience with slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+
+from frontend.generation_request import check_request_id
+from frontend.http.errors import error_object_response, http_error_response
+
+REQUEST_ID_HEADER = "x-request-id"
+
+_LINGER = 1.0
+"""Seconds in which a client that was too slow may still send, so that it gets to read why it is cut off."""
+
+
+class _NoMalformedRequests(logging.Filter):
+    """Keeps requests that are not HTTP, which anyone can send, from filling the log with tracebacks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+logging.getLogger("aiohttp.server").addFilter(_NoMalformedRequests())
+
+
+class ApiConnection(web.RequestHandler):
+    """One client's connection.
+
+    A client that begins a request and does not get to the end of its headers in time is answered 408 and cut
+    off (its body is the middleware's to time). One that is silent between requests is left alone.
+    """
+
+    __slots__ = ("_head_timeout", "_head_timer")
+
+    def __init__(self, *arguments: Any, head_timeout: float, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._head_timeout = head_timeout
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._waits_for_head():
+            self._stop_timer()
+        elif self._head_timer is None:
+            self._head_timer = self._loop.call_later(self._head_timeout, self._give_up)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _waits_for_head(self) -> bool:
+        """Whether no request is being served and none is complete enough to be."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if self.transport is None or not self._waits_for_head():
+            return
+        message = f"the request's headers did not arrive within {self._head_timeout:g} s"
+        body = error_object_response(408, message, "timeout_error", "request_timeout").body
+        assert isinstance(body, bytes)
+        head = (
+            "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
+            f"Content-Length: {len(body)}\r\n{REQUEST_ID_HEADER}: {check_request_id(None)}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answers what is no HTTP request in OpenAI's shape. It is the base class that logs."""
+        super().handle_error(request, status, exc, message)
+        if status < 500:
+            text = f"this is not a valid HTTP request: {' '.join((message or 'bad request').split())}"
+            response = error_object_response(status, text, "invalid_request_error", "malformed_http")
+        else:
+            text = "internal error; the server's log has the details"
+            response = error_object_response(status, text, "server_error")
+        response.headers[REQUEST_ID_HEADER] = check_request_id(None)
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Gives what was refused before any middleware ran (such as an unknown Expect header) our shape."""
+        if isinstance(resp, web.HTTPException):
+            resp = http_error_response(resp)
+        if resp.status == 408:
+            self._lingering_time = _LINGER  # instead of ten seconds more for what was too slow already
+        return await super().finish_response(request, resp, start_time)
+
+
+class _ApiServer(web.Server):
+    """Makes an `ApiConnection` for every client."""
+
+    def __call__(self) -> web.RequestHandler:
+        return ApiConnection(self, loop=self._loop, **self._kwargs)
+
+
+class ApiRunner(web.AppRunner):
+    """Runs an application over `ApiConnection`s."""
+
+    def __init__(self, app: web.Application, *, head_timeout: float, **settings: Any) -> None:
+        super().__init__(app, head_timeout=head_timeout, **settings)
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        return _ApiServer(server.request_handler, request_factory=server.request_factory, **self._kwargs)
