@@ -9,6 +9,8 @@ import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
+from pagewire.token_pieces import Piece
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -41,10 +43,6 @@ class ByteLevelDetokenizer:
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
-
-
-Piece = str | int | None
-"""What a SentencePiece token stands for: text, one byte (0 to 255), or nothing to be shown."""
 
 
 class SentencePieceDetokenizer:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE
 
 from frontend.text.detokenizer import IncrementalDetokenizer
 from frontend.text.token_table import ByteLevelTable, TokenTable, build_token_table
 from pagewire.errors import ConfigError, InvalidRequest
+from pagewire.token_pieces import read_tokenizer, special_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +38,12 @@ class TextTokenizer:
         Raises:
             ConfigError: it is missing, wrong, or of a kind whose output cannot be streamed.
         """
-        path = model_dir / "tokenizer.json"
-        if not path.is_file():
-            raise ConfigError(
-                f"{model_dir}: has no tokenizer.json; convert its tokenizer to that format first"
-            )
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise ConfigError(f"{path}: not a tokenizer: {error}") from error
-        # Some files carry the settings of the training run, which would shorten or pad prompts.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        added = tokenizer.get_added_tokens_decoder()
-        special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        tokenizer = read_tokenizer(model_dir)
+        special_ids = special_token_ids(tokenizer)
         try:
             table = build_token_table(tokenizer, special_ids)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error.message}") from error
+            raise ConfigError(f"{model_dir / 'tokenizer.json'}: {error.message}") from error
         longest_token = max(map(len, table.token_bytes), default=1)
         return cls(len(table.token_bytes), special_ids, longest_token, tokenizer, table)
 
@@ -68,11 +57,19 @@ class TextTokenizer:
         Raises:
             InvalidRequest: the text is not valid Unicode.
         """
+        ids: list[int] = self._encode(text, add_special_tokens).ids
+        return ids
+
+    def encode_marked(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[int]]:
+        """The ids of a text, and for each whether it was added (1) instead of written (0). See `encode`."""
+        encoding = self._encode(text, add_special_tokens)
+        return encoding.ids, encoding.special_tokens_mask
+
+    def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except TypeError as error:  # how the library says that a string is not UTF-8
             raise InvalidRequest("the text has half a surrogate pair; it must be valid Unicode") from error
-        return ids
 
     @classmethod
     def without_text(cls) -> TextTokenizer:
@@ -112,5 +109,5 @@ class _IdsOnly(TextTokenizer):
 
     __slots__ = ()
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
         raise InvalidRequest("this model has no tokenizer; send token ids instead of text", param="prompt")
