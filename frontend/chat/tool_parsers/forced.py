@@ -1,0 +1,59 @@
+"""Replies that a grammar holds to be calls, because the request's choice of tools demands them.
+
+They have the form that `frontend.chat.tools.forced_calls` asks for.
+"""
+
+from __future__ import annotations
+
+from frontend.chat.tool_parsers.call_list import CallList
+from frontend.chat.tool_parsers.json_call import State
+from frontend.chat.tool_parsers.protocol import Arguments, Call, Event, Text, ToolParser
+
+
+class NamedCallParser(ToolParser):
+    """The whole reply is the arguments of the one function."""
+
+    name = "named"
+
+    def __init__(self, tool_name: str) -> None:
+        super().__init__((tool_name,))
+        self._tool_name = tool_name
+        self._begun = False
+
+    def push(self, text: str) -> list[Event]:
+        if self._begun:
+            return [Arguments(text)]
+        text = text.lstrip()
+        if not text:
+            return []
+        self._begun = True
+        return [Call(self._tool_name), Arguments(text)]
+
+    def finish(self) -> list[Event]:
+        return []
+
+
+class RequiredCallsParser(ToolParser):
+    """The whole reply is a list of calls."""
+
+    name = "required"
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self._list = CallList()
+        self._ended = False
+
+    def push(self, text: str) -> list[Event]:
+        events: list[Event] = []
+        for index, character in enumerate(text):
+            if self._ended:
+                return [*events, Text(text[index:])]
+            events += self._list.push(character)
+            self._ended = self._list.state is not State.READING
+            if self._list.state is State.BROKEN:
+                events.append(Text(self._list.unread))
+        return events
+
+    def finish(self) -> list[Event]:
+        rest = "" if self._ended else self._list.unread
+        return [Text(rest)] if rest.strip(" \t\r\n,]") else []

@@ -1,0 +1,77 @@
+"""What parsers of marked formats have in common: they go from state to state over text as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from frontend.chat.tool_parsers.json_call import JsonCall, State
+from frontend.chat.tool_parsers.protocol import Event, Text, ToolParser
+
+
+class ScanningParser(ToolParser):
+    """A parser as a state machine.
+
+    A state is a method that takes what it can from the front of `pending`, appends events, perhaps names the
+    next state in `state`, and says whether it got anywhere; if it did not, it waits for more text.
+    """
+
+    def __init__(self, tool_names: Collection[str]) -> None:
+        super().__init__(tool_names)
+        self.pending = ""
+        self.state: Callable[[list[Event]], bool]
+
+    def push(self, text: str) -> list[Event]:
+        self.pending += text
+        events: list[Event] = []
+        while self.pending and self.state(events):
+            pass
+        return events
+
+    def take(self, count: int) -> str:
+        """Removes characters from the front of `pending`."""
+        taken, self.pending = self.pending[:count], self.pending[count:]
+        return taken
+
+    def take_spaces(self) -> str:
+        """Removes white space from the front of `pending`."""
+        return self.take(len(self.pending) - len(self.pending.lstrip()))
+
+    def take_text(self, events: list[Event], markers: Sequence[str]) -> str | None:
+        """Passes text on up to a marker and returns the marker that it took, if any. What may be the
+        beginning of a marker is left."""
+        text, marker, rest = split_at_marker(self.pending, markers)
+        self.pending = rest
+        if text:
+            events.append(Text(text))
+        return marker
+
+    def read_call(self, events: list[Event], call: JsonCall) -> bool:
+        """Passes characters to a call until it is complete or broken, and says whether it is either. The
+        character that broke it is left in `pending`."""
+        for index, character in enumerate(self.pending):
+            events += call.push(character)
+            if call.state is not State.READING:
+                self.take(index if call.state is State.BROKEN else index + 1)
+                return True
+        self.pending = ""
+        return False
+
+
+def split_at_marker(text: str, markers: Sequence[str]) -> tuple[str, str | None, str]:
+    """Text before the first marker, that marker, and what follows; or the text that is certainly part of no
+    marker, None, and the rest that may be the beginning of one."""
+    found = [(text.index(marker), marker) for marker in markers if marker in text]
+    if found:
+        # Of two that begin together, one is the beginning of the other; the longer is meant.
+        start, marker = min(found, key=lambda each: (each[0], -len(each[1])))
+        return text[:start], marker, text[start + len(marker) :]
+    certain = min((_possible_start(text, marker) for marker in markers), default=len(text))
+    return text[:certain], None, text[certain:]
+
+
+def _possible_start(text: str, marker: str) -> int:
+    """Where the longest end of the text starts that is a proper beginning of the marker."""
+    for start in range(max(0, len(text) - len(marker) + 1), len(text)):
+        if marker.startswith(text[start:]):
+            return start
+    return len(text)
