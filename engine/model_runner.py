@@ -6,15 +6,26 @@ import logging
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from engine.attention.backend import LayerKVCache
 from engine.attention.torch_backend import TorchAttentionBackend
-from engine.dispatch.records import StepPlan, StepResult, u32
+from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult, u32
 from engine.models.base import CausalLM
-from engine.pending import FinishedStep, PendingStep, SampledStep
+from engine.pending import (
+    NO_PROMPT_RESULTS,
+    NOT_FINITE,
+    FinishedStep,
+    PendingStep,
+    PromptResults,
+    SampledStep,
+)
+from engine.prompt_states import NotFinite, PooledStates, compute_prompt_logprobs
+from engine.prompt_work import PromptWork, find_prompt_work
 from engine.request_rows import RequestRows
 from engine.row_ledger import PlanError
+from engine.sampling.masks import mask_batch
 from engine.sampling.sampler import sample
 from engine.step_inputs import StepInputs, prepare_inputs
 
@@ -43,6 +54,8 @@ class ModelRunner:
         self.rows = rows
         self.max_num_batched_tokens = max_num_batched_tokens
         self.device = rows.token_ids.device
+        self._records = rows.limits.records(max_num_batched_tokens)
+        self._pooled = PooledStates(rows.limits.max_num_seqs, rows.limits.hidden_size)
 
     def reset(self) -> None:
         """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""
@@ -56,6 +69,8 @@ class ModelRunner:
             return self._launch(plan, started)
         except PlanError as error:
             return FinishedStep.failed(plan.step_id, f"inconsistent plan: {error}")
+        except NotFinite:
+            return FinishedStep.failed(plan.step_id, NOT_FINITE)
         except Exception as error:
             logger.exception("step %d failed", plan.step_id)
             return FinishedStep.failed(plan.step_id, f"{type(error).__name__}: {error}")
@@ -66,15 +81,30 @@ class ModelRunner:
         if not len(plan.rows):
             return FinishedStep(StepResult(plan.step_id, u32([])))
         inputs = prepare_inputs(plan, self.rows, self.max_num_batched_tokens)
+        work = find_prompt_work(plan, self.rows, self._records)
         hidden = self._run_model(inputs)
+        prompts = self._tell(work, hidden, inputs) if work else NO_PROMPT_RESULTS
         if not len(inputs.logits_indices):
-            return FinishedStep(StepResult(plan.step_id, u32([]), execute_us=_microseconds_since(started)))
+            result = StepResult(plan.step_id, u32([]), execute_us=_microseconds_since(started))
+            result.prompt_logprobs, result.pooled = prompts.logprobs, prompts.pooled
+            return FinishedStep(result)
         last = hidden.index_select(0, torch.from_numpy(inputs.logits_indices).to(self.device))
         logits = self.model.compute_logits(last).float()
         batch = self.rows.sampling.select(inputs.sampling_rows, inputs.sampling_positions)
+        if plan.masks:
+            everyone = np.arange(len(batch.rows))
+            mask_batch(batch, plan, everyone, self.rows.limits.vocab_size)
         sampled = sample(logits, batch, self.rows.token_ids)
         self.rows.append_sampled(inputs.sampling_rows, sampled.token_ids)
-        return SampledStep(plan.step_id, started, sampled)
+        return SampledStep(plan.step_id, started, sampled, prompts)
+
+    def _tell(self, work: PromptWork, hidden: torch.Tensor, inputs: StepInputs) -> PromptResults:
+        logprobs: list[PromptLogprobs] = []
+        if work.logprobs:
+            logprobs = compute_prompt_logprobs(
+                work.logprobs, hidden, inputs.begins, self.rows.token_ids, self.model.compute_logits
+            )
+        return PromptResults(logprobs, self._pooled.add(work.pooled, hidden, inputs.begins))
 
     def _run_model(self, inputs: StepInputs) -> torch.Tensor:
         """Final hidden states of the step's tokens, [T, hidden]."""

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from engine.dispatch.records import StepResult, TokenLogprobs, u32
+from engine.dispatch.records import F32Array, PromptLogprobs, StepResult, TokenLogprobs, u32
 from engine.sampling.sampler import RawLogprobs, Sampled
+
+NOT_FINITE = "the model's logits are not finite"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResults:
+    """What a step tells of prompts; see StepResult."""
+
+    logprobs: list[PromptLogprobs] = field(default_factory=list)
+    pooled: dict[int, F32Array] = field(default_factory=dict)
+
+
+NO_PROMPT_RESULTS = PromptResults()
 
 
 class PendingStep(Protocol):
@@ -46,9 +60,12 @@ class SampledStep:
     The copies to the host are queued behind the step when this is made; an event tells when they are there.
     """
 
-    def __init__(self, step_id: int, started: float, sampled: Sampled) -> None:
+    def __init__(
+        self, step_id: int, started: float, sampled: Sampled, prompts: PromptResults = NO_PROMPT_RESULTS
+    ) -> None:
         self._step_id = step_id
         self._started = started
+        self._prompts = prompts
         device = sampled.token_ids.device
         self._token_ids = _to_host(sampled.token_ids)
         self._largest = _to_host(sampled.largest)
@@ -72,10 +89,17 @@ class SampledStep:
                 return FinishedStep.failed(self._step_id, f"the device failed: {error}").result()
             self._execute_us = round((time.monotonic() - self._started) * 1e6)
         if not bool(self._largest.isfinite().all()):
-            return FinishedStep.failed(self._step_id, "the model's logits are not finite").result()
+            return FinishedStep.failed(self._step_id, NOT_FINITE).result()
         token_ids = self._token_ids.numpy().astype(np.uint32)
         logprobs = {} if self._logprobs is None else _by_index(self._logprobs)
-        return StepResult(self._step_id, token_ids, logprobs, self._execute_us)
+        return StepResult(
+            self._step_id,
+            token_ids,
+            logprobs,
+            self._execute_us,
+            prompt_logprobs=self._prompts.logprobs,
+            pooled=self._prompts.pooled,
+        )
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.attention.backend import IntArray
-from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.records import NewRequest, Pooling, RecordLimits, StepPlan, mask_words
 from engine.sampling.parameters import SamplingTable
 
 
@@ -44,6 +44,17 @@ class RowLimits:
         """Entries a row's block table can have."""
         return -(-self.max_model_len // self.block_size)
 
+    def records(self, max_num_batched_tokens: int) -> RecordLimits:
+        """What plans and results can hold, where a step computes up to so many tokens."""
+        return RecordLimits.derive(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+        )
+
 
 class RowLedger(ABC):
     """Rows of a worker, mutated by `apply` (from plans) and by whoever appends sampled tokens.
@@ -52,6 +63,7 @@ class RowLedger(ABC):
         num_tokens: each row's length, sampled tokens included, [max_num_seqs]; 0 where the row is free.
         num_blocks: entries of each row's block table.
         sampling: parameters by row.
+        watched: rows whose request asks for something of its prompt, until all of that is computed.
     """
 
     def __init__(self, limits: RowLimits) -> None:
@@ -59,6 +71,9 @@ class RowLedger(ABC):
         self.num_tokens: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.num_blocks: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.sampling = SamplingTable(limits.max_num_seqs)
+        self.watched: set[int] = set()
+        # Of rows with pooling: tokens that are in the pooled state.
+        self._num_pooled: dict[int, int] = {}
 
     @abstractmethod
     def _write_tokens(self, row: int, token_ids: np.ndarray) -> None:
@@ -72,6 +87,8 @@ class RowLedger(ABC):
         """Frees every row."""
         self.num_tokens[:] = 0
         self.num_blocks[:] = 0
+        self.watched.clear()
+        self._num_pooled.clear()
 
     def apply(self, plan: StepPlan) -> None:
         """Frees rows, adds new requests and appends blocks, as the plan says.
@@ -99,16 +116,48 @@ class RowLedger(ABC):
         _require_rows(plan, lengths > 0, "is not in use")
         _require_rows(plan, counts > 0, "computes no token")
         _require_rows(plan, ends <= lengths, "computes tokens beyond its end")
-        _require_rows(plan, (plan.samples != 0) == (ends == lengths), "must sample exactly at its last token")
+        samples = ends == lengths
+        if self._num_pooled:
+            self._check_pooling(plan, samples)
+        _require_rows(plan, (plan.samples != 0) == samples, "must sample exactly at its last token")
         _require_rows(
             plan, (plan.samples == 0) | (lengths < self.limits.max_model_len), "is full and cannot sample"
         )
         _require_rows(plan, ends <= self.num_blocks[plan.rows] * self.limits.block_size, "has too few blocks")
+        if plan.masks:
+            self._check_masks(plan)
+
+    def _check_pooling(self, plan: StepPlan, samples: np.ndarray) -> None:
+        """Checks the rows with pooling, and clears `samples` of them."""
+        pooled = np.isin(plan.rows, list(self._num_pooled))
+        samples &= ~pooled
+        in_order = np.ones(len(pooled), dtype=bool)
+        for index in np.flatnonzero(pooled):
+            row, start = int(plan.rows[index]), int(plan.starts[index])
+            whole = self.sampling.parameters(row)["pooling"] in (Pooling.MEAN, Pooling.CLS)
+            in_order[index] = not whole or start == self._num_pooled[row]
+            self._num_pooled[row] = start + int(plan.counts[index])
+        _require_rows(plan, in_order, "must compute all of its prompt, in order, for pooling")
+
+    def _check_masks(self, plan: StepPlan) -> None:
+        width = mask_words(self.limits.vocab_size)
+        last = np.uint32((1 << (self.limits.vocab_size - 1) % 32 + 1) - 1)
+        for index, mask in plan.masks.items():
+            if index >= len(plan.rows) or not plan.samples[index]:
+                raise PlanError(f"a mask is for request {index} of the step, which does not sample")
+            if len(mask) != width:
+                raise PlanError(f"a mask has {len(mask)} words; it must have {width}")
+            if not mask[:-1].any() and not mask[-1] & last:
+                raise PlanError(f"the mask of row {plan.rows[index]} allows no token")
 
     def _free(self, rows: IntArray) -> None:
         _require(rows < self.limits.max_num_seqs, rows, f"freed row must be below {self.limits.max_num_seqs}")
         self.num_tokens[rows] = 0
         self.num_blocks[rows] = 0
+        if self.watched or self._num_pooled:
+            self.watched.difference_update(rows.tolist())
+            for row in rows.tolist():
+                self._num_pooled.pop(row, None)
 
     def _add(self, request: NewRequest) -> None:
         row, length, num_blocks = request.row, len(request.token_ids), len(request.block_ids)
@@ -132,6 +181,10 @@ class RowLedger(ABC):
         self._write_blocks(np.full(num_blocks, row), np.arange(num_blocks), request.block_ids)
         self.num_tokens[row], self.num_blocks[row] = length, num_blocks
         self.sampling.set(row, request.sampling, request.num_prompt_tokens)
+        if request.sampling.pooling:
+            self._num_pooled[row] = 0
+        if request.sampling.pooling or request.sampling.prompt_logprobs >= 0:
+            self.watched.add(row)
 
     def _append_blocks(self, plan: StepPlan) -> None:
         rows = plan.rows.astype(np.int64)

@@ -19,6 +19,7 @@ class StepInputs:
         token_index: of each token, into the flattened rows' token ids, [T].
         positions: in its sequence, [T].
         layout: of the batch, for the attention backend.
+        begins: where each request's tokens begin, in the plan's order.
         logits_indices: the tokens whose logits are needed, in the plan's order of sampling requests.
         sampling_rows: the rows that sample, in the plan's order.
         sampling_positions: where each sampled token goes.
@@ -27,6 +28,7 @@ class StepInputs:
     token_index: IntArray
     positions: IntArray
     layout: BatchLayout
+    begins: IntArray
     logits_indices: IntArray
     sampling_rows: IntArray
     sampling_positions: IntArray
@@ -65,6 +67,7 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows, max_num_batched_tokens: in
         token_index=token_row * rows.limits.max_model_len + positions,
         positions=positions,
         layout=layout,
+        begins=last_in_plan_order + 1 - plan_counts,
         logits_indices=last_in_plan_order[samples],
         sampling_rows=plan_rows[samples],
         sampling_positions=ends[samples],

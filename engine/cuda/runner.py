@@ -33,7 +33,7 @@ from engine.cuda.step_layout import (
 )
 from engine.cuda.step_shape import StepColumns, StepShape, device_columns, host_columns
 from engine.cuda.unusual_rows import UnusualRows, sampling_columns
-from engine.dispatch.records import RecordLimits, StepPlan, StepResult, u32
+from engine.dispatch.records import StepPlan, StepResult, u32
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
 from engine.models.base import CausalLM
@@ -107,14 +107,7 @@ class CudaModelRunner:
     def _max_words(self) -> int:
         """Words of the largest step: its columns, and two for each word of the rows that it changes."""
         limits = self.rows.limits
-        records = RecordLimits.derive(
-            max_num_seqs=limits.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            block_size=limits.block_size,
-            max_model_len=limits.max_model_len,
-            vocab_size=limits.vocab_size,
-            hidden_size=limits.hidden_size,
-        )
+        records = limits.records(self.max_num_batched_tokens)
         seqs, tokens = limits.max_num_seqs, self.max_num_batched_tokens
         columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words
         new_blocks = seqs + tokens // limits.block_size

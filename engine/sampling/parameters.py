@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.records import SamplingRecord, U32Array
 
 IntArray = npt.NDArray[np.int64]
 
@@ -23,6 +23,8 @@ _COLUMNS = np.dtype(
         ("seed", "i8"),
         ("min_tokens", "i8"),
         ("logprobs", "i4"),
+        ("prompt_logprobs", "i4"),
+        ("pooling", "i4"),
         ("num_prompt_tokens", "i8"),
         # Derived: whether the row changes its logits before temperature, or anything at all.
         ("has_penalties", "?"),
@@ -30,6 +32,9 @@ _COLUMNS = np.dtype(
         ("is_plain_greedy", "?"),
     ]
 )
+
+# Hotter than this changes nothing: the logits' differences are lost in rounding.
+_HOTTEST = 1e20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,14 @@ class TokenLists:
         bias_ids, bias_values: logit_bias.
         allowed_ids: the only tokens it may generate; empty allows all.
         masked_ids: not before min_tokens. Empty where allowed_ids would leave nothing else.
+        bad_words: token sequences that may not appear in the output.
     """
 
     bias_ids: IntArray
     bias_values: npt.NDArray[np.float32]
     allowed_ids: IntArray
     masked_ids: IntArray
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(slots=True)
@@ -57,19 +64,22 @@ class SamplingBatch:
         rows: the worker row of each.
         positions: where in its sequence each sampled token goes.
         lists: index in the batch -> token lists, for those that have any.
+        masks: index in the batch -> which tokens may be sampled, see StepPlan; for those that have one.
     """
 
     columns: np.ndarray  # structured, see _COLUMNS
     rows: IntArray
     positions: IntArray
     lists: dict[int, TokenLists]
+    masks: dict[int, U32Array] = field(default_factory=dict)
 
 
 def subset(batch: SamplingBatch, index: IntArray) -> SamplingBatch:
     """The requests at the given indices of a batch, in their order."""
     place = {int(old): new for new, old in enumerate(index)}
     lists = {place[old]: lists for old, lists in batch.lists.items() if old in place}
-    return SamplingBatch(batch.columns[index], batch.rows[index], batch.positions[index], lists)
+    masks = {place[old]: mask for old, mask in batch.masks.items() if old in place}
+    return SamplingBatch(batch.columns[index], batch.rows[index], batch.positions[index], lists, masks)
 
 
 @dataclass(slots=True)
@@ -88,13 +98,13 @@ class SamplingTable:
         masked = record.masked_until_min_tokens if record.min_tokens > 0 else ()
         if record.allowed_token_ids and set(record.allowed_token_ids) <= set(masked):
             masked = ()
-        has_lists = bool(record.logit_bias or record.allowed_token_ids or masked)
+        has_lists = bool(record.logit_bias or record.allowed_token_ids or masked or record.bad_words)
         has_penalties = (
             record.repetition_penalty != 1 or record.presence_penalty != 0 or record.frequency_penalty != 0
         )
         greedy = record.temperature == 0
         self._columns[row] = (
-            record.temperature,
+            min(record.temperature, _HOTTEST),
             record.top_p,
             record.top_k,
             record.min_p,
@@ -104,6 +114,8 @@ class SamplingTable:
             record.seed,
             record.min_tokens,
             record.logprobs,
+            record.prompt_logprobs,
+            record.pooling,
             num_prompt_tokens,
             has_penalties,
             has_lists,
@@ -116,7 +128,13 @@ class SamplingTable:
                 bias_values=np.array([value for _, value in record.logit_bias], dtype=np.float32),
                 allowed_ids=np.array(record.allowed_token_ids, dtype=np.int64),
                 masked_ids=np.array(masked, dtype=np.int64),
+                bad_words=record.bad_words,
             )
+
+    def parameters(self, row: int) -> np.void:
+        """The columns of one row."""
+        parameters: np.void = self._columns[row]
+        return parameters
 
     def select(self, rows: IntArray, positions: IntArray) -> SamplingBatch:
         """The parameters of the given rows, whose next tokens go to the given positions."""

@@ -1,6 +1,6 @@
-"""What a request's parameters add to its logits before temperature: token lists and penalties.
+"""What changes a request's logits before temperature: masks, token lists and penalties.
 
-The order is that of vLLM: allowed tokens, minimum length, bias, then penalties.
+The order: allowed tokens and masks, minimum length, bias, bad words, then penalties.
 """
 
 from __future__ import annotations
@@ -8,7 +8,44 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from engine.sampling.masks import unpack_mask
 from engine.sampling.parameters import SamplingBatch
+
+# The logit of a bad word's last token: chosen only where nothing else may be.
+BAD_WORD_LOGIT = -1e30
+
+
+def apply_masks(logits: torch.Tensor, batch: SamplingBatch) -> None:
+    """Leaves only the tokens that a request's mask allows, in place; logits are [S, vocab] fp32."""
+    for index, mask in batch.masks.items():
+        forbidden = torch.from_numpy(~unpack_mask(mask, logits.shape[1])).to(logits.device)
+        logits[index].masked_fill_(forbidden, -torch.inf)
+
+
+def apply_bad_words(logits: torch.Tensor, batch: SamplingBatch, token_ids: torch.Tensor) -> None:
+    """Makes tokens that would complete a bad word the last to be chosen, in place.
+
+    Args:
+        logits: [S, vocab] fp32.
+        batch: the same S requests.
+        token_ids: every worker row's tokens, [rows, max_model_len].
+    """
+    for index, lists in batch.lists.items():
+        if not lists.bad_words:
+            continue
+        num_outputs = int(batch.positions[index] - batch.columns["num_prompt_tokens"][index])
+        longest = min(num_outputs, max(map(len, lists.bad_words)) - 1)
+        end = int(batch.positions[index])
+        tail = tuple(token_ids[int(batch.rows[index]), end - longest : end].tolist())
+        completing = {word[-1] for word in lists.bad_words if _ends_with(tail, word[:-1])}
+        if completing:
+            row, last = logits[index], torch.tensor(sorted(completing), device=logits.device)
+            kept = row[last]
+            row[last] = kept.where(kept == -torch.inf, BAD_WORD_LOGIT)
+
+
+def _ends_with(tokens: tuple[int, ...], end: tuple[int, ...]) -> bool:
+    return len(end) <= len(tokens) and tokens[len(tokens) - len(end) :] == end
 
 
 def apply_token_lists(logits: torch.Tensor, batch: SamplingBatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from engine.sampling.filters import filter_logits
 from engine.sampling.generator import uniforms
 from engine.sampling.parameters import IntArray, SamplingBatch, subset
-from engine.sampling.penalties import apply_penalties, apply_token_lists
+from engine.sampling.penalties import apply_bad_words, apply_masks, apply_penalties, apply_token_lists
 
 
 @dataclass(slots=True)
@@ -71,6 +71,8 @@ def sample(logits: torch.Tensor, batch: SamplingBatch, token_ids: torch.Tensor) 
 def _sample_special(logits: torch.Tensor, batch: SamplingBatch, token_ids: torch.Tensor) -> torch.Tensor:
     """Samples requests that are not plain greedy. Overwrites the logits."""
     apply_token_lists(logits, batch)
+    apply_masks(logits, batch)
+    apply_bad_words(logits, batch, token_ids)
     apply_penalties(logits, batch, token_ids)
     chosen = logits.argmax(dim=-1)
     random = np.flatnonzero(batch.columns["temperature"] > 0)

@@ -1,16 +1,28 @@
 """Drives a model runner by plans made by hand: a scheduler just large enough for the engine's own tests.
 
-It gives every request its own blocks, never preempts, and runs one step at a time or one ahead.
+It gives every request its own blocks, never preempts, and runs one step at a time or one ahead. A request
+with a mask waits for each of its tokens before the next is planned.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, StepResult, TokenLogprobs, u32
+from engine.dispatch.records import (
+    F32Array,
+    NewRequest,
+    PromptLogprobs,
+    SamplingRecord,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+    U32Array,
+    u32,
+)
 from engine.model_runner import ModelRunner
 from engine.pending import PendingStep
 
@@ -19,7 +31,10 @@ GREEDY = SamplingRecord(temperature=0.0)
 
 @dataclass
 class DrivenRequest:
-    """One request's state, as a scheduler would keep it."""
+    """One request's state, as a scheduler would keep it.
+
+    `mask`, if there is one, gives the mask of its next token from its output.
+    """
 
     row: int
     token_ids: list[int]
@@ -32,6 +47,9 @@ class DrivenRequest:
     entered: bool = False
     output: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    pooled: F32Array | None = None
+    mask: Callable[[list[int]], U32Array] | None = None
 
     @property
     def planned_tokens(self) -> int:
@@ -78,24 +96,25 @@ class PlanDriver:
 
     def run(self) -> None:
         """Steps until nothing is running."""
-        in_flight: deque[tuple[PendingStep, list[DrivenRequest]]] = deque()
+        in_flight: deque[tuple[PendingStep, StepPlan, list[DrivenRequest]]] = deque()
         while self.running or in_flight:
             planned = self.plan()
             if planned is not None:
-                in_flight.append((self.runner.launch(planned[0]), planned[1]))
+                in_flight.append((self.runner.launch(planned[0]), *planned))
             if planned is None or len(in_flight) > self.steps_ahead:
-                pending, sampling = in_flight.popleft()
-                self.update(pending.result(), sampling)
+                pending, plan, requests = in_flight.popleft()
+                self.update(pending.result(), plan, requests)
 
     def plan(self) -> tuple[StepPlan, list[DrivenRequest]] | None:
-        """The next step and the requests that sample in it; None if there is nothing to compute."""
+        """The next step and the requests in it; None if there is nothing to compute."""
         budget = self.budget
         scheduled: list[tuple[DrivenRequest, int, list[int]]] = []
         new_requests = []
         for request in self.running:
             done = len(request.output) + request.num_planned >= request.max_tokens
             count = min(request.planned_tokens - request.num_computed, budget)
-            if done or count == 0:
+            waits = request.mask is not None and request.num_planned > 0
+            if done or waits or count == 0:
                 continue
             blocks = self._grow(request, request.num_computed + count)
             if not request.entered:
@@ -111,9 +130,15 @@ class PlanDriver:
             return None
         return self._advance(scheduled, new_requests)
 
-    def update(self, result: StepResult, sampling: list[DrivenRequest]) -> None:
+    def update(self, result: StepResult, plan: StepPlan, requests: list[DrivenRequest]) -> None:
         """Takes in a step's tokens; finished requests leave their rows and blocks."""
         assert result.error == "", result.error
+        for told in result.prompt_logprobs:
+            requests[told.index].prompt_logprobs.append(told)
+        for index, state in result.pooled.items():
+            requests[index].pooled = state
+            self._finish(requests[index])
+        sampling = [request for request, samples in zip(requests, plan.samples, strict=True) if samples]
         assert len(result.token_ids) == len(sampling)
         for index, request in enumerate(sampling):
             request.num_planned -= 1
@@ -123,10 +148,13 @@ class PlanDriver:
             if request.sampling.logprobs >= 0:
                 request.logprobs.append(result.logprobs[index])
             if len(request.output) == request.max_tokens:
-                self.running.remove(request)
-                self.freed_rows.append(request.row)
-                self.free_rows.append(request.row)
-                self.free_blocks.extend(request.block_ids)
+                self._finish(request)
+
+    def _finish(self, request: DrivenRequest) -> None:
+        self.running.remove(request)
+        self.freed_rows.append(request.row)
+        self.free_rows.append(request.row)
+        self.free_blocks.extend(request.block_ids)
 
     def _grow(self, request: DrivenRequest, num_tokens: int) -> list[int]:
         needed = -(-num_tokens // self.runner.rows.limits.block_size) - len(request.block_ids)
@@ -138,11 +166,14 @@ class PlanDriver:
         self, scheduled: list[tuple[DrivenRequest, int, list[int]]], new_requests: list[NewRequest]
     ) -> tuple[StepPlan, list[DrivenRequest]]:
         starts = [request.num_computed for request, _, _ in scheduled]
-        samples = []
-        for request, count, _ in scheduled:
+        samples, masks = [], {}
+        for index, (request, count, _) in enumerate(scheduled):
             request.num_computed += count
-            samples.append(int(request.num_computed == request.planned_tokens))
+            at_end = request.num_computed == request.planned_tokens
+            samples.append(int(at_end and not request.sampling.pooling))
             request.num_planned += samples[-1]
+            if samples[-1] and request.mask is not None:
+                masks[index] = request.mask(request.output)
         plan = StepPlan(
             step_id=self.step_id,
             freed_rows=u32(self.freed_rows),
@@ -153,7 +184,8 @@ class PlanDriver:
             samples=u32(samples),
             num_new_blocks=u32([len(blocks) for _, _, blocks in scheduled]),
             new_block_ids=u32([block for _, _, blocks in scheduled for block in blocks]),
+            masks=masks,
         )
         self.step_id += 1
         self.freed_rows = []
-        return plan, [request for (request, _, _), s in zip(scheduled, samples, strict=True) if s]
+        return plan, [request for request, _, _ in scheduled]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+# The logit of a token that would complete a bad word.
+BAD_WORD_LOGIT = -1e30
+
 
 def naive_sample(
     logits: torch.Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float, draw: float
@@ -44,21 +47,32 @@ def naive_adjust(
     allowed_ids: list[int] | None = None,
     masked_ids: list[int] | None = None,
     bias: dict[int, float] | None = None,
+    mask: torch.Tensor | None = None,
+    bad_words: list[list[int]] | None = None,
 ) -> torch.Tensor:
-    """One row's logits, [vocab], after allowed ids, masked ids, bias and penalties, in this order; fp32.
+    """One row's logits, [vocab], after allowed ids, masked ids, bias, bad words and penalties, in this order;
+    fp32.
 
     Args:
         token_ids: the request's prompt and output so far.
         num_prompt_tokens: how many of them are prompt.
+        mask: whether each token is allowed, [vocab] bool; not with allowed_ids.
+        bad_words: token sequences; the last token of one whose other tokens end the output is the last to be
+            chosen, where it may be at all.
     """
     adjusted = logits.float().clone()
     if allowed_ids:
         adjusted.fill_(-torch.inf)
         adjusted[allowed_ids] = logits.float()[allowed_ids]
+    if mask is not None:
+        adjusted[~mask] = -torch.inf
     adjusted[masked_ids or []] = -torch.inf
     for token_id, value in (bias or {}).items():
         adjusted[token_id] += value
     output = token_ids[num_prompt_tokens:]
+    for *before, last in bad_words or []:
+        if len(before) <= len(output) and output[len(output) - len(before) :] == before:
+            adjusted[last] = torch.where(adjusted[last] == -torch.inf, -torch.inf, BAD_WORD_LOGIT)
     for token_id in set(token_ids):
         value = adjusted[token_id]
         value = value / repetition_penalty if value > 0 else value * repetition_penalty
