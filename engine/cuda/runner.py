@@ -169,6 +169,7 @@ class CudaModelRunner:
             self.rows.take_changes()
             return FinishedStep.failed(plan.step_id, f"inconsistent plan: {error}")
         except Exception as error:
+            self.rows.take_changes()
             logger.exception("step %d failed", plan.step_id)
             return FinishedStep.failed(plan.step_id, f"{type(error).__name__}: {error}")
 
@@ -195,7 +196,10 @@ class CudaModelRunner:
         shape = graph or exact_shape(layout, self.backend.block_q, tile_decodes=self.backend.tile_decodes)
         batch = self._fill(index, shape, layout)
         self._send(index, shape)
-        logits = self.graphs.replay(shape) if graph else self._compute(shape)
+        if graph:
+            logits = self.graphs.replay(shape)
+        else:
+            logits = self._compute(shape, self.backend.equal_prompts(layout.starts, layout.counts))
         slots = _slots(layout, shape)
         order = layout.plan_order
         logprobs = self._unusual.after_sampling(batch, slots, order, logits, self._columns(shape))
@@ -245,7 +249,7 @@ class CudaModelRunner:
         return self._device_columns[shape]
 
     @torch.inference_mode()
-    def _compute(self, shape: StepShape) -> torch.Tensor:
+    def _compute(self, shape: StepShape, equal_prompts: int = 0) -> torch.Tensor:
         """Everything a step does on the device, from its columns on; the raw logits, [S, vocab]."""
         columns, rows = self._columns(shape), self.rows
         self._prepare(shape, columns)
@@ -262,6 +266,7 @@ class CudaModelRunner:
             prefix=PrefixMetadata(columns.prefix_row, columns.prefix_len, columns.prefix_lens)
             if shape.shares_prefix
             else None,
+            equal_prompts=equal_prompts,
         )
         hidden = self.model(
             self._inputs.input_ids[:num_tokens],

@@ -367,7 +367,7 @@ def test_the_bound_of_tiles_is_reached_by_the_worst_cut_and_not_passed(tokens: i
 
 
 def test_splits_fill_the_device_and_stop_when_the_batch_does() -> None:
-    assert decode_splits(1, 8, 132) == 32
+    assert decode_splits(1, 8, 132) == 16
     assert decode_splits(16, 8, 132) == 2
     assert decode_splits(256, 8, 132) == 1
     workspace = decode_workspace(256, 32, 8, 128, 132, torch.device("cpu"))
@@ -398,7 +398,8 @@ SHARED_LIMIT = 227 * 1024
 
 
 @pytest.mark.parametrize(
-    ("num_seqs", "split", "prefix"), [(1, True, False), (64, False, True), (256, False, False)]
+    ("num_seqs", "split", "prefix"),
+    [(1, True, False), (16, True, False), (64, False, True), (256, False, False)],
 )
 def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool) -> None:
     config = decode_config(128, torch.bfloat16, num_seqs * 8)

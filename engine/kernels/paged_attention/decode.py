@@ -19,7 +19,11 @@ from engine.kernels.launch import overlap_options, prefetch_lines, wait_for_prev
 
 LOG2_E = math.log2(math.e)
 # Requests times key-value heads from which on other tiles are faster; see `decode_config`.
-_SEVERAL_PROGRAMS, _MANY_PROGRAMS = 256, 1024
+_SOME_PROGRAMS, _SEVERAL_PROGRAMS, _MANY_PROGRAMS = 128, 256, 1024
+# Up to here, with nothing else to fill the device, the smallest shares are worth merging.
+_FEW_PROGRAMS = 16
+# More shares of one context take longer to merge than they save.
+_MOST_OWN_SPLITS = 16
 # Programs of a launch, per multiprocessor, below which contexts are split.
 _PROGRAMS_PER_SM = 2
 # Of one context, a shared prefix's among them.
@@ -92,8 +96,11 @@ def decode_config(head_dim: int, dtype: torch.dtype, num_programs: int) -> Decod
         return DecodeConfig(within(tile), num_warps=4, num_stages=3)
     if num_programs >= _SEVERAL_PROGRAMS:
         return DecodeConfig(within(tile // 2), num_warps=2, num_stages=4)
-    # Merging two shares takes longer than reading another tile.
-    return DecodeConfig(within(tile), num_warps=2, num_stages=3, min_share=2 * within(tile))
+    if num_programs >= _SOME_PROGRAMS:  # only long contexts are worth a second program
+        return DecodeConfig(within(tile), num_warps=4, num_stages=3, min_share=8 * within(tile))
+    # Merging two shares takes longer than reading another tile, unless most of the device has nothing to do.
+    min_share = within(tile) if num_programs <= _FEW_PROGRAMS else 2 * within(tile)
+    return DecodeConfig(within(tile), num_warps=2, num_stages=3, min_share=min_share)
 
 
 def decode_splits(num_seqs: int, num_kv_heads: int, num_sms: int) -> int:
@@ -103,7 +110,7 @@ def decode_splits(num_seqs: int, num_kv_heads: int, num_sms: int) -> int:
     leaves empty cost next to nothing.
     """
     wanted = _PROGRAMS_PER_SM * num_sms / (num_seqs * num_kv_heads)
-    return min(MAX_SPLITS.value // 2, 1 << round(math.log2(wanted))) if wanted > 1 else 1
+    return min(_MOST_OWN_SPLITS, 1 << round(math.log2(wanted))) if wanted > 1 else 1
 
 
 def decode_workspace(
