@@ -72,7 +72,8 @@ class EqualPrompts:
             cache.view(-1, *cache.shape[2:]).index_select(0, slot_mapping)
             for cache in (kv_cache.key, kv_cache.value)
         )
-        q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, *gathered))  # [B, H, L, D]
+        states = (query, *gathered)
+        q, k, v = (x.reshape(-1, length, *x.shape[1:]).transpose(1, 2) for x in states)  # [B, H, L, D]
         try:
             attended = torch.ops.aten._scaled_dot_product_cudnn_attention(
                 q, k, v, None, False, 0.0, True, False, scale=scale
