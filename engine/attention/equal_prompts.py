@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.attention.backend import IntArray, LayerKVCache
 
@@ -75,9 +77,10 @@ class EqualPrompts:
         states = (query, *gathered)
         q, k, v = (x.reshape(-1, length, *x.shape[1:]).transpose(1, 2) for x in states)  # [B, H, L, D]
         try:
-            attended = torch.ops.aten._scaled_dot_product_cudnn_attention(
-                q, k, v, None, False, 0.0, True, False, scale=scale
-            )[0]
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                attended = F.scaled_dot_product_attention(
+                    q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+                )
         except RuntimeError as error:
             self._usable = False
             logger.warning("cuDNN cannot attend, the project's own kernels do instead: %s", error)

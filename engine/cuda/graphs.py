@@ -46,11 +46,10 @@ class StepGraphs:
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         for shape in sorted(shapes, key=_size, reverse=True):
             self._pad(shape)
-            # Once without capturing, since compiling and cuBLAS's set-up cannot be captured.
-            with torch.cuda.stream(stream):
-                self._compute(shape)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream):
+            # Relaxed, since kernels that no step has launched yet are loaded, or even compiled, meanwhile. That
+            # touches nothing of the graph, and takes a third of the time that launching each step first would.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="relaxed"):
                 logits = self._compute(shape)
             self._graphs[shape] = graph, logits
         torch.cuda.synchronize(self._device)
