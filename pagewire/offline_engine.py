@@ -66,7 +66,7 @@ class OfflineEngine:
     def _start(self, worker: WorkerConfig, socket: Path) -> subprocess.Popen[bytes]:
         config = [*arguments(worker), "--socket", str(socket)]
         return subprocess.Popen(
-            [sys.executable, "-m", "pagewire", "engine-worker", *config],
+            [sys.executable, "-m", "engine", *config],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

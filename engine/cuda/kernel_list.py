@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import triton
+from torch import nn
 from triton.backends.compiler import GPUTarget
 
 from engine.attention.backend import AttentionBackend, HeadLayout
@@ -21,9 +22,11 @@ from engine.build import assemble
 from engine.config import WorkerConfig
 from engine.cuda.gpu import GpuTarget
 from engine.cuda.graphs import mixed_graph_sizes
+from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
 from engine.kernels.linear.matrix_vector import MAX_TOKENS
+from engine.layers.linear_method import LinearMethod
 from engine.loader.load import create_model
 from engine.model_config import ModelConfig
 from engine.models.base import CausalLM, ModelContext
@@ -91,6 +94,16 @@ def find_kernels(
         assemble(config, model, platform, load, on_sized=lambda size: None)
 
 
+class _RehearsedLinear(CudaLinearMethod):
+    """Leaves out torch's products, the first of which on the meta device imports a computer algebra system."""
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        if self.choose(weight, x.shape[0]) is None:
+            return x.new_empty(x.shape[0], weight.shape[0])
+        return super().apply(layer, x, bias)
+
+
 class _RehearsalPlatform(CudaPlatform):
     """Launches whatever a worker does, up to its first plan and in its steps, captured or not."""
 
@@ -108,6 +121,9 @@ class _RehearsalPlatform(CudaPlatform):
             num_sms=self._num_sms,
         )
 
+    def linear_method(self) -> LinearMethod:
+        return InvariantMethod() if self._config.deterministic else _RehearsedLinear(self.device)
+
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         trial = make_trial()
         assert isinstance(trial, CudaModelRunner)
@@ -116,9 +132,9 @@ class _RehearsalPlatform(CudaPlatform):
 
     def finish(self, runner: Runner) -> None:
         assert isinstance(runner, CudaModelRunner)
-        runner.rehearse_sizes(self._graph_sizes(runner))
-        # Products of a few tokens are compiled for their number.
+        # Products of a few tokens are compiled for their number. What takes longest to compile is in here too.
         runner.rehearse_sizes([(0, 1, count, False) for count in range(1, MAX_TOKENS + 1)])
+        runner.rehearse_sizes(self._graph_sizes(runner))
         # Which of these get graphs depends on the whole model; the others are launched as they come.
         runner.rehearse_sizes(
             mixed_graph_sizes(runner.rows.limits.max_num_seqs, runner.max_num_batched_tokens)

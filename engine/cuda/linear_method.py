@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from engine.kernels.linear.choice import choose_linear, linear
-from engine.kernels.linear.tiled import ShareWorkspace, invariant_linear
+from engine.kernels.linear.matrix_vector import RowsConfig
+from engine.kernels.linear.tiled import ShareWorkspace, TileConfig, invariant_linear
 from engine.layers.linear_method import DenseMethod
 
 # For two programs on each of 132 multiprocessors with tiles of 128 x 128, or one with larger ones; and for
@@ -21,11 +22,15 @@ class CudaLinearMethod(DenseMethod):
     def __init__(self, device: torch.device) -> None:
         self._workspace = ShareWorkspace.make(device, tile_elements=_TILE_ELEMENTS, tiles=_TILES)
 
-    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    def choose(self, weight: torch.Tensor, num_tokens: int) -> RowsConfig | TileConfig | None:
+        """How so many tokens are multiplied; None for torch's way."""
         # Configs were measured, and fit, with 16-bit numbers.
         fits = weight.element_size() == 2
-        config = choose_linear(x.shape[0], weight.shape[0], weight.shape[1]) if fits else None
+        return choose_linear(num_tokens, weight.shape[0], weight.shape[1]) if fits else None
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        config = self.choose(weight, x.shape[0])
         product: torch.Tensor = linear(x, weight, bias, config=config, workspace=self._workspace)
         return product
 

@@ -98,7 +98,7 @@ class ServiceConfig:
         frontends = [
             _process(
                 f"frontend-{index}" if self.frontends > 1 else "frontend",
-                "frontend",
+                ("pagewire", "frontend"),
                 self.frontend,
                 stop_timeout=self.frontend.drain_timeout + STOP_MARGIN,
             )
@@ -106,8 +106,8 @@ class ServiceConfig:
         ]
         return [
             frontends,
-            [_process("scheduler", "scheduler", self.scheduler)],
-            [_process("engine-worker", "engine-worker", self.worker)],
+            [_process("scheduler", ("pagewire", "scheduler"), self.scheduler)],
+            [_process("engine-worker", ("engine",), self.worker)],
         ]
 
 
@@ -194,10 +194,10 @@ def _runtime_directory() -> tempfile.TemporaryDirectory[str]:
         ) from error
 
 
-def _process(name: str, command: str, config: Any, *, stop_timeout: float = 10.0) -> ProcessSpec:
+def _process(name: str, command: tuple[str, ...], config: Any, *, stop_timeout: float = 10.0) -> ProcessSpec:
     return ProcessSpec(
         name=name,
-        command=(sys.executable, "-m", "pagewire", command, *arguments(config)),
+        command=(sys.executable, "-m", *command, *arguments(config)),
         environment=environment(config),
         stop_timeout=stop_timeout,
     )

@@ -415,7 +415,6 @@ def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool) ->
         "BLOCK_G": 16,
         "BLOCK_D": 128,
         "BLOCK_N": config.block_n,
-        "MIN_SHARE": config.min_share,
         "SPLIT": split,
         "HAS_PREFIX": prefix,
         "PREFIX_BLOCK_N": 128,
@@ -423,7 +422,7 @@ def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool) ->
     }
     binary = compile_overlapping(
         "engine.kernels.paged_attention.decode:_decode_kernel",
-        POINTERS | integers | floats | SCALARS | {"prefix_splits": "i32"},
+        POINTERS | integers | floats | SCALARS | {"prefix_splits": "i32", "min_share": "i32"},
         constants,
         early_reads=["seq_lens_ptr", "rows_ptr", "table_ptr", *["prefix_lens_ptr"] * prefix],
         num_warps=config.num_warps,

@@ -191,6 +191,7 @@ def paged_decode_attention(
         scale * LOG2_E,
         sliding_window,
         prefix.num_splits if prefix else 0,
+        config.min_share,
         QUERY_STRIDE_TOKEN=query.stride(0),
         QUERY_STRIDE_HEAD=query.stride(1),
         KEY_STRIDE_BLOCK=key_cache.stride(0),
@@ -208,7 +209,6 @@ def paged_decode_attention(
         BLOCK_G=max(_MIN_DOT_ROWS, triton.next_power_of_2(group)),
         BLOCK_D=block_d,
         BLOCK_N=config.block_n,
-        MIN_SHARE=config.min_share,
         SPLIT=num_splits > 1,
         HAS_PREFIX=prefix is not None,
         PREFIX_BLOCK_N=prefix.block_n if prefix else 0,
@@ -220,7 +220,7 @@ def paged_decode_attention(
     return out
 
 
-@triton.jit(do_not_specialize=["window", "prefix_splits"])
+@triton.jit(do_not_specialize=["window", "prefix_splits", "min_share"])
 def _decode_kernel(
     query_ptr,  # [S, H, D]
     key_ptr,  # [num_blocks, BLOCK_SIZE, HK, D]
@@ -236,6 +236,7 @@ def _decode_kernel(
     scale,
     window,
     prefix_splits,
+    min_share,
     QUERY_STRIDE_TOKEN: tl.constexpr,
     QUERY_STRIDE_HEAD: tl.constexpr,
     KEY_STRIDE_BLOCK: tl.constexpr,
@@ -253,7 +254,6 @@ def _decode_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    MIN_SHARE: tl.constexpr,
     SPLIT: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
     PREFIX_BLOCK_N: tl.constexpr,
@@ -284,7 +284,7 @@ def _decode_kernel(
     if HAS_PREFIX:
         start = tl.load(prefix_lens_ptr + request, cache_modifier=".cg")
         num_prefix_shares = tl.cdiv(start, share_of(start, prefix_splits, PREFIX_BLOCK_N))
-    share = tl.maximum(share_of(seq_len - start, num_splits, BLOCK_N), tl.cdiv(MIN_SHARE, BLOCK_N) * BLOCK_N)
+    share = tl.maximum(share_of(seq_len - start, num_splits, BLOCK_N), tl.cdiv(min_share, BLOCK_N) * BLOCK_N)
     num_shares = tl.cdiv(seq_len - start, share)
     begin = start + split * share
     end = tl.minimum(begin + share, seq_len)

@@ -100,7 +100,7 @@ def test_every_process_gets_its_part_of_the_options(model: Path, runtime_dir: Pa
         f"--listen unix:{runtime_dir}/scheduler.sock --worker-socket {runtime_dir}/worker.sock" in scheduler
     )
     assert scheduler.endswith("--max-num-seqs 4 --max-num-waiting 9")
-    assert f"-m pagewire engine-worker {model} --socket {runtime_dir}/worker.sock" in worker
+    assert f"-m engine {model} --socket {runtime_dir}/worker.sock" in worker
     assert worker.endswith("--dtype float32 --max-num-seqs 4")
     assert stages[0][0].stop_timeout > 3.0
 
