@@ -95,7 +95,7 @@ def find_kernels(
 
 
 class _RehearsedLinear(CudaLinearMethod):
-    """Leaves out torch's products, the first of which on the meta device imports a computer algebra system."""
+    """Leaves out torch's products: the first on the meta device imports a computer algebra system."""
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
@@ -132,7 +132,7 @@ class _RehearsalPlatform(CudaPlatform):
 
     def finish(self, runner: Runner) -> None:
         assert isinstance(runner, CudaModelRunner)
-        # Products of a few tokens are compiled for their number. What takes longest to compile is in here too.
+        # Products of a few tokens are compiled for their number. What takes longest is in here too.
         runner.rehearse_sizes([(0, 1, count, False) for count in range(1, MAX_TOKENS + 1)])
         runner.rehearse_sizes(self._graph_sizes(runner))
         # Which of these get graphs depends on the whole model; the others are launched as they come.
