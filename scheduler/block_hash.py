@@ -9,8 +9,14 @@ import numpy as np
 
 BlockHash = bytes
 ROOT_HASH: BlockHash = b""
+"""The parent of a first block, unless `root_hash` gives another."""
 
 _MAX_CHAINS = 64
+
+
+def root_hash(cache_salt: str) -> BlockHash:
+    """The parent of the first blocks of requests with this salt, so that only they share them."""
+    return blake2b(cache_salt.encode(), digest_size=16).digest() if cache_salt else ROOT_HASH
 
 
 def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> list[BlockHash]:
@@ -19,7 +25,7 @@ def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> li
     A cryptographic hash, because a collision would hand one user another's context.
 
     Args:
-        parent: of the block before, or ROOT_HASH.
+        parent: of the block before, or a root.
         token_ids: of the blocks, a whole number of them.
         block_size: tokens per block.
     """
@@ -34,22 +40,22 @@ def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> li
 
 class RecentChains:
     """Chains hashed lately, so that the common beginning of many prompts is hashed once and then compared,
-    which is a hundred times cheaper. Of chains with the same first block the last is remembered.
+    which is a hundred times cheaper. Of chains with the same root and first block the last is remembered.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._chains: dict[bytes, tuple[array[int], list[BlockHash]]] = {}
 
-    def hash(self, token_ids: array[int]) -> list[BlockHash]:
-        """The hashes of the full blocks of a prompt."""
+    def hash(self, token_ids: array[int], root: BlockHash = ROOT_HASH) -> list[BlockHash]:
+        """The hashes of the full blocks of a prompt, the first of which has `root` as its parent."""
         block_size = self._block_size
         token_ids = token_ids[: len(token_ids) // block_size * block_size]
-        first = token_ids[:block_size].tobytes()
+        first = root + token_ids[:block_size].tobytes()
         known_ids, known = self._chains.pop(first, (token_ids[:0], []))
         num_shared = _common_length(token_ids, known_ids) // block_size
         hashes = known[:num_shared]
-        parent = hashes[-1] if hashes else ROOT_HASH
+        parent = hashes[-1] if hashes else root
         hashes += hash_blocks(parent, token_ids[num_shared * block_size :], block_size)
         self._chains[first] = token_ids, hashes
         if len(self._chains) > _MAX_CHAINS:

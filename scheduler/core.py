@@ -15,10 +15,20 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 
-from engine.dispatch.records import U32, NewRequest, StepPlan, StepResult, u32
+from engine.dispatch.records import (
+    U32,
+    F32Array,
+    NewRequest,
+    PromptLogprobs,
+    StepPlan,
+    StepResult,
+    U32Array,
+    u32,
+)
 from pagewire.errors import InvalidRequest, Overloaded
 from scheduler.block_hash import RecentChains
 from scheduler.block_pool import BlockPool
@@ -43,7 +53,7 @@ class Scheduler:
         self._recent_chains = RecentChains(limits.block_size)
         self.counters = Counters()
         self.running: list[Request] = []
-        self._max_new_words = limits.max_new_words
+        self._record_limits = limits.records
         self._waiting: list[tuple[int, int, Request]] = []
         self._num_waiting = 0
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
@@ -97,10 +107,11 @@ class Scheduler:
         limits, token_ids = self.limits, request.token_ids
         if not token_ids:
             raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
-        if len(token_ids) >= limits.max_model_len:
+        most = limits.max_model_len - (not request.is_pooling)
+        if len(token_ids) > most:
+            to_generate = "" if request.is_pooling else "with at least one to generate, "
             raise InvalidRequest(
-                f"the prompt has {len(token_ids)} tokens; with at least one to generate, this model takes at "
-                f"most {limits.max_model_len - 1}",
+                f"the prompt has {len(token_ids)} tokens; {to_generate}this model takes at most {most}",
                 param="prompt",
             )
         largest = int(np.frombuffer(token_ids, U32).max())
@@ -111,12 +122,19 @@ class Scheduler:
             )
         if len(token_ids) >= request.max_total_tokens:
             raise InvalidRequest("max_tokens must leave at least one token to generate", param="max_tokens")
-        request.max_total_tokens = min(request.max_total_tokens, limits.max_model_len)
+        request.max_total_tokens = min(request.max_total_tokens, most + 1)
 
     def _enqueue(self, request: Request) -> None:
         request.status = Status.WAITING
         heapq.heappush(self._waiting, (request.priority, request.arrival, request))
         self._num_waiting += 1
+
+    def allow(self, request: Request, mask: U32Array) -> None:
+        """Takes the mask for the next token of a request with a constraint, which waits for it."""
+        request.allow(mask)
+        if request.status is Status.RUNNING:
+            self._rows.blocked[request.row] = 0
+            self._wants.num_steps = 0
 
     def abort(self, request: Request, reason: EndReason = EndReason.ABORT, error: str = "") -> bool:
         """Ends a request now; its blocks are free for the next step. False if it had ended already."""
@@ -155,10 +173,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step and counts it as in flight; None if there is nothing to compute."""
-        limits = self.limits
-        draft = Draft(
-            budget=limits.max_num_batched_tokens, words=self._max_new_words, max_num_seqs=limits.max_num_seqs
-        )
+        draft = Draft(self._record_limits)
         preempted = self._schedule_running(draft)
         if not preempted:
             self._schedule_waiting(draft)
@@ -176,10 +191,12 @@ class Scheduler:
         if self._wants.num_steps == 0:
             self._wants = self._rows.wants(self.running)
         wants, preempted = self._wants, False
+        singles = wants.singles
         if not self._decode_all(draft, wants):
-            for request in wants.decoding:
-                if request.status is Status.RUNNING and draft.budget > 0:
-                    preempted |= self._continue(draft, request, 1)
+            singles = sorted(wants.decoding + singles, key=lambda each: each.order)
+        for request in singles:
+            if request.status is Status.RUNNING and draft.budget > 0:
+                preempted |= self._continue(draft, request, 1)
         for request in wants.chunked:
             if request.status is Status.RUNNING and draft.budget > 0:
                 left = self._rows.num_left(request.row)
@@ -194,14 +211,14 @@ class Scheduler:
         starts = state.num_computed[rows]
         grown = starts == state.num_held[rows]
         growing = rows[grown]
-        if len(rows) > draft.budget or len(growing) > self.pool.num_free:
+        if wants.num_singles > draft.budget or len(growing) > self.pool.num_free:
             return False
         blocks = self._grow(growing) if len(growing) else []
         draft.place_decodes(wants, starts=starts, grown=grown, blocks=blocks)
         ends = starts + 1
         state.num_computed[rows] = ends
         state.num_tokens[rows] = ends + 1
-        wants.num_steps -= 1
+        wants.num_steps = max(wants.num_steps - 1, 0)
         self._publish_filled(rows, ends)
         return True
 
@@ -219,6 +236,7 @@ class Scheduler:
         """
         block_size, pool, preempted = self.limits.block_size, self.pool, False
         start, num_held = int(self._rows.num_computed[request.row]), len(request.block_ids)
+        count = draft.fit(request, start, count)
         needed = -(-(start + count) // block_size) - num_held
         while needed > pool.num_free:
             victim = self.running[-1]
@@ -237,31 +255,47 @@ class Scheduler:
         return preempted
 
     def _schedule_waiting(self, draft: Draft) -> None:
-        """Admits waiting requests while budget, rows, blocks and the plan record have room."""
+        """Admits waiting requests while budget, rows, blocks and the plan record have room. Those of which
+        nothing can be computed before they get a mask are passed over.
+        """
+        passed_over = []
         while draft.budget > 0 and self._rows.next_free is not None and self._waiting:
             request = self._waiting[0][2]
             if request.status is Status.ENDED:
                 heapq.heappop(self._waiting)
-                continue
-            if request.num_pending or not self._admit(draft, request):
-                return
+            elif request.is_blocked and not self._can_begin(request):
+                passed_over.append(heapq.heappop(self._waiting))
+            elif request.num_pending or not self._admit(draft, request):
+                break
+        for entry in passed_over:
+            heapq.heappush(self._waiting, entry)
+
+    def _can_begin(self, request: Request) -> bool:
+        """Whether anything but the last token of a waiting request is left to compute."""
+        return len(self._find_prefix(request)) * self.limits.block_size < len(request.token_ids) - 1
+
+    def _find_prefix(self, request: Request) -> list[int]:
+        """The cached blocks of a waiting request's beginning that it may use."""
+        limits = self.limits
+        if not limits.enable_prefix_caching:
+            return []
+        if not request.block_hashes:
+            request.block_hashes = self._recent_chains.hash(request.token_ids, request.root_hash)
+        num_blocks = request.num_reusable_tokens // limits.block_size
+        request.hash_up_to(num_blocks, limits.block_size)
+        return self.pool.lookup(request.block_hashes[:num_blocks])
 
     def _admit(self, draft: Draft, request: Request) -> bool:
         """Moves the first waiting request into a row, if everything it needs is there."""
-        limits, pool, num_tokens = self.limits, self.pool, len(request.token_ids)
-        block_size = limits.block_size
-        hits: list[int] = []
-        if limits.enable_prefix_caching:  # the last token is always computed: its logits are needed
-            num_full = (num_tokens - 1) // block_size
-            if not request.block_hashes:
-                request.block_hashes = self._recent_chains.hash(request.token_ids)
-            request.hash_up_to(num_full, block_size)
-            hits = pool.lookup(request.block_hashes[:num_full])
+        block_size, pool, num_tokens = self.limits.block_size, self.pool, len(request.token_ids)
+        hits = self._find_prefix(request)
         start = len(hits) * block_size
         available = pool.num_free - pool.num_free_among(hits)
         if -(-num_tokens // block_size) - len(hits) > available:
             return False
-        count = min(num_tokens - start, draft.budget)
+        count = draft.fit(request, start, min(num_tokens - request.is_blocked - start, draft.budget))
+        if count <= 0:
+            return False
         pool.acquire(hits)
         blocks = pool.allocate(-(-(start + count) // block_size) - len(hits))
         assert self._rows.next_free is not None
@@ -305,12 +339,13 @@ class Scheduler:
         state, row = self._rows, request.row
         start = int(state.num_computed[row])
         end = start + count
-        samples = bool(end == state.num_tokens[row])
+        samples = bool(end == state.num_tokens[row]) and not request.is_pooling
         draft.place(request, start=start, count=count, samples=samples, blocks=appended)
         request.block_ids += blocks
         state.num_held[row] += len(blocks) * self.limits.block_size
         state.num_computed[row] = end
         state.num_tokens[row] += samples
+        state.blocked[row] |= samples and request.constraint is not None
         self._wants.num_steps = 0
         self._publish(request)
 
@@ -357,7 +392,8 @@ class Scheduler:
         """Applies the result of the oldest step in flight.
 
         Raises:
-            ValueError: the result is not that step's, or has the wrong number of tokens: a broken worker.
+            ValueError: the result is not that step's, has the wrong number of tokens, or leaves out some of a
+                prompt's log probabilities: a broken worker.
         """
         if not self._in_flight or self._in_flight[0].step_id != result.step_id:
             raise ValueError(f"result of step {result.step_id} is not of the oldest step in flight")
@@ -371,15 +407,45 @@ class Scheduler:
                 f"step {step.step_id} samples {len(step.sampled)} requests, its result has "
                 f"{len(result.token_ids)} tokens"
             )
+        told = [new for entry in result.prompt_logprobs if (new := self._tell(step, entry)) is not None]
         output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
         rows = step.sampled_rows
         stayed = self._rows.arrivals(rows) == step.sampled_arrivals
         if not stayed.all():  # some ended, or wait again, since the step was planned
             rows = rows[stayed]
             output = output.without_ended()
+        output.prompt_logprobs = told
         self._append(output, rows)
+        for index, state in result.pooled.items():
+            self._finish_pooling(output, step.scheduled[index], state)
         self.counters.num_generated_tokens += len(output.token_ids)
         return output
+
+    def _tell(self, step: InFlight, entry: PromptLogprobs) -> tuple[Request, PromptLogprobs] | None:
+        """What was not reported yet of log probabilities of a prompt. The same come again when a prompt is
+        recomputed.
+        """
+        request = step.scheduled[entry.index]
+        num_known = request.next_prompt_logprobs - entry.first
+        if num_known < 0:
+            raise ValueError(f"step {step.step_id} left out {-num_known} log probabilities of a prompt")
+        if request.status is Status.ENDED or num_known >= len(entry.logprobs):
+            return None
+        request.next_prompt_logprobs = entry.first + len(entry.logprobs)
+        return request, replace(
+            entry,
+            first=entry.first + num_known,
+            logprobs=entry.logprobs[num_known:],
+            top_ids=entry.top_ids[num_known:],
+            top_logprobs=entry.top_logprobs[num_known:],
+        )
+
+    def _finish_pooling(self, output: StepOutput, request: Request, state: F32Array) -> None:
+        """Ends a request with its pooled state, wherever it is by now."""
+        if request.status is not Status.ENDED:
+            self._end(request, EndReason.STOP)
+            output.pooled.append((request, state))
+            output.ended.append(request)
 
     def _append(self, output: StepOutput, rows: IntArray) -> None:
         """Gives requests the tokens they gained and ends those whose last it was. `rows` are of the requests

@@ -49,8 +49,3 @@ class SchedulerLimits:
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
         )
-
-    @property
-    def max_new_words(self) -> int:
-        """Variable-length words of new requests that fit one plan record."""
-        return self.records.max_new_words

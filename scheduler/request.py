@@ -6,7 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.records import Pooling, SamplingRecord, U32Array
+from pagewire.sampling_params import StructuredOutput
 from scheduler.block_hash import ROOT_HASH, BlockHash, hash_blocks
 
 
@@ -40,9 +41,14 @@ class Request:
         stop_token_ids: it ends with STOP after one of these.
         priority: lower goes first; ties by arrival.
         owner: whatever the submitter wants to find again; the core does not look at it.
+        root_hash: parent of its first block; see `block_hash.root_hash`.
+        constraint: what its output must look like. It is sampled only under a mask, which its submitter gives
+            for one token at a time: see `allow`.
         row: the worker row it holds while it runs, where `Rows` knows how far it is; else -1.
         num_pending: while it waits, tokens that steps in flight will have sampled nevertheless.
         num_cached_tokens: prompt tokens found in the prefix cache when it was first admitted.
+        next_prompt_logprobs: index of the first prompt token whose log probabilities were not reported yet.
+        mask: the tokens that may come after `mask_at` tokens.
     """
 
     request_id: str
@@ -53,6 +59,8 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     priority: int = 0
     owner: object = None
+    root_hash: BlockHash = ROOT_HASH
+    constraint: StructuredOutput | None = None
 
     status: Status = Status.WAITING
     arrival: int = 0
@@ -65,6 +73,9 @@ class Request:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)
     num_published_blocks: int = 0
+    next_prompt_logprobs: int = 1
+    mask: U32Array | None = None
+    mask_at: int = -1
     end_reason: EndReason | None = None
     stop_token_id: int | None = None
     error: str = ""
@@ -84,6 +95,32 @@ class Request:
         self.num_failures += 1
         return self.num_failures
 
+    def allow(self, mask: U32Array) -> None:
+        """Takes the mask for the token after those it has."""
+        self.mask, self.mask_at = mask, len(self.token_ids)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its next token has to wait for a mask."""
+        return self.constraint is not None and self.mask_at != len(self.token_ids)
+
+    @property
+    def is_pooling(self) -> bool:
+        """Whether it ends with a pooled state instead of tokens."""
+        return self.sampling.pooling != Pooling.NONE
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """How many of its first tokens need not be computed if their KV is there already. The last one's
+        logits are needed, and pooling and log probabilities of the prompt need more.
+        """
+        if self.sampling.pooling in (Pooling.MEAN, Pooling.CLS):
+            return 0
+        last = len(self.token_ids) - 1
+        if self.sampling.prompt_logprobs >= 0 and self.next_prompt_logprobs < self.num_prompt_tokens:
+            return min(last, self.next_prompt_logprobs - 1)
+        return last
+
     @property
     def num_output_tokens(self) -> int:
         """Known generated tokens."""
@@ -98,4 +135,4 @@ class Request:
         """Extends `block_hashes` to its first `count` blocks, which must be full of known tokens."""
         known = self.block_hashes
         tokens = self.token_ids[len(known) * block_size : count * block_size]
-        known += hash_blocks(known[-1] if known else ROOT_HASH, tokens, block_size)
+        known += hash_blocks(known[-1] if known else self.root_hash, tokens, block_size)

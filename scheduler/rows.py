@@ -26,19 +26,26 @@ class Wants:
     Attributes:
         decoding: requests of which one token is left to compute.
         decoding_rows: their rows.
+        singles: special requests of which one token is left to compute, and may be computed.
         chunked: requests of which more than one is left.
         num_steps: for how many more steps this holds, if each computes `decoding` and nothing else happens.
     """
 
     decoding: list[Request]
     decoding_rows: IntArray
+    singles: list[Request]
     chunked: list[Request]
     num_steps: int
+
+    @property
+    def num_singles(self) -> int:
+        """Requests of either kind that lack one token."""
+        return len(self.decoding_rows) + len(self.singles)
 
     @classmethod
     def nothing(cls) -> Wants:
         """Of no requests; it holds for no step."""
-        return cls([], np.zeros(0, np.int64), [], 0)
+        return cls([], np.zeros(0, np.int64), [], [], 0)
 
 
 class Rows:
@@ -51,6 +58,9 @@ class Rows:
         num_computed: tokens whose KV is computed, or will be by the steps in flight.
         num_held: tokens that fit into the blocks it holds.
         max_total: tokens at which it ends.
+        special: whether it cannot be planned together with all others that lack one token: its tokens need
+            masks, or it samples none.
+        blocked: 1 where the next token to sample has no mask yet, else 0.
     """
 
     def __init__(self, num_rows: int, block_size: int) -> None:
@@ -60,7 +70,9 @@ class Rows:
         self._arrivals = np.full(num_rows, -1, np.int64)
         self.requests: list[Request | None] = [None] * num_rows
         self.num_known, self.num_tokens, self.num_computed = np.zeros((3, num_rows), np.int64)
-        self.num_held, self.max_total = np.zeros((2, num_rows), np.int64)
+        self.num_held, self.max_total, self.blocked = np.zeros((3, num_rows), np.int64)
+        self.special = np.zeros(num_rows, np.bool_)
+        self._num_special = 0
 
     @property
     def next_free(self) -> int | None:
@@ -81,12 +93,16 @@ class Rows:
         self.num_computed[row] = num_computed
         self.num_held[row] = len(request.block_ids) * self._block_size
         self.max_total[row] = request.max_total_tokens
+        self.blocked[row] = request.is_blocked
+        self.special[row] = is_special = request.constraint is not None or request.is_pooling
+        self._num_special += is_special
 
     def leave(self, request: Request) -> None:
         """Takes its row from a request, which from now on counts its pending tokens itself."""
         row = request.row
         request.num_pending = int(self.num_tokens[row] - self.num_known[row])
         request.row = -1
+        self._num_special -= bool(self.special[row])
         self.requests[row] = None
         self._arrivals[row] = -1
         self._free.append(row)
@@ -102,8 +118,8 @@ class Rows:
         return self._arrivals[rows]
 
     def num_left(self, row: int) -> int:
-        """How many of its tokens are not computed yet."""
-        return self.num_tokens.item(row) - self.num_computed.item(row)
+        """How many of its tokens can be computed now that are not computed yet."""
+        return self.num_tokens.item(row) - self.num_computed.item(row) - self.blocked.item(row)
 
     def wants(self, requests: Sequence[Request]) -> Wants:
         """What these requests want. One whose last token is in flight wants nothing."""
@@ -111,6 +127,14 @@ class Rows:
         num_to_come = self.max_total[rows] - self.num_tokens[rows]
         left = self.num_tokens[rows] - self.num_computed[rows]
         decodes = (left == 1) & (num_to_come > 0)
+        singles = rows[:0]
+        if self._num_special:
+            special = self.special[rows]
+            singles = rows[decodes & special & (self.blocked[rows] == 0)]
+            decodes &= ~special
         decoding, chunked = rows[decodes], rows[left > 1]
-        num_steps = 0 if len(chunked) or not len(decoding) else int(num_to_come[decodes].min())
-        return Wants(self.holders(decoding), decoding, self.holders(chunked), num_steps)
+        is_steady = len(decoding) and not len(singles) and not len(chunked)
+        num_steps = int(num_to_come[decodes].min()) if is_steady else 0
+        return Wants(
+            self.holders(decoding), decoding, self.holders(singles), self.holders(chunked), num_steps
+        )

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.dispatch.records import U32, NewRequest, StepPlan, TokenLogprobs, u32
+from engine.dispatch.records import (
+    U32,
+    F32Array,
+    NewRequest,
+    PromptLogprobs,
+    RecordLimits,
+    StepPlan,
+    TokenLogprobs,
+    U32Array,
+    u32,
+)
 from scheduler.request import Request, Status
 from scheduler.rows import BoolArray, IntArray, Wants
 
@@ -32,12 +42,17 @@ class StepOutput:
         requests: every request that gained a token, in the plan's order.
         token_ids: the tokens they gained.
         logprobs: index into both -> log probabilities.
+        prompt_logprobs: requests and what is new of the log probabilities of their prompts, which comes
+            before their tokens.
+        pooled: requests that end with a pooled state, and the state.
         ended: requests that ended, after their tokens; `end_reason` says why.
     """
 
     requests: list[Request] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: list[tuple[Request, PromptLogprobs]] = field(default_factory=list)
+    pooled: list[tuple[Request, F32Array]] = field(default_factory=list)
     ended: list[Request] = field(default_factory=list)
 
     @property
@@ -78,20 +93,24 @@ class Draft:
     Attributes:
         budget: tokens that may still be placed.
         words: words of new requests' data that still fit the plan record.
+        num_prompt_logprobs, num_pooled: prompt tokens with log probabilities, and pooled states, that the
+            result's record still has room for.
         scheduled: requests placed.
         sampled: those of them that get a token.
         new_requests: see StepPlan; whoever appends one places its tokens too.
     """
 
-    def __init__(self, *, budget: int, words: int, max_num_seqs: int) -> None:
-        self.budget = budget
-        self.words = words
+    def __init__(self, limits: RecordLimits) -> None:
+        self.budget = limits.max_num_batched_tokens
+        self.words = limits.max_new_words
+        self.num_prompt_logprobs, self.num_pooled = limits.max_prompt_logprobs, limits.max_pooled
         self.scheduled: list[Request] = []
         self.sampled: list[Request] = []
         self.new_requests: list[NewRequest] = []
         self._new_block_ids: list[int] = []
         self._decoding_rows: IntArray | None = None
-        self._columns = np.empty((5, max_num_seqs), U32)
+        self._masks: dict[int, U32Array] = {}
+        self._columns = np.empty((5, limits.max_num_seqs), U32)
 
     def place_decodes(self, wants: Wants, *, starts: IntArray, grown: BoolArray, blocks: list[int]) -> None:
         """Adds one token of every decoding request, and a block for each that has `grown`. Comes first."""
@@ -104,8 +123,23 @@ class Draft:
         self._new_block_ids += blocks
         self.budget -= len(rows)
 
+    def fit(self, request: Request, start: int, count: int) -> int:
+        """How many of `count` tokens, from `start`, the step can report on."""
+        if request.sampling.prompt_logprobs >= 0 and start < request.num_prompt_tokens:
+            count = min(count, self.num_prompt_logprobs)
+        if request.is_pooling and not self.num_pooled and start + count == request.num_prompt_tokens:
+            count -= 1
+        return count
+
     def place(self, request: Request, *, start: int, count: int, samples: bool, blocks: list[int]) -> None:
         """Adds tokens of one request, and blocks for the worker to append to its own."""
+        if request.sampling.prompt_logprobs >= 0 and start < request.num_prompt_tokens:
+            self.num_prompt_logprobs -= count
+        if request.is_pooling and start + count == request.num_prompt_tokens:
+            self.num_pooled -= 1
+        if samples and request.constraint is not None:
+            assert request.mask is not None
+            self._masks[len(self.scheduled)] = request.mask
         self._columns[:, len(self.scheduled)] = (request.row, start, count, samples, len(blocks))
         self.scheduled.append(request)
         if samples:
@@ -133,4 +167,5 @@ class Draft:
             samples=samples,
             num_new_blocks=num_new_blocks,
             new_block_ids=u32(self._new_block_ids),
+            masks=self._masks,
         )
