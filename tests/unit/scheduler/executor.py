@@ -10,13 +10,32 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from engine.dispatch.records import StepPlan, StepResult, TokenLogprobs, decode_plan, encode_plan, u32
+import numpy as np
+
+from engine.dispatch.records import (
+    F32Array,
+    Pooling,
+    PromptLogprobs,
+    SamplingRecord,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+    U32Array,
+    decode_plan,
+    decode_result,
+    encode_plan,
+    encode_result,
+    u32,
+)
 
 
-def next_token(history: tuple[int, ...], vocab_size: int) -> int:
-    """The "model": the next token is a hash of everything before it."""
+def next_token(history: tuple[int, ...], vocab_size: int, allowed: frozenset[int] | None = None) -> int:
+    """The "model": the next token is a hash of everything before it, or the first allowed one after that."""
     digest = hashlib.blake2b(repr(history).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") % vocab_size
+    token = int.from_bytes(digest, "little") % vocab_size
+    while allowed is not None and token not in allowed:
+        token = (token + 1) % vocab_size
+    return token
 
 
 def continuation(prompt: list[int], count: int, vocab_size: int) -> list[int]:
@@ -32,11 +51,43 @@ def logprobs_of(token: int) -> TokenLogprobs:
     return TokenLogprobs(-float(token), [token], [-float(token)])
 
 
+def prompt_logprob(history: list[int], index: int) -> float:
+    """The log probability of a prompt token, which tells it and its place from others."""
+    return -float(history[index]) - index / 64
+
+
+def hidden_state(history: list[int], position: int) -> float:
+    """A hidden state of one number, which depends on all tokens up to its own."""
+    return float(next_token(tuple(history[: position + 1]), 997))
+
+
+def pooled_state(prompt: list[int], pooling: int) -> float:
+    """What pooling makes of a prompt's hidden states."""
+    states = [hidden_state(prompt, position) for position in range(len(prompt))]
+    return {Pooling.LAST: states[-1], Pooling.MEAN: sum(states) / len(states), Pooling.CLS: states[0]}[
+        Pooling(pooling)
+    ]
+
+
+def to_mask(allowed: frozenset[int], vocab_size: int) -> U32Array:
+    """As plans carry it."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
+    bits[sorted(allowed)] = 1
+    return np.packbits(bits, bitorder="little").view("<u4")
+
+
+def from_mask(mask: U32Array) -> frozenset[int]:
+    """The tokens that a mask allows."""
+    return frozenset(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist())
+
+
 @dataclass
 class _Row:
     token_ids: list[int]
     block_ids: list[int]
-    with_logprobs: bool
+    num_prompt_tokens: int
+    sampling: SamplingRecord
+    states: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -61,8 +112,9 @@ class MiniatureWorker:
         for new in plan.new_requests:
             assert new.row not in self.rows
             assert new.row < self.max_num_seqs
-            with_logprobs = new.sampling.logprobs >= 0
-            self.rows[new.row] = _Row(new.token_ids.tolist(), new.block_ids.tolist(), with_logprobs)
+            self.rows[new.row] = _Row(
+                new.token_ids.tolist(), new.block_ids.tolist(), new.num_prompt_tokens, new.sampling
+            )
         self._append_blocks(plan)
         if fail:
             self._ruin(plan)
@@ -70,15 +122,23 @@ class MiniatureWorker:
         assert 0 < int(plan.counts.sum()) <= self.max_num_batched_tokens
         assert len(set(plan.rows.tolist())) == len(plan.rows)
         self._store(plan)
-        sampled, logprobs = [], {}
-        for row, start, count, samples in self._scheduled(plan):
+        result = StepResult(plan.step_id, u32([]))
+        sampled = []
+        for column, (row, start, count, samples) in enumerate(self._scheduled(plan)):
             self._attend(row, start + count)
+            if row.sampling.prompt_logprobs >= 0:
+                result.prompt_logprobs += _prompt_logprobs(column, row, start, count)
+            if row.sampling.pooling:
+                result.pooled.update(_pool(column, row, start, count))
+            assert samples or column not in plan.masks
             if samples:
-                token = self._sample(row)
-                if row.with_logprobs:
-                    logprobs[len(sampled)] = logprobs_of(token)
+                mask = plan.masks.get(column)
+                token = self._sample(row, None if mask is None else from_mask(mask))
+                if row.sampling.logprobs >= 0:
+                    result.logprobs[len(sampled)] = logprobs_of(token)
                 sampled.append(token)
-        return StepResult(plan.step_id, u32(sampled), logprobs)
+        result.token_ids = u32(sampled)
+        return decode_result(encode_result(result))
 
     def _scheduled(self, plan: StepPlan) -> list[tuple[_Row, int, int, int]]:
         columns = (plan.rows.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.samples.tolist())
@@ -93,7 +153,8 @@ class MiniatureWorker:
     def _store(self, plan: StepPlan) -> None:
         for row, start, count, samples in self._scheduled(plan):
             assert count > 0
-            assert samples == (start + count == len(row.token_ids))
+            whole = start + count == len(row.token_ids)
+            assert samples == (whole and not row.sampling.pooling)
             for position in range(start, start + count):
                 self.slots[self._slot(row, position)] = tuple(row.token_ids[: position + 1])
 
@@ -110,7 +171,28 @@ class MiniatureWorker:
     def _slot(self, row: _Row, position: int) -> tuple[int, int]:
         return row.block_ids[position // self.block_size], position % self.block_size
 
-    def _sample(self, row: _Row) -> int:
-        token = next_token(tuple(row.token_ids), self.vocab_size)
+    def _sample(self, row: _Row, allowed: frozenset[int] | None) -> int:
+        token = next_token(tuple(row.token_ids), self.vocab_size, allowed)
         row.token_ids.append(token)
         return token
+
+
+def _prompt_logprobs(column: int, row: _Row, start: int, count: int) -> list[PromptLogprobs]:
+    """For the prompt tokens after those computed."""
+    told = range(start + 1, min(start + count, row.num_prompt_tokens - 1) + 1)
+    if not told:
+        return []
+    logprobs = np.array([prompt_logprob(row.token_ids, index) for index in told], np.float32)
+    top = row.sampling.prompt_logprobs
+    top_ids = np.array([row.token_ids[index : index + 1] * top for index in told], np.uint32)
+    return [PromptLogprobs(column, told[0], logprobs, top_ids, np.repeat(logprobs[:, None], top, axis=1))]
+
+
+def _pool(column: int, row: _Row, start: int, count: int) -> dict[int, F32Array]:
+    """The state, if these are the last of the prompt's tokens. All but the last's need every position."""
+    whole = row.sampling.pooling != Pooling.LAST
+    assert not whole or start == len(row.states), "a position was left out"
+    row.states += [hidden_state(row.token_ids, position) for position in range(start, start + count)]
+    if start + count < row.num_prompt_tokens:
+        return {}
+    return {column: np.array([pooled_state(row.token_ids, row.sampling.pooling)], np.float32)}

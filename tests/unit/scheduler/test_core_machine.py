@@ -10,20 +10,45 @@ from __future__ import annotations
 from array import array
 from collections import Counter, deque
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.dispatch.records import SamplingRecord, StepPlan, StepResult
 from pagewire.errors import Overloaded
+from pagewire.sampling_params import StructuredOutput
+from scheduler.block_hash import root_hash
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
-from tests.unit.scheduler.executor import MiniatureWorker, continuation, logprobs_of
+from tests.unit.scheduler.executor import (
+    MiniatureWorker,
+    continuation,
+    logprobs_of,
+    next_token,
+    pooled_state,
+    prompt_logprob,
+    to_mask,
+)
 
 VOCAB = 5
 STOP_TOKEN = 4
 MAX_MODEL_LEN = 24
+CONSTRAINT = StructuredOutput(regex="whatever the masks say")
+
+
+def allowed_after(tokens: list[int]) -> frozenset[int]:
+    """The "grammar": which tokens may come next is a hash of all before; never none, seldom all."""
+    return frozenset({next_token((-1, *tokens), VOCAB), next_token((-2, *tokens), VOCAB)})
+
+
+def constrained_continuation(prompt: list[int], count: int) -> list[int]:
+    """What the model generates under the masks."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tuple(tokens), VOCAB, allowed_after(tokens)))
+    return tokens[len(prompt) :]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -58,6 +83,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.terminal: Counter[str] = Counter()
         self.aborted: set[str] = set()
         self.received: dict[str, list[int]] = {}
+        self.told: dict[str, list[float]] = {}
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=MAX_MODEL_LEN - 1),
@@ -65,19 +91,53 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         stops=st.booleans(),
         logprobs=st.booleans(),
+        prompt_logprobs=st.sampled_from([-1, -1, 0, 2]),
+        constrained=st.booleans(),
+        salt=st.sampled_from(["", "", "a"]),
     )
-    def submit(self, prompt: list[int], max_tokens: int, priority: int, stops: bool, logprobs: bool) -> None:
+    def submit(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        priority: int,
+        stops: bool,
+        logprobs: bool,
+        prompt_logprobs: int,
+        constrained: bool,
+        salt: str,
+    ) -> None:
         name = f"r{len(self.requests)}"
         request = Request(
             name,
             array("I", prompt),
             len(prompt),
-            SamplingRecord(logprobs=0 if logprobs else -1),
+            SamplingRecord(logprobs=0 if logprobs else -1, prompt_logprobs=prompt_logprobs),
             max_total_tokens=len(prompt) + max_tokens,
             stop_token_ids=frozenset([STOP_TOKEN] if stops else []),
             priority=priority,
             owner=(prompt, max_tokens),
+            root_hash=root_hash(salt),
+            constraint=CONSTRAINT if constrained else None,
         )
+        self._add(request)
+
+    @rule(
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=MAX_MODEL_LEN),
+        pooling=st.integers(1, 3),
+        priority=st.integers(-1, 1),
+    )
+    def submit_pooling(self, prompt: list[int], pooling: int, priority: int) -> None:
+        name = f"r{len(self.requests)}"
+        record = SamplingRecord(pooling=pooling)
+        total = len(prompt) + 1
+        self._add(
+            Request(
+                name, array("I", prompt), len(prompt), record, total, priority=priority, owner=(prompt, 0)
+            )
+        )
+
+    def _add(self, request: Request) -> None:
+        name = request.request_id
         full = self.scheduler.num_waiting >= self.limits.max_num_waiting
         try:
             self.scheduler.add(request)
@@ -87,13 +147,33 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not full
             self.requests[name] = request
             self.received[name] = []
+            self.told[name] = []
 
     @precondition(lambda self: len(self.in_flight) < self.depth)
     @rule()
     def plan(self) -> None:
         plan = self.scheduler.schedule()
         if plan is not None:
+            self._check_masks(plan)
             self.in_flight.append(plan)
+
+    def _check_masks(self, plan: StepPlan) -> None:
+        """Exactly the requests with a constraint are sampled under a mask, and that is of all their tokens."""
+        for column, request in enumerate(self.scheduler._in_flight[-1].scheduled):
+            if plan.samples[column] and request.constraint is not None:
+                expected = to_mask(allowed_after(request.token_ids.tolist()), VOCAB)
+                assert plan.masks[column].tolist() == expected.tolist()
+            else:
+                assert column not in plan.masks
+
+    def _unmasked(self) -> list[Request]:
+        return [r for r in self.requests.values() if r.is_blocked and r.status is not Status.ENDED]
+
+    @precondition(lambda self: hasattr(self, "requests") and self._unmasked())
+    @rule(data=st.data())
+    def give_mask(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self._unmasked()))
+        self.scheduler.allow(request, to_mask(allowed_after(request.token_ids.tolist()), VOCAB))
 
     @precondition(lambda self: self.in_flight)
     @rule()
@@ -119,6 +199,19 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _apply(self, result: StepResult) -> None:
         output = self.scheduler.update(result)
+        for request, entry in output.prompt_logprobs:
+            name, prompt = request.request_id, request.owner[0]  # type: ignore[index]
+            assert name not in self.aborted
+            assert not self.received[name], "the prompt's come before the first token"
+            assert entry.first == 1 + len(self.told[name])
+            assert entry.top_ids.shape == (len(entry.logprobs), request.sampling.prompt_logprobs)
+            expected = [prompt_logprob(prompt, entry.first + i) for i in range(len(entry.logprobs))]
+            assert entry.logprobs.tolist() == expected
+            self.told[name] += expected
+        for request, state in output.pooled:
+            assert request in output.ended
+            prompt = request.owner[0]  # type: ignore[index]
+            assert state.tolist() == np.array([pooled_state(prompt, request.sampling.pooling)], "f4").tolist()
         for index, (request, token) in enumerate(output.tokens):
             assert request.request_id not in self.aborted
             expected = logprobs_of(token) if request.sampling.logprobs >= 0 else None
@@ -130,8 +223,18 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _check_tokens(self, request: Request) -> None:
         prompt, max_tokens = request.owner  # type: ignore[misc]
-        expected = continuation(prompt, min(max_tokens, MAX_MODEL_LEN - len(prompt)), VOCAB)
+        count = min(max_tokens, MAX_MODEL_LEN - len(prompt))
+        if request.constraint is not None:
+            expected = constrained_continuation(prompt, count)
+        else:
+            expected = continuation(prompt, count, VOCAB)
         received = self.received[request.request_id]
+        if request.sampling.prompt_logprobs >= 0 and received:
+            assert len(self.told[request.request_id]) == len(prompt) - 1
+        if request.is_pooling:
+            assert not received
+            assert request.end_reason in (EndReason.STOP, EndReason.ERROR)
+            return
         if request.end_reason is EndReason.ERROR:
             assert received == expected[: len(received)]
             return
@@ -165,6 +268,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if remembered.num_steps:
             found = self.scheduler._rows.wants(self.scheduler.running)
             assert remembered.decoding == found.decoding
+            assert remembered.singles == found.singles
             assert remembered.chunked == found.chunked
             assert remembered.num_steps == found.num_steps
 
@@ -172,7 +276,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         for _ in range(10_000):
+            for request in self._unmasked():
+                self.scheduler.allow(request, to_mask(allowed_after(request.token_ids.tolist()), VOCAB))
             while len(self.in_flight) < self.depth and (plan := self.scheduler.schedule()) is not None:
+                self._check_masks(plan)
                 self.in_flight.append(plan)
             if not self.in_flight:
                 break
