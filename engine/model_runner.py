@@ -61,6 +61,9 @@ class ModelRunner:
         """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""
         self.rows.reset()
 
+    def work_ahead(self) -> bool:
+        return False
+
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts one step. Never raises for what is in the plan or happens in the model: a failure becomes
         a result with an error, and the rows stay usable."""

@@ -16,3 +16,8 @@ class Runner(Protocol):
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts one step. Never raises: a failure becomes a result with an error."""
+
+    def work_ahead(self) -> bool:
+        """Does one piece of work, of some tens of milliseconds, that only makes later steps faster. To be
+        called between launches while it says that there is more.
+        """

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Between two looks at a device that is computing while no plan is there.
 POLL_SECONDS = 20e-6
+# Between two pieces of work for later, while steps follow each other without a pause.
+WORK_AHEAD_SECONDS = 0.5
 
 
 class _Terminated(BaseException):
@@ -103,16 +105,21 @@ def _serve(
 ) -> None:
     """Executes one scheduler's plans until it goes; then forgets its requests and keeps the weights."""
     pending: deque[PendingStep] = deque()
+    more_ahead, next_ahead = True, 0.0
     try:
         while True:
-            plan = session.next_plan(block=not pending)
+            plan = session.next_plan(block=not pending and not more_ahead)
             if plan is not None:
                 with termination.step():
                     if profiler is not None:
                         profiler.before_step()
                     pending.append(runner.launch(plan))
             _send_finished(session, pending)
-            if plan is None and pending:
+            if plan is None and more_ahead and (not pending or time.monotonic() >= next_ahead):
+                with termination.step():
+                    more_ahead = runner.work_ahead()
+                next_ahead = time.monotonic() + WORK_AHEAD_SECONDS
+            elif plan is None and pending:
                 time.sleep(POLL_SECONDS)
     except SchedulerGone:
         logger.info("scheduler %d is gone", session.scheduler_pid)

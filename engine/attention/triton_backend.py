@@ -10,12 +10,10 @@ from engine.attention.backend import (
     AttentionBackend,
     AttentionMetadata,
     HeadLayout,
-    IntArray,
     LayerKVCache,
     QKNorm,
     Rotation,
 )
-from engine.attention.equal_prompts import EqualPrompts
 from engine.kernels.paged_attention.decode import decode_splits, paged_decode_attention
 from engine.kernels.paged_attention.prefill import (
     paged_prefill_attention,
@@ -68,8 +66,6 @@ class TritonAttentionMetadata(AttentionMetadata):
         tile_request, tile_start: see `prefill_tiles`, [num_tiles] int32.
         block_table: every row's block ids, [R, B] int32.
         prefix: what decodes share, or None to look for nothing.
-        equal_prompts: the tokens of each prompt, if the step is nothing but whole prompts of one length that
-            cuDNN is to compute; else 0.
     """
 
     num_decodes: int
@@ -80,7 +76,6 @@ class TritonAttentionMetadata(AttentionMetadata):
     tile_start: torch.Tensor
     block_table: torch.Tensor
     prefix: PrefixMetadata | None = None
-    equal_prompts: int = 0
 
 
 class TritonAttentionBackend(AttentionBackend):
@@ -103,7 +98,6 @@ class TritonAttentionBackend(AttentionBackend):
         num_sms: int | None = None,
     ) -> None:
         self.tile_decodes = deterministic
-        self._equal_prompts = EqualPrompts(heads.head_dim, dtype, device, allowed=not deterministic)
         self._config = prefill_config(heads.head_dim, dtype)
         self.block_q = prefill_block_q(heads.num_heads, heads.num_kv_heads, self._config)
         self._num_sms = num_sms or _SMS_WITHOUT_DEVICE
@@ -118,10 +112,6 @@ class TritonAttentionBackend(AttentionBackend):
             self._config.block_m,
             device,
         )
-
-    def equal_prompts(self, starts: IntArray, counts: IntArray) -> int:
-        """What a step that computes these tokens of its requests has as its metadata's `equal_prompts`."""
-        return self._equal_prompts.length(starts, counts)
 
     def rotation(self, table: torch.Tensor, positions: torch.Tensor) -> TritonRotation:
         return TritonRotation(table, positions)
@@ -160,12 +150,6 @@ class TritonAttentionBackend(AttentionBackend):
         scale: float,
     ) -> torch.Tensor:
         assert isinstance(metadata, TritonAttentionMetadata)
-        if metadata.equal_prompts:
-            attended = self._equal_prompts.attend(
-                query, kv_cache, metadata.slot_mapping, metadata.equal_prompts, scale
-            )
-            if attended is not None:
-                return attended
         out = query.new_empty(query.shape)
         num_decodes = 0 if self.tile_decodes else metadata.num_decodes
         if num_decodes:

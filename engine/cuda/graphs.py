@@ -2,64 +2,56 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from engine.cuda.step_shape import StepShape
-
-logger = logging.getLogger(__name__)
 
 # Decodes, chunks, tokens of the chunks together, and whether decodes share a prefix.
 GraphSize = tuple[int, int, int, bool]
 
 
 class StepGraphs:
-    """Graphs that share one memory pool, captured largest first so that the others fit in its memory.
+    """Graphs that share one memory pool; captured largest first, the others fit in its memory.
 
     Args:
         compute: launches everything a step of a shape does, reading and writing fixed memory only; returns
             the logits.
-        pad: makes the fixed memory that of a step of the shape with padding alone.
     """
 
-    def __init__(
-        self,
-        compute: Callable[[StepShape], torch.Tensor],
-        pad: Callable[[StepShape], None],
-        device: torch.device,
-    ) -> None:
+    def __init__(self, compute: Callable[[StepShape], torch.Tensor], device: torch.device) -> None:
         self._compute = compute
-        self._pad = pad
         self._device = device
+        self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._decodes: dict[bool, list[StepShape]] = {False: [], True: []}
         self._mixed: list[StepShape] = []
 
+    def __len__(self) -> int:
+        return len(self._graphs)
+
     def capture(self, shapes: Sequence[StepShape]) -> None:
-        """Captures a graph for every shape."""
-        started = time.monotonic()
-        pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        """Captures a graph for every shape. Waits for whatever the device is computing."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         for shape in sorted(shapes, key=_size, reverse=True):
-            self._pad(shape)
             graph = torch.cuda.CUDAGraph()
             # Relaxed, since kernels that no step has launched yet are loaded, or even compiled, meanwhile.
             # That touches nothing of the graph, and launching each step first would take twice as long again.
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="relaxed"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="relaxed"):
                 logits = self._compute(shape)
             self._graphs[shape] = graph, logits
-        torch.cuda.synchronize(self._device)
         shapes = sorted(self._graphs, key=_size)
         self._decodes = {
             shares: [shape for shape in shapes if not shape.num_chunks and shape.shares_prefix == shares]
             for shares in (False, True)
         }
         self._mixed = [shape for shape in shapes if shape.num_chunks]
-        logger.info("captured %d graphs in %.1f s", len(shapes), time.monotonic() - started)
 
     def find(
         self, num_decodes: int, num_chunks: int, num_chunk_tokens: int, *, shares_prefix: bool

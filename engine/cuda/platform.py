@@ -115,7 +115,7 @@ class CudaPlatform(Platform):
     def _graph_bytes(self, trial: CudaModelRunner) -> int:
         """Memory of all graphs: the largest one's pool serves all, each has nodes of its own."""
         sizes = self._graph_sizes(trial)
-        largest = max(sizes, key=lambda size: size[0] + size[2])
+        largest = max(sizes, key=_num_tokens)
         torch.cuda.empty_cache()
         free_before, _ = torch.cuda.mem_get_info(self.device)
         reserved_before = torch.cuda.memory_reserved(self.device)
@@ -144,5 +144,22 @@ class CudaPlatform(Platform):
     def finish(self, runner: Runner) -> None:
         assert isinstance(runner, CudaModelRunner)
         runner.rehearse_prompts()
-        if not self._config.enforce_eager:
-            runner.capture(self._graph_sizes(runner))
+        if self._config.enforce_eager:
+            return
+        sizes = self._graph_sizes(runner)
+        # The largest takes the memory that all others share. Of the others, those that every request needs.
+        largest = max(sizes, key=_num_tokens)
+        first = [size for size in sizes if size == largest or _is_plain_decode(size)]
+        runner.capture(first)
+        runner.capture_later([size for size in sizes if size not in first])
+        logger.info("captured %d of %d graphs; the others follow when there is time", len(first), len(sizes))
+
+
+def _num_tokens(size: GraphSize) -> int:
+    decodes, _, chunk_tokens, _ = size
+    return decodes + chunk_tokens
+
+
+def _is_plain_decode(size: GraphSize) -> bool:
+    _, chunks, _, shares_prefix = size
+    return not chunks and not shares_prefix

@@ -86,7 +86,8 @@ class CudaModelRunner:
         self.rows = rows
         self.max_num_batched_tokens = max_num_batched_tokens
         self.device = rows.arena.device
-        self.graphs = StepGraphs(self._compute, self._send_padding, self.device)
+        self.graphs = StepGraphs(self._compute, self.device)
+        self._sizes_left: list[GraphSize] = []
         limits = rows.limits
         # A graph's padding may take a step beyond the tokens and the requests there can be.
         max_tokens = max_num_batched_tokens + limits.max_num_seqs
@@ -156,6 +157,23 @@ class CudaModelRunner:
         """Captures graphs of steps of the given sizes."""
         self.graphs.capture([self._padded(*size) for size in sizes])
 
+    def capture_later(self, sizes: Sequence[GraphSize]) -> None:
+        """Leaves graphs of steps of these sizes to `work_ahead`, the largest first."""
+        self._sizes_left = sorted(sizes, key=lambda size: size[0] + size[2])
+
+    def work_ahead(self) -> bool:
+        """Captures one of the graphs that were left for later."""
+        if not self._sizes_left:
+            return False
+        try:
+            self.capture([self._sizes_left.pop()])
+        except RuntimeError as error:  # such steps are launched kernel by kernel, as before
+            logger.warning("%d graphs are not captured: %s", len(self._sizes_left) + 1, error)
+            self._sizes_left = []
+        if not self._sizes_left:
+            logger.info("%d graphs in all", len(self.graphs))
+        return bool(self._sizes_left)
+
     def reset(self) -> None:
         """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""
         self.rows.reset()
@@ -196,10 +214,7 @@ class CudaModelRunner:
         shape = graph or exact_shape(layout, self.backend.block_q, tile_decodes=self.backend.tile_decodes)
         batch = self._fill(index, shape, layout)
         self._send(index, shape)
-        if graph:
-            logits = self.graphs.replay(shape)
-        else:
-            logits = self._compute(shape, self.backend.equal_prompts(layout.starts, layout.counts))
+        logits = self.graphs.replay(shape) if graph else self._compute(shape)
         slots = _slots(layout, shape)
         order = layout.plan_order
         logprobs = self._unusual.after_sampling(batch, slots, order, logits, self._columns(shape))
@@ -249,7 +264,7 @@ class CudaModelRunner:
         return self._device_columns[shape]
 
     @torch.inference_mode()
-    def _compute(self, shape: StepShape, equal_prompts: int = 0) -> torch.Tensor:
+    def _compute(self, shape: StepShape) -> torch.Tensor:
         """Everything a step does on the device, from its columns on; the raw logits, [S, vocab]."""
         columns, rows = self._columns(shape), self.rows
         self._prepare(shape, columns)
@@ -266,7 +281,6 @@ class CudaModelRunner:
             prefix=PrefixMetadata(columns.prefix_row, columns.prefix_len, columns.prefix_lens)
             if shape.shares_prefix
             else None,
-            equal_prompts=equal_prompts,
         )
         hidden = self.model(
             self._inputs.input_ids[:num_tokens],

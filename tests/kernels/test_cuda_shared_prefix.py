@@ -62,9 +62,7 @@ def test_tokens_do_not_depend_on_sharing(runner: CudaModelRunner, monkeypatch: p
     apart = generate(runner)
     shapes = []
     compute = runner._compute
-    monkeypatch.setattr(
-        runner, "_compute", lambda shape, equal=0: shapes.append(shape) or compute(shape, equal)
-    )
+    monkeypatch.setattr(runner, "_compute", lambda shape: shapes.append(shape) or compute(shape))
     monkeypatch.setattr(shared_prefix, "MIN_SAVED_TOKENS", 1)
     assert generate(runner) == apart
     assert [shape.shares_prefix for shape in shapes] == [False, *[True] * NUM_DECODES]
