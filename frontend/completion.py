@@ -3,75 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable
 
+from frontend.events import Delta, Finished, FinishReason, PositionLogprobs, Usage
+from frontend.message_parser import MessageParser, MessagePart
 from frontend.open_request import OpenRequest
 from frontend.output_text import OutputText
 from pagewire.errors import PagewireError, from_code
 from pagewire.sampling_params import SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2
-
-
-class FinishReason(Enum):
-    """Why a completion ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    ABORT = "abort"
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts so far; `cached_tokens` of the prompt came from the prefix cache."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class PositionLogprobs:
-    """Log probabilities at one generated position: of the token itself, and (id, log probability) of the
-    likeliest ones, likeliest first."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What was generated since the delta before. `text` lags `token_ids` while a character or a possible
-    stop string is incomplete. `logprobs` has one entry for each id if they were asked for, else none."""
-
-    token_ids: list[int]
-    text: str
-    logprobs: list[PositionLogprobs]
-    usage: Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The end. `stop_string` or `stop_token_id` is set if one of those, and not the model's own
-    end-of-sequence token, was the reason."""
-
-    reason: FinishReason
-    usage: Usage
-    stop_string: str | None = None
-    stop_token_id: int | None = None
-
-
-@dataclass(slots=True)
-class WholeCompletion:
-    """All deltas in one."""
-
-    finished: Finished
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    logprobs: list[PositionLogprobs] = field(default_factory=list)
-
 
 _REASONS = {
     scheduler_pb2.END_REASON_STOP: FinishReason.STOP,
@@ -81,10 +21,12 @@ _REASONS = {
 
 
 class Completion:
-    """One request's events, to be read once, by `events` or by `whole`.
+    """Reads one open request and says what it means.
 
     Attributes:
-        finish_reason: why it ended, once it has ended without an error.
+        index: its place among its answer's completions.
+        is_over: whether there is nothing more to read.
+        failure: why it failed, once it has.
         first_token_at: `time.perf_counter` when the first token was read, once it was.
     """
 
@@ -92,74 +34,81 @@ class Completion:
         self,
         request: OpenRequest,
         *,
+        index: int,
         sampling: SamplingParams,
         text: OutputText,
         eos_token_ids: frozenset[int],
         close: Callable[[OpenRequest], None],
+        parser: MessageParser | None = None,
     ) -> None:
-        self._request = request
+        self.request = request
+        self.index = index
         self._sampling = sampling
         self._text = text
         self._eos_token_ids = frozenset() if sampling.ignore_eos else eos_token_ids
         self._close = close
-        self._num_output_tokens = 0
-        self.finish_reason: FinishReason | None = None
+        self._parser = parser
+        self._made_calls = False
+        self.num_output_tokens = 0
+        self.is_over = False
+        self.failure: PagewireError | None = None
         self.first_token_at: float | None = None
 
-    @property
-    def request_id(self) -> str:
-        return self._request.request_id
+    def read(self) -> list[Delta | Finished]:
+        """What there is to say since the last call: a delta, the end, both or neither. After a failure, what
+        was generated until then."""
+        request = self.request
+        if self._sampling.max_tokens == 0 and not self.is_over:
+            return [self._finish(FinishReason.LENGTH)]  # only the prompt was wanted
+        if not request.has_news or self.is_over:
+            return []
+        token_ids, logprobs = request.take()
+        ended = request.ended
+        text = self._read(token_ids, ended)
+        stop_string = self._text.stop_string
+        if stop_string is not None:
+            # Before the client gets to read the rest: the scheduler must not generate for nothing.
+            self._close(request)
+            del logprobs[len(token_ids) :]
+        self.num_output_tokens += len(token_ids)
+        if self.first_token_at is None and token_ids:
+            self.first_token_at = time.perf_counter()
+        self.is_over = stop_string is not None or ended is not None
+        events: list[Delta | Finished] = []
+        if self._parser is not None:
+            events += self._parsed(token_ids, self._parser.push(text, last=self.is_over), logprobs)
+        elif token_ids or text:
+            events.append(
+                Delta(token_ids, text, _positions(token_ids, logprobs), self.usage(), index=self.index)
+            )
+        if stop_string is not None:
+            events.append(self._finish(FinishReason.STOP, stop_string=stop_string))
+        elif ended is not None:
+            events += self._ended(ended)
+        return events
 
-    @property
-    def prompt_ids(self) -> list[int]:
-        return list(self._request.prompt_ids)
+    def usage(self) -> Usage:
+        """This completion's counts so far."""
+        request = self.request
+        return Usage(len(request.prompt_ids), request.num_cached_tokens or 0, self.num_output_tokens)
 
-    async def events(self) -> AsyncGenerator[Delta | Finished, None]:
-        """Deltas, as large as the reader is slow, then one Finished.
-
-        Raises:
-            PagewireError: the request failed; what was generated until then has been yielded.
-        """
-        request = self._request
-        while True:
-            await request.wait()
-            token_ids, logprobs = request.take()
-            ended = request.ended
-            text = self._read(token_ids, ended)
-            stop_string = self._text.stop_string
-            if stop_string is not None:
-                # Before the client gets to read the rest: the scheduler must not generate for nothing.
-                self._close(request)
-                del logprobs[len(token_ids) :]
-            self._num_output_tokens += len(token_ids)
-            if self.first_token_at is None and token_ids:
-                self.first_token_at = time.perf_counter()
-            if token_ids or text:
-                yield Delta(token_ids, text, _positions(token_ids, logprobs), self._usage())
-            if stop_string is not None:
-                self.finish_reason = FinishReason.STOP
-                yield Finished(FinishReason.STOP, self._usage(), stop_string=stop_string)
-                return
-            if ended is not None:
-                yield self._finished(ended)
-                return
-
-    async def whole(self) -> WholeCompletion:
-        """Everything at once.
-
-        Raises:
-            PagewireError: the request failed.
-        """
-        token_ids: list[int] = []
-        texts: list[str] = []
-        logprobs: list[PositionLogprobs] = []
-        async for event in self.events():
-            if isinstance(event, Finished):
-                return WholeCompletion(event, token_ids, "".join(texts), logprobs)
-            token_ids += event.token_ids
-            texts.append(event.text)
-            logprobs += event.logprobs
-        raise PagewireError("the completion ended without a terminal event")
+    def _parsed(
+        self, token_ids: list[int], part: MessagePart, logprobs: list[scheduler_pb2.TokenLogprobs]
+    ) -> list[Delta]:
+        self._made_calls |= bool(part.tool_calls)
+        if not (token_ids or part.content or part.reasoning or part.tool_calls):
+            return []
+        return [
+            Delta(
+                token_ids,
+                part.content,
+                _positions(token_ids, logprobs),
+                self.usage(),
+                index=self.index,
+                reasoning=part.reasoning,
+                tool_calls=part.tool_calls,
+            )
+        ]
 
     def _read(self, token_ids: list[int], ended: scheduler_pb2.Ended | None) -> str:
         """The text that new ids complete. Ids after a stop string are removed: they are not output."""
@@ -177,25 +126,34 @@ class Completion:
             text += self._text.finish()
         return text
 
-    def _finished(self, ended: scheduler_pb2.Ended) -> Finished:
+    def _ended(self, ended: scheduler_pb2.Ended) -> list[Finished]:
         reason = _REASONS.get(ended.reason)
         if reason is None:
-            raise from_code(ended.status, ended.error)
-        self.finish_reason = reason
+            self.failure = from_code(ended.status, ended.error)
+            return []
         stop_token_id = ended.stop_token_id if reason is FinishReason.STOP else None
         if stop_token_id in self._eos_token_ids:
             stop_token_id = None
-        return Finished(reason, self._usage(), stop_token_id=stop_token_id)
+        return [self._finish(reason, stop_token_id=stop_token_id)]
 
-    def _usage(self) -> Usage:
-        request = self._request
-        return Usage(len(request.prompt_ids), request.num_cached_tokens or 0, self._num_output_tokens)
+    def _finish(
+        self, reason: FinishReason, *, stop_string: str | None = None, stop_token_id: int | None = None
+    ) -> Finished:
+        self.is_over = True
+        self._close(self.request)
+        if self._made_calls and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
+        return Finished(reason, self.usage(), stop_string, stop_token_id, index=self.index)
 
 
 def _positions(token_ids: list[int], logprobs: list[scheduler_pb2.TokenLogprobs]) -> list[PositionLogprobs]:
     if not logprobs:
         return []
-    return [
-        PositionLogprobs(token_id, entry.logprob, list(zip(entry.top_ids, entry.top_logprobs, strict=True)))
-        for token_id, entry in zip(token_ids, logprobs, strict=True)
-    ]
+    return [position(*pair) for pair in zip(token_ids, logprobs, strict=True)]
+
+
+def position(token_id: int, entry: scheduler_pb2.TokenLogprobs) -> PositionLogprobs:
+    """A token's log probabilities as a client sees them."""
+    return PositionLogprobs(
+        token_id, entry.logprob, list(zip(entry.top_ids, entry.top_logprobs, strict=True))
+    )

@@ -1,26 +1,29 @@
-"""The one pipeline behind both protocols: template, tokenize, check, submit, and read the events back."""
+"""The one pipeline behind both protocols: template, tokenize, check, submit, and see to the end."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import ParamSpec, TypeVar
 
-from frontend.completion import Completion
-from frontend.generation_request import Conversation, GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from frontend.answer import Answer
+from frontend.answers import open_answer
+from frontend.generation_request import Conversation, GenerationRequest, TextPrompt
 from frontend.metrics import FrontendMetrics
-from frontend.output_text import OutputText
+from frontend.prompts import PromptTokens, is_tokens, read_prompt, read_request
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
-from pagewire.errors import DeadlineExceeded, InvalidRequest, Overloaded, PagewireError, Unavailable
-from pagewire.inference.v1 import inference_pb2
-from pagewire.sampling_params import SamplingParams
+from frontend.submissions import Submissions, check_range
+from pagewire.errors import DeadlineExceeded, Overloaded, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_TOKENIZING = 1024
 """Prompts being tokenized or waiting for it; beyond it new requests are refused."""
@@ -54,7 +57,7 @@ class GenerationPipeline:
         return self.link.ready and not self.draining
 
     @asynccontextmanager
-    async def start(self, request: GenerationRequest) -> AsyncIterator[Completion]:
+    async def start(self, request: GenerationRequest) -> AsyncIterator[Answer]:
         """Submits a request and, when the context is left for whatever reason, sees to its end.
 
         Raises:
@@ -69,27 +72,27 @@ class GenerationPipeline:
             self.model.check_name(request.model)
             deadline = _deadline(request.timeout)
             facts = self._facts()
-            prompt_ids = await self._prompt_ids(request.prompt, deadline, facts)
+            prompts, bad_words = await self._read(request, deadline, facts)
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
                 raise DeadlineExceeded("the request's deadline passed before it was submitted")
-            open_request = self.link.open(
-                request_id=request.request_id,
-                prompt_ids=prompt_ids,
-                sampling=_to_submit(request.sampling, prompt_ids, facts),
-                priority=request.priority,
-                deadline=deadline,
-            )
+            submissions = Submissions(self.link, request, deadline=deadline, bad_words=bad_words)
             try:
-                completion = watch.completion = Completion(
-                    open_request,
-                    sampling=request.sampling,
-                    text=OutputText(self.model.tokenizer, request.sampling),
-                    eos_token_ids=frozenset(facts.eos_token_ids),
-                    close=self.link.close,
-                )
-                yield completion
+                answer = watch.answer = open_answer(request, prompts, submissions, self.model, facts)
+                yield answer
             finally:
-                self.link.close(open_request)
+                submissions.close_all()
+
+    async def _read(
+        self, request: GenerationRequest, deadline: float | None, facts: scheduler_pb2.GetModelResponse
+    ) -> tuple[list[PromptTokens], list[list[int]]]:
+        """The prompts' tokens, and those of the bad words. What has no text in it needs no thread."""
+        if not request.sampling.bad_words and not request.echo and all(map(is_tokens, request.prompts)):
+            return read_request(self.model, request, facts.max_model_len)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._in_thread(read_request, self.model, request, facts.max_model_len)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the request's deadline passed while it was tokenized") from error
 
     async def tokenize(self, prompt: TextPrompt | Conversation, max_tokens: int | None = None) -> list[int]:
         """The token ids that generation would use for a prompt.
@@ -99,13 +102,22 @@ class GenerationPipeline:
                 have more than `max_tokens` tokens; that is found without tokenizing it.
             Overloaded: too many prompts wait.
         """
+        read = await self._in_thread(read_prompt, self.model, prompt, max_tokens)
+        return list(read.token_ids)
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Does what is too slow for the event loop.
+
+        Raises:
+            Overloaded: too many prompts wait.
+        """
         if self._num_tokenizing >= MAX_TOKENIZING:
             raise Overloaded(f"{MAX_TOKENIZING} prompts wait to be tokenized; try again later")
         self._num_tokenizing += 1
         try:
             with self._metrics.tokenize.time():
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._threads, self._encode, prompt, max_tokens)
+                return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
         finally:
             self._num_tokenizing -= 1
 
@@ -116,7 +128,7 @@ class GenerationPipeline:
             InvalidRequest: an id is out of range.
         """
         vocab_size = self.link.model.vocab_size if self.link.model else self.model.tokenizer.vocab_size
-        _check_range(token_ids, vocab_size, "token_ids")
+        check_range(token_ids, vocab_size, "token_ids")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._threads,
@@ -140,33 +152,6 @@ class GenerationPipeline:
         if not self.link.ready or self.link.model is None:
             raise Unavailable(self.link.why_not_ready())
         return self.link.model
-
-    async def _prompt_ids(
-        self, prompt: Prompt, deadline: float | None, facts: scheduler_pb2.GetModelResponse
-    ) -> Sequence[int]:
-        if isinstance(prompt, TokenPrompt):
-            return prompt.token_ids
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await self.tokenize(prompt, facts.max_model_len)
-        except TimeoutError as error:
-            raise DeadlineExceeded("the request's deadline passed while it was tokenized") from error
-
-    def _encode(self, prompt: TextPrompt | Conversation, max_tokens: int | None) -> list[int]:
-        """Runs in a thread."""
-        tokenizer = self.model.tokenizer
-        if isinstance(prompt, TextPrompt):
-            _check_length(prompt.text, tokenizer.longest_token, max_tokens)
-            return tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-        if self.model.template is None:
-            raise InvalidRequest(
-                "the model has no chat template; send a text prompt instead", param="messages"
-            )
-        rendered = self.model.template.render(
-            prompt.messages, add_generation_prompt=prompt.add_generation_prompt
-        )
-        _check_length(rendered, tokenizer.longest_token, max_tokens)
-        return tokenizer.encode(rendered, add_special_tokens=False)  # the template wrote them
 
     @contextmanager
     def _watched(self) -> Iterator[_Watch]:
@@ -194,17 +179,17 @@ class _Watch:
     """What is measured of one request."""
 
     began: float = field(default_factory=time.perf_counter)
-    completion: Completion | None = None
+    answer: Answer | None = None
 
     @property
     def first_token_at(self) -> float | None:
-        return None if self.completion is None else self.completion.first_token_at
+        return None if self.answer is None else self.answer.first_token_at
 
     def outcome(self, error: PagewireError | None) -> str:
         if error is not None:
             return type(error).__name__
-        if self.completion is not None and self.completion.finish_reason is not None:
-            return self.completion.finish_reason.value
+        if self.answer is not None and self.answer.finished is not None:
+            return self.answer.finished.reason.value
         return "cancelled"
 
 
@@ -215,76 +200,3 @@ def _deadline(timeout: float | None) -> float | None:
     if timeout <= 0:
         raise DeadlineExceeded("the request's deadline had passed when it arrived")
     return asyncio.get_running_loop().time() + timeout
-
-
-def _check_range(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-        raise InvalidRequest(
-            f"{param} has token id {wrong}; ids must be between 0 and {vocab_size - 1}", param=param
-        )
-
-
-def _check_length(text: str, longest_token: int, max_tokens: int | None) -> None:
-    """Refuses a text that has too many tokens even if each were the longest there is."""
-    if max_tokens is not None and len(text) > max_tokens * longest_token:
-        raise InvalidRequest(
-            f"the prompt has {len(text)} characters, which is more than the model's context of {max_tokens} "
-            "tokens can hold",
-            param="prompt",
-        )
-
-
-def _to_submit(
-    sampling: SamplingParams, prompt_ids: Sequence[int], facts: scheduler_pb2.GetModelResponse
-) -> inference_pb2.SamplingParams:
-    """Checks a request against the model and resolves what was left open: the seed and max_tokens.
-
-    Raises:
-        InvalidRequest: see the messages.
-    """
-    if not prompt_ids:
-        raise InvalidRequest("the prompt is empty; it must have at least one token", param="prompt")
-    room = facts.max_model_len - len(prompt_ids)
-    if room < 1:
-        raise InvalidRequest(
-            f"the prompt has {len(prompt_ids)} tokens; at most {facts.max_model_len - 1} fit, as the model's "
-            f"context is {facts.max_model_len} tokens and one is needed for the completion",
-            param="prompt",
-        )
-    _check_range(prompt_ids, facts.vocab_size, "prompt")
-    sampling.check_token_ids(facts.vocab_size)
-    max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-    if sampling.min_tokens > max_tokens:
-        raise InvalidRequest(
-            f"min_tokens is {sampling.min_tokens}; after a prompt of {len(prompt_ids)} tokens at most "
-            f"{max_tokens} can be generated",
-            param="min_tokens",
-        )
-    resolved = inference_pb2.SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
-        max_tokens=max_tokens,
-        min_tokens=sampling.min_tokens,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.logprobs,
-        logit_bias=sampling.logit_bias,
-        allowed_token_ids=sampling.allowed_token_ids,
-    )
-    _check_single_precision(sampling, resolved)
-    return resolved
-
-
-def _check_single_precision(sampling: SamplingParams, resolved: inference_pb2.SamplingParams) -> None:
-    """Refuses values that are in range but not once they are rounded to the wire's 32-bit floats."""
-    for name in ("temperature", "top_p", "repetition_penalty"):
-        given, rounded = getattr(sampling, name), getattr(resolved, name)
-        if math.isinf(rounded) or (rounded == 0 and given > 0 and name != "temperature"):
-            raise InvalidRequest(f"{name} is {given}; it must fit a 32-bit float", param=name)

@@ -8,10 +8,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from frontend.chat.conversation import Conversation as Conversation
+from frontend.message_parser import NewParser
 from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import SamplingParams
+from pagewire.sampling_params import SAMPLING_ONLY, SamplingParams
 
 MAX_REQUEST_ID_LENGTH = 128
+MAX_CACHE_SALT_LENGTH = 256
+MAX_CHOICES = 1024
 INT32_RANGE = range(-(2**31), 2**31)
 
 
@@ -30,48 +33,54 @@ class TokenPrompt:
     token_ids: Sequence[int]
 
 
-_NOT_SERVED_YET: Mapping[str, Any] = {
-    "n": 1,
-    "best_of": None,
-    "bad_words": (),
-    "prompt_logprobs": None,
-    "structured_output": None,
-    "beam_search": None,
-}
-
 Prompt = TextPrompt | TokenPrompt | Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """A completion to generate, checked as far as that is possible without the model.
+    """Completions to generate, checked as far as that is possible without the model.
 
     Attributes:
         request_id: the public id, as `check_request_id` returned it.
         model: the name asked for; empty means the server's only model.
-        prompt: what to continue.
+        prompts: what to continue; each gets `sampling.n` completions.
         sampling: how to sample and when to stop, the model's own defaults already in it.
         priority: lower goes first.
         timeout: seconds from now until the request is ended, or None.
+        cache_salt: cached prefixes are shared only among requests of the same one.
+        truncate_prompt_tokens: keeps this many tokens at each prompt's end; -1 keeps what has room.
+        echo: whether the prompts' texts are wanted.
+        return_prompt_ids: whether the prompts' token ids are wanted.
+        new_parser: makes what reads a completion's text as a message, if it is to be read as one.
 
     Raises:
-        InvalidRequest: priority or timeout is out of range.
+        InvalidRequest: a value is out of range, or there are too many completions.
     """
 
     request_id: str
     model: str
-    prompt: Prompt
+    prompts: Sequence[Prompt]
     sampling: SamplingParams
     priority: int = 0
     timeout: float | None = None
+    cache_salt: str = ""
+    truncate_prompt_tokens: int | None = None
+    echo: bool = False
+    return_prompt_ids: bool = False
+    new_parser: NewParser | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """Completions in the answer."""
+        return len(self.prompts) * self.sampling.n
+
+    @property
+    def wants_prompts(self) -> bool:
+        """Whether more of the prompts than their lengths is wanted."""
+        return self.echo or self.return_prompt_ids or self.sampling.prompt_logprobs is not None
 
     def __post_init__(self) -> None:
-        sampling = self.sampling
-        for name, nothing in _NOT_SERVED_YET.items():
-            if getattr(sampling, name) != nothing:
-                raise InvalidRequest(
-                    f"{name} is {getattr(sampling, name)}; this server does not support it", param=name
-                )
+        self._check_amount()
         if self.priority not in INT32_RANGE:
             raise InvalidRequest(
                 f"priority is {self.priority}; it must be a signed 32-bit integer", param="priority"
@@ -80,6 +89,42 @@ class GenerationRequest:
             raise InvalidRequest(
                 f"timeout is {self.timeout}; it must be a finite number of seconds", param="timeout"
             )
+        if len(self.cache_salt) > MAX_CACHE_SALT_LENGTH:
+            raise InvalidRequest(
+                f"cache_salt has {len(self.cache_salt)} characters; it must have at most "
+                f"{MAX_CACHE_SALT_LENGTH}",
+                param="cache_salt",
+            )
+        kept = self.truncate_prompt_tokens
+        if kept is not None and not (kept == -1 or 1 <= kept <= INT32_RANGE[-1]):
+            raise InvalidRequest(
+                f"truncate_prompt_tokens is {kept}; it must be at least 1, or -1 for as many as the model's "
+                "context has room for",
+                param="truncate_prompt_tokens",
+            )
+
+    def _check_amount(self) -> None:
+        sampling = self.sampling
+        if not self.prompts:
+            raise InvalidRequest("prompt is a list of 0 prompts; it must have at least one", param="prompt")
+        num_generated = len(self.prompts) * max(sampling.n, sampling.best_of or 0)
+        if num_generated > MAX_CHOICES:
+            raise InvalidRequest(
+                f"{len(self.prompts)} prompts with {num_generated // len(self.prompts)} completions each are "
+                f"{num_generated}; a request may have at most {MAX_CHOICES}: send several",
+                param="prompt" if len(self.prompts) > 1 else "n",
+            )
+        if sampling.max_tokens == 0:
+            if not self.echo and sampling.prompt_logprobs is None:
+                raise InvalidRequest(
+                    "max_tokens is 0; it must be at least 1 unless echo or prompt_logprobs is set",
+                    param="max_tokens",
+                )
+            if sampling.beam_search or sampling.best_of or sampling.n > 1:
+                raise InvalidRequest(
+                    "max_tokens is 0; there is nothing to choose from with n, best_of or beam search",
+                    param="max_tokens",
+                )
 
 
 def check_request_id(request_id: str | None) -> str:
@@ -102,10 +147,13 @@ _SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 
 
 def resolve_sampling(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingParams:
-    """The parameters given, over the model's own defaults (generation_config.json).
+    """The parameters given, over the model's own defaults (generation_config.json). A search takes none of
+    those that say how to sample.
 
     Raises:
         InvalidRequest: a value is out of its range.
     """
     assert _SAMPLING_FIELDS.issuperset(given)
+    if given.get("beam_search") is not None:
+        defaults = {name: value for name, value in defaults.items() if name not in SAMPLING_ONLY}
     return SamplingParams(**{**defaults, **given})

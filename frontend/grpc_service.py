@@ -13,7 +13,6 @@ from grpc_reflection.v1alpha import reflection
 
 from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
-from frontend.completion import Delta, Finished, FinishReason, PositionLogprobs, Usage
 from frontend.config import FrontendConfig
 from frontend.generation import GenerationPipeline
 from frontend.generation_request import (
@@ -25,19 +24,13 @@ from frontend.generation_request import (
     check_request_id,
     resolve_sampling,
 )
+from frontend.grpc_answer import AnswerMessages
 from frontend.grpc_interceptor import ErrorInterceptor
-from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import ConfigError, InvalidRequest
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.sampling_wire import given_fields
 
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
-
-_REASONS = {
-    FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
-    FinishReason.ABORT: inference_pb2.FINISH_REASON_ABORT,
-}
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -51,29 +44,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> None:
         """Streams a completion. The client's cancel and deadline arrive here as CancelledError."""
-        async with self._pipeline.start(self._request(request, context)) as completion:
-            async with aclosing(completion.events()) as events:
-                async for event in events:
-                    response = inference_pb2.GenerateResponse(request_id=completion.request_id)
-                    if isinstance(event, Delta):
-                        response.delta.CopyFrom(self._delta(event))
-                    else:
-                        response.finished.CopyFrom(_finished(event))
-                    await context.write(response)
+        async with self._pipeline.start(self._request(request, context)) as answer:
+            messages = AnswerMessages(self._model.tokenizer, answer, request)
+            async with aclosing(answer.rounds()) as rounds:
+                async for events in rounds:
+                    for response in messages.responses(events):
+                        await context.write(response)
+            await context.write(messages.finished())
 
     async def GenerateOnce(  # noqa: N802
         self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.GenerateOnceResponse:
-        """Returns a completion whole."""
-        async with self._pipeline.start(self._request(request, context)) as completion:
-            whole = await completion.whole()
-            return inference_pb2.GenerateOnceResponse(
-                request_id=completion.request_id,
-                token_ids=whole.token_ids,
-                text=whole.text,
-                logprobs=[_logprobs(self._model.tokenizer, entry) for entry in whole.logprobs],
-                finished=_finished(whole.finished),
-            )
+        """Returns completions whole."""
+        async with self._pipeline.start(self._request(request, context)) as answer:
+            return AnswerMessages(self._model.tokenizer, answer, request).whole(await answer.whole())
 
     async def Tokenize(  # noqa: N802
         self, request: inference_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
@@ -134,18 +118,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return GenerationRequest(
             request_id=check_request_id(request.request_id),
             model=request.model,
-            prompt=_prompt(request, ("text", "token_ids", "messages")),
+            prompts=[_prompt(request, ("text", "token_ids", "messages"))],
             sampling=resolve_sampling(self._model.defaults, given_fields(request.sampling)),
             priority=request.priority,
             timeout=_timeout(request, context),
-        )
-
-    def _delta(self, delta: Delta) -> inference_pb2.Delta:
-        return inference_pb2.Delta(
-            token_ids=delta.token_ids,
-            text=delta.text,
-            logprobs=[_logprobs(self._model.tokenizer, entry) for entry in delta.logprobs],
-            usage=_usage(delta.usage),
+            cache_salt=request.cache_salt,
+            truncate_prompt_tokens=(
+                request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
+            ),
+            echo=request.echo,
         )
 
 
@@ -185,37 +166,6 @@ def _timeout(request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerC
         return own
     # A NaN must reach the check of its value, so it may not lose the comparison.
     return remaining if own is None or own > remaining else own
-
-
-def _usage(usage: Usage) -> inference_pb2.Usage:
-    return inference_pb2.Usage(
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens,
-    )
-
-
-def _finished(finished: Finished) -> inference_pb2.Finished:
-    message = inference_pb2.Finished(finish_reason=_REASONS[finished.reason], usage=_usage(finished.usage))
-    if finished.stop_string is not None:
-        message.stop_string = finished.stop_string
-    elif finished.stop_token_id is not None:
-        message.stop_token_id = finished.stop_token_id
-    return message
-
-
-def _logprobs(tokenizer: TextTokenizer, entry: PositionLogprobs) -> inference_pb2.PositionLogprobs:
-    def token(token_id: int, logprob: float) -> inference_pb2.TokenLogprob:
-        return inference_pb2.TokenLogprob(
-            token_id=token_id,
-            logprob=logprob,
-            text=tokenizer.token_text(token_id),
-            raw=tokenizer.token_bytes(token_id),
-        )
-
-    return inference_pb2.PositionLogprobs(
-        sampled=token(entry.token_id, entry.logprob), top=[token(*candidate) for candidate in entry.top]
-    )
 
 
 class GrpcServer:

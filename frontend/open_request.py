@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pagewire.errors import PagewireError
 from pagewire.inference.v1 import inference_pb2
@@ -13,6 +14,63 @@ from pagewire.scheduler.v1 import scheduler_pb2
 MAX_UNREAD_LOGPROBS = 8192
 """How many positions with log probabilities wait for a client that reads too slowly. (Bare token ids are
 bounded by the model's context and need no limit of their own.)"""
+
+
+class Wakeup:
+    """Wakes the one consumer of some open requests when any of them has news. There is news at first, so that
+    the consumer looks at them once in any case.
+
+    Attributes:
+        news: whether something came since the consumer last looked.
+    """
+
+    __slots__ = ("_waiter", "news")
+
+    def __init__(self) -> None:
+        self.news = True
+        self._waiter: asyncio.Future[None] | None = None
+
+    def notify(self) -> None:
+        """There is something new."""
+        self.news = True
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Returns once there is news, which the caller is about to take."""
+        if not self.news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self.news = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What is asked of the scheduler.
+
+    Attributes:
+        request_id: the public id.
+        prompt_ids: the prompt's token ids.
+        sampling: resolved parameters, `seed` and `max_tokens` set.
+        priority: lower goes first.
+        deadline: event loop time at which the request is ended, or None.
+        cache_salt: cached prefixes are shared only among requests of the same one.
+        bad_words: token sequences that the output may not have.
+        pooling: if set, the request ends with a pooled hidden state instead of generating.
+    """
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    sampling: inference_pb2.SamplingParams
+    priority: int = 0
+    deadline: float | None = None
+    cache_salt: str = ""
+    bad_words: Sequence[Sequence[int]] = ()
+    pooling: inference_pb2.Pooling = inference_pb2.POOLING_UNSPECIFIED
 
 
 class OpenRequest:
@@ -24,12 +82,11 @@ class OpenRequest:
 
     Attributes:
         handle: names the request on the scheduler's stream.
-        request_id: the public id.
-        prompt_ids: the prompt's token ids.
-        sampling: resolved parameters, `seed` and `max_tokens` set.
-        priority: lower goes first.
-        deadline: event loop time at which the request is ended, or None.
+        submission: what was asked for.
+        wakeup: tells the consumer of news; several requests may share it.
         output_ids: every token generated so far.
+        prompt_logprobs: of every prompt token but the first, as far as the scheduler has told.
+        pooled: the pooled hidden state, once it is there.
         num_cached_tokens: prompt tokens found in the prefix cache, None until admitted.
         ended: the terminal message; nothing is appended after it is set.
     """
@@ -38,54 +95,56 @@ class OpenRequest:
         "_logprobs",
         "_num_taken",
         "_submitted",
-        "_waiter",
-        "deadline",
         "ended",
         "handle",
         "num_cached_tokens",
         "output_ids",
-        "priority",
-        "prompt_ids",
-        "request_id",
-        "sampling",
+        "pooled",
+        "prompt_logprobs",
+        "submission",
         "timer",
+        "wakeup",
     )
 
-    def __init__(
-        self,
-        *,
-        handle: int,
-        request_id: str,
-        prompt_ids: Sequence[int],
-        sampling: inference_pb2.SamplingParams,
-        priority: int,
-        deadline: float | None,
-    ) -> None:
+    def __init__(self, handle: int, submission: Submission, wakeup: Wakeup) -> None:
         self.handle = handle
-        self.request_id = request_id
-        self.prompt_ids = prompt_ids
-        self.sampling = sampling
-        self.priority = priority
-        self.deadline = deadline
+        self.submission = submission
+        self.wakeup = wakeup
         self.output_ids: list[int] = []
+        self.prompt_logprobs: list[scheduler_pb2.TokenLogprobs] = []
+        self.pooled: Sequence[float] | None = None
         self.num_cached_tokens: int | None = None
         self.ended: scheduler_pb2.Ended | None = None
         self.timer: asyncio.TimerHandle | None = None
         self._logprobs: deque[scheduler_pb2.TokenLogprobs] = deque()
         self._submitted = False
         self._num_taken = 0
-        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        return self.submission.prompt_ids
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is a token not taken yet, or the end."""
+        return self._num_taken < len(self.output_ids) or self.ended is not None
 
     def add_token(self, token_id: int) -> None:
         """Appends one generated token and wakes the consumer."""
         self.output_ids.append(token_id)
-        if self._waiter is not None:
-            self._wake()
+        if not self.wakeup.news:
+            self.wakeup.notify()
 
     def add_logprobs(self, logprobs: scheduler_pb2.TokenLogprobs) -> bool:
         """Appends the log probabilities of a token; False if the consumer is too far behind to take more."""
         self._logprobs.append(logprobs)
         return len(self._logprobs) <= MAX_UNREAD_LOGPROBS
+
+    def add_prompt_logprobs(self, entry: scheduler_pb2.PromptLogprobs) -> None:
+        """Appends those that are new: a scheduler that took over tells them again from the beginning."""
+        num_known = len(self.prompt_logprobs) + 1 - entry.first
+        self.prompt_logprobs.extend(entry.logprobs[max(num_known, 0) :])
+        self.wakeup.notify()
 
     def end(self, ended: scheduler_pb2.Ended) -> None:
         """Sets the terminal message and wakes the consumer. The first one stands."""
@@ -94,23 +153,7 @@ class OpenRequest:
         self.ended = ended
         if self.timer is not None:
             self.timer.cancel()
-        if self._waiter is not None:
-            self._wake()
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Returns once there is a token not taken yet, or the end."""
-        if self._num_taken < len(self.output_ids) or self.ended is not None:
-            return
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        self.wakeup.notify()
 
     def take(self) -> tuple[list[int], list[scheduler_pb2.TokenLogprobs]]:
         """The tokens that arrived since the last call, and their log probabilities if they were asked for."""
@@ -122,19 +165,23 @@ class OpenRequest:
 
     def to_submit(self, now: float) -> scheduler_pb2.Submit:
         """The message that starts this request, or continues it after what it has generated already."""
+        asked = self.submission
         submit = scheduler_pb2.Submit(
             handle=self.handle,
-            request_id=self.request_id,
-            token_ids=self.prompt_ids,
-            num_prompt_tokens=len(self.prompt_ids),
-            sampling=self.sampling,
-            priority=self.priority,
+            request_id=asked.request_id,
+            token_ids=asked.prompt_ids,
+            num_prompt_tokens=len(asked.prompt_ids),
+            sampling=asked.sampling,
+            priority=asked.priority,
             resumed=self._submitted,
+            bad_words=[inference_pb2.TokenIds(ids=ids) for ids in asked.bad_words],
+            cache_salt=asked.cache_salt,
+            pooling=asked.pooling,
         )
         self._submitted = True
         submit.token_ids.extend(self.output_ids)
-        if self.deadline is not None:
-            submit.timeout = max(0.0, self.deadline - now)
+        if asked.deadline is not None:
+            submit.timeout = max(0.0, asked.deadline - now)
         return submit
 
 

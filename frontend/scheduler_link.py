@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
-from frontend.open_request import OpenRequest, ended_by_drain, ended_with
+from frontend.open_request import OpenRequest, Submission, Wakeup, ended_by_drain, ended_with
 from pagewire.errors import DeadlineExceeded, Overloaded, Unavailable, from_code
-from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -112,16 +111,8 @@ class SchedulerLink:
         if self._channel is not None:
             await self._channel.close()
 
-    def open(
-        self,
-        *,
-        request_id: str,
-        prompt_ids: Sequence[int],
-        sampling: inference_pb2.SamplingParams,
-        priority: int,
-        deadline: float | None,
-    ) -> OpenRequest:
-        """Submits a request. `deadline` is event loop time.
+    def open(self, submission: Submission, wakeup: Wakeup) -> OpenRequest:
+        """Submits a request; `wakeup` will tell of its news.
 
         Raises:
             Unavailable: no scheduler with an engine is connected.
@@ -131,17 +122,10 @@ class SchedulerLink:
             raise Unavailable(self.why_not_ready())
         if len(self._unsent) >= MAX_UNSENT:
             raise Overloaded(f"{MAX_UNSENT} submissions wait to be sent to the scheduler; try again later")
-        request = OpenRequest(
-            handle=self._draw_handle(),
-            request_id=request_id,
-            prompt_ids=prompt_ids,
-            sampling=sampling,
-            priority=priority,
-            deadline=deadline,
-        )
-        if deadline is not None:
+        request = OpenRequest(self._draw_handle(), submission, wakeup)
+        if submission.deadline is not None:
             loop = asyncio.get_running_loop()
-            request.timer = loop.call_at(deadline, self._expire, request)
+            request.timer = loop.call_at(submission.deadline, self._expire, request)
         self._open[request.handle] = request
         self._send(request.handle, submit=True)
         return request
@@ -306,12 +290,20 @@ class SchedulerLink:
             request = get(admitted.handle)
             if request is not None:
                 _note_cached(request, admitted.num_cached_tokens)
+        for prompt_logprobs in deltas.prompt_logprobs:
+            request = get(prompt_logprobs.handle)
+            if request is not None:
+                request.add_prompt_logprobs(prompt_logprobs)
         if deltas.logprobs:
             self._spread_logprobs(deltas)
         for handle, token_id in zip(deltas.handles, deltas.token_ids, strict=True):
             request = get(handle)
             if request is not None:
                 request.add_token(token_id)
+        for state in deltas.pooled_states:
+            request = get(state.handle)
+            if request is not None:
+                request.pooled = state.values
         for ended in deltas.ended:
             request = self._open.pop(ended.handle, None)
             if request is not None:

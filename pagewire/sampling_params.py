@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pagewire.errors import InvalidRequest
 
@@ -91,6 +92,22 @@ class BeamSearch:
         )
 
 
+SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields of a model's own defaults that a search has no use for."""
+
+_NOT_WITH_BEAMS: Mapping[str, Any] = {
+    "best_of": None,
+    "structured_output": None,
+    "stop": (),
+    "bad_words": (),
+    "logit_bias": {},
+    "allowed_token_ids": (),
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Sampling parameters, validated on construction. The meaning and range of each field is that of
@@ -128,6 +145,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "bad_words", "allowed_token_ids"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "at least 0 and finite")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "greater than 0 and at most 1")
         _require(
@@ -151,10 +170,10 @@ class SamplingParams:
         )
         _require(self.seed is None or self.seed in INT64_RANGE, "seed", self.seed, "a signed 64-bit integer")
         _require(
-            self.max_tokens is None or 1 <= self.max_tokens <= INT32_MAX,
+            self.max_tokens is None or 0 <= self.max_tokens <= INT32_MAX,
             "max_tokens",
             self.max_tokens,
-            f"at least 1 and at most {INT32_MAX}",
+            f"at least 1 (or 0 to read only the prompt) and at most {INT32_MAX}",
         )
         _require(
             0 <= self.min_tokens <= INT32_MAX,
@@ -184,17 +203,24 @@ class SamplingParams:
             self.best_of,
             f"at least n ({self.n}) and at most {MAX_COMPLETIONS}",
         )
-        if self.beam_search is None:
-            return
-        width = self.n if self.beam_search.width is None else self.beam_search.width
+        if self.structured_output is not None:
+            for name in ("allowed_token_ids", "min_tokens", "ignore_eos"):
+                _require(not getattr(self, name), name, "set", "unset with structured output")
+        if self.beam_search is not None:
+            self._check_beams(self.beam_search)
+
+    def _check_beams(self, beams: BeamSearch) -> None:
+        """A search ranks by the model's own probabilities and returns what is likeliest, so that whatever
+        changes them, or cuts a text short, has no place in it."""
+        width = self.n if beams.width is None else beams.width
         _require(
             self.n <= width <= MAX_BEAMS,
             "beam_search.width",
             width,
             f"at least n ({self.n}) and at most {MAX_BEAMS}",
         )
-        for name in ("best_of", "structured_output"):
-            _require(getattr(self, name) is None, name, "set", "unset with beam search")
+        for name, nothing in _NOT_WITH_BEAMS.items():
+            _require(getattr(self, name) == nothing, name, "set", "unset with beam search")
 
     def _check_lists(self) -> None:
         _require(

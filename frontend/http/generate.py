@@ -8,16 +8,18 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from frontend.completion import Completion, Delta, Finished, PositionLogprobs
+from frontend.answer import Answer
 from frontend.generation import GenerationPipeline
 from frontend.generation_request import GenerationRequest, check_request_id, resolve_sampling
+from frontend.http.chat_shape import ChatShape
 from frontend.http.errors import error_body
 from frontend.http.request_id import REQUEST_ID
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.chat import ChatCompletionBody
 from frontend.http.schemas.completion import CompletionBody
 from frontend.http.schemas.generation import GenerationBody
-from frontend.http.shapes import DONE, ChatShape, ResponseShape, TextShape, event_frame
+from frontend.http.shapes import ResponseShape, event_frame
+from frontend.http.text_shape import TextShape
 from pagewire.errors import PagewireError
 
 logger = logging.getLogger(__name__)
@@ -54,27 +56,31 @@ class GenerateHandlers:
         request = GenerationRequest(
             request_id=http_request[REQUEST_ID],
             model=body.model or "",
-            prompt=body.prompt_to_continue(),
+            prompts=body.prompts_to_continue(),
             sampling=resolve_sampling(model.defaults, body.sampling_given()),
             priority=body.priority or 0,
             timeout=body.timeout,
+            cache_salt=body.cache_salt or "",
+            truncate_prompt_tokens=body.truncate_prompt_tokens,
+            echo=body.wants_echo,
+            return_prompt_ids=bool(body.return_token_ids),
+            new_parser=body.new_parser(model),
         )
         shape = shape_of(
             response_id=id_prefix + request.request_id,
             model=request.model or model.names[0],
             created=int(time.time()),
-            with_usage=body.wants_usage,
+            options=body.options(num_prompts=len(request.prompts)),
+            skip_special_tokens=request.sampling.skip_special_tokens,
             tokenizer=model.tokenizer,
         )
-        async with self._pipeline.start(request) as completion:
+        async with self._pipeline.start(request) as answer:
             if not body.stream:
-                return web.json_response(shape.whole(await completion.whole()))
-            return await _stream(http_request, completion, shape, with_usage=body.wants_usage)
+                return web.json_response(shape.whole(await answer.whole()))
+            return await _stream(http_request, answer, shape)
 
 
-async def _stream(
-    http_request: web.Request, completion: Completion, shape: ResponseShape, *, with_usage: bool
-) -> web.StreamResponse:
+async def _stream(http_request: web.Request, answer: Answer, shape: ResponseShape) -> web.StreamResponse:
     """Writes server-sent events. Headers go out with the first event, so that a request the scheduler
     refuses gets its proper status."""
     response = web.StreamResponse(
@@ -85,45 +91,26 @@ async def _stream(
         }
     )
     try:
-        async with aclosing(completion.events()) as events:
-            held: list[PositionLogprobs] = []
-            async for event in events:
-                frames = b"" if response.prepared else shape.opening_frame()
-                if isinstance(event, Delta):
-                    held += event.logprobs
-                    if event.text:
-                        frames += shape.text_frame(event.text, held)
-                        held = []
-                else:
-                    frames += _end(shape, event, held, with_usage=with_usage)
+        async with aclosing(answer.rounds()) as rounds:
+            async for events in rounds:
                 if not response.prepared:
                     await response.prepare(http_request)
-                if frames:
+                if frames := shape.frames(events, answer):
                     await response.write(frames)
     except PagewireError as error:
         if not response.prepared:
             raise
         await _fail(http_request, response, error)
     except ConnectionError:
-        logger.debug("request %s: the client is gone", completion.request_id)
+        logger.debug("request %s: the client is gone", answer.request_id)
     except Exception:
         if not response.prepared:
             raise
-        logger.exception("request %s failed while it was streamed", completion.request_id)
+        logger.exception("request %s failed while it was streamed", answer.request_id)
         await _fail(http_request, response, PagewireError("internal error; the server's log has the details"))
     else:
         await response.write_eof()
     return response
-
-
-def _end(
-    shape: ResponseShape, finished: Finished, held: list[PositionLogprobs], *, with_usage: bool
-) -> bytes:
-    frames = shape.text_frame("", held) if held else b""
-    frames += shape.closing_frame(finished.reason.value)
-    if with_usage:
-        frames += shape.usage_frame(finished.usage)
-    return frames + DONE
 
 
 async def _fail(http_request: web.Request, response: web.StreamResponse, error: PagewireError) -> None:

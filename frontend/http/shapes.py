@@ -9,13 +9,204 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from json.encoder import encode_basestring
+from dataclasses import dataclass, field
 from typing import Any
 
-from frontend.completion import PositionLogprobs, Usage, WholeCompletion
+from frontend.answer import Answer, WholeAnswer, WholeChoice
+from frontend.events import Delta, Event, Finished, PositionLogprobs, PromptRead, Usage
 from frontend.text.tokenizer import TextTokenizer
 
 DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """What a client wants to see.
+
+    Attributes:
+        num_choices: completions in the answer.
+        choices_per_prompt: how many of them continue each prompt.
+        include_usage: whether a stream ends with a usage frame (and says "usage": null before it).
+        continuous_usage: whether every frame has the counts so far.
+        echo: whether completions begin with their prompts.
+        logprobs: likeliest tokens to name at each position, None for no log probabilities.
+        prompt_logprobs: the same for the prompt.
+        return_token_ids: whether tokens are told by id too.
+    """
+
+    num_choices: int = 1
+    choices_per_prompt: int = 1
+    include_usage: bool = False
+    continuous_usage: bool = False
+    echo: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool = False
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a choice's tokens have besides text, until there is text to send it with."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+
+
+class ResponseShape(ABC):
+    """How one endpoint's answers look. One instance a request."""
+
+    _whole_object: str
+    _chunk_object: str
+
+    def __init__(
+        self,
+        *,
+        response_id: str,
+        model: str,
+        created: int,
+        options: AnswerOptions,
+        skip_special_tokens: bool,
+        tokenizer: TextTokenizer,
+    ) -> None:
+        self._skip_special_tokens = skip_special_tokens
+        self._tokenizer = tokenizer
+        self._options = options
+        self._base = {"id": response_id, "created": created, "model": model}
+        chunk = json.dumps({**self._base, "object": self._chunk_object}, ensure_ascii=False)
+        self._prefix = f'data: {chunk[:-1]}, "choices": [{{"index": '
+        self._suffix = ', "usage": null' if options.include_usage else ""
+        self._opened: dict[int, _Held] = {}
+        self._num_unfinished = options.num_choices
+
+    def whole(self, answer: WholeAnswer) -> dict[str, Any]:
+        """The answer to a request without streaming."""
+        per_prompt = self._options.choices_per_prompt
+        prompts: Sequence[PromptRead | None] = answer.prompts or [None] * (len(answer.choices) // per_prompt)
+        return {
+            **self._base,
+            "object": self._whole_object,
+            "choices": [
+                {
+                    "index": choice.index,
+                    **self._content(choice, prompts[choice.index // per_prompt]),
+                    "finish_reason": choice.finished.reason.value,
+                    **self._ids(choice.token_ids),
+                }
+                for choice in answer.choices
+            ],
+            "usage": usage_object(answer.usage),
+            **self._prompt_facts(prompts[0]),
+        }
+
+    def frames(self, events: Sequence[Event], answer: Answer) -> bytes:
+        """Server-sent events for what came together; at the end also the counts, if wanted, and [DONE]."""
+        if self._options.continuous_usage:
+            self._suffix = f', "usage": {_json(usage_object(answer.usage))}'
+        frames = []
+        for event in events:
+            if isinstance(event, Delta):
+                frames.append(self._delta(event))
+            elif isinstance(event, Finished):
+                frames.append(self._end(event))
+            else:
+                frames.append(self._begin(event))
+        rendered = "".join(frames).encode()
+        if self._num_unfinished:
+            return rendered
+        return rendered + self._closing(answer.usage)
+
+    def _closing(self, usage: Usage) -> bytes:
+        if not self._options.include_usage:
+            return DONE
+        body = {**self._base, "object": self._chunk_object, "choices": [], "usage": usage_object(usage)}
+        return event_frame(body) + DONE
+
+    def _begin(self, prompt: PromptRead) -> str:
+        """Opens all completions of a prompt that is to be seen."""
+        per_prompt = self._options.choices_per_prompt
+        choices = range(prompt.index * per_prompt, (prompt.index + 1) * per_prompt)
+        frames = []
+        for index in choices:
+            self._opened[index] = _Held()
+            frames.append(self._opening(index, prompt))
+        return "".join(frames)
+
+    def _open(self, index: int) -> tuple[_Held, str]:
+        held = self._opened.get(index)
+        if held is not None:
+            return held, ""
+        held = self._opened[index] = _Held()
+        return held, self._opening(index, None)
+
+    def _delta(self, delta: Delta) -> str:
+        held, frames = self._open(delta.index)
+        if self._options.return_token_ids:
+            held.token_ids += delta.token_ids
+        held.logprobs += delta.logprobs
+        if delta.text or delta.reasoning or delta.tool_calls:
+            frames += self._said(delta, held.token_ids, held.logprobs)
+            if held.token_ids or held.logprobs:
+                self._opened[delta.index] = _Held()
+        return frames
+
+    def _end(self, finished: Finished) -> str:
+        held, frames = self._open(finished.index)
+        if held.logprobs or held.token_ids:
+            last = Delta([], "", [], finished.usage, index=finished.index)
+            frames += self._said(last, held.token_ids, held.logprobs)
+        self._num_unfinished -= 1
+        return frames + self._ending(finished)
+
+    def _frame(self, index: int, choice: str, around: str = "") -> str:
+        """One event: the fields of one choice, and perhaps further ones around the choices."""
+        return f"{self._prefix}{index}, {choice}}}]{around}{self._suffix}}}\n\n"
+
+    def _ids(self, token_ids: Sequence[int]) -> dict[str, Any]:
+        return {"token_ids": list(token_ids)} if self._options.return_token_ids else {}
+
+    def _rendered_ids(self, token_ids: Sequence[int]) -> str:
+        return f', "token_ids": {_json(list(token_ids))}' if self._options.return_token_ids else ""
+
+    def _prompt_facts(self, prompt: PromptRead | None) -> dict[str, Any]:
+        """What an answer says of its prompt besides the completions."""
+        return {}
+
+    def _prompt_logprobs(self, prompt: PromptRead) -> list[dict[str, Any] | None]:
+        """vLLM's form: for each token an object by token id; null for the first."""
+        count = self._options.prompt_logprobs or 0
+        return [
+            None if entry.logprob is None else self._by_id(entry, entry.top[:count])
+            for entry in prompt.logprobs
+        ]
+
+    def _by_id(self, entry: PositionLogprobs, top: Sequence[tuple[int, float]]) -> dict[str, Any]:
+        rank = next((place for place, pair in enumerate(entry.top, 1) if pair[0] == entry.token_id), None)
+        ranked = {entry.token_id: (entry.logprob, rank)}
+        ranked |= {token_id: (logprob, place) for place, (token_id, logprob) in enumerate(top, 1)}
+        return {
+            str(token_id): {
+                "logprob": logprob,
+                "rank": place,
+                "decoded_token": self._tokenizer.token_text(token_id),
+            }
+            for token_id, (logprob, place) in ranked.items()
+        }
+
+    @abstractmethod
+    def _opening(self, index: int, prompt: PromptRead | None) -> str:
+        """What comes before a choice's first text."""
+
+    @abstractmethod
+    def _said(self, delta: Delta, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs]) -> str:
+        """More text; ids and log probabilities are those of all tokens since the last one."""
+
+    @abstractmethod
+    def _ending(self, finished: Finished) -> str:
+        """The frame with the finish reason."""
+
+    @abstractmethod
+    def _content(self, choice: WholeChoice, prompt: PromptRead | None) -> dict[str, Any]:
+        """The choice's text and log probabilities."""
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -30,138 +221,8 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 def event_frame(value: object) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + _json(value).encode() + b"\n\n"
 
 
-class ResponseShape(ABC):
-    """How one endpoint's answers look. One instance a request."""
-
-    _whole_object: str
-    _chunk_object: str
-
-    def __init__(
-        self, *, response_id: str, model: str, created: int, with_usage: bool, tokenizer: TextTokenizer
-    ) -> None:
-        """Args:
-        with_usage: whether a stream ends with a usage frame (and says "usage": null before it).
-        """
-        self._tokenizer = tokenizer
-        self._base = {"id": response_id, "created": created, "model": model}
-        chunk = json.dumps({**self._base, "object": self._chunk_object}, ensure_ascii=False)
-        self._prefix = f'data: {chunk[:-1]}, "choices": [{{"index": 0, '
-        self._suffix = "}]" + (', "usage": null' if with_usage else "") + "}\n\n"
-
-    def whole(self, completion: WholeCompletion) -> dict[str, Any]:
-        """The answer to a request without streaming."""
-        choice = {"index": 0, **self._content(completion), "finish_reason": completion.finished.reason.value}
-        return {
-            **self._base,
-            "object": self._whole_object,
-            "choices": [choice],
-            "usage": usage_object(completion.finished.usage),
-        }
-
-    def usage_frame(self, usage: Usage) -> bytes:
-        """The frame with the counts, which has no choice in it."""
-        body = {**self._base, "object": self._chunk_object, "choices": [], "usage": usage_object(usage)}
-        return event_frame(body)
-
-    def opening_frame(self) -> bytes:
-        """What comes before the first text."""
-        return b""
-
-    @abstractmethod
-    def text_frame(self, text: str, logprobs: Sequence[PositionLogprobs]) -> bytes:
-        """More text."""
-
-    @abstractmethod
-    def closing_frame(self, reason: str) -> bytes:
-        """The frame with the finish reason."""
-
-    @abstractmethod
-    def _content(self, completion: WholeCompletion) -> dict[str, Any]:
-        """The choice's text and log probabilities."""
-
-
-class ChatShape(ResponseShape):
-    """/v1/chat/completions."""
-
-    _whole_object = "chat.completion"
-    _chunk_object = "chat.completion.chunk"
-
-    def opening_frame(self) -> bytes:
-        return self._frame('{"role": "assistant", "content": ""}', "null", "null")
-
-    def text_frame(self, text: str, logprobs: Sequence[PositionLogprobs]) -> bytes:
-        rendered = json.dumps(self._logprobs(logprobs), ensure_ascii=False) if logprobs else "null"
-        return self._frame('{"content": ' + encode_basestring(text) + "}", rendered, "null")
-
-    def closing_frame(self, reason: str) -> bytes:
-        return self._frame("{}", "null", f'"{reason}"')
-
-    def _frame(self, delta: str, logprobs: str, reason: str) -> bytes:
-        middle = f'"delta": {delta}, "logprobs": {logprobs}, "finish_reason": {reason}'
-        return (self._prefix + middle + self._suffix).encode()
-
-    def _content(self, completion: WholeCompletion) -> dict[str, Any]:
-        logprobs = self._logprobs(completion.logprobs) if completion.logprobs else None
-        return {"message": {"role": "assistant", "content": completion.text}, "logprobs": logprobs}
-
-    def _logprobs(self, positions: Sequence[PositionLogprobs]) -> dict[str, Any]:
-        content = []
-        for position in positions:
-            entry = self._token(position.token_id, position.logprob)
-            entry["top_logprobs"] = [self._token(*candidate) for candidate in position.top]
-            content.append(entry)
-        return {"content": content, "refusal": None}
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        return {
-            "token": self._tokenizer.token_text(token_id),
-            "logprob": logprob,
-            "bytes": list(self._tokenizer.token_bytes(token_id)),
-        }
-
-
-class TextShape(ResponseShape):
-    """/v1/completions."""
-
-    _whole_object = "text_completion"
-    _chunk_object = "text_completion"
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._text_offset = 0
-
-    def text_frame(self, text: str, logprobs: Sequence[PositionLogprobs]) -> bytes:
-        rendered = json.dumps(self._logprobs(logprobs), ensure_ascii=False) if logprobs else "null"
-        return self._frame(encode_basestring(text), rendered, "null")
-
-    def closing_frame(self, reason: str) -> bytes:
-        return self._frame('""', "null", f'"{reason}"')
-
-    def _frame(self, text: str, logprobs: str, reason: str) -> bytes:
-        middle = f'"text": {text}, "logprobs": {logprobs}, "finish_reason": {reason}'
-        return (self._prefix + middle + self._suffix).encode()
-
-    def _content(self, completion: WholeCompletion) -> dict[str, Any]:
-        logprobs = self._logprobs(completion.logprobs) if completion.logprobs else None
-        return {"text": completion.text, "logprobs": logprobs}
-
-    def _logprobs(self, positions: Sequence[PositionLogprobs]) -> dict[str, Any]:
-        """Columns; `text_offset` counts the characters of the tokens' own texts before each."""
-        text_of = self._tokenizer.token_text
-        columns: dict[str, list[Any]] = {
-            "tokens": [],
-            "token_logprobs": [],
-            "top_logprobs": [],
-            "text_offset": [],
-        }
-        for position in positions:
-            text = text_of(position.token_id)
-            columns["tokens"].append(text)
-            columns["token_logprobs"].append(position.logprob)
-            columns["top_logprobs"].append({text_of(token_id): value for token_id, value in position.top})
-            columns["text_offset"].append(self._text_offset)
-            self._text_offset += len(text)
-        return columns
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

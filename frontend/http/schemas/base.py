@@ -14,36 +14,24 @@ TokenIdList = Annotated[list[int], Field(fail_fast=True)]
 _UNSERVED: Mapping[str, tuple[object, ...]] = {
     # Fields that clients of the field know, with the values that ask for nothing beyond what is served.
     "audio": (),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "cache_salt": (),
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "length_penalty": (1.0,),
     "metadata": ({},),
     "modalities": (["text"],),
-    "n": (1,),
     "parallel_tool_calls": (),
     "prediction": (),
     "prompt_cache_key": (),
-    "prompt_logprobs": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
-    "spaces_between_special_tokens": (True,),
     "store": (False,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -103,7 +91,7 @@ def _invalid(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"you must provide {param}", param=param)
     if param == "prompt":
         return InvalidRequest(
-            "prompt must be a string, a list of token ids, or a list with one of those", param=param
+            "prompt must be a string, a list of token ids, or a list of either", param=param
         )
     if param.endswith(".content"):
         return InvalidRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -9,7 +10,6 @@ from pydantic import Field
 from frontend.generation_request import Prompt, TextPrompt, TokenPrompt
 from frontend.http.schemas.base import TokenIdList
 from frontend.http.schemas.generation import GenerationBody
-from pagewire.errors import InvalidRequest
 
 
 class CompletionBody(GenerationBody):
@@ -22,20 +22,22 @@ class CompletionBody(GenerationBody):
         | Annotated[list[TokenIdList], Field(fail_fast=True)]
     )
     add_special_tokens: bool = True
+    echo: bool | None = None
     logprobs: int | None = None
 
-    def prompt_to_continue(self) -> Prompt:
+    def prompts_to_continue(self) -> Sequence[Prompt]:
         prompt = self.prompt
-        if isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int)):
-            if len(prompt) != 1:
-                raise InvalidRequest(
-                    f"prompt is a list of {len(prompt)} prompts; it must have one: send a request for each",
-                    param="prompt",
-                )
-            prompt = prompt[0]  # type: ignore[assignment]
-        if isinstance(prompt, str):
-            return TextPrompt(text=prompt, add_special_tokens=self.add_special_tokens)
-        return TokenPrompt(token_ids=prompt)  # type: ignore[arg-type]
+        several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
+        return [
+            TextPrompt(text=each, add_special_tokens=self.add_special_tokens)
+            if isinstance(each, str)
+            else TokenPrompt(token_ids=each)  # type: ignore[arg-type]
+            for each in (prompt if several else [prompt])
+        ]
+
+    @property
+    def wants_echo(self) -> bool:
+        return bool(self.echo)
 
     def num_top_logprobs(self) -> int | None:
         return self.logprobs

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from frontend.generation_request import Prompt
 from frontend.http.schemas.base import Body, TokenIdList
+from frontend.http.schemas.structured import StructuredFields
+from frontend.http.shapes import AnswerOptions
+from frontend.message_parser import NewParser
+from frontend.served_model import ServedModel
 from pagewire.errors import InvalidRequest
+from pagewire.sampling_params import MAX_BEAMS, BeamSearch
 
 
 class StreamOptions(Body):
     """How a stream is to be."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
-class GenerationBody(Body):
+class GenerationBody(StructuredFields):
     """What both generating endpoints take besides the prompt; null means unset, as with OpenAI."""
 
     model: str | None = None
@@ -25,6 +34,14 @@ class GenerationBody(Body):
     stream_options: StreamOptions | None = None
     priority: int | None = None
     timeout: float | None = None
+    cache_salt: str | None = None
+    truncate_prompt_tokens: int | None = None
+    return_token_ids: bool | None = None
+    n: int | None = None
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -37,32 +54,40 @@ class GenerationBody(Body):
     min_tokens: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: TokenIdList | None = None
+    bad_words: Annotated[list[str], Field(fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    """Changes nothing: no tokenizer that is served writes spaces there."""
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: TokenIdList | None = None
+    prompt_logprobs: int | None = None
 
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream is to end with the token counts.
+    def prompts_to_continue(self) -> Sequence[Prompt]:
+        """The prompts in the pipeline's form.
 
         Raises:
-            InvalidRequest: stream_options without a stream.
+            InvalidRequest: see the messages.
         """
-        if self.stream_options is None:
-            return False
-        if not self.stream:
-            raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
-        return self.stream_options.include_usage
+        return [self.prompt_to_continue()]
 
     def prompt_to_continue(self) -> Prompt:
-        """The prompt in the pipeline's form.
+        """The prompt, where an endpoint takes only one.
 
         Raises:
             InvalidRequest: see the messages.
         """
         raise NotImplementedError
+
+    def new_parser(self, model: ServedModel) -> NewParser | None:
+        """What reads completions as messages, if they are to be read so."""
+        return None
+
+    @property
+    def wants_echo(self) -> bool:
+        """Whether completions begin with their prompts."""
+        return False
 
     def num_top_logprobs(self) -> int | None:
         """How many alternatives' log probabilities are wanted, None for no log probabilities at all.
@@ -76,6 +101,27 @@ class GenerationBody(Body):
         """The most tokens to generate, if the client said."""
         return self.max_tokens
 
+    def options(self, *, num_prompts: int) -> AnswerOptions:
+        """What the client wants to see.
+
+        Raises:
+            InvalidRequest: stream_options without a stream.
+        """
+        stream = self.stream_options
+        if stream is not None and not self.stream:
+            raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
+        per_prompt = 1 if self.n is None else self.n
+        return AnswerOptions(
+            num_choices=num_prompts * per_prompt,
+            choices_per_prompt=per_prompt,
+            include_usage=stream is not None and stream.include_usage,
+            continuous_usage=stream is not None and stream.continuous_usage_stats,
+            echo=self.wants_echo,
+            logprobs=self.num_top_logprobs(),
+            prompt_logprobs=self.prompt_logprobs,
+            return_token_ids=bool(self.return_token_ids),
+        )
+
     def sampling_given(self) -> dict[str, Any]:
         """The sampling parameters that the client set, by SamplingParams field.
 
@@ -83,11 +129,45 @@ class GenerationBody(Body):
             InvalidRequest: the fields contradict each other.
         """
         given = {name: getattr(self, name) for name in _PLAIN_SAMPLING_FIELDS}
-        given |= {"max_tokens": self.limit(), "logprobs": self.num_top_logprobs()}
+        given |= {
+            "max_tokens": self.limit(),
+            "logprobs": self.num_top_logprobs(),
+            "prompt_logprobs": self._num_prompt_logprobs(),
+            "structured_output": self.structured_output(),
+            "beam_search": self._beam_search(),
+        }
+        if not self.use_beam_search:
+            given["best_of"] = self.best_of
         return {name: value for name, value in given.items() if value is not None}
+
+    def _num_prompt_logprobs(self) -> int | None:
+        """An echo with log probabilities has those of the prompt too."""
+        echoed = self.num_top_logprobs() if self.wants_echo else None
+        wanted = [count for count in (self.prompt_logprobs, echoed) if count is not None]
+        return max(wanted) if wanted else None
+
+    def _beam_search(self) -> BeamSearch | None:
+        """vLLM's way of asking for it: `n` beams, or as many as `best_of` says."""
+        if not self.use_beam_search:
+            for name in ("length_penalty", "early_stopping"):
+                if getattr(self, name) not in (None, 1.0, False):
+                    raise InvalidRequest(f"{name} needs use_beam_search: true", param=name)
+            return None
+        name = "n" if self.best_of is None else "best_of"
+        width = getattr(self, name)
+        if width is not None and not 1 <= width <= MAX_BEAMS:
+            raise InvalidRequest(
+                f"{name} is {width}; with beam search it must be between 1 and {MAX_BEAMS}", param=name
+            )
+        return BeamSearch(
+            width=width,
+            length_penalty=1.0 if self.length_penalty is None else self.length_penalty,
+            early_stopping=bool(self.early_stopping),
+        )
 
 
 _PLAIN_SAMPLING_FIELDS = (
+    "n",
     "temperature",
     "top_p",
     "top_k",
@@ -99,6 +179,7 @@ _PLAIN_SAMPLING_FIELDS = (
     "min_tokens",
     "stop",
     "stop_token_ids",
+    "bad_words",
     "ignore_eos",
     "include_stop_str_in_output",
     "skip_special_tokens",

@@ -156,7 +156,7 @@ async def test_completion_logprobs_have_openais_shape(http, scheduler: ScriptedS
     assert answer["choices"][0]["logprobs"] == {
         "tokens": ["a", "b"],
         "token_logprobs": [-0.5, -2],
-        "top_logprobs": [{"b": -0.25}, {"b": -2}],
+        "top_logprobs": [{"b": -0.25, "a": -0.5}, {"b": -2}],
         "text_offset": [0, 1],
     }
 

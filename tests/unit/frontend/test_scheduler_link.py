@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from frontend.open_request import Submission, Wakeup
 from frontend.scheduler_link import SchedulerLink
 from pagewire.client import AsyncClient
 from pagewire.errors import Unavailable
@@ -109,9 +110,11 @@ async def test_frontend_that_starts_first_waits_for_the_scheduler(tmp_path: Path
 async def test_abort_of_an_unsent_submission_sends_neither(frontend, scheduler) -> None:
     await until_ready(frontend)
     sampling = inference_pb2.SamplingParams(max_tokens=1)
-    fields = {"request_id": "r", "sampling": sampling, "priority": 0, "deadline": None}
-    frontend.link.close(frontend.link.open(prompt_ids=[1], **fields))
-    kept = frontend.link.open(prompt_ids=[2], **fields)
+    first, second = (
+        Submission(request_id="r", prompt_ids=[token_id], sampling=sampling) for token_id in (1, 2)
+    )
+    frontend.link.close(frontend.link.open(first, Wakeup()))
+    kept = frontend.link.open(second, Wakeup())
     await scheduler.submitted()
     assert [submit.handle for submit in scheduler.submits] == [kept.handle]
     assert scheduler.aborts == []

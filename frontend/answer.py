@@ -1,0 +1,206 @@
+"""What a client reads of one request: the events of all its completions, merged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from frontend.completion import Completion, position
+from frontend.events import Delta, Event, Finished, PositionLogprobs, PromptRead, Usage
+from frontend.message_parser import ToolCallDelta
+from frontend.open_request import OpenRequest, Wakeup
+from frontend.prompts import PromptTokens
+from pagewire.errors import Unavailable
+
+
+@dataclass(slots=True)
+class WholeChoice:
+    """All events of a completion in one."""
+
+    index: int
+    finished: Finished
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """Everything at once: the prompts, if they were wanted, the completions in order, and final counts."""
+
+    prompts: list[PromptRead]
+    choices: list[WholeChoice]
+    usage: Usage
+
+
+class Answer(ABC):
+    """One request's events, to be read once, by `rounds` or by `whole`.
+
+    Attributes:
+        request_id: the request's public id.
+        finished: the first completion that ended, once one has.
+        first_token_at: `time.perf_counter` when the first token was read, once one was.
+    """
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.finished: Finished | None = None
+
+    @property
+    @abstractmethod
+    def first_token_at(self) -> float | None: ...
+
+    @property
+    @abstractmethod
+    def usage(self) -> Usage:
+        """Counts so far: every prompt once, and everything generated."""
+
+    @abstractmethod
+    def rounds(self) -> AsyncGenerator[list[Event], None]:
+        """Events, those together that came together: what goes into one write. A prompt comes before its
+        completions, and every completion ends with one Finished.
+
+        Raises:
+            PagewireError: the request failed, if only in one completion; what was generated until then has
+                been yielded.
+        """
+
+    async def whole(self) -> WholeAnswer:
+        """Everything at once.
+
+        Raises:
+            PagewireError: the request failed.
+        """
+        prompts: list[PromptRead] = []
+        deltas: dict[int, list[Delta]] = {}
+        finished: dict[int, Finished] = {}
+        async for events in self.rounds():
+            for event in events:
+                if isinstance(event, Delta):
+                    deltas.setdefault(event.index, []).append(event)
+                elif isinstance(event, Finished):
+                    finished[event.index] = event
+                else:
+                    prompts.append(event)
+        choices = [_whole(finished[index], deltas.get(index, ())) for index in sorted(finished)]
+        return WholeAnswer(prompts, choices, self.usage)
+
+
+@dataclass(slots=True)
+class PromptProgress:
+    """A prompt whose completions wait until it has been told of.
+
+    Attributes:
+        index: which of the request's prompts.
+        prompt: its tokens.
+        lead: the open request that reads it.
+        wants_logprobs: whether its log probabilities are to be told.
+        told: whether its event is out.
+    """
+
+    index: int
+    prompt: PromptTokens
+    lead: OpenRequest
+    wants_logprobs: bool
+    told: bool
+
+    def read(self) -> list[PromptRead]:
+        """Its event, once everything in it is known."""
+        if self.told:
+            return []
+        entries: list[PositionLogprobs] = []
+        token_ids = self.prompt.token_ids
+        if self.wants_logprobs:
+            if len(self.lead.prompt_logprobs) < len(token_ids) - 1:
+                return []
+            told = zip(token_ids[1:], self.lead.prompt_logprobs, strict=True)
+            entries = [PositionLogprobs(token_ids[0], None, []), *(position(*pair) for pair in told)]
+        self.told = True
+        return [PromptRead(self.index, token_ids, self.prompt.text, self.prompt.offsets, entries)]
+
+
+class SampledAnswer(Answer):
+    """Completions that are read as they are generated."""
+
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        completions: Sequence[Completion],
+        prompts: Sequence[PromptProgress],
+        wakeup: Wakeup,
+    ) -> None:
+        """Args:
+        completions: prompt by prompt, as many for each.
+        prompts: one each.
+        wakeup: tells of news of any completion.
+        """
+        super().__init__(request_id)
+        self._completions = completions
+        self._prompts = prompts
+        self._wakeup = wakeup
+
+    @property
+    def first_token_at(self) -> float | None:
+        times = [each.first_token_at for each in self._completions if each.first_token_at is not None]
+        return min(times, default=None)
+
+    @property
+    def usage(self) -> Usage:
+        leads = [prompt.lead for prompt in self._prompts]
+        return Usage(
+            sum(len(lead.prompt_ids) for lead in leads),
+            sum(lead.num_cached_tokens or 0 for lead in leads),
+            sum(completion.num_output_tokens for completion in self._completions),
+        )
+
+    async def rounds(self) -> AsyncGenerator[list[Event], None]:
+        unread = list(self._completions)
+        per_prompt = len(unread) // len(self._prompts)
+        while unread:
+            await self._wakeup.wait()
+            events: list[Event] = []
+            for completion in unread:
+                prompt = self._prompts[completion.index // per_prompt]
+                if not prompt.told:
+                    events += prompt.read()
+                if prompt.told or completion.request.ended is not None:
+                    events += completion.read()
+            if events:
+                self._note(events)
+                yield events
+            for completion in unread:
+                if completion.failure is not None:
+                    raise completion.failure
+                if completion.is_over and not self._prompts[completion.index // per_prompt].told:
+                    raise Unavailable("the request was ended before its prompt was read; send it again")
+            unread = [completion for completion in unread if not completion.is_over]
+
+    def _note(self, events: Sequence[Event]) -> None:
+        last = events[-1]
+        if self.finished is None and isinstance(last, Finished):
+            self.finished = last
+
+
+def _whole(finished: Finished, deltas: Sequence[Delta]) -> WholeChoice:
+    whole = WholeChoice(finished.index, finished)
+    calls: dict[int, ToolCallDelta] = {}
+    for delta in deltas:
+        whole.token_ids += delta.token_ids
+        whole.logprobs += delta.logprobs
+        for call in delta.tool_calls:
+            known = calls.get(call.index)
+            calls[call.index] = call if known is None else _longer(known, call)
+    whole.text = "".join([delta.text for delta in deltas])
+    whole.reasoning = "".join([delta.reasoning for delta in deltas])
+    whole.tool_calls = [calls[index] for index in sorted(calls)]
+    return whole
+
+
+def _longer(call: ToolCallDelta, more: ToolCallDelta) -> ToolCallDelta:
+    return ToolCallDelta(
+        call.index, call.id or more.id, call.name or more.name, call.arguments + more.arguments
+    )
