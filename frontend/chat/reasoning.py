@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from frontend.chat.tool_parsers.scanning import split_at_marker
+from frontend.chat.marker_search import split_at_marker
+
+
+class Thoughts(Enum):
+    """Where a reply begins."""
+
+    AHEAD = auto()
+    """Before thoughts, if there are any."""
+    OPEN = auto()
+    """Within them."""
+    OVER = auto()
+    """Behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +32,20 @@ class ReasoningFormat:
     closing: str = "</think>"
     always: bool = False
 
-    def is_open(self, prompt_end: str) -> bool:
-        """Whether a reply to this prompt begins within the thoughts.
+    def at_begin(self, prompt_end: str, continued: str | None) -> Thoughts:
+        """Where the reply to a prompt begins.
 
         Args:
-            prompt_end: the end of the rendered prompt, from the beginning of the assistant's turn on if that
-                is known to be in it.
+            prompt_end: the end of the rendered prompt, at least as long as a mark.
+            continued: what the turn says already that the model is to go on with, if it is.
         """
+        if continued is not None:
+            is_open = continued.rfind(self.opening) > continued.rfind(self.closing)
+            return Thoughts.OPEN if is_open else Thoughts.OVER
         end = prompt_end.rstrip()
-        if end.endswith(self.opening):
-            return True
-        return self.always and not end.endswith(self.closing)
+        if end.endswith(self.closing):
+            return Thoughts.OVER
+        return Thoughts.OPEN if self.always or end.endswith(self.opening) else Thoughts.AHEAD
 
 
 REASONING_FORMATS = {
@@ -51,14 +65,11 @@ class _In(Enum):
 class ReasoningSplitter:
     """Reads one reply as it comes. White space around thoughts and before the answer belongs to neither."""
 
-    def __init__(self, form: ReasoningFormat, *, is_open: bool) -> None:
-        """Args:
-        is_open: whether the reply begins within the thoughts.
-        """
+    def __init__(self, form: ReasoningFormat, begins: Thoughts) -> None:
         self._form = form
         self._pending = ""
-        self._is_open = is_open
-        self._state = _In.START
+        self._is_open = begins is Thoughts.OPEN
+        self._state = _In.ANSWER if begins is Thoughts.OVER else _In.START
         self._thoughts_begun = False
         self._after_thoughts = False
 

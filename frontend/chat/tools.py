@@ -56,6 +56,11 @@ class Tool:
         schema: Mapping[str, Any] = self.definition.get("parameters") or _NO_ARGUMENTS
         return schema if "type" in schema or "$ref" in schema else {"type": "object", **schema}
 
+    @property
+    def enforced(self) -> Mapping[str, Any]:
+        """JSON Schema of what calls that the model makes of itself are held to."""
+        return self.parameters if self.strict else {"type": "object"}
+
     def for_template(self) -> dict[str, Any]:
         """As chat templates expect it."""
         return {"type": "function", "function": dict(self.definition)}
@@ -110,26 +115,39 @@ def forced_calls(tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool) -
 
 
 def _calls_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, Any]:
-    """Every tool's schema becomes a definition of the whole, and its references follow it there."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.name},
-                "parameters": {"$ref": f"#/$defs/tool_{index}"},
-            },
-            "required": ["name", "parameters"],
-            "additionalProperties": False,
-        }
-        for index, tool in enumerate(tools)
-    ]
+    call = call_schema(tools, "parameters")
+    definitions = call.pop("$defs")
     return {
         "type": "array",
         "minItems": 1,
         **({} if parallel else {"maxItems": 1}),
-        "items": calls[0] if len(calls) == 1 else {"anyOf": calls},
-        "$defs": {f"tool_{index}": _moved(tool.parameters, index) for index, tool in enumerate(tools)},
+        "items": call,
+        "$defs": definitions,
     }
+
+
+def call_schema(tools: Sequence[Tool], arguments: str, *, only_strict: bool = False) -> dict[str, Any]:
+    """A schema of one call: an object with "name" and the arguments. Every tool's schema becomes a definition
+    of the whole, and its references follow it there.
+
+    Args:
+        arguments: what the format calls them.
+        only_strict: whether other tools' arguments may be any object.
+    """
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool.name}, arguments: {"$ref": f"#/$defs/tool_{index}"}},
+            "required": ["name", arguments],
+            "additionalProperties": False,
+        }
+        for index, tool in enumerate(tools)
+    ]
+    definitions = {
+        f"tool_{index}": _moved(tool.enforced if only_strict else tool.parameters, index)
+        for index, tool in enumerate(tools)
+    }
+    return {**(calls[0] if len(calls) == 1 else {"anyOf": calls}), "$defs": definitions}
 
 
 def _moved(value: Any, index: int) -> Any:

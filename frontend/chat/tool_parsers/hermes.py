@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from frontend.chat.grammar import Marks, json_value
 from frontend.chat.tool_parsers.json_call import JsonCall, State
 from frontend.chat.tool_parsers.protocol import Event, Text
 from frontend.chat.tool_parsers.scanning import ScanningParser
+from frontend.chat.tools import Tool, call_schema
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
@@ -31,6 +33,16 @@ class HermesToolParser(ScanningParser):
     @classmethod
     def recognizes(cls, template: str) -> bool:
         return _OPEN in template and "arguments" in template and "<function=" not in template
+
+    @classmethod
+    def grammar(cls, tools: Sequence[Tool], marks: Marks, *, parallel: bool, alone: bool) -> str:
+        call = f"opening SPACE? call_object SPACE? {marks.mark(_CLOSE)} SPACE?"
+        return f"""\
+text: TEXT
+calls: ({call}){"+" if parallel else ""}
+call_object: {json_value(call_schema(tools, "arguments", only_strict=True))}
+{f"opening: {marks.mark(_OPEN)}" if alone else marks.up_to("opening", _OPEN)}
+"""
 
     def finish(self) -> list[Event]:
         if self.state == self._in_call:

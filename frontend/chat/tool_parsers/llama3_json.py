@@ -7,11 +7,13 @@ Several are separated by semicolons; <|python_tag|> may come before the first.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from frontend.chat.grammar import Marks, json_value
 from frontend.chat.tool_parsers.json_call import JsonCall
 from frontend.chat.tool_parsers.protocol import Event, Text
 from frontend.chat.tool_parsers.scanning import ScanningParser
+from frontend.chat.tools import Tool, call_schema
 
 _TAG = "<|python_tag|>"
 
@@ -32,6 +34,15 @@ class Llama3JsonToolParser(ScanningParser):
     @classmethod
     def recognizes(cls, template: str) -> bool:
         return _TAG in template or ("<|start_header_id|>" in template and "parameters" in template)
+
+    @classmethod
+    def grammar(cls, tools: Sequence[Tool], marks: Marks, *, parallel: bool, alone: bool) -> str:
+        more = '(";" SPACE? call)*' if parallel else ""
+        return f"""\
+text: /\\s*[^\\s{{](?s:.*)/
+calls: SPACE? {marks.mark(_TAG)}? call {more}
+call: {json_value(call_schema(tools, "parameters", only_strict=True))}
+"""
 
     def finish(self) -> list[Event]:
         if self.state == self._in_call:

@@ -12,12 +12,15 @@ from __future__ import annotations
 import re
 import secrets
 import string
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from frontend.chat.grammar import Marks, json_value, literal
+from frontend.chat.marker_search import split_at_marker
 from frontend.chat.tool_parsers.call_list import CallList
 from frontend.chat.tool_parsers.json_call import JsonValue, State
 from frontend.chat.tool_parsers.protocol import Arguments, Call, Event, Text
-from frontend.chat.tool_parsers.scanning import ScanningParser, split_at_marker
+from frontend.chat.tool_parsers.scanning import ScanningParser
+from frontend.chat.tools import Tool, call_schema
 
 _CALLS, _ARGS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _HEAD = re.compile(r"(?P<name>[\w.-]+)\s*(\[CALL_ID\]\s*(?P<id>[\w-]+)\s*)?(\[ARGS\]\s*)?")
@@ -40,6 +43,21 @@ class MistralToolParser(ScanningParser):
     @classmethod
     def recognizes(cls, template: str) -> bool:
         return _CALLS in template
+
+    @classmethod
+    def grammar(cls, tools: Sequence[Tool], marks: Marks, *, parallel: bool, alone: bool) -> str:
+        item = call_schema(tools, "arguments", only_strict=True)
+        definitions = item.pop("$defs")
+        limit = {} if parallel else {"maxItems": 1}
+        array = {"type": "array", "minItems": 1, **limit, "items": item, "$defs": definitions}
+        separator = f"{marks.mark(_ARGS)}?"
+        named = " | ".join(f"{literal(tool.name)} {separator} {json_value(tool.enforced)}" for tool in tools)
+        return f"""\
+text: TEXT
+calls: opening SPACE? ({json_value(array)} | named {f"({marks.mark(_CALLS)} named)*" if parallel else ""})
+named: {named}
+{f"opening: {marks.mark(_CALLS)}" if alone else marks.up_to("opening", _CALLS)}
+"""
 
     @staticmethod
     def new_id() -> str:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from frontend.chat.grammar import Marks
 from frontend.chat.tools import Tool
 
 
@@ -64,10 +65,18 @@ class ToolParser(ABC):
         return False
 
     @classmethod
-    def grammar(cls, tools: Sequence[Tool]) -> str | None:
-        """Replies in which every call is of one of the tools and fits its schema: rules in llguidance's Lark
-        syntax that define `reply`. None if the format cannot be held to a schema; then strict tools are
-        refused unless the choice forces a call."""
+    def grammar(cls, tools: Sequence[Tool], marks: Marks, *, parallel: bool, alone: bool) -> str | None:
+        """Calls of these tools that fit their schemas (`Tool.enforced`): rules in llguidance's Lark syntax
+        that define `text`, what a reply without calls looks like, and `calls`, the calls with the text
+        before them, if there may be one. They may use TEXT and SPACE. None if the format cannot be held to a
+        schema; then strict tools are refused unless the choice forces a call.
+
+        Args:
+            tools: at least one.
+            marks: how to write the format's marks.
+            parallel: whether there may be several calls.
+            alone: whether calls are to be at the beginning of the reply, without text before them.
+        """
         return None
 
     @staticmethod

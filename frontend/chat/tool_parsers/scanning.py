@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from frontend.chat.marker_search import split_at_marker
 from frontend.chat.tool_parsers.json_call import JsonCall, State
 from frontend.chat.tool_parsers.protocol import Event, Text, ToolParser
 
@@ -55,23 +56,3 @@ class ScanningParser(ToolParser):
                 return True
         self.pending = ""
         return False
-
-
-def split_at_marker(text: str, markers: Sequence[str]) -> tuple[str, str | None, str]:
-    """Text before the first marker, that marker, and what follows; or the text that is certainly part of no
-    marker, None, and the rest that may be the beginning of one."""
-    found = [(text.index(marker), marker) for marker in markers if marker in text]
-    if found:
-        # Of two that begin together, one is the beginning of the other; the longer is meant.
-        start, marker = min(found, key=lambda each: (each[0], -len(each[1])))
-        return text[:start], marker, text[start + len(marker) :]
-    certain = min((_possible_start(text, marker) for marker in markers), default=len(text))
-    return text[:certain], None, text[certain:]
-
-
-def _possible_start(text: str, marker: str) -> int:
-    """Where the longest end of the text starts that is a proper beginning of the marker."""
-    for start in range(max(0, len(text) - len(marker) + 1), len(text)):
-        if marker.startswith(text[start:]):
-            return start
-    return len(text)

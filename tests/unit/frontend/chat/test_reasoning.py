@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.chat.reasoning import REASONING_FORMATS, ReasoningFormat, ReasoningSplitter
+from frontend.chat.reasoning import REASONING_FORMATS, ReasoningFormat, ReasoningSplitter, Thoughts
 from frontend.chat.reply import ReplyParser
 from frontend.chat.tool_parsers.hermes import HermesToolParser
 
@@ -15,7 +15,7 @@ THINK = ReasoningFormat()
 
 def read(pieces: list[str], *, is_open: bool = False, form: ReasoningFormat = THINK) -> tuple[str, str]:
     """Thoughts and answer."""
-    splitter = ReasoningSplitter(form, is_open=is_open)
+    splitter = ReasoningSplitter(form, Thoughts.OPEN if is_open else Thoughts.AHEAD)
     parts = [*map(splitter.push, pieces), splitter.finish()]
     return "".join(part[0] for part in parts), "".join(part[1] for part in parts)
 
@@ -56,20 +56,37 @@ def test_no_cut_changes_what_is_read(fragments: list[str], is_open: bool, cuts: 
     assert read(pieces, is_open=is_open) == read([reply], is_open=is_open)
 
 
-def test_the_prompt_says_whether_thoughts_are_open() -> None:
-    assert THINK.is_open("<|im_start|>assistant\n<think>\n")
-    assert not THINK.is_open("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert not THINK.is_open("what does <think> mean?<|im_end|>\n<|im_start|>assistant\n")
-    always = REASONING_FORMATS["deepseek_r1"]
-    assert always.is_open("<|assistant|>")
-    assert not always.is_open("<|assistant|><think>\n\n</think>\n\n")
+@pytest.mark.parametrize(
+    ("prompt_end", "continued", "name", "expected"),
+    [
+        ("<|im_start|>assistant\n", None, "qwen3", Thoughts.AHEAD),
+        ("<|im_start|>assistant\n<think>\n", None, "qwen3", Thoughts.OPEN),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", None, "qwen3", Thoughts.OVER),
+        ("what does <think> mean?<|im_end|>\n<|im_start|>assistant\n", None, "qwen3", Thoughts.AHEAD),
+        ("<think>\nHm, that", "<think>\nHm, that", "qwen3", Thoughts.OPEN),
+        ("<think>\n\n</think>\n\nIt is", "It is", "qwen3", Thoughts.OVER),
+        ("<|assistant|>", None, "deepseek_r1", Thoughts.OPEN),
+        ("<|assistant|><think>\n\n</think>\n\n", None, "deepseek_r1", Thoughts.OVER),
+        ("[/INST]", None, "mistral", Thoughts.AHEAD),
+    ],
+)
+def test_the_prompt_says_where_a_reply_begins(
+    prompt_end: str, continued: str | None, name: str, expected: Thoughts
+) -> None:
+    assert REASONING_FORMATS[name].at_begin(prompt_end, continued) is expected
+
+
+def test_an_answer_that_has_begun_is_all_answer() -> None:
+    splitter = ReasoningSplitter(THINK, Thoughts.OVER)
+    assert splitter.push("<think>is a tag</think>") == ("", "<think>is a tag</think>")
+    assert splitter.finish() == ("", "")
 
 
 @pytest.mark.parametrize("include_reasoning", [True, False])
 def test_calls_are_found_behind_the_thoughts_only(include_reasoning: bool) -> None:
     call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     reply = ReplyParser(
-        reasoning=ReasoningSplitter(THINK, is_open=False),
+        reasoning=ReasoningSplitter(THINK, Thoughts.AHEAD),
         tools=HermesToolParser(("f",)),
         include_reasoning=include_reasoning,
     )
