@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from engine.attention.backend import IntArray
@@ -49,6 +50,12 @@ class LogprobsRequest:
     def to_host(self) -> None:
         """Starts the copy, on the current stream."""
         self._host.copy_(self._device, non_blocking=True)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(of the tokens [L], top ids [L, MAX_TOP], theirs [L, MAX_TOP]) once the copy is over; copies."""
+        parts = _parts(self._host, len(self.index))
+        sampled, values = parts.sampled.numpy().copy(), parts.top_logprobs.numpy().copy()
+        return sampled, parts.top_ids.numpy().astype("u4"), values
 
     def by_index(self) -> dict[int, TokenLogprobs]:
         """The entries of a step's result, once the copy is over."""

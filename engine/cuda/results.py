@@ -9,9 +9,10 @@ import torch
 
 from engine.attention.backend import IntArray
 from engine.cuda.logprobs import LogprobsRequest
+from engine.cuda.prompt_states import PromptTransfer
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
 from engine.dispatch.records import StepResult
-from engine.pending import FinishedStep
+from engine.pending import NOT_FINITE, FinishedStep
 
 # A buffer is written again only after its step's result was read, so that two more than can be in flight are
 # plenty.
@@ -43,7 +44,12 @@ class ResultBuffers:
             self._begun[index].record()
 
     def collect(
-        self, index: int, step_id: int, slots: IntArray, logprobs: LogprobsRequest | None
+        self,
+        index: int,
+        step_id: int,
+        slots: IntArray,
+        logprobs: LogprobsRequest | None,
+        prompts: PromptTransfer | None,
     ) -> LaunchedStep:
         """Starts the copy behind what was launched.
 
@@ -57,16 +63,18 @@ class ResultBuffers:
             self._computed[index].record()
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(self._computed[index])
-                self._copy(index, logprobs)
+                self._copy(index, logprobs, prompts)
                 copied.record()
         else:
-            self._copy(index, logprobs)
-        return LaunchedStep(self, index, step_id, slots, logprobs, copied)
+            self._copy(index, logprobs, prompts)
+        return LaunchedStep(self, index, step_id, slots, logprobs, prompts, copied)
 
-    def _copy(self, index: int, logprobs: LogprobsRequest | None) -> None:
+    def _copy(self, index: int, logprobs: LogprobsRequest | None, prompts: PromptTransfer | None) -> None:
         self._host[index].copy_(self._device[index], non_blocking=True)
         if logprobs is not None:
             logprobs.to_host()
+        if prompts is not None:
+            prompts.to_host()
 
     def sampled(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(token ids, largest logits) of a buffer that has been copied."""
@@ -94,6 +102,7 @@ class LaunchedStep:
     step_id: int
     slots: IntArray
     logprobs: LogprobsRequest | None
+    prompts: PromptTransfer | None
     copied: torch.cuda.Event | None
 
     def done(self) -> bool:
@@ -107,11 +116,16 @@ class LaunchedStep:
                 return FinishedStep.failed(self.step_id, f"the device failed: {error}").result()
         token_ids, largest = self.buffers.sampled(self.index)
         if not np.isfinite(largest[self.slots]).all():
-            return FinishedStep.failed(self.step_id, "the model's logits are not finite").result()
+            return FinishedStep.failed(self.step_id, NOT_FINITE).result()
         logprobs = {} if self.logprobs is None else self.logprobs.by_index()
-        return StepResult(
+        result = StepResult(
             self.step_id,
             token_ids[self.slots].astype(np.uint32),
             logprobs,
             self.buffers.execute_us(self.index),
         )
+        if self.prompts is not None:
+            result.prompt_logprobs, result.pooled = self.prompts.results()
+            if not all(np.isfinite(told.logprobs).all() for told in result.prompt_logprobs):
+                return FinishedStep.failed(self.step_id, NOT_FINITE).result()
+        return result

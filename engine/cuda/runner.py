@@ -21,6 +21,7 @@ from engine.attention.triton_backend import (
     TritonAttentionMetadata,
 )
 from engine.cuda.graphs import GraphSize, StepGraphs
+from engine.cuda.prompt_states import PromptStates, PromptTransfer
 from engine.cuda.results import NUM_RESULTS, ResultBuffers
 from engine.cuda.rows import DeviceRows
 from engine.cuda.step_layout import (
@@ -38,7 +39,9 @@ from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
 from engine.models.base import CausalLM
 from engine.pending import FinishedStep, PendingStep
+from engine.prompt_work import PromptWork, find_prompt_work
 from engine.row_ledger import PlanError
+from engine.sampling.masks import mask_batch
 from engine.sampling.parameters import SamplingBatch
 
 logger = logging.getLogger(__name__)
@@ -96,6 +99,8 @@ class CudaModelRunner:
         self._results = ResultBuffers(max_slots, self.device)
         self._workspace = SamplingWorkspace.allocate(max_slots, limits.vocab_size, self.device)
         self._unusual = UnusualRows(rows, self._results.token_ids, self._workspace)
+        self._records = limits.records(max_num_batched_tokens)
+        self._prompts = PromptStates(rows, self._records, model.compute_logits, self.device)
         num_words = self._max_words()
         pin = self.device.type == "cuda"
         self._staged = [torch.zeros(num_words, dtype=torch.int32, pin_memory=pin) for _ in range(NUM_RESULTS)]
@@ -107,8 +112,7 @@ class CudaModelRunner:
 
     def _max_words(self) -> int:
         """Words of the largest step: its columns, and two for each word of the rows that it changes."""
-        limits = self.rows.limits
-        records = limits.records(self.max_num_batched_tokens)
+        limits, records = self.rows.limits, self._records
         seqs, tokens = limits.max_num_seqs, self.max_num_batched_tokens
         columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words
         new_blocks = seqs + tokens // limits.block_size
@@ -137,8 +141,10 @@ class CudaModelRunner:
         """Computes a step of nothing but padding: kernels are compiled, memory is taken, no row changes."""
         self._send_padding(shape)
         scatter_words(self.rows.arena, self._nowhere, self._nowhere, 1)
-        logits = self._compute(shape)
+        hidden = self._run_model(shape)
+        logits = self._sample(shape, hidden)
         self._unusual.rehearse(logits, self._columns(shape))
+        self._prompts.rehearse(hidden)
 
     def rehearse_sizes(self, sizes: Sequence[GraphSize]) -> None:
         """Computes padding in the shapes of graphs of these sizes."""
@@ -198,6 +204,7 @@ class CudaModelRunner:
         if not len(plan.rows):
             return FinishedStep(StepResult(plan.step_id, u32([])))
         rows.check_schedule(plan, self.max_num_batched_tokens)
+        work = find_prompt_work(plan, rows, self._records)
         layout = lay_out(plan)
         if not self.backend.tile_decodes:
             decodes = slice(layout.num_decodes)
@@ -205,21 +212,37 @@ class CudaModelRunner:
         index = self._next_result
         self._next_result = (index + 1) % NUM_RESULTS
         self._results.begin(index)
-        graph = self.graphs.find(
-            layout.num_decodes,
-            layout.num_chunks,
-            layout.num_chunk_tokens,
-            shares_prefix=layout.prefix is not None,
-        )
+        graph = None
+        if work is None:
+            graph = self.graphs.find(
+                layout.num_decodes,
+                layout.num_chunks,
+                layout.num_chunk_tokens,
+                shares_prefix=layout.prefix is not None,
+            )
         shape = graph or exact_shape(layout, self.backend.block_q, tile_decodes=self.backend.tile_decodes)
         batch = self._fill(index, shape, layout)
-        self._send(index, shape)
-        logits = self.graphs.replay(shape) if graph else self._compute(shape)
-        slots = _slots(layout, shape)
         order = layout.plan_order
+        if plan.masks:
+            mask_batch(batch, plan, order, rows.limits.vocab_size)
+        self._send(index, shape)
+        logits, prompts = self._execute(shape, layout, work, captured=graph is not None)
+        slots = _slots(layout, shape)
         logprobs = self._unusual.after_sampling(batch, slots, order, logits, self._columns(shape))
         rows.num_tokens[layout.rows[order]] += 1
-        return self._results.collect(index, plan.step_id, slots[order], logprobs)
+        return self._results.collect(index, plan.step_id, slots[order], logprobs, prompts)
+
+    def _execute(
+        self, shape: StepShape, layout: StepLayout, work: PromptWork | None, *, captured: bool
+    ) -> tuple[torch.Tensor, PromptTransfer | None]:
+        """Launches a step whose columns were sent; its raw logits, and what it tells of prompts."""
+        if captured:
+            return self.graphs.replay(shape), None
+        if work is None:
+            return self._compute(shape), None
+        hidden = self._run_model(shape)
+        logits = self._sample(shape, hidden)
+        return logits, self._prompts.after_model(work, layout, hidden)
 
     def _send(self, index: int, shape: StepShape) -> None:
         """Copies the step's columns and the rows' diff to the device, and applies the diff."""
@@ -237,7 +260,7 @@ class CudaModelRunner:
     def _send_padding(self, shape: StepShape) -> None:
         """Makes the step's columns those of a step without any request."""
         nobody = np.zeros(0, dtype=np.int64)
-        layout = StepLayout(nobody, nobody, nobody, nobody.astype(bool), 0, nobody)
+        layout = StepLayout(nobody, nobody, nobody, nobody.astype(bool), 0, nobody, nobody)
         self._fill(0, shape, layout)
         self._send(0, shape)
         if self.device.type == "cuda":
@@ -266,6 +289,10 @@ class CudaModelRunner:
     @torch.inference_mode()
     def _compute(self, shape: StepShape) -> torch.Tensor:
         """Everything a step does on the device, from its columns on; the raw logits, [S, vocab]."""
+        return self._sample(shape, self._run_model(shape))
+
+    def _run_model(self, shape: StepShape) -> torch.Tensor:
+        """The final hidden states of a step's tokens, [T, hidden]."""
         columns, rows = self._columns(shape), self.rows
         self._prepare(shape, columns)
         num_tokens, num_slots = shape.num_tokens, shape.num_slots
@@ -282,19 +309,24 @@ class CudaModelRunner:
             if shape.shares_prefix
             else None,
         )
-        hidden = self.model(
+        hidden: torch.Tensor = self.model(
             self._inputs.input_ids[:num_tokens],
             self._inputs.positions[:num_tokens],
             self.kv_caches,
             metadata,
         )
+        return hidden
+
+    def _sample(self, shape: StepShape, hidden: torch.Tensor) -> torch.Tensor:
+        """Samples in every slot; the raw logits, [S, vocab]."""
+        columns = self._columns(shape)
         if shape.num_chunks:
             hidden = hidden.index_select(0, columns.logits_index)
         logits = self.model.compute_logits(hidden)
         sample_rows(
             logits,
             columns=sampling_columns(columns),
-            token_ids=rows.token_ids,
+            token_ids=self.rows.token_ids,
             out_token_ids=self._results.token_ids,
             out_largest=self._results.largest,
             slot=columns.result,

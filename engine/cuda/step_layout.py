@@ -26,6 +26,7 @@ class StepLayout:
         samples: whether it samples, [S]; true for the first `num_decodes`.
         num_decodes: how many lead.
         prefix: what the decodes share, if that is worth a launch of its own.
+        plan_index: each request's index in the plan's columns, [S].
         plan_order: the requests that sample, as indices into the slots, in the plan's order.
     """
 
@@ -35,6 +36,7 @@ class StepLayout:
     samples: np.ndarray
     num_decodes: int
     plan_order: IntArray
+    plan_index: IntArray
     prefix: SharedPrefix | None = None
 
     @property
@@ -55,11 +57,13 @@ def lay_out(plan: StepPlan) -> StepLayout:
     is_decode = samples & (counts == 1)
     num_decodes = int(is_decode.sum())
     if num_decodes == len(rows):
-        return StepLayout(rows, starts, counts, samples, num_decodes, np.arange(num_decodes))
+        order = np.arange(num_decodes)
+        return StepLayout(rows, starts, counts, samples, num_decodes, order, order)
     order = np.argsort(~is_decode, kind="stable")
     slot = np.empty_like(order)
     slot[order] = np.arange(len(order))
-    return StepLayout(rows[order], starts[order], counts[order], samples[order], num_decodes, slot[samples])
+    columns = (rows[order], starts[order], counts[order], samples[order])
+    return StepLayout(*columns, num_decodes, slot[samples], order)
 
 
 def exact_shape(layout: StepLayout, block_q: int, *, tile_decodes: bool) -> StepShape:

@@ -1,10 +1,12 @@
-"""What only some requests ask for, done behind the step for their rows alone: log probabilities, penalties
-and token lists. A step without such requests launches nothing of it.
+"""What only some requests ask for, done behind the step for their rows alone: log probabilities, penalties,
+masks, bad words and token lists. A step without such requests launches nothing of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,7 +17,15 @@ from engine.cuda.rows import DeviceRows
 from engine.cuda.staging import Staging
 from engine.cuda.step_shape import StepColumns
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
-from engine.kernels.sampling.adjust import AdjustWorkspace, Penalties, RaggedLists, adjust_logits
+from engine.dispatch.records import U32Array, mask_words
+from engine.kernels.sampling.adjust import (
+    AdjustWorkspace,
+    BadWords,
+    Penalties,
+    RaggedLists,
+    TokenMasks,
+    adjust_logits,
+)
 from engine.kernels.sampling.kernel import SamplingColumns, SamplingWorkspace, sample_rows
 from engine.kernels.sampling.logprobs import LogprobsWorkspace, gather_logprobs
 from engine.sampling.parameters import SamplingBatch, SamplingTable, TokenLists, subset
@@ -33,11 +43,13 @@ class _Adjustments:
 
     index: torch.Tensor
     penalties: Penalties | None
-    lists: RaggedLists | None
+    lists: RaggedLists
+    masks: TokenMasks
+    bad_words: BadWords
 
     def part(self, rows: slice) -> _Adjustments:
         """Some of the rows."""
-        penalties, lists = self.penalties, self.lists
+        penalties, lists, bad_words = self.penalties, self.lists, self.bad_words
         if penalties:
             penalties = Penalties(
                 penalties.repetition[rows],
@@ -45,15 +57,23 @@ class _Adjustments:
                 penalties.frequency[rows],
                 penalties.num_prompt_tokens[rows],
             )
-        if lists:
-            ends = slice(rows.start, rows.stop + 1)
-            lists = replace(
+        ends = slice(rows.start, rows.stop + 1)
+        return _Adjustments(
+            self.index[rows],
+            penalties,
+            replace(
                 lists,
                 allowed_offsets=lists.allowed_offsets[ends],
                 masked_offsets=lists.masked_offsets[ends],
                 bias_offsets=lists.bias_offsets[ends],
-            )
-        return _Adjustments(self.index[rows], penalties, lists)
+            ),
+            replace(self.masks, index=self.masks.index[rows]),
+            replace(
+                bad_words,
+                first=bad_words.first[ends],
+                num_prompt_tokens=bad_words.num_prompt_tokens[rows],
+            ),
+        )
 
 
 class UnusualRows:
@@ -68,6 +88,7 @@ class UnusualRows:
         self._adjusted = AdjustWorkspace.allocate(min(num_rows, ROWS_AT_ONCE), vocab_size, device)
         self._chunks = LogprobsWorkspace.allocate(num_rows, vocab_size, device)
         self._staging = Staging(_NUM_TURNS, device)
+        self._masks = _Masks(_NUM_TURNS, num_rows, vocab_size, device)
         self._results = LogprobsBuffers(_NUM_TURNS, num_rows, device)
 
     def after_sampling(
@@ -90,6 +111,8 @@ class UnusualRows:
         """
         adjusts = batch.columns["has_penalties"] | batch.columns["has_lists"]
         asks = batch.columns["logprobs"] >= 0
+        if batch.masks:
+            adjusts[list(batch.masks)] = True
         if not adjusts.any() and not asks.any():
             return None
         adjusted = plan_order[adjusts[plan_order]]
@@ -99,14 +122,13 @@ class UnusualRows:
         asked = plan_order[index]
         arrays = [slots[asked].astype(np.int32)]
         if len(adjusted):
-            arrays += _host_arrays(subset(batch, adjusted), slots[adjusted])
+            part = subset(batch, adjusted)
+            arrays += _host_arrays(part, slots[adjusted])
         asking, *adjusting = self._staging.send(arrays)
         if len(adjusted):
-            adjustments = _on_device(adjusting)
-            if not batch.columns["has_penalties"][adjusted].any():
+            adjustments = _on_device(adjusting, self._masks.send(part.masks))
+            if not part.columns["has_penalties"].any():
                 adjustments = replace(adjustments, penalties=None)
-            if not batch.columns["has_lists"][adjusted].any():
-                adjustments = replace(adjustments, lists=None)
             self._resample(adjustments, logits, columns)
         if not len(index):
             return None
@@ -118,11 +140,14 @@ class UnusualRows:
         """Launches for nobody what only some requests ask for, so that the first of them need not wait for
         the compiler."""
         nobody = np.full(1, -1)
-        no_columns = SamplingTable(1).select(np.zeros(1, dtype=np.int64), nobody)
-        both = _on_device(self._staging.send(_host_arrays(no_columns, nobody)))
-        for adjustments in (both, replace(both, penalties=None), replace(both, lists=None)):
+        nobodys = SamplingTable(1).select(np.zeros(1, dtype=np.int64), nobody)
+        nobodys.lists[0] = _SOME_LISTS
+        everything = _on_device(self._staging.send(_host_arrays(nobodys, nobody)), self._masks.send({}))
+        for adjustments in (everything, replace(everything, penalties=None)):
             self._resample(adjustments, logits, columns)
-        self._gather(both.index, self._results.take(nobody, np.ones(1, dtype=np.int64)), logits, columns)
+        self._gather(
+            everything.index, self._results.take(nobody, np.ones(1, dtype=np.int64)), logits, columns
+        )
 
     def _resample(
         self, adjustments: _Adjustments, logits: torch.Tensor, columns: StepColumns[torch.Tensor]
@@ -139,6 +164,8 @@ class UnusualRows:
                 token_ids=self._rows.token_ids,
                 penalties=part.penalties,
                 lists=part.lists,
+                masks=part.masks,
+                bad_words=part.bad_words,
                 workspace=self._adjusted,
             )
             sample_rows(
@@ -189,6 +216,13 @@ _NO_LISTS = TokenLists(
     allowed_ids=np.zeros(0, dtype=np.int64),
     masked_ids=np.zeros(0, dtype=np.int64),
 )
+_SOME_LISTS = TokenLists(
+    bias_ids=np.zeros(1, dtype=np.int64),
+    bias_values=np.zeros(1, dtype=np.float32),
+    allowed_ids=np.zeros(1, dtype=np.int64),
+    masked_ids=np.zeros(1, dtype=np.int64),
+    bad_words=((0,),),
+)
 
 
 def _host_arrays(batch: SamplingBatch, slots: IntArray) -> list[np.ndarray]:
@@ -203,6 +237,9 @@ def _host_arrays(batch: SamplingBatch, slots: IntArray) -> list[np.ndarray]:
     ]
     masked_ids, masked_offsets = _ragged(masked)
     bias_ids, bias_offsets = _ragged([each.bias_ids for each in lists])
+    words = list(chain.from_iterable(each.bad_words for each in lists))
+    mask_index = np.full(len(slots), -1, dtype=np.int32)
+    mask_index[list(batch.masks)] = np.arange(len(batch.masks))
     return [
         slots.astype(np.int32),
         columns["repetition_penalty"].copy(),
@@ -216,16 +253,51 @@ def _host_arrays(batch: SamplingBatch, slots: IntArray) -> list[np.ndarray]:
         bias_ids,
         np.concatenate([each.bias_values for each in lists]),
         bias_offsets,
+        np.array(list(chain.from_iterable(words)), dtype=np.int32),
+        _offsets([len(word) for word in words]),
+        _offsets([len(each.bad_words) for each in lists]),
+        mask_index,
     ]
 
 
 def _ragged(lists: list[IntArray]) -> tuple[np.ndarray, np.ndarray]:
     """All of them one after another, and where each begins and the last ends; int32."""
-    offsets = np.cumsum([0, *(len(each) for each in lists)])
-    return np.concatenate(lists).astype(np.int32), offsets.astype(np.int32)
+    return np.concatenate(lists).astype(np.int32), _offsets([len(each) for each in lists])
 
 
-def _on_device(arrays: list[torch.Tensor]) -> _Adjustments:
-    """From what `_host_arrays` gave, once it is there."""
+def _offsets(sizes: list[int]) -> np.ndarray:
+    """Where each of some arrays begins that lie one after another, and where the last ends; int32."""
+    return np.cumsum([0, *sizes], dtype=np.int32)
+
+
+def _on_device(arrays: list[torch.Tensor], mask_bits: torch.Tensor) -> _Adjustments:
+    """From what `_host_arrays` gave and the masks of the same rows, once they are there."""
     index, *rest = arrays
-    return _Adjustments(index, Penalties(*rest[:4]), RaggedLists(*rest[4:]))
+    word_ids, word_offsets, first_words, mask_index = rest[11:]
+    return _Adjustments(
+        index,
+        Penalties(*rest[:4]),
+        RaggedLists(*rest[4:11]),
+        TokenMasks(mask_bits, mask_index),
+        BadWords(word_ids, word_offsets, first_words, num_prompt_tokens=rest[3]),
+    )
+
+
+class _Masks:
+    """Pinned memory for the masks of a step's rows, and their place on the device; see Staging."""
+
+    def __init__(self, num_turns: int, max_rows: int, vocab_size: int, device: torch.device) -> None:
+        shape = (max_rows, mask_words(vocab_size))
+        self._turn = 0
+        pin = device.type == "cuda"
+        self._host = torch.zeros((num_turns, *shape), dtype=torch.int32, pin_memory=pin)
+        self._device = torch.zeros(shape, dtype=torch.int32, device=device)
+
+    def send(self, masks: Mapping[int, U32Array]) -> torch.Tensor:
+        """Starts the copy of some masks, in their order; returns the whole place on the device."""
+        if masks:
+            self._turn = (self._turn + 1) % len(self._host)
+            staged = self._host[self._turn, : len(masks)]
+            np.stack(list(masks.values()), out=staged.numpy().view(np.uint32))
+            self._device[: len(masks)].copy_(staged, non_blocking=True)
+        return self._device

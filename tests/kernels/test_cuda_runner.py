@@ -3,19 +3,22 @@ CUDA graphs are left out."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from engine.build import build_worker
 from engine.config import WorkerConfig
-from engine.cuda import unusual_rows
+from engine.cuda import prompt_states, unusual_rows
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.records import NewRequest, Pooling, SamplingRecord, StepPlan, u32
 from engine.model_runner import ModelRunner
 from engine.platform import CpuPlatform
+from engine.sampling.masks import pack_mask
 from tests.integration.plan_driver import GREEDY, PlanDriver
 from tests.unit.engine.tiny_model import write_model
 
@@ -67,6 +70,7 @@ def runner(directory: Path) -> CudaModelRunner:
     platform = CudaPlatform if DEVICE == "cuda" else InterpretedPlatform
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unusual_rows, "ROWS_AT_ONCE", 2)
+        patch.setattr(prompt_states, "POSITIONS_AT_ONCE", 4)
         runner = build_worker(config(directory, DEVICE), platform).runner
     assert isinstance(runner, CudaModelRunner)
     return runner
@@ -116,6 +120,103 @@ def test_all_ways_of_sampling_are_those_of_the_cpu_runner(reference, runner) -> 
     [*_, limited] = results[1]
     assert min(limited.output[:2]) >= 40
     assert min(limited.output) >= 20
+
+
+def allowing(output: list[int]) -> np.ndarray:
+    """Tokens that follow from the one before."""
+    last = output[-1] if output else 0
+    allowed = np.zeros(64, dtype=np.bool_)
+    allowed[[(7 * last + 3) % 64, (last + 31) % 64, (11 * last) % 64]] = True
+    return pack_mask(allowed)
+
+
+def test_masks_and_bad_words_are_those_of_the_cpu_runner(reference, runner) -> None:
+    reference.reset()
+    first = PlanDriver(reference).generate(PROMPTS, OUTPUT_TOKENS)
+    words = [request.output for request in first]
+    records = [
+        GREEDY,
+        SamplingRecord(seed=1, temperature=1.4, logprobs=2),
+        replace(GREEDY, bad_words=((words[2][0],), tuple(words[2][1:3]))),
+        SamplingRecord(seed=5, temperature=2.0, bad_words=tuple((i,) for i in range(1, 64, 2))),
+        replace(GREEDY, bad_words=tuple((i,) for i in range(64)), repetition_penalty=2.0),
+        replace(GREEDY, allowed_token_ids=(3, 31, 34), min_tokens=2, masked_until_min_tokens=(3,)),
+    ]
+    masked = (0, 1, 4, 5)
+    results = []
+    for each in (reference, runner):
+        each.reset()
+        driver = PlanDriver(each, budget=20, steps_ahead=1)
+        prompts = [*PROMPTS, [40, 2], [7, 7, 7]]
+        requests = [
+            driver.add(prompt, OUTPUT_TOKENS, record) for prompt, record in zip(prompts, records, strict=True)
+        ]
+        for i in masked:
+            requests[i].mask = allowing
+        driver.run()
+        results.append([request.output for request in requests])
+        for i in masked:
+            output = requests[i].output
+            for n, token_id in enumerate(output):
+                assert int(allowing(output[:n])[token_id // 32]) >> token_id % 32 & 1
+        assert words[2][0] not in requests[2].output
+        assert all(token_id % 2 == 0 for token_id in requests[3].output)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("budget", "steps_ahead"), [(7, 1), (64, 0)])
+def test_prompts_are_told_of_as_by_the_cpu_runner(reference, runner, budget, steps_ahead) -> None:
+    records = [
+        replace(GREEDY, prompt_logprobs=3, logprobs=1),
+        replace(GREEDY, prompt_logprobs=2),
+        SamplingRecord(pooling=Pooling.MEAN),
+        replace(GREEDY, prompt_logprobs=0, presence_penalty=1.0),
+        SamplingRecord(pooling=Pooling.LAST),
+        SamplingRecord(pooling=Pooling.CLS),
+    ]
+    prompts = [*PROMPTS, PROMPTS[0], PROMPTS[2]]
+    results = []
+    for each in (reference, runner):
+        each.reset()
+        driver = PlanDriver(each, budget=budget, steps_ahead=steps_ahead)
+        results.append(driver.generate(prompts, OUTPUT_TOKENS, records))
+    told = 0
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        assert ours.output == theirs.output
+        assert (ours.pooled is None) == (theirs.pooled is None) == (not ours.sampling.pooling)
+        if theirs.pooled is not None:
+            np.testing.assert_allclose(ours.pooled, theirs.pooled, atol=1e-4)
+        assert len(ours.prompt_logprobs) == len(theirs.prompt_logprobs)
+        for mine, expected in zip(ours.prompt_logprobs, theirs.prompt_logprobs, strict=True):
+            told += len(mine.logprobs)
+            assert (mine.index, mine.first) == (expected.index, expected.first)
+            assert mine.top_ids.tolist() == expected.top_ids.tolist()
+            np.testing.assert_allclose(mine.logprobs, expected.logprobs, atol=1e-4)
+            np.testing.assert_allclose(mine.top_logprobs, expected.top_logprobs, atol=1e-4)
+    assert told == 6 + 0 + 1
+
+
+def test_prompt_logits_that_are_not_finite_are_an_error(runner, monkeypatch) -> None:
+    prompt = PROMPTS[0]
+    runner.reset()
+    request = NewRequest(0, u32(prompt), len(prompt), u32([1]), replace(GREEDY, prompt_logprobs=1))
+    columns = (u32([0]), u32([0]), u32([4]), u32([0]), u32([0]))
+    plan = StepPlan(0, u32([0]), [request], *columns, new_block_ids=u32([]))
+    assert runner.launch(plan).result().error == ""
+    compute = runner._prompts._compute_logits
+    monkeypatch.setattr(runner._prompts, "_compute_logits", lambda hidden: compute(hidden) * torch.nan)
+    assert runner.launch(plan).result().error == "the model's logits are not finite"
+
+
+def test_a_step_without_such_requests_does_nothing_of_it(runner, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("called")
+
+    runner.reset()
+    monkeypatch.setattr(runner._prompts, "after_model", fail)
+    monkeypatch.setattr(runner._unusual, "_resample", fail)
+    requests = PlanDriver(runner, budget=20).generate([[5, 9, 33]], 2)
+    assert len(requests[0].output) == 2
 
 
 def test_rehearsing_leaves_no_trace(runner) -> None:

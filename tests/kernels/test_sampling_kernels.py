@@ -10,10 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.sampling.adjust import AdjustWorkspace, Penalties, RaggedLists, adjust_logits
+from engine.kernels.sampling.adjust import (
+    AdjustWorkspace,
+    BadWords,
+    Penalties,
+    RaggedLists,
+    TokenMasks,
+    adjust_logits,
+)
 from engine.kernels.sampling.kernel import SamplingColumns, SamplingWorkspace, sample_rows
 from engine.kernels.sampling.logprobs import Logprobs, LogprobsWorkspace, gather_logprobs
 from engine.kernels.sampling.naive import naive_adjust, naive_logprobs, naive_sample
+from engine.sampling.masks import pack_mask
 from tests.kernels.hopper import compile_for_hopper, compile_overlapping
 
 GPU = torch.cuda.is_available()
@@ -283,6 +291,9 @@ def adjusted(logits: torch.Tensor, rows: dict[int, dict], sequences: list[list[i
     masked, masked_offsets = ragged("masked_ids")
     bias, bias_offsets = ragged("bias")
     values = [value for row in asked for value in row.get("bias", {}).values()]
+    words, first = ragged("bad_words")
+    word_offsets = np.cumsum([0, *map(len, words)]).tolist()
+    num_prompt_tokens = column("num_prompt_tokens", 0, torch.int32)
     workspace = AdjustWorkspace.allocate(len(index) + 1, logits.shape[1], DEVICE)
     workspace.logits.fill_(torch.nan)
     out = adjust_logits(
@@ -295,7 +306,7 @@ def adjusted(logits: torch.Tensor, rows: dict[int, dict], sequences: list[list[i
             column("repetition_penalty", 1, torch.float32),
             column("presence_penalty", 0, torch.float32),
             column("frequency_penalty", 0, torch.float32),
-            column("num_prompt_tokens", 0, torch.int32),
+            num_prompt_tokens,
         ),
         lists=RaggedLists(
             ints(allowed),
@@ -306,11 +317,24 @@ def adjusted(logits: torch.Tensor, rows: dict[int, dict], sequences: list[list[i
             torch.tensor(values, dtype=torch.float32, device=DEVICE),
             bias_offsets,
         ),
+        masks=token_masks([row.get("mask") for row in asked]),
+        bad_words=BadWords(
+            ints([i for word in words for i in word]), ints(word_offsets), first, num_prompt_tokens
+        ),
         workspace=workspace,
     )
     assert not workspace.counts.any(), "counts are left clean for the next call"
     assert out[0].isnan().all(), "an entry of -1 is left alone"
     return out[1:].cpu()
+
+
+def token_masks(masks: list[torch.Tensor | None]) -> TokenMasks:
+    """Masks of some rows, packed in a shuffled order behind one that is nobody's."""
+    given = [row for row, mask in enumerate(masks) if mask is not None][::-1]
+    packed = [pack_mask(masks[row].numpy()).view(np.int32) for row in given]
+    bits = torch.from_numpy(np.stack([np.zeros_like(packed[0]), *packed])) if given else torch.zeros(1, 1)
+    index = [given.index(row) + 1 if row in given else -1 for row in range(len(masks))]
+    return TokenMasks(bits.int().to(DEVICE), torch.tensor(index, dtype=torch.int32, device=DEVICE))
 
 
 PENALIZED = {
@@ -325,20 +349,52 @@ PENALIZED = {
         "bias": {3: -1.5, 7: 9.0},
         "repetition_penalty": 2.0,
     },
+    "bad words": {
+        # In the output: alone, after one, after three, twice; then those that the output does not complete,
+        # that begin in the prompt, and that are longer than the output.
+        "bad_words": [[7], [5, 8], [4, 4, 5, 9], [5, 9], [6, 10], [4, 6, 11], [3, 3, 4, 4, 4, 5, 2], [5] * 9],
+    },
+    "bad words against all else": {
+        "bad_words": [[7], [3], [5, 2], [5, 1]],
+        "allowed_ids": [2, 3, 5],
+        "bias": {3: -1.5, 2: 9.0},
+        "repetition_penalty": 2.0,
+    },
+    "many bad words": {"bad_words": [*[[6]] * 150, [5, 11], *[[4, 8]] * 130, [4, 5, 9]]},
 }
+MASKED = {
+    "mask": {"mask": [0, 3, 7, 11]},
+    "mask with bias and penalties": {
+        "mask": [2, 3, 5],
+        "bias": {3: -1.5, 7: 9.0},
+        "repetition_penalty": 2.0,
+        "bad_words": [[5, 3], [1]],
+    },
+    "mask of one": {"mask": [9]},
+}
+
+
+def with_mask(row: dict, vocab_size: int) -> dict:
+    """The mask as bools: of the given tokens, and of the last."""
+    allowed = torch.zeros(vocab_size, dtype=torch.bool)
+    allowed[[*row["mask"], vocab_size - 1]] = True
+    return {**row, "mask": allowed}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocab_size", [12, 5000])
 def test_adjusted_logits_equal_the_definition(vocab_size: int, dtype: torch.dtype) -> None:
     prompt, output = [1, 2, 2, 3], [3, 4, 4, 4, 5]
-    sequences = [[0], prompt + output, prompt, *[prompt + output] * (len(PENALIZED) - 1)]
-    rows = {entry + 2: {"num_prompt_tokens": 4, **row} for entry, row in enumerate(PENALIZED.values())}
+    asked = [*PENALIZED.values(), *(with_mask(row, vocab_size) for row in MASKED.values())]
+    sequences = [[0], prompt + output, prompt, *[prompt + output] * (len(asked) - 1)]
+    rows = {entry + 2: {"num_prompt_tokens": 4, **row} for entry, row in enumerate(asked)}
     logits = (torch.randn(len(sequences), vocab_size) * 3).to(dtype)
     found = adjusted(logits, rows, sequences)
     for place, (entry, row) in enumerate(rows.items()):
         expected = naive_adjust(logits[entry], token_ids=sequences[entry], **row)
         torch.testing.assert_close(found[place], expected, rtol=1e-6, atol=1e-6)
+        if "mask" in row:
+            assert found[place][~row["mask"]].isneginf().all()
 
 
 def test_adjusted_rows_replace_what_was_chosen_for_them_and_keep_the_largest_raw_logit() -> None:
@@ -486,8 +542,15 @@ COMPILED = {
     "count": (
         "adjust:_copy_and_count",
         {**ROW_TYPES, "adjusted": "*fp32", "counts": "*i32", "allowed_offsets": "*i32"}
-        | {"num_prompt_tokens": "*i32"},
-        {"VOCAB": 151_936, "BLOCK": 2048, "HAS_LISTS": True, "HAS_PENALTIES": True},
+        | {"num_prompt_tokens": "*i32", "mask_bits": "*i32", "mask_index": "*i32"},
+        {"VOCAB": 151_936, "MASK_WORDS": 4748, "BLOCK": 2048, "HAS_PENALTIES": True},
+        4,
+    ),
+    "bad words": (
+        "adjust:_apply_bad_words",
+        {**ROW_TYPES, "adjusted": "*fp32", "num_prompt_tokens": "*i32"}
+        | {"word_ids": "*i32", "word_offsets": "*i32", "first_words": "*i32"},
+        {"VOCAB": 151_936, "BLOCK": 128},
         4,
     ),
     "lists": (
@@ -521,7 +584,7 @@ COMPILED = {
 def test_compiles_for_hopper(name: str) -> None:
     """Raw logits are bf16; adjusted ones fp32."""
     kernel, signature, constants, num_warps = COMPILED[name]
-    if name != "penalties":
+    if name not in ("penalties", "bad words"):
         logits = "*fp32" if "adjusted" in name else "*bf16"
         signature = {**signature, "logits": logits, "logits_stride": "i32"}
     overlaps = kernel.startswith("kernel:")

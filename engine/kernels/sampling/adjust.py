@@ -1,4 +1,4 @@
-"""Penalties, bias and allowed tokens: the few rows of a step that change their logits before sampling."""
+"""Penalties, bias, masks and bad words: the few rows of a step that change their logits before sampling."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.sampling import naive
+
 BLOCK = 2048
 LIST_BLOCK = 1024
+WORD_BLOCK = 128
 # An int32 count of a token's places in the output, with this bit set where the prompt has it too.
 IN_PROMPT = tl.constexpr(1 << 30)
+BAD_WORD_LOGIT = tl.constexpr(naive.BAD_WORD_LOGIT)
 
 # May be parts of a larger array, whose alignment must not matter to a compiler.
 SMALL_ARRAYS = [
@@ -19,6 +23,7 @@ SMALL_ARRAYS = [
     "repetition_penalty", "presence_penalty", "frequency_penalty",
     "allowed_ids", "allowed_offsets", "masked_ids", "masked_offsets",
     "bias_ids", "bias_values", "bias_offsets",
+    "mask_index", "word_ids", "word_offsets", "first_words",
 ]  # fmt: skip
 
 
@@ -58,6 +63,36 @@ class RaggedLists:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """Which tokens some of A adjusted rows may generate, on the device.
+
+    Attributes:
+        bits: [M, words] int32; bit i % 32 of word i // 32 is set where token i is allowed.
+        index: [A] int32, each row's mask, -1 for none. A row with a mask has no allowed_ids.
+    """
+
+    bits: torch.Tensor
+    index: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BadWords:
+    """Token sequences that A adjusted rows may not complete in their output, on the device.
+
+    Attributes:
+        ids: of all sequences, one after another, int32.
+        offsets: where each begins and the last ends, int32; none is empty.
+        first: [A + 1] int32; row a's sequences are first[a] to first[a + 1] - 1.
+        num_prompt_tokens: [A] int32.
+    """
+
+    ids: torch.Tensor
+    offsets: torch.Tensor
+    first: torch.Tensor
+    num_prompt_tokens: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class AdjustWorkspace:
     """Room for up to A_max adjusted rows.
 
@@ -84,10 +119,13 @@ def adjust_logits(
     positions: torch.Tensor,
     token_ids: torch.Tensor,
     penalties: Penalties | None,
-    lists: RaggedLists | None,
+    lists: RaggedLists,
+    masks: TokenMasks,
+    bad_words: BadWords,
     workspace: AdjustWorkspace,
 ) -> torch.Tensor:
-    """Adjusts A of a step's rows: allowed ids, masked ids, bias, then penalties, in this order.
+    """Adjusts A of a step's rows: allowed ids or masks, masked ids, bias, bad words, then penalties, in this
+    order.
 
     The repetition penalty (arXiv:1909.05858) divides positive and multiplies negative logits of tokens in the
     prompt or the output; the other two subtract for tokens in the output.
@@ -97,7 +135,8 @@ def adjust_logits(
         index: int32 [A], the entries of the step to adjust; -1 for none.
         rows, positions: int32 [S], as in `SamplingColumns`; a position is also how many tokens its row has.
         token_ids: every persistent row's tokens, [R, max_model_len] int32.
-        penalties, lists: of the A rows; None if no row has any.
+        penalties: of the A rows; None if no row has any.
+        lists, masks, bad_words: of the A rows; of what no row has there are no ids, and nothing is launched.
 
     Returns:
         [A, vocab] fp32, a part of the workspace; row a is entry index[a].
@@ -118,15 +157,17 @@ def adjust_logits(
         positions,
         token_ids,
         token_ids.stride(0),
-        lists.allowed_offsets if lists else index,
+        lists.allowed_offsets,
         penalties.num_prompt_tokens if penalties else index,
+        masks.bits,
+        masks.index,
         VOCAB=vocab_size,
+        MASK_WORDS=triton.cdiv(vocab_size, 32),
         BLOCK=BLOCK,
-        HAS_LISTS=lists is not None,
         HAS_PENALTIES=penalties is not None,
         num_warps=4,
     )
-    if lists:
+    if len(lists.allowed_ids) or len(lists.masked_ids) or len(lists.bias_ids):
         _apply_lists[(num_adjusted,)](
             logits,
             logits.stride(0),
@@ -141,6 +182,22 @@ def adjust_logits(
             lists.bias_offsets,
             VOCAB=vocab_size,
             BLOCK=LIST_BLOCK,
+            num_warps=4,
+        )
+    if len(bad_words.ids):
+        _apply_bad_words[(num_adjusted,)](
+            adjusted,
+            index,
+            rows,
+            positions,
+            token_ids,
+            token_ids.stride(0),
+            bad_words.num_prompt_tokens,
+            bad_words.ids,
+            bad_words.offsets,
+            bad_words.first,
+            VOCAB=vocab_size,
+            BLOCK=WORD_BLOCK,
             num_warps=4,
         )
     if penalties:
@@ -175,9 +232,11 @@ def _copy_and_count(
     token_ids_stride,
     allowed_offsets,
     num_prompt_tokens,
+    mask_bits,
+    mask_index,
     VOCAB: tl.constexpr,
+    MASK_WORDS: tl.constexpr,
     BLOCK: tl.constexpr,
-    HAS_LISTS: tl.constexpr,
     HAS_PENALTIES: tl.constexpr,
 ):
     """Program (b, a): block b of the logits of row a, upcast or -inf; and counts of block b of its tokens."""
@@ -189,9 +248,12 @@ def _copy_and_count(
     offsets = block * BLOCK + tl.arange(0, BLOCK)
     in_vocab = offsets < VOCAB
     x = tl.load(logits + entry * logits_stride + offsets, mask=in_vocab, other=0.0).to(tl.float32)
-    if HAS_LISTS:
-        num_allowed = tl.load(allowed_offsets + row + 1) - tl.load(allowed_offsets + row)
-        x = tl.where(num_allowed > 0, -float("inf"), x)
+    num_allowed = tl.load(allowed_offsets + row + 1) - tl.load(allowed_offsets + row)
+    x = tl.where(num_allowed > 0, -float("inf"), x)
+    mask = tl.load(mask_index + row).to(tl.int64)
+    if mask >= 0:
+        word = tl.load(mask_bits + mask * MASK_WORDS + offsets // 32, mask=in_vocab, other=0)
+        x = tl.where((word >> (offsets % 32)) & 1 != 0, x, -float("inf"))
     tl.store(adjusted + row * VOCAB + offsets, x, mask=in_vocab)
     if HAS_PENALTIES:
         request = tl.load(rows + entry).to(tl.int64)
@@ -247,6 +309,51 @@ def _apply_lists(
         bias = tl.load(bias_values + begin + lane, mask=listed, other=0.0)
         x = tl.load(line + token, mask=listed, other=0.0)
         tl.store(line + token, x + bias, mask=listed)
+
+
+@triton.jit(do_not_specialize_on_alignment=SMALL_ARRAYS)
+def _apply_bad_words(
+    adjusted,
+    index,
+    rows,
+    positions,
+    token_ids,
+    token_ids_stride,
+    num_prompt_tokens,
+    word_ids,
+    word_offsets,
+    first_words,
+    VOCAB: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program a: compares row a's words, BLOCK at a time, to the end of its output, last token first."""
+    row = tl.program_id(0).to(tl.int64)
+    entry = tl.load(index + row).to(tl.int64)
+    if entry < 0:
+        return
+    request = tl.load(rows + entry).to(tl.int64)
+    if request < 0:
+        return
+    length = tl.load(positions + entry)
+    num_outputs = length - tl.load(num_prompt_tokens + row)
+    line = adjusted + row * VOCAB
+    end = tl.load(first_words + row + 1)
+    for first in range(tl.load(first_words + row), end, BLOCK):
+        word = first + tl.arange(0, BLOCK)
+        listed = word < end
+        begin = tl.load(word_offsets + word, mask=listed, other=0)
+        last = tl.load(word_offsets + word + 1, mask=listed, other=1) - 1
+        num_before = last - begin
+        matches = listed & (num_before <= num_outputs)
+        for back in range(1, tl.max(tl.where(matches, num_before, 0), 0) + 1):
+            token = tl.load(token_ids + request * token_ids_stride + length - back)
+            compared = matches & (back <= num_before)
+            expected = tl.load(word_ids + last - back, mask=compared, other=0)
+            matches &= (expected == token) | (back > num_before)
+        completing = tl.load(word_ids + last, mask=matches, other=0)
+        x = tl.load(line + completing, mask=matches, other=-float("inf"))
+        forbidden = tl.full((BLOCK,), BAD_WORD_LOGIT, tl.float32)
+        tl.store(line + completing, forbidden, mask=x != -float("inf"))
 
 
 @triton.jit(do_not_specialize_on_alignment=SMALL_ARRAYS)

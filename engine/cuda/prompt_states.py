@@ -1,0 +1,192 @@
+"""What a step tells of prompts, launched behind it and never waited for: see prompt_work.py.
+
+A step without such requests launches nothing of it. One with them takes no graph, and keeps its hidden states
+until this has read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.attention.backend import IntArray
+from engine.cuda.logprobs import LogprobsBuffers, LogprobsRequest
+from engine.cuda.rows import DeviceRows
+from engine.cuda.staging import Staging
+from engine.cuda.step_layout import StepLayout
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
+from engine.dispatch.records import F32Array, PromptLogprobs, RecordLimits
+from engine.kernels.pooling.kernel import PooledColumns, pool_hidden
+from engine.kernels.sampling.logprobs import Logprobs, LogprobsWorkspace, gather_logprobs
+from engine.prompt_work import PooledChunk, PromptWork, logprobs_places, split_logprobs
+
+# Positions whose logits there are at once. Always so many, whatever is asked for, so that one product and one
+# kernel serve all prompts.
+POSITIONS_AT_ONCE = 256
+# A buffer is written again only when the result of the step that took it was read, as in results.py.
+_NUM_TURNS = MAX_STEPS_IN_FLIGHT + 2
+
+ComputeLogits = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTransfer:
+    """What one step tells of prompts, on its way to the host.
+
+    Attributes:
+        work: what was asked.
+        logprobs: of all its tokens, if there are any.
+        pooled, pooled_host: complete states on the device and the host, [n, hidden_size] fp32.
+    """
+
+    work: PromptWork
+    logprobs: LogprobsRequest | None
+    pooled: torch.Tensor
+    pooled_host: torch.Tensor
+
+    def to_host(self) -> None:
+        """Starts the copies, on the current stream."""
+        if self.logprobs is not None:
+            self.logprobs.to_host()
+        if len(self.pooled):
+            self.pooled_host.copy_(self.pooled, non_blocking=True)
+
+    def results(self) -> tuple[list[PromptLogprobs], dict[int, F32Array]]:
+        """What a step's result holds of it, once the copies are over.
+
+        Log probabilities that are not finite say that the model's logits were not.
+        """
+        told: list[PromptLogprobs] = []
+        if self.logprobs is not None:
+            told = split_logprobs(self.work.logprobs, *self.logprobs.arrays())
+        complete = [chunk.index for chunk in self.work.pooled if chunk.divisor]
+        return told, dict(zip(complete, self.pooled_host.numpy().copy(), strict=True))
+
+
+class PromptStates:
+    """Owns the memory of all that; one for each runner.
+
+    Args:
+        compute_logits: of some hidden states, at most POSITIONS_AT_ONCE.
+    """
+
+    def __init__(
+        self, rows: DeviceRows, limits: RecordLimits, compute_logits: ComputeLogits, device: torch.device
+    ) -> None:
+        self._rows = rows
+        self._compute_logits = compute_logits
+        self._at_once = POSITIONS_AT_ONCE
+        self._staging = Staging(_NUM_TURNS, device)
+        self._workspace = LogprobsWorkspace.allocate(self._at_once, rows.limits.vocab_size, device)
+        self._results = LogprobsBuffers(_NUM_TURNS, limits.max_prompt_logprobs, device)
+        self._slot = torch.zeros(1, dtype=torch.int32, device=device)
+        size = limits.hidden_size
+        self._sums = torch.zeros((rows.limits.max_num_seqs, size), device=device)
+        self._pooled = torch.zeros((_NUM_TURNS, limits.max_pooled, size), device=device)
+        self._pooled_host = torch.zeros(self._pooled.shape, pin_memory=device.type == "cuda")
+        self._turn = 0
+
+    def after_model(self, work: PromptWork, layout: StepLayout, hidden: torch.Tensor) -> PromptTransfer:
+        """Computes what a step tells of prompts.
+
+        Args:
+            layout: of the step, which has no padding.
+            hidden: final hidden states of its tokens, [T, hidden].
+        """
+        begins = np.empty_like(layout.counts)
+        begins[layout.plan_index] = np.cumsum(layout.counts) - layout.counts
+        arrays, num_top = [], 0
+        if work.logprobs:
+            places = logprobs_places(work.logprobs, begins, self._rows.limits.max_model_len)
+            arrays, num_top = self._logprobs_arrays(places.hidden, places.targets), places.num_top
+        if work.pooled:
+            arrays += _pooled_arrays(work.pooled, begins)
+        staged = self._staging.send(arrays)
+        request = None
+        if work.logprobs:
+            positions, targets, entries, *staged = staged
+            num_tokens = sum(chunk.count for chunk in work.logprobs)
+            request = self._results.take(np.arange(num_tokens), np.array([num_top]))
+            self._gather(hidden, positions, targets, entries, request)
+        return self._pool(hidden, work, staged, request)
+
+    def rehearse(self, hidden: torch.Tensor) -> None:
+        """Launches for nobody all that a step with such requests launches behind its model."""
+        nobody = np.zeros(1, dtype=np.int64)
+        arrays = self._logprobs_arrays(nobody, nobody)
+        arrays[2][:] = -1
+        pooled = [PooledChunk(index=0, row=-1, begin=0, end=0, continues=False, divisor=0)]
+        staged = self._staging.send(arrays + _pooled_arrays(pooled, nobody))
+        positions, targets, entries, *pooling = staged
+        request = self._results.take(nobody, np.ones(1, dtype=np.int64))
+        self._gather(hidden, positions, targets, entries, request)
+        self._pool(hidden, PromptWork((), pooled), pooling, None)
+
+    def _logprobs_arrays(self, hidden: IntArray, targets: IntArray) -> list[np.ndarray]:
+        """Positions, targets and entries, padded to whole rounds; int32."""
+        rounds = -(-len(hidden) // self._at_once)
+        arrays = np.zeros((3, rounds * self._at_once), dtype=np.int32)
+        arrays[0, : len(hidden)] = hidden
+        arrays[1, : len(hidden)] = targets
+        arrays[2] = np.arange(arrays.shape[1]) % self._at_once
+        arrays[2, len(hidden) :] = -1
+        return list(arrays)
+
+    def _gather(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
+        entries: torch.Tensor,
+        request: LogprobsRequest,
+    ) -> None:
+        token_ids = self._rows.arena.index_select(0, targets)
+        out, num_top = request.out, int(request.num_top.max())
+        for begin in range(0, len(positions), self._at_once):
+            part = slice(begin, begin + self._at_once)
+            logits = self._compute_logits(hidden.index_select(0, positions[part]))
+            gather_logprobs(
+                logits,
+                index=entries[part],
+                chosen=token_ids[part][None],
+                slot=self._slot,
+                num_top=min(num_top, logits.shape[1]),
+                workspace=self._workspace,
+                out=Logprobs(out.sampled[part], out.top_ids[part], out.top_logprobs[part]),
+            )
+
+    def _pool(
+        self,
+        hidden: torch.Tensor,
+        work: PromptWork,
+        arrays: Sequence[torch.Tensor],
+        logprobs: LogprobsRequest | None,
+    ) -> PromptTransfer:
+        self._turn = (self._turn + 1) % _NUM_TURNS
+        out, host = self._pooled[self._turn], self._pooled_host[self._turn]
+        if work.pooled:
+            pool_hidden(hidden, PooledColumns(*arrays), sums=self._sums, out=out)
+        complete = slice(sum(chunk.divisor > 0 for chunk in work.pooled))
+        return PromptTransfer(work, logprobs, out[complete], host[complete])
+
+
+def _pooled_arrays(chunks: Sequence[PooledChunk], begins: IntArray) -> list[np.ndarray]:
+    """The fields of PooledColumns, in order."""
+    columns = np.empty((6, len(chunks)), dtype=np.int32)
+    num_complete = 0
+    for i, chunk in enumerate(chunks):
+        first = begins[chunk.index]
+        place = num_complete if chunk.divisor else -1
+        num_complete += chunk.divisor > 0
+        columns[:, i] = (
+            chunk.row,
+            first + chunk.begin,
+            first + chunk.end,
+            chunk.continues,
+            chunk.divisor,
+            place,
+        )
+    return list(columns)

@@ -1,0 +1,1 @@
+"""Sums of hidden states over chunks of prompts."""
