@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import cast
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, HandshakeError, WorkerLink
@@ -22,14 +23,16 @@ from scheduler.config import SchedulerConfig
 from scheduler.core import Scheduler
 from scheduler.intake import make_limits
 from scheduler.limits import SchedulerLimits
+from scheduler.masks import MaskMaker
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outbox import Outbox, Ticket
-from scheduler.request import EndReason, Request
+from scheduler.request import EndReason, Request, Status
 from scheduler.step import StepOutput
 
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25)
+_MASK_SECONDS = 0.002
 
 
 class EngineDriver:
@@ -49,6 +52,8 @@ class EngineDriver:
         self._orphans: list[Request] = []
         self._outboxes: set[Outbox] = set()
         self._pump_scheduled = False
+        self._masks: MaskMaker | None = None
+        self._mask_timer: asyncio.TimerHandle | None = None
         self.facts: WorkerFacts | None = None
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
         self.detached.set()
@@ -70,6 +75,8 @@ class EngineDriver:
         finally:
             if self._link is not None:
                 self._link.close()
+            if self._masks is not None:
+                self._masks.close()
 
     async def _connect(self) -> WorkerLink:
         """Tries until a worker answers. The handshake runs in a thread, as an answer may take its time."""
@@ -85,7 +92,10 @@ class EngineDriver:
             attempt += 1
 
     def _attach(self, link: WorkerLink) -> None:
-        facts = self.facts = link.facts
+        facts, previous = link.facts, self.facts
+        if self._masks is not None and previous is not None and not _same_vocabulary(facts, previous):
+            self._leave_masks()
+        self.facts = facts
         self._link = link
         self._core = Scheduler(self._limits(facts))
         self._lost.clear()
@@ -134,6 +144,16 @@ class EngineDriver:
             self._finish(request, error.code)
             _ticket(request).outbox.flush(0)
 
+    def _leave_masks(self) -> None:
+        """Ends what was constrained over another model's vocabulary than the one that is served now."""
+        assert self._masks is not None
+        self._masks.close()
+        self._masks = None
+        for request in [each for each in self._orphans if each.constraint is not None]:
+            self._end(request, EndReason.ERROR, "the server has changed its model; submit the request again")
+            self._finish(request, Code.UNAVAILABLE)
+            _ticket(request).outbox.flush(0)
+
     def subscribe(self, outbox: Outbox) -> None:
         """Tells this outbox about the model, now and whenever it changes."""
         self._outboxes.add(outbox)
@@ -156,10 +176,58 @@ class EngineDriver:
         if self._core is None:
             raise Unavailable("no engine is attached; try again later")
         self._core.add(request, resumed=resumed)
+        if request.constraint is not None:
+            self._begin_masks(request)
         if timeout is not None:
             loop = asyncio.get_running_loop()
             ticket.deadline = loop.call_later(timeout, self._expire, request)
         self._schedule_pump()
+
+    def _begin_masks(self, request: Request) -> None:
+        if self._masks is None:
+            assert self.facts is not None
+            loop = asyncio.get_running_loop()
+
+            def wake() -> None:
+                with suppress(RuntimeError):  # the loop is closed: the process ends
+                    loop.call_soon_threadsafe(self._on_masks)
+
+            self._masks = MaskMaker(self.facts, wake)
+        self._masks.begin(request)
+
+    def _advance_masks(self, output: StepOutput) -> None:
+        """Has masks made for what comes after the tokens that requests with constraints have gained."""
+        if self._masks is not None and self._masks.num_open:
+            for request in output.requests:
+                if request.constraint is not None and request.status is not Status.ENDED:
+                    self._masks.advance(request)
+
+    def _on_masks(self) -> None:
+        """Lets requests go on whose masks are ready, and ends those that cannot."""
+        for outcome in self._masks.take() if self._masks is not None else ():
+            request, error = outcome.request, outcome.error
+            if outcome.mask is not None:
+                if self._core is not None:
+                    self._core.allow(request, outcome.mask)
+                else:
+                    request.allow(outcome.mask)
+                continue
+            if error is None:
+                self._end(request, EndReason.STOP)
+            else:
+                self._end(request, EndReason.ERROR, error.message)
+            self._finish(request, Code.INTERNAL if error is None else error.code)
+            _ticket(request).outbox.flush(0)
+        self._pump_with_masks()
+
+    def _pump_with_masks(self) -> None:
+        """Plans now if no mask is being made, else a little later, so that requests sampled together are
+        sampled together again. What needs no mask is planned when results come, and does not wait.
+        """
+        if self._masks is None or self._masks.num_awaited == 0:
+            self._pump()
+        elif self._mask_timer is None:
+            self._mask_timer = asyncio.get_running_loop().call_later(_MASK_SECONDS, self._pump)
 
     def abort(self, request: Request) -> None:
         """Ends a request at once, without a word to its outbox."""
@@ -192,6 +260,9 @@ class EngineDriver:
     def _pump(self) -> None:
         """Keeps the worker one step ahead."""
         self._pump_scheduled = False
+        if self._mask_timer is not None:
+            self._mask_timer.cancel()
+            self._mask_timer = None
         if self._core is None or self._link is None:
             return
         while self._core.num_in_flight < MAX_STEPS_IN_FLIGHT and (plan := self._core.schedule()) is not None:
@@ -211,7 +282,9 @@ class EngineDriver:
         outputs: list[tuple[StepResult, StepOutput]] = []
         try:
             while (result := self._link.poll_result()) is not None:
-                outputs.append((result, self._core.update(result)))
+                output = self._core.update(result)
+                self._advance_masks(output)
+                outputs.append((result, output))
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")
             self._lost.set()
@@ -234,6 +307,11 @@ class EngineDriver:
             handles, token_ids = [tickets[i].handle for i in mine], [output.token_ids[i] for i in mine]
             outbox.add_tokens(handles, token_ids, logprobs)
             touched.add(outbox)
+        for request, entry in output.prompt_logprobs:
+            _ticket(request).outbox.add_prompt_logprobs(_ticket(request).handle, entry)
+            touched.add(_ticket(request).outbox)
+        for request, state in output.pooled:
+            _ticket(request).outbox.add_pooled_state(_ticket(request).handle, state)
         for request in output.ended:
             self._finish(request, Code.INTERNAL)
             touched.add(_ticket(request).outbox)
@@ -250,6 +328,8 @@ class EngineDriver:
         ticket = _ticket(request)
         if ticket.deadline is not None:
             ticket.deadline.cancel()
+        if self._masks is not None:
+            self._masks.forget(request)
         self.metrics.ended(request, ticket, time.perf_counter())
 
     def _tell_model(self) -> None:
@@ -274,6 +354,7 @@ class EngineDriver:
             max_num_batched_tokens=limits.max_num_batched_tokens,
             dtype=facts.dtype,
             device=facts.device,
+            hidden_size=facts.hidden_size,
             ready=self._core is not None,
         )
 
@@ -301,6 +382,14 @@ class EngineDriver:
             max_num_waiting=core.limits.max_num_waiting,
             num_steps_in_flight=core.num_in_flight,
         )
+
+
+def _same_vocabulary(facts: WorkerFacts, others: WorkerFacts) -> bool:
+    return (facts.model, facts.vocab_size, facts.eos_token_ids) == (
+        others.model,
+        others.vocab_size,
+        others.eos_token_ids,
+    )
 
 
 def _ticket(request: Request) -> Ticket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from engine.dispatch.records import TokenLogprobs
+from engine.dispatch.records import F32Array, PromptLogprobs, TokenLogprobs
 from pagewire.errors import Code
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.request import EndReason, Request
@@ -48,6 +48,8 @@ class Outbox:
         self._handles: list[int] = []
         self._token_ids: list[int] = []
         self._logprobs: list[tuple[int, TokenLogprobs]] = []
+        self._prompt_logprobs: list[tuple[int, PromptLogprobs]] = []
+        self._pooled_states: list[tuple[int, F32Array]] = []
         self._admitted: list[pb.Admitted] = []
         self._ended: list[pb.Ended] = []
         self._model: pb.GetModelResponse | None = None
@@ -68,6 +70,14 @@ class Outbox:
         self._logprobs += [(begin + index, entry) for index, entry in logprobs]
         self._handles += handles
         self._token_ids += token_ids
+
+    def add_prompt_logprobs(self, handle: int, entry: PromptLogprobs) -> None:
+        """There are log probabilities of some more tokens of a request's prompt."""
+        self._prompt_logprobs.append((handle, entry))
+
+    def add_pooled_state(self, handle: int, state: F32Array) -> None:
+        """A request ends with this."""
+        self._pooled_states.append((handle, state))
 
     def add_admitted(self, handle: int, num_cached_tokens: int) -> None:
         """A request entered its first step."""
@@ -108,7 +118,7 @@ class Outbox:
         if self._model is not None:
             messages.append(pb.ConnectResponse(model=self._model))
             self._model = None
-        if self._handles or self._admitted or self._ended:
+        if self._handles or self._admitted or self._ended or self._prompt_logprobs:
             messages.append(self._take_deltas())
         return messages
 
@@ -123,9 +133,20 @@ class Outbox:
         for index, logprobs in self._logprobs:
             deltas.logprob_indices.append(index)
             deltas.logprobs.append(logprobs_message(logprobs))
+        for handle, entry in self._prompt_logprobs:
+            _fill_prompt_logprobs(deltas.prompt_logprobs.add(handle=handle, first=entry.first), entry)
+        for handle, state in self._pooled_states:
+            deltas.pooled_states.add(handle=handle).values.extend(state.tolist())
         self._handles, self._token_ids, self._logprobs = [], [], []
+        self._prompt_logprobs, self._pooled_states = [], []
         self._admitted, self._ended = [], []
         return message
+
+
+def _fill_prompt_logprobs(message: pb.PromptLogprobs, entry: PromptLogprobs) -> None:
+    columns = entry.logprobs.tolist(), entry.top_ids.tolist(), entry.top_logprobs.tolist()
+    for logprob, top_ids, top_logprobs in zip(*columns, strict=True):
+        message.logprobs.add(logprob=logprob, top_ids=top_ids, top_logprobs=top_logprobs)
 
 
 def logprobs_message(logprobs: TokenLogprobs) -> pb.TokenLogprobs:

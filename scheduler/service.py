@@ -25,7 +25,9 @@ from scheduler.request import Request, Status
 
 logger = logging.getLogger(__name__)
 
-_TEXT_FIELDS = ("stop", "include_stop_str_in_output", "skip_special_tokens")
+_TEXT_FIELDS = ("stop", "include_stop_str_in_output", "skip_special_tokens", "bad_words")
+# What only frontends serve, and what says nothing.
+_FRONTEND_FIELDS = {"n": 1, "best_of": 1, "beam_search": None, "prompt_logprobs": None}
 
 
 class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -153,6 +155,9 @@ class Connection:
             num_prompt_tokens=submit.num_prompt_tokens,
             priority=submit.priority,
             owner=ticket,
+            bad_words=[each.ids[:] for each in submit.bad_words],
+            cache_salt=submit.cache_salt,
+            pooling=submit.pooling,
         )
         self._driver.submit(request, ticket, timeout, resumed=submit.resumed)
         self._requests[submit.handle] = request
@@ -169,9 +174,16 @@ class Connection:
 
 def _as_submit(request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> pb.Submit:
     """A direct client's request in the form frontends use."""
+    given = given_fields(request.sampling)
     for field in _TEXT_FIELDS:
-        if field in given_fields(request.sampling):
+        if field in given:
             raise Unsupported(f"{field} works on text; this service knows tokens only", param=field)
+    for field, neutral in _FRONTEND_FIELDS.items():
+        if given.get(field, neutral) != neutral:
+            raise Unsupported(
+                f"{field} is more than one stream of tokens; InferenceService, at the frontends, serves it",
+                param=field,
+            )
     submit = pb.Submit(
         handle=1,
         request_id=request.request_id or uuid.uuid4().hex,

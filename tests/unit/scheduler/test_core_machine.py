@@ -158,7 +158,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.in_flight.append(plan)
 
     def _check_masks(self, plan: StepPlan) -> None:
-        """Exactly the requests with a constraint are sampled under a mask, and that is of all their tokens."""
+        """Exactly the requests with a constraint are sampled under a mask, made for all their tokens."""
         for column, request in enumerate(self.scheduler._in_flight[-1].scheduled):
             if plan.samples[column] and request.constraint is not None:
                 expected = to_mask(allowed_after(request.token_ids.tolist()), VOCAB)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -46,7 +47,8 @@ class WorkerThread:
         leave_at: leaves the scheduler, as if killed, when it is to run this many more steps.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, facts: WorkerFacts = FACTS) -> None:
+        self._facts = facts
         self.step_seconds = 0.0
         self.fail_steps = 0
         self.leave_at = -1
@@ -58,7 +60,7 @@ class WorkerThread:
 
     def _serve(self) -> None:
         while not self._closed:
-            session = self._endpoint.accept(FACTS)
+            session = self._endpoint.accept(self._facts)
             self.num_sessions += 1
             worker = MiniatureWorker(4, VOCAB, FACTS.max_num_batched_tokens, FACTS.max_num_seqs)
             doomed = 0
@@ -91,6 +93,13 @@ def worker(tmp_path: Path) -> Iterator[WorkerThread]:
 async def stub(
     worker: WorkerThread, tmp_path: Path
 ) -> AsyncIterator[scheduler_pb2_grpc.SchedulerServiceStub]:
+    async with served(tmp_path) as stub:
+        yield stub
+
+
+@asynccontextmanager
+async def served(tmp_path: Path) -> AsyncIterator[scheduler_pb2_grpc.SchedulerServiceStub]:
+    """A scheduler over the worker at worker.sock."""
     address = f"unix:{tmp_path}/scheduler.sock"
     config = SchedulerConfig(listen=(address,), worker_socket=tmp_path / "worker.sock", max_num_waiting=3)
     server = SchedulerServer(config)
@@ -133,6 +142,8 @@ class Frontend:
         self.tokens: dict[int, list[int]] = {}
         self.logprobs: dict[int, list[float]] = {}
         self.ended: dict[int, pb.Ended] = {}
+        self.prompt_logprobs: dict[int, list[float]] = {}
+        self.pooled: dict[int, list[float]] = {}
         self.models: list[pb.GetModelResponse] = []
 
     async def until_ended(self, *handles: int) -> None:
@@ -144,6 +155,14 @@ class Frontend:
         message = await self.call.read()
         if message.HasField("model"):
             self.models.append(message.model)
+        for told in message.deltas.prompt_logprobs:
+            assert told.handle not in self.tokens, "the prompt's come first"
+            so_far = self.prompt_logprobs.setdefault(told.handle, [])
+            assert told.first == 1 + len(so_far)
+            so_far += [entry.logprob for entry in told.logprobs]
+        for state in message.deltas.pooled_states:
+            assert state.handle not in self.pooled
+            self.pooled[state.handle] = list(state.values)
         for handle, token in zip(message.deltas.handles, message.deltas.token_ids, strict=True):
             assert handle not in self.ended
             self.tokens.setdefault(handle, []).append(token)
