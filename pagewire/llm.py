@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from engine.config import WorkerConfig
 from engine.dispatch import records
+from frontend.chat.conversation import Conversation as Turns
 from frontend.output_text import OutputText
 from frontend.served_model import ServedModel
 from pagewire.errors import InvalidRequest, PagewireError
@@ -166,7 +167,7 @@ class LLM:
         prompts = []
         for conversation in conversations:
             turns = [dict(message) for message in conversation]
-            rendered = self._text.template.render(turns, add_generation_prompt=True)
+            rendered = self._text.template.render(Turns(messages=turns))
             prompts.append(self._text.tokenizer.encode(rendered, add_special_tokens=False))
         return self.generate(prompts, sampling_params)
 

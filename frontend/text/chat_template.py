@@ -6,106 +6,174 @@ The template language and its variables are those of Hugging Face chat templates
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pagewire.errors import ConfigError, InvalidRequest
+from frontend.chat.conversation import Conversation
+from frontend.text.template_environment import PromptTooLong, compile_template, render_template
+from frontend.text.template_messages import CONTINUED, messages_for
+from frontend.text.template_traits import TemplateTraits
+from frontend.text.untrusted_template import render_untrusted
+from pagewire.errors import ConfigError, InvalidRequest, Unsupported
 
-MAX_PROMPT_CHARACTERS = 16 * 1024 * 1024
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """One template, compiled once."""
+
+    source: str
+    traits: TemplateTraits
+    compiled: jinja2.Template
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A model's chat template, compiled once. Immutable and thread-safe.
+    """A model's chat template. Immutable and thread-safe.
 
     It runs in Jinja's sandbox, on data that requests bring, but is itself the operator's: it comes with
-    the model. The size of its output is bounded. Its time is bounded only by the sandbox's limit of
-    100,000 steps on each range(): a template that loops endlessly without output could be stopped
-    only from outside, by rendering in a process of its own with a CPU limit.
+    the model. The size of its output is bounded, its time only by the sandbox's limit of 100,000 steps on
+    each range(). A template that comes with a request, where these are allowed, gets a process of its own
+    with limits on time and memory.
     """
 
-    _default: jinja2.Template
-    _with_tools: jinja2.Template
+    _by_name: Mapping[str, _Template]
     _special_tokens: Mapping[str, str]
+    _trust_requests: bool
 
     @classmethod
-    def load(cls, model_dir: Path, override: Path | None) -> ChatTemplate | None:
-        """The template of a model directory, or the override instead; None if there is none.
+    def load(
+        cls, model_dir: Path, override: Path | str | None, *, trust_requests: bool = False
+    ) -> ChatTemplate | None:
+        """The templates of a model directory, or the override instead; None if there are none.
 
-        Looked for in this order: the override, chat_template.jinja, `chat_template` in
-        tokenizer_config.json, which is one template or a list of named ones. Of these, `default` is
-        used, and `tool_use`, if there is one, for requests with tools.
-
-        Raises:
-            ConfigError: a file cannot be read or the template has a syntax error.
-        """
-        config = _read_tokenizer_config(model_dir / "tokenizer_config.json")
-        origin = override or model_dir / "chat_template.jinja"
-        if override is not None or origin.is_file():
-            sources = {"default": _read_text(origin)}
-        else:
-            origin = model_dir / "tokenizer_config.json"
-            sources = _named_templates(origin, config.get("chat_template"))
-        if not sources:
-            return None
-        compiled = {name: _compile(origin, source) for name, source in sources.items()}
-        return cls(
-            compiled["default"], compiled.get("tool_use", compiled["default"]), _special_token_texts(config)
-        )
-
-    def render(
-        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
-    ) -> str:
-        """The prompt for a conversation.
+        Looked for in this order: the override, chat_template.jinja with additional_chat_templates/*.jinja,
+        `chat_template` in tokenizer_config.json, which is one template or a list of named ones. Of these,
+        `default` is used, and `tool_use`, if there is one, for requests with tools.
 
         Args:
-            messages: `role`, `content` and whatever else the template knows.
-            add_generation_prompt: whether to end with the beginning of the assistant's turn.
-            variables: further variables of the template, such as `tools`.
+            override: a file, or the template itself.
+            trust_requests: whether requests may bring templates.
 
         Raises:
-            InvalidRequest: the template refuses the conversation or the prompt is too large.
+            ConfigError: a file cannot be read or a template has a syntax error.
         """
-        context: dict[str, Any] = {
-            **self._special_tokens,
-            "tools": None,
-            "documents": None,
-            **variables,
-            "messages": messages,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        template = self._with_tools if context["tools"] else self._default
+        config = _read_tokenizer_config(model_dir / "tokenizer_config.json")
+        sources = _sources(model_dir, override, config)
+        if not sources:
+            return None
+        by_name = {name: _compile(origin, source) for name, (origin, source) in sources.items()}
+        return cls(by_name, _special_token_texts(config), trust_requests)
+
+    @property
+    def source(self) -> str:
+        """The template's text; of several, all of them."""
+        return "\n".join(template.source for template in self._by_name.values())
+
+    def render(self, conversation: Conversation) -> str:
+        """The prompt for a conversation.
+
+        Raises:
+            InvalidRequest: the template refuses the conversation, the prompt is too large, or the variables
+                given are the template's own.
+            Unsupported: the request brings a template and that is not allowed.
+        """
+        given = conversation.chat_template
+        if given is not None and given not in self._by_name:
+            return self._render_theirs(given, conversation)
+        default = self._by_name["default"]
+        if given is not None:
+            template = self._by_name[given]
+        else:
+            template = self._by_name.get("tool_use", default) if conversation.tools else default
+        variables = self._variables(conversation, template.traits)
         try:
-            return _bounded_join(template.generate(context))
-        except InvalidRequest:
-            raise
+            rendered = render_template(template.compiled, variables)
+        except PromptTooLong as error:
+            raise InvalidRequest(str(error), param="messages") from error
         except Exception as error:  # a template can raise what any expression can, such as None + "text"
             raise InvalidRequest(
                 f"the chat template refused the conversation: {error}", param="messages"
             ) from error
+        return _left_open(rendered) if conversation.continue_final_message else rendered
 
-
-def _bounded_join(chunks: Any) -> str:
-    parts, size = [], 0
-    for chunk in chunks:
-        parts.append(chunk)
-        size += len(chunk)
-        if size > MAX_PROMPT_CHARACTERS:
-            raise InvalidRequest(
-                f"the rendered conversation is longer than {MAX_PROMPT_CHARACTERS:,} characters",
-                param="messages",
+    def _render_theirs(self, source: str, conversation: Conversation) -> str:
+        if not self._trust_requests:
+            raise Unsupported(
+                "this server takes no chat_template from requests; it would if it were started with "
+                "--trust-request-chat-template",
+                param="chat_template",
             )
-    return "".join(parts)
+        try:
+            traits = TemplateTraits.read(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise InvalidRequest(f"chat_template has an error: {error}", param="chat_template") from error
+        rendered = render_untrusted(source, self._variables(conversation, traits))
+        return _left_open(rendered) if conversation.continue_final_message else rendered
+
+    def _variables(self, conversation: Conversation, traits: TemplateTraits) -> dict[str, Any]:
+        own = next((name for name in _OWN_VARIABLES if name in conversation.template_variables), None)
+        if own is not None:
+            raise InvalidRequest(
+                f"chat_template_kwargs has {own!r}, which is a field of the request itself",
+                param="chat_template_kwargs",
+            )
+        tools = [tool.for_template() for tool in conversation.tools] or None
+        return {
+            **self._special_tokens,
+            "documents": conversation.documents,
+            **conversation.template_variables,
+            "tools": None if conversation.tool_choice.kind == "none" else tools,
+            "messages": messages_for(conversation, traits),
+            "add_generation_prompt": conversation.add_generation_prompt,
+        }
+
+
+def _left_open(rendered: str) -> str:
+    """A prompt up to the end of its last turn's content.
+
+    Raises:
+        InvalidRequest: the template does not show the end of the content.
+    """
+    end = rendered.rfind(CONTINUED.strip())
+    if end < 0:
+        raise InvalidRequest(
+            "the last message cannot be continued: the chat template does not show the end of its content",
+            param="continue_final_message",
+        )
+    text = rendered[:end]
+    # Without the space at its end, the template trims contents, and so it would the real one.
+    return text if rendered.startswith(CONTINUED, end) else text.rstrip()
+
+
+def _sources(
+    model_dir: Path, override: Path | str | None, config: Mapping[str, Any]
+) -> dict[str, tuple[Path | str, str]]:
+    """Where each template comes from, and its text, by name."""
+    if override is not None:
+        return {"default": _override(override)}
+    file = model_dir / "chat_template.jinja"
+    if file.is_file():
+        more = sorted((model_dir / "additional_chat_templates").glob("*.jinja"))
+        named = {path.stem: (path, _read_text(path)) for path in more}
+        return {**named, "default": (file, _read_text(file))}
+    origin = model_dir / "tokenizer_config.json"
+    by_name = _named_templates(origin, config.get("chat_template"))
+    return {name: (origin, source) for name, source in by_name.items()}
+
+
+def _override(override: Path | str) -> tuple[Path | str, str]:
+    """A template looks like no path: it has a brace or a line break."""
+    text = str(override)
+    if any(character in text for character in "{}\n"):
+        return "--chat-template", text
+    return Path(override), _read_text(Path(override))
 
 
 def _named_templates(origin: Path, value: Any) -> dict[str, str]:
@@ -160,52 +228,8 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"cannot read the chat template: {error}") from error
 
 
-def _compile(origin: Path, source: str) -> jinja2.Template:
+def _compile(origin: Path | str, source: str) -> _Template:
     try:
-        return _ENVIRONMENT.from_string(source)
+        return _Template(source, TemplateTraits.read(source), compile_template(source))
     except jinja2.TemplateError as error:
         raise ConfigError(f"{origin}: the chat template has an error: {error}") from error
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks what the assistant wrote, for training; here its content is just shown."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _new_environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    functions: dict[str, Callable[..., Any]] = {"raise_exception": _refuse, "strftime_now": _strftime_now}
-    environment.globals.update(functions)
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is, where Jinja's own filter would escape it for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-_ENVIRONMENT = _new_environment()

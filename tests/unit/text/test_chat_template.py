@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from frontend.text import chat_template
+from frontend.chat.conversation import Conversation
+from frontend.chat.tools import Tool
+from frontend.text import template_environment
 from frontend.text.chat_template import ChatTemplate
 from pagewire.errors import ConfigError, InvalidRequest
 
@@ -19,7 +21,9 @@ CONVERSATION: list[dict[str, Any]] = [
     {"role": "assistant", "content": "Zwei – 二"},
     {"role": "user", "content": "Danke"},
 ]
-TOOLS = [{"type": "function", "function": {"name": "f", "description": "größer <b>", "parameters": {}}}]
+FUNCTION = {"name": "f", "description": "größer <b>", "parameters": {}}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+SAY_HI = [{"role": "user", "content": "hi"}]
 
 # Exercises what published templates use: whitespace control, loop controls, JSON, generation marks.
 RICH_TEMPLATE = """\
@@ -31,7 +35,7 @@ RICH_TEMPLATE = """\
     {% endfor %}
 {% endif %}
 {% for message in messages %}
-    {% if message.role == "skip" %}{% continue %}{% endif %}
+    {% if message.role == "tool" %}{% continue %}{% endif %}
     {% set ns.n = ns.n + 1 %}
     {%- if message['role'] == 'assistant' %}
         {% generation %}{{ message.content | trim }}{{ eos_token }}{% endgeneration %}
@@ -56,8 +60,12 @@ def load(directory: Path, template: Any, **config: Any) -> ChatTemplate:
     return loaded
 
 
+def render(template: ChatTemplate, messages: list[dict[str, Any]] = SAY_HI, **settings: Any) -> str:
+    return template.render(Conversation(messages=messages, **settings))
+
+
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
-@pytest.mark.parametrize("conversation", [CONVERSATION, CONVERSATION[1:2], []])
+@pytest.mark.parametrize("conversation", [CONVERSATION, CONVERSATION[1:2]])
 def test_smollm2_prompts_equal_those_of_transformers(
     smollm2_dir: Path, conversation: list[dict[str, Any]], add_generation_prompt: bool
 ) -> None:
@@ -69,7 +77,7 @@ def test_smollm2_prompts_equal_those_of_transformers(
     [expected], _ = render_jinja_template(
         [conversation], chat_template=source, add_generation_prompt=add_generation_prompt
     )
-    assert template.render(conversation, add_generation_prompt=add_generation_prompt) == expected
+    assert render(template, conversation, add_generation_prompt=add_generation_prompt) == expected
 
 
 def test_apply_chat_template_gives_the_same_prompt(smollm2_dir: Path) -> None:
@@ -78,7 +86,7 @@ def test_apply_chat_template_gives_the_same_prompt(smollm2_dir: Path) -> None:
     template = ChatTemplate.load(smollm2_dir, None)
     assert template is not None
     expected = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
-    assert template.render(CONVERSATION) == expected
+    assert render(template, CONVERSATION) == expected
 
 
 @pytest.mark.parametrize("tools", [None, TOOLS])
@@ -87,7 +95,7 @@ def test_a_template_of_many_features_renders_as_in_transformers(
 ) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    conversation = [{"role": "skip", "content": "x"}, *CONVERSATION[1:]]
+    conversation = [{"role": "tool", "content": "skipped"}, *CONVERSATION[1:]]
     [expected], _ = render_jinja_template(
         [conversation],
         tools=tools,
@@ -97,12 +105,12 @@ def test_a_template_of_many_features_renders_as_in_transformers(
         eos_token="</s>",
     )
     template = load(tmp_path, RICH_TEMPLATE, bos_token="<s>", eos_token={"content": "</s>"})
-    assert template.render(conversation, tools=tools) == expected
+    assert render(template, conversation, tools=[Tool(definition=FUNCTION)] if tools else []) == expected
 
 
 def test_further_variables_reach_the_template(tmp_path: Path) -> None:
     template = load(tmp_path, "{{ enable_thinking }} {{ strftime_now('%Y') }}")
-    assert template.render([], enable_thinking=False) == f"False {datetime.now():%Y}"
+    assert render(template, template_variables={"enable_thinking": False}) == f"False {datetime.now():%Y}"
 
 
 def test_a_model_without_template_has_none(tmp_path: Path) -> None:
@@ -116,28 +124,28 @@ def test_the_override_wins_over_the_file_and_the_file_over_the_configuration(tmp
     override = tmp_path / "mine.jinja"
     override.write_text("override {{ bos_token }}")
     for path, expected in ((override, "override <s>"), (None, "file <s>")):
-        template = ChatTemplate.load(tmp_path, path)
+        template = ChatTemplate.load(tmp_path, str(path) if path else None)
         assert template is not None
-        assert template.render([]) == expected
+        assert render(template) == expected
     (tmp_path / "chat_template.jinja").unlink()
     template = ChatTemplate.load(tmp_path, None)
     assert template is not None
-    assert template.render([]) == "configuration <s>"
+    assert render(template) == "configuration <s>"
 
 
 def test_of_named_templates_the_one_for_tools_is_used_with_tools(tmp_path: Path) -> None:
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
     template = load(tmp_path, named)
-    assert template.render([]) == "plain"
-    assert template.render([], tools=TOOLS) == "tools"
-    assert load(tmp_path, named[:1]).render([], tools=TOOLS) == "plain"
+    assert render(template) == "plain"
+    assert render(template, tools=[Tool(definition=FUNCTION)]) == "tools"
+    assert render(load(tmp_path, named[:1]), tools=[Tool(definition=FUNCTION)]) == "plain"
 
 
 @pytest.mark.parametrize(
     ("template", "said"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[0].content + 'x' }}", "can only concatenate|unsupported operand"),
+        ("{{ messages[0].content + 1 }}", "can only concatenate|unsupported operand"),
         ("{{ nothing.at.all }}", "undefined"),
         ("{{ messages.append(1) }}", "not safely callable|unsafe"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
@@ -146,16 +154,16 @@ def test_of_named_templates_the_one_for_tools_is_used_with_tools(tmp_path: Path)
 )
 def test_what_a_template_refuses_is_the_callers_error(tmp_path: Path, template: str, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said) as raised:
-        load(tmp_path, template).render([{"role": "user", "content": None}])
+        render(load(tmp_path, template), [{"role": "user", "content": None}])
     assert raised.value.param == "messages"
 
 
 def test_output_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = load(tmp_path, "{% for i in range(100) %}{{ messages[0].content }}{% endfor %}")
-    monkeypatch.setattr(chat_template, "MAX_PROMPT_CHARACTERS", 1000)
-    assert len(template.render([{"content": "x" * 10}])) == 1000
+    monkeypatch.setattr(template_environment, "MAX_PROMPT_CHARACTERS", 1000)
+    assert len(render(template, [{"role": "user", "content": "x" * 10}])) == 1000
     with pytest.raises(InvalidRequest, match="longer than 1,000 characters"):
-        template.render([{"content": "x" * 11}])
+        render(template, [{"role": "user", "content": "x" * 11}])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +182,7 @@ def test_a_wrong_template_stops_the_start(tmp_path: Path, template: Any, said: s
 
 def test_a_missing_override_or_broken_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.jinja"):
-        ChatTemplate.load(tmp_path, tmp_path / "nowhere.jinja")
+        ChatTemplate.load(tmp_path, str(tmp_path / "nowhere.jinja"))
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"tokenizer_config\.json: not JSON"):
         ChatTemplate.load(tmp_path, None)
