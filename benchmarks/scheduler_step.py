@@ -39,7 +39,6 @@ from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.config import SchedulerConfig
 from scheduler.core import Scheduler
 from scheduler.driver import EngineDriver
-from scheduler.intake import make_limits
 from scheduler.outbox import Outbox
 from scheduler.service import Connection
 
@@ -247,13 +246,12 @@ class LoopbackEngine(OfflineEngine):
     def __init__(self, worker: WorkerConfig, *, enable_prefix_caching: bool) -> None:
         with tempfile.TemporaryDirectory() as directory:
             endpoint = Endpoint(directory)
-            self._link = LoopbackLink.connect(endpoint.path)
-            self._link.worker = endpoint.worker()
-        self.facts = FACTS
-        limits = make_limits(FACTS, max_num_waiting=1 << 31, enable_prefix_caching=enable_prefix_caching)
-        self.core = Scheduler(limits)
+            link = LoopbackLink.connect(endpoint.path)
+            link.worker = endpoint.worker()
+        self._attach(link, enable_prefix_caching=enable_prefix_caching)
 
     def close(self) -> None:
+        self._masks.close()
         self._link.close()
 
 

@@ -189,7 +189,7 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         ids = self._text.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         request = make_request(f"offline-{next(self._ids)}", ids, sampling, engine.facts)
-        engine.core.check(request)
+        engine.check(request)
         completion = CompletionOutput(logprobs=None if sampling.logprobs is None else [])
         output = RequestOutput(request.request_id, text, ids, [completion])
         job = _Job(
@@ -204,7 +204,7 @@ class LLM:
         watching = any(job.sampling.stop for job in jobs)
         try:
             for request in requests:
-                engine.core.add(request)
+                engine.add(request)
             for step in engine.steps():
                 for index, entry in step.logprobs.items():
                     _job_of(step.requests[index]).add_logprobs(entry)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +23,15 @@ from pagewire.errors import ConfigError, Unavailable
 from pagewire.lifeline import Lifeline
 from scheduler.core import Scheduler
 from scheduler.intake import make_limits
-from scheduler.request import Request
+from scheduler.masks import MaskMaker, MaskOutcome
+from scheduler.request import EndReason, Request, Status
 from scheduler.step import StepOutput
 
 _CONFIG_ERROR_STATUS = 2
 _LAST_BYTES = 4096
 _RETRY_SECONDS = 0.02
 _STOP_SECONDS = 10.0
+_MASK_SECONDS = 0.002
 _UNBOUNDED = 2**31
 
 
@@ -53,15 +56,20 @@ class OfflineEngine:
         self._link: WorkerLink | None = None
         self._process = self._start(worker, socket)
         try:
-            self._link = self._connect(socket)
+            self._attach(self._connect(socket), enable_prefix_caching=enable_prefix_caching)
         except BaseException:
-            self.close()
+            self._stop()
             raise
-        self.facts: WorkerFacts = self._link.facts
+
+    def _attach(self, link: WorkerLink, *, enable_prefix_caching: bool) -> None:
+        self._link = link
+        self.facts: WorkerFacts = link.facts
         limits = make_limits(
             self.facts, max_num_waiting=_UNBOUNDED, enable_prefix_caching=enable_prefix_caching
         )
         self.core = Scheduler(limits)
+        self._mask_ready = threading.Event()
+        self._masks = MaskMaker(self.facts, self._mask_ready.set)
 
     def _start(self, worker: WorkerConfig, socket: Path) -> subprocess.Popen[bytes]:
         config = [*arguments(worker), "--socket", str(socket)]
@@ -92,6 +100,26 @@ class OfflineEngine:
             return ConfigError(log.splitlines()[-1].removeprefix("engine-worker: "))
         return Unavailable(f"the engine-worker ended with status {self._process.returncode}:\n{log}")
 
+    def check(self, request: Request) -> None:
+        """Checks a request, and compiles its constraint; not while `steps` runs.
+
+        Raises:
+            PagewireError: it could never be served.
+        """
+        self.core.check(request)
+        if request.constraint is not None:
+            self._masks.check(request.constraint)
+
+    def add(self, request: Request) -> None:
+        """Queues a request for `steps`. Once it has ended, `Request.end_reason` says why.
+
+        Raises:
+            InvalidRequest: it could never be served.
+        """
+        self.core.add(request)
+        if request.constraint is not None:
+            self._masks.begin(request)
+
     def steps(self) -> Iterator[StepOutput]:
         """Runs steps, one planned ahead, and yields their outputs until nothing is left to compute.
 
@@ -100,26 +128,70 @@ class OfflineEngine:
         """
         assert self._link is not None
         while True:
+            if self._masks.num_under_way and (ended := self._take_masks()):
+                yield StepOutput(ended=ended)
             while (
                 self.core.num_in_flight < MAX_STEPS_IN_FLIGHT and (plan := self.core.schedule()) is not None
             ):
                 self._link.send_plan(plan)
-            if self.core.num_in_flight == 0:
+            if self.core.num_in_flight:
+                try:
+                    result = self._link.wait_result()
+                except WorkerGone:
+                    raise self._died() from None
+                if result is not None:
+                    output = self.core.update(result)
+                    self._advance_masks(output)
+                    yield output
+            elif self._masks.num_under_way:
+                self._mask_ready.wait()
+            else:
                 return
-            try:
-                result = self._link.wait_result()
-            except WorkerGone:
-                raise self._died() from None
-            if result is not None:
-                yield self.core.update(result)
+
+    def _advance_masks(self, output: StepOutput) -> None:
+        if self._masks.num_open:
+            for request in output.requests:
+                if request.constraint is not None and request.status is not Status.ENDED:
+                    self._masks.advance(request)
+            for request in output.ended:
+                self._masks.forget(request)
+
+    def _take_masks(self) -> list[Request]:
+        """Lets requests go on whose masks are ready; returns those that have ended instead. While there is
+        nothing else to do it waits for more, so that requests sampled together are sampled together again.
+        """
+        ended: list[Request] = []
+        while True:
+            self._mask_ready.clear()
+            ended += filter(None, map(self._apply, self._masks.take()))
+            if self.core.num_in_flight or not self._masks.num_awaited:
+                return ended
+            if not self._mask_ready.wait(_MASK_SECONDS):
+                return ended
+
+    def _apply(self, outcome: MaskOutcome) -> Request | None:
+        """Gives a request its mask, or returns it as ended."""
+        request, error = outcome.request, outcome.error
+        if outcome.mask is not None:
+            self.core.allow(request, outcome.mask)
+            return None
+        reason = EndReason.STOP if error is None else EndReason.ERROR
+        self.core.abort(request, reason, "" if error is None else error.message)
+        self._masks.forget(request)
+        return request
 
     def abort(self, requests: list[Request]) -> None:
         """Ends requests that are still open, as when the caller was interrupted."""
         for request in requests:
             self.core.abort(request)
+            self._masks.forget(request)
 
     def close(self) -> None:
         """Stops the worker."""
+        self._masks.close()
+        self._stop()
+
+    def _stop(self) -> None:
         if self._link is not None:
             self._link.close()
             self._link = None

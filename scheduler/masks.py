@@ -20,7 +20,7 @@ from engine.dispatch.records import U32Array
 from pagewire.errors import PagewireError
 from pagewire.sampling_params import StructuredOutput
 from pagewire.structured.grammars import Grammars, Matcher
-from scheduler.request import Request
+from scheduler.request import Request, Status
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ class MaskMaker:
         wake: called, from any thread, when `take` has something.
 
     Attributes:
-        num_awaited: requests whose last token came but whose next mask did not yet.
+        num_under_way: requests of which something is to be taken yet.
+        num_awaited: those of them that have gained a token.
     """
 
     def __init__(self, facts: WorkerFacts, wake: Callable[[], None]) -> None:
@@ -78,7 +79,7 @@ class MaskMaker:
         self._to_compile: _Queue = SimpleQueue()
         self._to_advance: _Queue = SimpleQueue()
         self._num_threads = 0
-        self.num_awaited = 0
+        self.num_under_way = self.num_awaited = 0
 
     @property
     def num_open(self) -> int:
@@ -94,13 +95,24 @@ class MaskMaker:
         matcher = self._grammars.matcher(request.constraint)
         output = request.token_ids[request.num_prompt_tokens :].tolist()
         task = _Task(request, request.constraint, output, matcher)
+        self.num_under_way += 1
         (self._to_compile if matcher is None else self._to_advance).put(task)
+
+    def check(self, constraint: StructuredOutput) -> None:
+        """Compiles a constraint here and now, which blocks; only while nothing is under way.
+
+        Raises:
+            PagewireError: it cannot be served.
+        """
+        assert self.num_under_way == 0
+        self._grammars.compile(constraint)
 
     def advance(self, request: Request) -> None:
         """Takes the token that a request has just gained."""
         assert request.constraint is not None
         matcher = self._matchers[request]
         assert matcher is not None, "it was sampled without a mask"
+        self.num_under_way += 1
         self.num_awaited += 1
         task = _Task(request, request.constraint, request.token_ids[-1:].tolist(), matcher, is_awaited=True)
         self._to_advance.put(task)
@@ -110,12 +122,15 @@ class MaskMaker:
         self._matchers.pop(request, None)
 
     def take(self) -> list[MaskOutcome]:
-        """What is ready, of requests that are still open."""
+        """What is ready, of requests that have not ended."""
         outcomes = []
         while self._done:
             task, outcome = self._done.popleft()
+            self.num_under_way -= 1
             self.num_awaited -= task.is_awaited
-            if task.request in self._matchers:
+            if task.request.status is Status.ENDED:
+                self.forget(task.request)
+            else:
                 self._matchers[task.request] = task.matcher
                 outcomes.append(outcome)
         return outcomes
