@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from frontend.answer import Answer, PromptProgress, SampledAnswer
+from frontend.beam_answer import BeamAnswer
 from frontend.completion import Completion
 from frontend.generation_request import GenerationRequest
 from frontend.open_request import Wakeup
 from frontend.output_text import OutputText
 from frontend.prompts import PromptTokens
+from frontend.ranked_answer import RankedAnswer
 from frontend.served_model import ServedModel
 from frontend.submissions import Submissions, for_choice, to_submit
-from pagewire.errors import Unsupported
+from frontend.text.tokenizer import TextTokenizer
+from pagewire.inference.v1 import inference_pb2
+from pagewire.sampling_params import SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2
 
 
@@ -37,10 +42,37 @@ def open_answer(
         Unavailable, Overloaded: see `SchedulerLink.open`.
     """
     sampling = request.sampling
-    for name in ("best_of", "beam_search"):
-        if getattr(sampling, name) is not None:
-            raise Unsupported(f"{name} is not supported by this server yet", param=name)
     resolved = [to_submit(sampling, prompt.token_ids, facts) for prompt in prompts]
+    eos_token_ids = frozenset(facts.eos_token_ids)
+    if sampling.beam_search is not None:
+        return BeamAnswer(
+            request,
+            prompts,
+            resolved,
+            submissions=submissions,
+            tokenizer=model.tokenizer,
+            eos_token_ids=eos_token_ids,
+        )
+    if sampling.best_of in (None, sampling.n):
+        return _sample(request, sampling, prompts, resolved, submissions, model.tokenizer, eos_token_ids)
+    logprobs = sampling.logprobs or 0
+    every = replace(sampling, n=sampling.best_of, best_of=None, logprobs=logprobs)
+    for message in resolved:
+        message.logprobs = logprobs
+    sampled = _sample(request, every, prompts, resolved, submissions, model.tokenizer, eos_token_ids)
+    return RankedAnswer(sampled, best_of=every.n, n=sampling.n, with_logprobs=sampling.logprobs is not None)
+
+
+def _sample(
+    request: GenerationRequest,
+    sampling: SamplingParams,
+    prompts: Sequence[PromptTokens],
+    resolved: Sequence[inference_pb2.SamplingParams],
+    submissions: Submissions,
+    tokenizer: TextTokenizer,
+    eos_token_ids: frozenset[int],
+) -> SampledAnswer:
+    """Submits `n` completions of each prompt."""
     wakeup = Wakeup()
     completions: list[Completion] = []
     progress: list[PromptProgress] = []
@@ -63,8 +95,8 @@ def open_answer(
                 each,
                 index=number * sampling.n + choice,
                 sampling=sampling,
-                text=OutputText(model.tokenizer, sampling),
-                eos_token_ids=frozenset(facts.eos_token_ids),
+                text=OutputText(tokenizer, sampling),
+                eos_token_ids=eos_token_ids,
                 close=submissions.close,
                 parser=None if request.new_parser is None else request.new_parser(),
             )

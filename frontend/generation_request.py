@@ -107,7 +107,8 @@ class GenerationRequest:
         sampling = self.sampling
         if not self.prompts:
             raise InvalidRequest("prompt is a list of 0 prompts; it must have at least one", param="prompt")
-        num_generated = len(self.prompts) * max(sampling.n, sampling.best_of or 0)
+        width = 0 if sampling.beam_search is None else sampling.beam_search.width or 0
+        num_generated = len(self.prompts) * max(sampling.n, sampling.best_of or 0, width)
         if num_generated > MAX_CHOICES:
             raise InvalidRequest(
                 f"{len(self.prompts)} prompts with {num_generated // len(self.prompts)} completions each are "
