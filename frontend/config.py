@@ -8,6 +8,9 @@ from pathlib import Path
 
 from pagewire.settings import require, require_positive
 
+POOLINGS = ("last", "mean", "cls")
+"""The ways to pool hidden states, by the names that options and requests use."""
+
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,\[\]]+|[a-z][a-z0-9+.-]*://\[[0-9a-fA-F:.]+\](:\d+)?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
@@ -28,10 +31,10 @@ class FrontendConfig:
         api_key_file: a file with further keys, one a line; empty lines and lines that begin with # are
             skipped.
         chat_template: a Jinja file used instead of the model's own template.
+        pooling: how hidden states become embeddings where a request does not say: last, mean or cls; default
+            the model's own way, which most models do not have.
         max_body_bytes: largest HTTP body or gRPC message accepted.
         max_prompt_tokens: longest prompt accepted, in tokens; default what the model's context holds.
-        max_completions: the most completions of one request: prompts times n (or best_of, or beams), and the
-            most inputs of one request for embeddings.
         request_timeout: seconds that a client gets to send an HTTP request, its body included.
         allowed_origins: origins whose pages may call the HTTP API (CORS), such as https://example.org; * is
             all of them, "none" is none.
@@ -54,9 +57,9 @@ class FrontendConfig:
     api_keys: tuple[str, ...] = ()
     api_key_file: Path | None = None
     chat_template: Path | None = None
+    pooling: str | None = None
     max_body_bytes: int = 8 * 1024 * 1024
     max_prompt_tokens: int | None = None
-    max_completions: int = 2048
     request_timeout: float = 60.0
     allowed_origins: tuple[str, ...] = ("*",)
     allowed_methods: tuple[str, ...] = ("*",)
@@ -88,7 +91,8 @@ class FrontendConfig:
             "an empty key or one with white space",
             "keys without white space",
         )
-        require_positive(self, "max_body_bytes", "max_prompt_tokens", "max_completions")
+        require(self.pooling in (None, *POOLINGS), "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
+        require_positive(self, "max_body_bytes", "max_prompt_tokens")
         require(self.request_timeout > 0, "request_timeout", self.request_timeout, "more than 0")
         require(self.max_log_len >= 0, "max_log_len", self.max_log_len, "at least 0")
         self._check_cors()

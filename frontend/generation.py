@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -13,13 +13,15 @@ from typing import ParamSpec, TypeVar
 
 from frontend.answer import Answer
 from frontend.answers import open_answer
+from frontend.chat.reply_reading import to_be_read
 from frontend.generation_request import Conversation, GenerationRequest, TextPrompt
 from frontend.metrics import FrontendMetrics
 from frontend.prompts import PromptTokens, is_tokens, read_prompt, read_request
+from frontend.request_log import RequestLog
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
 from frontend.submissions import Submissions, check_range
-from pagewire.errors import DeadlineExceeded, Overloaded, PagewireError, Unavailable
+from pagewire.errors import DeadlineExceeded, InvalidRequest, Overloaded, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2
 
 P = ParamSpec("P")
@@ -37,13 +39,24 @@ class GenerationPipeline:
     Attributes:
         model: what is served.
         link: the stream to the scheduler.
+        max_prompt_tokens: the longest prompt taken, or None for what the model's context holds.
         draining: whether new requests are refused because this process is to end.
     """
 
-    def __init__(self, model: ServedModel, link: SchedulerLink, metrics: FrontendMetrics) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        link: SchedulerLink,
+        metrics: FrontendMetrics,
+        *,
+        request_log: RequestLog,
+        max_prompt_tokens: int | None = None,
+    ) -> None:
         self.model = model
         self.link = link
+        self.max_prompt_tokens = max_prompt_tokens
         self.draining = False
+        self._request_log = request_log
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._num_tokenizing = 0
@@ -66,33 +79,52 @@ class GenerationPipeline:
             Overloaded: too much is waiting.
             DeadlineExceeded: the timeout is over already.
         """
-        with self._watched() as watch:
-            if self.draining:
-                raise Unavailable("this server is shutting down; send the request again")
-            self.model.check_name(request.model)
-            deadline = _deadline(request.timeout)
-            facts = self._facts()
-            prompts, bad_words = await self._read(request, deadline, facts)
-            if deadline is not None and asyncio.get_running_loop().time() >= deadline:
-                raise DeadlineExceeded("the request's deadline passed before it was submitted")
+        with self.admit(request.model, request.timeout) as admitted:
+            deadline, facts = admitted.deadline, admitted.facts
+            prompts, bad_words = await self._read(request, admitted)
+            request = to_be_read(self.model, request, prompts)
+            for prompt in prompts:
+                self._check_length(len(prompt.token_ids))
+            self._request_log.submitted(request, prompts)
             submissions = Submissions(self.link, request, deadline=deadline, bad_words=bad_words)
             try:
-                answer = watch.answer = open_answer(request, prompts, submissions, self.model, facts)
+                answer = admitted.answer = open_answer(request, prompts, submissions, self.model, facts)
                 yield answer
             finally:
                 submissions.close_all()
 
+    @contextmanager
+    def admit(self, model: str, timeout: float | None) -> Iterator[Admitted]:
+        """Lets a request in and, when the context is left for whatever reason, counts how it ended.
+
+        Raises:
+            NotFound: there is no such model.
+            Unavailable: no engine is ready, or this frontend is draining.
+            DeadlineExceeded: the timeout is over already.
+        """
+        with self._watched() as admitted:
+            if self.draining:
+                raise Unavailable("this server is shutting down; send the request again")
+            self.model.check_name(model)
+            admitted.deadline = _deadline(timeout)
+            admitted.facts = self._facts()
+            yield admitted
+
+    def _check_length(self, num_tokens: int) -> None:
+        if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
+            raise InvalidRequest(
+                f"the prompt has {num_tokens} tokens; this server takes at most {self.max_prompt_tokens}",
+                param="prompt",
+            )
+
     async def _read(
-        self, request: GenerationRequest, deadline: float | None, facts: scheduler_pb2.GetModelResponse
+        self, request: GenerationRequest, admitted: Admitted
     ) -> tuple[list[PromptTokens], list[list[int]]]:
         """The prompts' tokens, and those of the bad words. What has no text in it needs no thread."""
+        max_tokens = admitted.facts.max_model_len
         if not request.sampling.bad_words and not request.echo and all(map(is_tokens, request.prompts)):
-            return read_request(self.model, request, facts.max_model_len)
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await self._in_thread(read_request, self.model, request, facts.max_model_len)
-        except TimeoutError as error:
-            raise DeadlineExceeded("the request's deadline passed while it was tokenized") from error
+            return read_request(self.model, request, max_tokens)
+        return await admitted.in_time(self.in_thread(read_request, self.model, request, max_tokens))
 
     async def tokenize(self, prompt: TextPrompt | Conversation, max_tokens: int | None = None) -> list[int]:
         """The token ids that generation would use for a prompt.
@@ -102,10 +134,10 @@ class GenerationPipeline:
                 have more than `max_tokens` tokens; that is found without tokenizing it.
             Overloaded: too many prompts wait.
         """
-        read = await self._in_thread(read_prompt, self.model, prompt, max_tokens)
+        read = await self.in_thread(read_prompt, self.model, prompt, max_tokens)
         return list(read.token_ids)
 
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Does what is too slow for the event loop.
 
         Raises:
@@ -154,43 +186,65 @@ class GenerationPipeline:
         return self.link.model
 
     @contextmanager
-    def _watched(self) -> Iterator[_Watch]:
+    def _watched(self) -> Iterator[Admitted]:
         """Counts a request in and out, with its latencies and outcome."""
-        watch = _Watch()
+        admitted = Admitted()
         self._num_open += 1
         self._idle.clear()
         self._metrics.open_requests.inc()
         error = None
         try:
-            yield watch
+            yield admitted
         except PagewireError as caught:
             error = caught
             raise
         finally:
             self._metrics.open_requests.dec()
-            self._metrics.observe(watch.began, watch.first_token_at, watch.outcome(error))
+            self._metrics.observe(admitted.began, admitted.first_token_at, admitted.outcome_of(error))
             self._num_open -= 1
             if self._num_open == 0:
                 self._idle.set()
 
 
 @dataclass(slots=True)
-class _Watch:
-    """What is measured of one request."""
+class Admitted:
+    """A request that was let in: what holds for it, and what is measured of it.
+
+    Attributes:
+        facts: about the model, from the scheduler.
+        deadline: event loop time at which the request is to end, or None.
+        answer: what it was answered with, once that is open.
+        outcome: how it ended, where it has no answer.
+    """
 
     began: float = field(default_factory=time.perf_counter)
+    facts: scheduler_pb2.GetModelResponse = field(default_factory=scheduler_pb2.GetModelResponse)
+    deadline: float | None = None
     answer: Answer | None = None
+    outcome: str = "cancelled"
+
+    async def in_time(self, preparation: Awaitable[T]) -> T:
+        """Waits for what is needed before the request can be submitted.
+
+        Raises:
+            DeadlineExceeded: the deadline passed before it was there.
+        """
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                return await preparation
+        except TimeoutError as error:
+            raise DeadlineExceeded("the request's deadline passed while it was tokenized") from error
 
     @property
     def first_token_at(self) -> float | None:
         return None if self.answer is None else self.answer.first_token_at
 
-    def outcome(self, error: PagewireError | None) -> str:
+    def outcome_of(self, error: PagewireError | None) -> str:
         if error is not None:
             return type(error).__name__
         if self.answer is not None and self.answer.finished is not None:
             return self.answer.finished.reason.value
-        return "cancelled"
+        return self.outcome
 
 
 def _deadline(timeout: float | None) -> float | None:

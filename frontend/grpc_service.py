@@ -25,6 +25,7 @@ from frontend.generation_request import (
     resolve_sampling,
 )
 from frontend.grpc_answer import AnswerMessages
+from frontend.grpc_embedding import answer_embed
 from frontend.grpc_interceptor import ErrorInterceptor
 from pagewire.errors import ConfigError, InvalidRequest
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -81,6 +82,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             request.token_ids, skip_special_tokens=request.skip_special_tokens
         )
         return inference_pb2.DetokenizeResponse(text=text)
+
+    async def Embed(  # noqa: N802
+        self, request: inference_pb2.EmbedRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.EmbedResponse:
+        """Turns inputs into vectors."""
+        return await answer_embed(self._pipeline, request, context)
 
     async def ListModels(  # noqa: N802
         self, request: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext

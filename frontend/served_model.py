@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from frontend.pooling import EmbeddingFacts
+from frontend.chat.reply_format import ReplyFormat
+from frontend.chat.settings import ChatSettings
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.tokenizer import TextTokenizer
@@ -28,33 +31,62 @@ class ServedModel:
         names: what requests may call it, the first being the one that answers carry.
         tokenizer: text to ids and back.
         template: renders conversations, or None if the model has none.
+        replies: how its messages are written.
+        message_tokenizer: the tokenizer, with the marks of that format as text.
         defaults: sampling parameters the model's authors recommend, by SamplingParams field.
+        embedding: how its hidden states become vectors.
         created: Unix seconds since when it is served.
     """
 
     names: tuple[str, ...]
     tokenizer: TextTokenizer
     template: ChatTemplate | None
+    replies: ReplyFormat
+    message_tokenizer: TextTokenizer
     defaults: Mapping[str, Any]
+    embedding: EmbeddingFacts = field(default_factory=EmbeddingFacts)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def load(cls, directory: Path, names: tuple[str, ...], chat_template: Path | None) -> ServedModel:
+    def load(
+        cls,
+        directory: Path,
+        names: tuple[str, ...],
+        chat: ChatSettings | None = None,
+        *,
+        pooling: str | None = None,
+    ) -> ServedModel:
         """Reads a model directory's tokenizer, template and defaults. Slow: not for the event loop.
+
+        Args:
+            directory: in Hugging Face layout.
+            names: what requests may call the model.
+            chat: what the operator decided about conversations, if anything.
+            pooling: how hidden states are pooled, instead of the model's own way.
 
         Raises:
             ConfigError: a file is missing or wrong.
         """
+        chat = chat or ChatSettings()
         defaults = load_generation_defaults(directory)
         try:
             SamplingParams(**defaults)
         except (InvalidRequest, TypeError) as error:
             raise ConfigError(f"{directory}: generation_config.json: {error}") from error
+        tokenizer = _tokenizer(directory)
+        template = ChatTemplate.load(
+            directory, chat.template, trust_requests=chat.trust_request_template
+        )
+        source = "" if template is None else template.source
+        replies = ReplyFormat.choose(source, tokenizer.special_tokens, chat)
         return cls(
             names=names,
-            tokenizer=_tokenizer(directory),
-            template=ChatTemplate.load(directory, chat_template),
+            tokenizer=tokenizer,
+            template=template,
+            replies=replies,
+            message_tokenizer=tokenizer.showing(replies.marks),
             defaults=defaults,
+            embedding=EmbeddingFacts.load(directory, pooling),
         )
 
     def check_name(self, name: str) -> None:

@@ -14,6 +14,7 @@ from frontend.generation import GenerationPipeline
 from frontend.grpc_service import GrpcServer
 from frontend.http.server import HttpServer
 from frontend.metrics import FrontendMetrics
+from frontend.request_log import RequestLog
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
 from pagewire.hub import resolve_model
@@ -51,7 +52,14 @@ class Frontend:
         """
         await self.link.start()
         model = await asyncio.to_thread(load_model, self._config)
-        self.pipeline = GenerationPipeline(model, self.link, self.metrics)
+        config = self._config
+        self.pipeline = GenerationPipeline(
+            model,
+            self.link,
+            self.metrics,
+            request_log=RequestLog(enabled=config.enable_log_requests, max_log_len=config.max_log_len),
+            max_prompt_tokens=config.max_prompt_tokens,
+        )
         access_log = AccessLog(enabled=self._config.access_log)
         self.http = HttpServer(self._config, self.pipeline, self.metrics, access_log)
         self.grpc = GrpcServer(self._config, self.pipeline, access_log)
@@ -82,7 +90,7 @@ def load_model(config: FrontendConfig) -> ServedModel:
     """
     directory = resolve_model(config.model)
     names = config.served_model_names or (default_model_name(config.model),)
-    return ServedModel.load(directory, names, config.chat_template)
+    return ServedModel.load(directory, names, config.chat_template, pooling=config.pooling)
 
 
 async def _serve(config: FrontendConfig) -> int:

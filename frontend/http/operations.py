@@ -8,30 +8,63 @@ from typing import Any
 
 from aiohttp import web
 
+from frontend.config import FrontendConfig
 from frontend.generation import GenerationPipeline
+from frontend.http.openapi import openapi_document
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.text import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
 from pagewire import __version__
 from pagewire.errors import Unavailable
 
-_INDEX = files("frontend.http").joinpath("static/index.html")
+_STATIC = files("frontend.http").joinpath("static")
+
+
+_ENGINE_FACTS = (
+    "model",
+    "dtype",
+    "device",
+    "vocab_size",
+    "hidden_size",
+    "max_model_len",
+    "block_size",
+    "num_blocks",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+)
+_LIMITS = ("max_body_bytes", "max_prompt_tokens", "request_timeout")
 
 
 class OperationHandlers:
     """Endpoints that answer from what is known, or with one call to the scheduler."""
 
-    def __init__(self, pipeline: GenerationPipeline, metrics: FrontendMetrics) -> None:
+    def __init__(
+        self, config: FrontendConfig, pipeline: GenerationPipeline, metrics: FrontendMetrics
+    ) -> None:
+        self._config = config
         self._pipeline = pipeline
         self._metrics = metrics
-        self._index = _INDEX.read_text(encoding="utf-8")
+        self._index = _STATIC.joinpath("index.html").read_text(encoding="utf-8")
+        self._docs = _STATIC.joinpath("docs.html").read_text(encoding="utf-8")
+        self._openapi: bytes | None = None
 
     async def index(self, request: web.Request) -> web.Response:
         """GET /"""
         return web.Response(text=self._index, content_type="text/html")
 
+    async def docs(self, request: web.Request) -> web.Response:
+        """GET /docs"""
+        return web.Response(text=self._docs, content_type="text/html")
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """GET /openapi.json: made when somebody first asks."""
+        if self._openapi is None:
+            with_keys = bool(self._config.api_keys or self._config.api_key_file)
+            self._openapi = json.dumps(openapi_document(with_keys=with_keys)).encode()
+        return web.Response(body=self._openapi, content_type="application/json")
+
     async def health(self, request: web.Request) -> web.Response:
-        """GET /health: the process lives."""
+        """GET /health and /ping: the process lives."""
         return web.json_response({"status": "ok"})
 
     async def ready(self, request: web.Request) -> web.Response:
@@ -59,6 +92,35 @@ class OperationHandlers:
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
+    async def load(self, request: web.Request) -> web.Response:
+        """GET /load"""
+        load = await self._pipeline.link.get_load()
+        return web.json_response(
+            {
+                "server_load": load.num_requests_running + load.num_requests_waiting,
+                "num_requests_running": load.num_requests_running,
+                "num_requests_waiting": load.num_requests_waiting,
+                "kv_cache_usage": load.num_used_blocks / load.num_blocks if load.num_blocks else 0.0,
+                "max_num_seqs": load.max_num_seqs,
+                "max_num_waiting": load.max_num_waiting,
+            }
+        )
+
+    async def server_info(self, request: web.Request) -> web.Response:
+        """GET /server_info"""
+        facts = self._pipeline.link.model
+        engine = None if facts is None else {name: getattr(facts, name) for name in _ENGINE_FACTS}
+        return web.json_response(
+            {
+                "version": __version__,
+                "served_model_names": list(self._pipeline.model.names),
+                "ready": self._pipeline.ready,
+                "pooling": self._pipeline.model.embedding.pooling,
+                "engine": engine,
+                "limits": {name: getattr(self._config, name) for name in _LIMITS},
+            }
+        )
+
     async def models(self, request: web.Request) -> web.Response:
         """GET /v1/models"""
         data = [self._model(name) for name in self._pipeline.model.names]
@@ -77,6 +139,8 @@ class OperationHandlers:
             "object": "model",
             "created": self._pipeline.model.created,
             "owned_by": "pagewire",
+            "root": self._pipeline.model.names[0],
+            "parent": None,
             "max_model_len": None if facts is None else facts.max_model_len,
         }
 
@@ -86,11 +150,13 @@ class OperationHandlers:
         self._pipeline.model.check_name(body.model or "")
         tokens = await self._pipeline.tokenize(body.to_tokenize())
         facts = self._pipeline.link.model
-        return web.json_response(
+        entry = self._pipeline.model.tokenizer.vocabulary_entry
+        return _json(
             {
                 "tokens": tokens,
                 "count": len(tokens),
                 "max_model_len": None if facts is None else facts.max_model_len,
+                "token_strs": [entry(token_id) for token_id in tokens] if body.return_token_strs else None,
             }
         )
 
@@ -99,4 +165,9 @@ class OperationHandlers:
         body = parse(DetokenizeBody, await request.read())
         self._pipeline.model.check_name(body.model or "")
         text = await self._pipeline.detokenize(body.tokens, skip_special_tokens=body.skip_special_tokens)
-        return web.json_response({"prompt": text}, dumps=lambda value: json.dumps(value, ensure_ascii=False))
+        return _json({"prompt": text})
+
+
+def _json(value: object) -> web.Response:
+    """With text as it is, instead of escaped."""
+    return web.json_response(value, dumps=lambda value: json.dumps(value, ensure_ascii=False))

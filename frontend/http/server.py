@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
@@ -15,11 +15,14 @@ from frontend.config import FrontendConfig
 from frontend.generation import GenerationPipeline
 from frontend.generation_request import check_request_id
 from frontend.http.cors import CorsPolicy
+from frontend.http.embeddings import EmbeddingHandlers
+from frontend.http.endpoints import ENDPOINTS
 from frontend.http.errors import error_object_response, error_response, http_error_response
 from frontend.http.generate import GenerateHandlers
 from frontend.http.operations import OperationHandlers
 from frontend.http.protocol import REQUEST_ID_HEADER, ApiRunner
 from frontend.http.request_id import REQUEST_ID
+from frontend.http.responses import ResponseHandlers
 from frontend.metrics import FrontendMetrics
 from pagewire.errors import ConfigError, InvalidRequest, PagewireError
 
@@ -27,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_WITHOUT_KEY = frozenset(("/", "/health", "/ping", "/ready", "/version", "/docs", "/openapi.json"))
+_WITHOUT_KEY = frozenset(endpoint.path for endpoint in ENDPOINTS if not endpoint.needs_key)
 """Paths that say nothing worth a key and that probes, or people who read about the server, must reach."""
 
 _PROBES = frozenset(("/health", "/ping", "/ready", "/metrics", "/load"))
@@ -61,7 +64,7 @@ class HttpServer:
             middlewares=[self._answer_errors, self._admit], client_max_size=config.max_body_bytes
         )
         app.on_response_prepare.append(self._add_headers)
-        _add_routes(app, GenerateHandlers(pipeline), OperationHandlers(pipeline, metrics))
+        _add_routes(app, _handlers(config, pipeline, metrics))
         # A handler whose client disconnects is cancelled, which is what aborts its generation.
         self._runner = ApiRunner(
             app,
@@ -163,19 +166,41 @@ def _too_slow(seconds: float) -> web.Response:
     return response
 
 
-def _add_routes(app: web.Application, generate: GenerateHandlers, operations: OperationHandlers) -> None:
-    app.add_routes(
-        [
-            web.post("/v1/chat/completions", generate.chat_completions),
-            web.post("/v1/completions", generate.completions),
-            web.get("/v1/models", operations.models),
-            web.get("/v1/models/{id:.+}", operations.model),
-            web.post("/tokenize", operations.tokenize),
-            web.post("/detokenize", operations.detokenize),
-            web.get("/health", operations.health),
-            web.get("/ready", operations.ready),
-            web.get("/version", operations.version),
-            web.get("/metrics", operations.metrics),
-            web.get("/", operations.index),
-        ]
-    )
+def _handlers(
+    config: FrontendConfig, pipeline: GenerationPipeline, metrics: FrontendMetrics
+) -> Mapping[str, Handler]:
+    """What answers each endpoint, by the endpoint's name."""
+    generate = GenerateHandlers(pipeline)
+    responses = ResponseHandlers(pipeline)
+    operations = OperationHandlers(config, pipeline, metrics)
+    return {
+        "createChatCompletion": generate.chat_completions,
+        "createCompletion": generate.completions,
+        "createResponse": responses.create,
+        "getResponse": responses.stored,
+        "deleteResponse": responses.stored,
+        "createEmbedding": EmbeddingHandlers(pipeline).embeddings,
+        "listModels": operations.models,
+        "getModel": operations.model,
+        "tokenize": operations.tokenize,
+        "detokenize": operations.detokenize,
+        "health": operations.health,
+        "ping": operations.health,
+        "ready": operations.ready,
+        "load": operations.load,
+        "metrics": operations.metrics,
+        "version": operations.version,
+        "serverInfo": operations.server_info,
+        "openapi": operations.openapi,
+        "docs": operations.docs,
+        "index": operations.index,
+    }
+
+
+def _add_routes(app: web.Application, handlers: Mapping[str, Handler]) -> None:
+    for endpoint in ENDPOINTS:
+        handler = handlers[endpoint.name]
+        if endpoint.method == "GET":
+            app.router.add_get(endpoint.route, handler)  # and HEAD
+        else:
+            app.router.add_route(endpoint.method, endpoint.route, handler)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
@@ -98,6 +98,25 @@ class TextTokenizer:
     def token_text(self, token_id: int) -> str:
         """The token's bytes as text, with replacement characters where they are part of a character."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def vocabulary_entry(self, token_id: int) -> str | None:
+        """A token as the vocabulary has it, such as "Ġthe" for " the"; None for an id without a token."""
+        entry: str | None = self._tokenizer.id_to_token(token_id)
+        return entry
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The control tokens' ids, by their texts."""
+        return {self.token_text(token_id): token_id for token_id in self.special_ids}
+
+    def showing(self, tokens: Collection[str]) -> TextTokenizer:
+        """The same, but with some control tokens being text like any other."""
+        hidden = frozenset(
+            token_id for token_id in self.special_ids if self.token_text(token_id) not in tokens
+        )
+        if hidden == self.special_ids:
+            return self
+        return replace(self, special_ids=hidden, _table=build_token_table(self._tokenizer, hidden))
 
     def new_detokenizer(self, *, skip_special_tokens: bool) -> IncrementalDetokenizer:
         """For the ids of one output, as they come."""

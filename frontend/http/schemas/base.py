@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -42,6 +42,9 @@ class Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
+    forms: ClassVar[Mapping[str, str]] = {}
+    """What fields of several forms must be, in words that are better than pydantic's."""
+
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -56,7 +59,7 @@ def parse(kind: type[BodyT], data: bytes) -> BodyT:
     try:
         body = kind.model_validate_json(data)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _invalid(error, kind) from None
     _refuse_extras(body, "")
     return body
 
@@ -77,7 +80,7 @@ def _refuse_extras(body: Body, path: str) -> None:
                 _refuse_extras(item, f"{path}{name}[{index}].")
 
 
-def _invalid(error: ValidationError) -> InvalidRequest:
+def _invalid(error: ValidationError, kind: type[Body]) -> InvalidRequest:
     """The first thing that is wrong, in words."""
     first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
@@ -89,10 +92,8 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     param = _param(first["loc"])
     if first["type"] == "missing":
         return InvalidRequest(f"you must provide {param}", param=param)
-    if param == "prompt":
-        return InvalidRequest(
-            "prompt must be a string, a list of token ids, or a list of either", param=param
-        )
+    if param in kind.forms:
+        return InvalidRequest(f"{param} must be {kind.forms[param]}", param=param)
     if param.endswith(".content"):
         return InvalidRequest(
             f'{param} must be text: a string, or a list of {{"type": "text", "text": ...}}', param=param
@@ -101,13 +102,14 @@ def _invalid(error: ValidationError) -> InvalidRequest:
 
 
 def _param(location: tuple[int | str, ...]) -> str:
-    """A location as in "messages[0].content": without the names that pydantic gives union members."""
+    """A location as in "messages[0].content": without the names of union members, be they pydantic's
+    or, in angle brackets, ours."""
     name = ""
     for part in location:
         if isinstance(part, int):
             name += f"[{part}]"
         elif part.isidentifier() and part not in ("str", "TextPart"):
             name += f".{part}" if name else part
-        elif name:
+        elif name and not part.startswith("<"):
             break
     return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ from frontend.http.schemas.generation import GenerationBody
 
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
+
+    forms: ClassVar = {"prompt": "a string, a list of token ids, or a list of either"}
 
     prompt: (
         str

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from frontend.generation_request import Conversation, TextPrompt
 from frontend.http.schemas.base import Body, TokenIdList
-from frontend.http.schemas.chat import Message, conversation
+from frontend.http.schemas.conversation import ConversationFields, Message
 from pagewire.errors import InvalidRequest
 
 
-class TokenizeBody(Body):
+class TokenizeBody(ConversationFields):
     """POST /tokenize: `prompt` or `messages`."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
+    return_token_strs: bool = False
 
     def to_tokenize(self) -> TextPrompt | Conversation:
         """The prompt in the pipeline's form.
@@ -27,7 +27,7 @@ class TokenizeBody(Body):
             raise InvalidRequest("send either prompt or messages", param="prompt")
         if self.prompt is not None:
             return TextPrompt(text=self.prompt, add_special_tokens=self.add_special_tokens)
-        return conversation(self.messages or [], self.add_generation_prompt)
+        return self.conversation(self.messages or [])
 
 
 class DetokenizeBody(Body):

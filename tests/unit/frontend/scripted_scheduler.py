@@ -22,7 +22,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Listens on a Unix socket; keeps what it was sent and sends what `say` is given.
 
     With `reply` set it answers every submission by itself: the reply's bytes one token a step, then EOS
-    (or LENGTH, at max_tokens).
+    (or LENGTH, at max_tokens). Submissions with pooling it answers with what `pool` makes of them.
     """
 
     def __init__(self, path: str, *, ready: bool = True, max_model_len: int = 200) -> None:
@@ -31,6 +31,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.max_model_len = max_model_len
         self.reply: bytes | None = None
         self.pause_between_tokens = 0.0
+        self.pool: Callable[[pb.Submit], Sequence[float]] | None = None
         self.submits: list[pb.Submit] = []
         self.aborts: list[int] = []
         self.num_streams = 0
@@ -66,6 +67,8 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             eos_token_ids=[EOS],
             block_size=16,
             num_blocks=100,
+            max_num_seqs=8,
+            hidden_size=4,
             ready=True,
         )
 
@@ -147,10 +150,21 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         await self.send(deltas, to)
 
     def _answer(self, submit: pb.Submit, to: grpc.aio.ServicerContext) -> None:
-        if self.reply is not None:
-            task = asyncio.create_task(self._reply(submit, self.reply, to))
+        if submit.pooling:
+            reply = self._pooled(submit, to) if self.pool is not None else None
+        else:
+            reply = self._reply(submit, self.reply, to) if self.reply is not None else None
+        if reply is not None:
+            task = asyncio.create_task(reply)
             self._replies.add(task)
             task.add_done_callback(self._replies.discard)
+
+    async def _pooled(self, submit: pb.Submit, to: grpc.aio.ServicerContext) -> None:
+        await asyncio.sleep(self.pause_between_tokens)
+        assert self.pool is not None
+        state = pb.PooledState(handle=submit.handle, values=self.pool(submit))
+        end = pb.Ended(handle=submit.handle, reason=pb.END_REASON_STOP)
+        await self.send(pb.StepDeltas(pooled_states=[state], ended=[end]), to)
 
     async def _reply(self, submit: pb.Submit, reply: bytes, to: grpc.aio.ServicerContext) -> None:
         emitted = len(submit.token_ids) - submit.num_prompt_tokens

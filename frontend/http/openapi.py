@@ -1,0 +1,157 @@
+"""The OpenAPI document (version 3.1), made from the endpoints and the models of what they take and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
+
+from frontend.generation_request import MAX_REQUEST_ID_LENGTH
+from frontend.http.endpoints import ENDPOINTS, Endpoint
+from frontend.http.schemas.answers import ErrorAnswer
+from frontend.http.schemas.base import Body
+from pagewire import __version__
+
+Json = dict[str, Any]
+
+_REFERENCE = "#/components/schemas/{model}"
+_REQUEST_ID = {"$ref": "#/components/parameters/RequestId"}
+_ABOUT = (
+    "Serves a large language model. The API is OpenAI's, with the further fields that other servers of the "
+    "field take. Every answer carries the header `x-request-id`; every error is an object "
+    '`{"error": {...}}`. Unknown fields are refused.'
+)
+
+
+def openapi_document(*, with_keys: bool) -> Json:
+    """The whole document.
+
+    Args:
+        with_keys: whether this server asks for API keys.
+    """
+    schemas = _Schemas(ENDPOINTS)
+    paths: Json = {}
+    for endpoint in ENDPOINTS:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
+    keys: list[Json] = [{"bearer": []}, {"key": []}]
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "pagewire", "version": __version__, "description": _ABOUT},
+        "security": keys if with_keys else [{}, *keys],
+        "paths": paths,
+        "components": {
+            "schemas": schemas.definitions,
+            "parameters": {
+                "RequestId": {
+                    "name": "x-request-id",
+                    "in": "header",
+                    "description": "Names the request in its answer and in the server's log.",
+                    "schema": {
+                        "type": "string",
+                        "maxLength": MAX_REQUEST_ID_LENGTH,
+                        "pattern": "^[!-~]([ -~]*[!-~])?$",
+                    },
+                }
+            },
+            "headers": {"RequestId": {"description": "The request's id.", "schema": {"type": "string"}}},
+            "responses": {"Error": _error(schemas)},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+    }
+
+
+class _Schemas:
+    """The JSON Schemas of all models, and references to them."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        wanted: list[tuple[Any, JsonSchemaMode]] = [(ErrorAnswer, "serialization")]
+        for endpoint in endpoints:
+            if endpoint.body is not None:
+                wanted.append((endpoint.body, "validation"))
+            answers = (endpoint.answer, endpoint.event)
+            wanted += [(kind, "serialization") for kind in answers if kind is not None]
+        adapters = {(repr(kind), mode): TypeAdapter(kind) for kind, mode in wanted}
+        inputs = [(name, mode, adapter) for (name, mode), adapter in adapters.items()]
+        self._references, rest = TypeAdapter.json_schemas(inputs, ref_template=_REFERENCE)
+        self.definitions: Json = rest.get("$defs", {})
+        for kind in _subclasses(Body):
+            definition = self.definitions.get(kind.__name__)
+            if definition is not None:
+                definition["additionalProperties"] = False
+
+    def taken(self, kind: Any) -> Json:
+        """A reference to the schema of a body."""
+        return self._references[repr(kind), "validation"]
+
+    def answered(self, kind: Any) -> Json:
+        """A reference to the schema of an answer."""
+        return self._references[repr(kind), "serialization"]
+
+
+def _subclasses(kind: type) -> list[type]:
+    found: list[type] = kind.__subclasses__()
+    return [*found, *(below for each in found for below in _subclasses(each))]
+
+
+def _operation(endpoint: Endpoint, schemas: _Schemas) -> Json:
+    operation: Json = {
+        "operationId": endpoint.name,
+        "tags": [endpoint.tag],
+        "summary": endpoint.summary,
+        "parameters": [_REQUEST_ID],
+        "responses": {},
+    }
+    if endpoint.description:
+        operation["description"] = endpoint.description
+    if not endpoint.needs_key:
+        operation["security"] = []
+    if "{id}" in endpoint.path:
+        operation["parameters"].append(
+            {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        )
+    if endpoint.body is not None:
+        content: Json = {"schema": schemas.taken(endpoint.body)}
+        if endpoint.example:
+            content["example"] = dict(endpoint.example)
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
+    if endpoint.answer is not None or endpoint.media_type != "application/json":
+        operation["responses"]["200"] = _answer(endpoint, schemas)
+    for status in sorted(endpoint.errors):
+        operation["responses"][str(status)] = {
+            "$ref": "#/components/responses/Error",
+            "description": HTTPStatus(status).phrase,
+        }
+    return operation
+
+
+def _answer(endpoint: Endpoint, schemas: _Schemas) -> Json:
+    schema = {"type": "string"} if endpoint.answer is None else schemas.answered(endpoint.answer)
+    content: Json = {endpoint.media_type: {"schema": schema}}
+    if endpoint.event is not None:
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": "With `stream: true`: server-sent events, each with JSON as its data.",
+                "contentMediaType": "application/json",
+                "contentSchema": schemas.answered(endpoint.event),
+            }
+        }
+    return {"description": "It worked.", "headers": _request_id_header(), "content": content}
+
+
+def _error(schemas: _Schemas) -> Json:
+    return {
+        "description": "It did not work.",
+        "headers": _request_id_header(),
+        "content": {"application/json": {"schema": schemas.answered(ErrorAnswer)}},
+    }
+
+
+def _request_id_header() -> Json:
+    return {"x-request-id": {"$ref": "#/components/headers/RequestId"}}

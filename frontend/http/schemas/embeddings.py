@@ -1,0 +1,67 @@
+"""POST /v1/embeddings."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from frontend.embedding import EmbeddingRequest
+from frontend.generation_request import TextPrompt, TokenPrompt
+from frontend.http.schemas.base import Body, TokenIdList
+
+
+class EmbeddingBody(Body):
+    """POST /v1/embeddings. OpenAI's fields, and behind `user` further ones."""
+
+    forms: ClassVar = {"input": "a string, a list of token ids, or a list of either"}
+
+    model: str | None = None
+    input: (
+        str
+        | TokenIdList
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[TokenIdList], Field(fail_fast=True)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: str | None = None
+    request_id: str | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool = True
+    pooling: str | None = None
+    normalize: bool | None = None
+    priority: int | None = None
+    timeout: float | None = None
+
+    def to_embed(self, request_id: str) -> EmbeddingRequest:
+        """The request in the pipeline's form.
+
+        Raises:
+            InvalidRequest: see the messages.
+        """
+        return EmbeddingRequest(
+            request_id=request_id,
+            model=self.model or "",
+            inputs=self._inputs(),
+            pooling=self.pooling,
+            normalize=self.normalize,
+            dimensions=self.dimensions,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            priority=self.priority or 0,
+            timeout=self.timeout,
+        )
+
+    def _inputs(self) -> list[TextPrompt | TokenPrompt]:
+        given = self.input
+        if isinstance(given, str):
+            return [self._text(given)]
+        if given and isinstance(given[0], int):
+            return [TokenPrompt(token_ids=given)]
+        return [
+            self._text(each) if isinstance(each, str) else TokenPrompt(token_ids=each)  # type: ignore[arg-type]
+            for each in given
+        ]
+
+    def _text(self, text: str) -> TextPrompt:
+        return TextPrompt(text=text, add_special_tokens=self.add_special_tokens)

@@ -1,0 +1,150 @@
+"""/openapi.json tells of everything that is served, and answers are as it says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import aiohttp
+import jsonschema
+import pytest
+
+from frontend.http.endpoints import ENDPOINTS
+from frontend.http.openapi import openapi_document
+from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
+from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return json.loads(json.dumps(openapi_document(with_keys=False)))
+
+
+@pytest.fixture
+async def http(frontend: RunningFrontend, scheduler: ScriptedScheduler):
+    scheduler.reply = b"x"
+    scheduler.pool = lambda submit: [1, 2, 3, 4]
+    async with aiohttp.ClientSession(frontend.url) as session:
+        yield session
+
+
+def check(document: dict[str, Any], schema: dict[str, Any], value: object) -> None:
+    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(value)
+
+
+def references(value: object) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return own.union(*map(references, value.values()))
+    return set().union(*map(references, value)) if isinstance(value, list) else set()
+
+
+def test_document_is_complete_in_itself(document) -> None:
+    assert document["openapi"] == "3.1.0"
+    for reference in references(document):
+        target: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            target = target[part]
+    for schema in document["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+async def test_every_route_is_in_the_document(frontend: RunningFrontend, document) -> None:
+    served = {
+        (route.method, route.resource.canonical)
+        for route in frontend.http._runner.app.router.routes()
+        if route.method != "HEAD"
+    }
+    told = {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
+    assert served == told
+
+
+def test_bodies_refuse_what_they_do_not_name(document) -> None:
+    for path in ("/v1/chat/completions", "/v1/responses", "/tokenize"):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        with pytest.raises(jsonschema.ValidationError, match="foo"):
+            check(document, body, {"input": "a", "messages": [], "foo": 1})
+
+
+@pytest.mark.parametrize("endpoint", [each for each in ENDPOINTS if each.body], ids=lambda each: each.name)
+async def test_examples_are_answered_as_the_document_says(http, document, endpoint) -> None:
+    """No further field is told than those of the document, so it misses none."""
+    operation = document["paths"][endpoint.path]["post"]
+    body = operation["requestBody"]["content"]["application/json"]
+    example = {**body["example"]}
+    if endpoint.name == "detokenize":
+        example["tokens"] = [104]
+    check(document, body["schema"], example)
+    async with http.post(endpoint.path, json=example) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+        assert response.content_type == "application/json"
+    check(document, operation["responses"]["200"]["content"]["application/json"]["schema"], answer)
+    endpoint.answer.model_validate(answer, strict=True, extra="forbid")
+    if endpoint.event is not None:
+        event = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]["contentSchema"]
+        async with http.post(endpoint.path, json={**example, "stream": True}) as response:
+            frames = (await response.text()).strip().split("\n\n")
+        for frame in frames:
+            data = frame.rpartition("data: ")[2]
+            if data != "[DONE]":
+                check(document, event, json.loads(data))
+
+
+@pytest.mark.parametrize(
+    "endpoint", [each for each in ENDPOINTS if each.method == "GET"], ids=lambda e: e.name
+)
+async def test_questions_are_answered_as_the_document_says(http, document, endpoint) -> None:
+    path = endpoint.path.replace("{id}", "bytes")
+    answers = document["paths"][endpoint.path]["get"]["responses"]
+    async with http.get(path) as response:
+        assert str(response.status) in answers
+        told = answers[str(response.status)]
+        told = document["components"]["responses"]["Error"] if "$ref" in told else told
+        [(media_type, content)] = told["content"].items()
+        assert response.content_type == media_type
+        if media_type == "application/json":
+            check(document, content["schema"], await response.json())
+
+
+@pytest.mark.parametrize("keys", [(), ("key",)])
+async def test_document_and_page_need_no_key_and_say_whether_others_do(
+    start_frontend: FrontendFactory, keys: tuple[str, ...]
+) -> None:
+    frontend = await start_frontend(api_keys=keys)
+    async with aiohttp.ClientSession(frontend.url) as session:
+        async with session.get("/openapi.json") as response:
+            document = await response.json()
+        async with session.get("/docs") as response:
+            page = await response.text()
+        paths = document["paths"]
+        for endpoint in ENDPOINTS:
+            if endpoint.method == "GET" and endpoint.name != "getResponse":
+                path = endpoint.path.replace("{id}", "bytes")
+                async with session.get(path) as response:
+                    open_to_all = (
+                        paths[endpoint.path]["get"].get("security") == [] or {} in document["security"]
+                    )
+                    assert (response.status != 401) == open_to_all, path
+    assert ({} in document["security"]) == (not keys)
+    assert "openapi.json" in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+async def test_tokenize_tells_tokens_as_the_vocabulary_has_them(http) -> None:
+    async with http.post("/tokenize", json={"prompt": "é x", "return_token_strs": True}) as response:
+        answer = await response.json()
+    assert answer["token_strs"] == ["Ã", "©", "Ġ", "x"]
+    assert (answer["tokens"], answer["count"], answer["max_model_len"]) == ([195, 169, 32, 120], 4, 200)
+
+
+async def test_load_and_server_info_tell_of_the_scheduler(http) -> None:
+    async with http.get("/load") as response:
+        load = await response.json()
+        assert (load["server_load"], load["num_requests_running"], load["kv_cache_usage"]) == (3, 3, 0.25)
+    async with http.get("/server_info") as response:
+        info = await response.json()
+        assert (info["served_model_names"], info["ready"], info["pooling"]) == (["bytes"], True, None)
+        assert info["engine"]["max_model_len"] == 200
+        assert info["limits"]["max_body_bytes"] == 8 * 1024 * 1024
