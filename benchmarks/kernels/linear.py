@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import record
-from engine.kernels.linear.choice import MULTIPROCESSORS, linear
-from engine.kernels.linear.matrix_vector import RowsConfig, norm_linear, silu_mul_linear
+from engine.kernels.linear.choice import linear
+from engine.kernels.linear.matrix_vector import RowsConfig
 from engine.kernels.linear.tiled import ShareWorkspace, TileConfig
 
 BANDWIDTH = 4.3e12  # B/s
@@ -51,8 +51,9 @@ SHAPES = {
 }
 PREFILL_SHAPES = ("llama8b qkv", "llama8b gate_up", "llama8b down", "qwen06b gate_up")
 
-ONE_PER_SM = MULTIPROCESSORS
-TWO_PER_SM = 2 * MULTIPROCESSORS
+# Programs on an H200.
+ONE_PER_SM = 132
+TWO_PER_SM = 2 * ONE_PER_SM
 Config = RowsConfig | TileConfig
 
 
@@ -150,12 +151,17 @@ def describe(config: Config | None) -> str:
     return "torch"
 
 
+def make_workspace(device: torch.device) -> ShareWorkspace:
+    """Enough for every candidate and all weights."""
+    return ShareWorkspace.make(device, tile_elements=TWO_PER_SM * 128 * 256, tiles=1 << 14)
+
+
 class Bench:
     """Weights and space for one (N, K) after another, and how a product with them is timed."""
 
     def __init__(self) -> None:
         self.device = torch.device("cuda")
-        self.workspace = ShareWorkspace.make(self.device, tile_elements=TWO_PER_SM * 128 * 256, tiles=1 << 14)
+        self.workspace = make_workspace(self.device)
 
     def weights(self, n: int, k: int) -> list[torch.Tensor]:
         """Copies of random weights, together larger than the cache."""
@@ -167,17 +173,15 @@ class Bench:
         self, x: torch.Tensor, weights: list[torch.Tensor], config: Config | None, budget: float
     ) -> float:
         """Seconds of one product; `budget` is the best time known, past which a rough timing will do."""
-        m, n = x.shape[0], weights[0].shape[0]
-        out = torch.full((m, n), torch.nan, dtype=x.dtype, device=self.device)
 
-        def call(w: torch.Tensor) -> None:
-            linear(x, w, None, out, config=config, workspace=self.workspace)
+        def call(w: torch.Tensor) -> torch.Tensor:
+            product: torch.Tensor = linear(x, w, config=config, workspace=self.workspace)
+            return product
 
-        call(weights[0])
-        expected = F.linear(x, weights[0])
-        error = float((out.float() - expected.float()).norm() / expected.float().norm())
-        if not error < 1e-2:
-            raise ArithmeticError(f"differs from torch's result by {error:.1e}")
+        if config is None:
+            call(weights[0])
+        else:
+            check(call, x, weights[0])
         return self.time(call, weights, budget)
 
     def time(self, call: Callable[[torch.Tensor], Any], weights: list[torch.Tensor], budget: float) -> float:
@@ -195,6 +199,20 @@ class Bench:
         return statistics.median(_seconds(graph, replays) for _ in range(5)) / calls
 
 
+def check(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, w: torch.Tensor) -> None:
+    """Raises ArithmeticError if the call's product differs from torch's."""
+    expected = F.linear(x, w)
+    # Fills what is allocated with NaN: what a product leaves unwritten may be the result of another.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        out = call(w)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    error = float((out.float() - expected.float()).norm() / expected.float().norm())
+    if not error < 1e-2:
+        raise ArithmeticError(f"differs from torch's result by {error:.1e}")
+
+
 def _seconds(graph: torch.cuda.CUDAGraph, replays: int) -> float:
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
@@ -210,7 +228,7 @@ def compile_one(job: tuple[Config, int, int]) -> None:
     config, m, k = job
     x, w = (torch.zeros(rows, k, dtype=torch.bfloat16, device="cuda") for rows in (m, 512))
     try:
-        linear(x, w, config=config)
+        linear(x, w, config=config, workspace=make_workspace(x.device))
         torch.cuda.synchronize()
     except Exception as error:
         print(f"{describe(config)}: {type(error).__name__}")
@@ -274,31 +292,6 @@ def measure_shape(bench: Bench, name: str, batches: tuple[int, ...]) -> list[dic
     return rows
 
 
-def measure_fused(bench: Bench, name: str, m: int) -> dict[str, Any]:
-    """The product alone, with the norm before it, and with silu-and-mul before it, in microseconds."""
-    n, k = SHAPES[name]
-    weights = bench.weights(n, k)
-    x, residual, residual_out = (
-        torch.randn(m, k, dtype=torch.bfloat16, device=bench.device) for _ in range(3)
-    )
-    gate_up = torch.randn(m, 2 * k, dtype=torch.bfloat16, device=bench.device)
-    norm_weight = torch.ones(k, dtype=torch.bfloat16, device=bench.device)
-    out = torch.empty(m, n, dtype=torch.bfloat16, device=bench.device)
-    config = RowsConfig(4 if n > 8192 and m == 1 else 2)
-    calls: dict[str, Callable[[torch.Tensor], Any]] = {
-        "product": lambda w: linear(x, w, None, out, config=config),
-        "norm and product": lambda w: norm_linear(
-            x, residual, norm_weight, 1e-5, w, residual_out=residual_out, out=out, config=config
-        ),
-        "silu, mul and product": lambda w: silu_mul_linear(gate_up, w, out=out, config=config),
-    }
-    result: dict[str, Any] = {"weights": name, "m": m, "config": describe(config)}
-    for label, call in calls.items():
-        call(weights[0])
-        result[label] = round(bench.time(call, weights, math.inf) * 1e6, 2)
-    return result
-
-
 def print_table(rows: list[dict[str, Any]]) -> None:
     """One line for each product: times, the share of the floor, and which config is best."""
     print(f"{'weights':16} {'N':>6} {'K':>5} {'M':>4} {'torch us':>8} {'best us':>8} {'floor':>5}  best")
@@ -317,15 +310,7 @@ def main() -> None:
     rows = []
     for name in SHAPES:
         rows += measure_shape(bench, name, DECODE + ((PREFILL,) if name in PREFILL_SHAPES else ()))
-    fused = [
-        measure_fused(bench, name, m)
-        for name in ("llama8b qkv", "llama8b gate_up", "llama8b down", "qwen06b qkv", "qwen06b down")
-        for m in (1, 4)
-    ]
-    results = {"device": torch.cuda.get_device_name(), "products": rows, "fused_us": fused}
-    record.write(arguments.json, results)
-    for entry in fused:
-        print(entry)
+    record.write(arguments.json, {"device": torch.cuda.get_device_name(), "products": rows})
     failed = {error for row in rows for error in row["candidates_us"].values() if isinstance(error, str)}
     print(*sorted(failed), sep="\n")
     print_table(rows)

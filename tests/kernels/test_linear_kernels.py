@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from engine.kernels.linear import choice, matrix_vector, tiled
 from engine.kernels.linear.matrix_vector import RowsConfig
-from engine.kernels.linear.naive import naive_linear, naive_norm_linear, naive_silu_mul_linear
+from engine.kernels.linear.naive import naive_linear
 from engine.kernels.linear.tiled import ShareWorkspace, TileConfig
 from tests.kernels.hopper import compile_overlapping
 
@@ -27,6 +28,15 @@ TILES = [
 PROGRAMS = [2, 3, 5, 64]
 LARGE_SHAPES = [(1024, 3072), (6144, 1024), (4096, 4096), (1030, 1032)]
 
+# What serving chooses from, and for how many tokens at most.
+CHOSEN: dict[RowsConfig | TileConfig, int] = {}
+for _entries in choice.MEASURED.values():
+    for _most, _config in _entries:
+        if _config is not None:
+            CHOSEN[_config] = max(_most, CHOSEN.get(_config, 0))
+CHOSEN_TILES = [config for config in CHOSEN if isinstance(config, TileConfig)]
+CHOSEN_SHARES = [config for config in CHOSEN_TILES if config.programs]
+
 
 def operands(m: int, n: int, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [m, k] as part of a wider tensor whose other elements are NaN, w [n, k], bias [n]."""
@@ -41,11 +51,30 @@ def poisoned(m: int, n: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.full((m, n + 8), torch.nan, dtype=dtype, device=DEVICE)[:, :n]
 
 
+@pytest.fixture
+def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a product allocates is `poisoned`."""
+    plain = torch.Tensor.new_empty
+
+    def new_empty(like: torch.Tensor, *shape: int, **others: Any) -> torch.Tensor:
+        # Triton's interpreter, which calls it too, names a device.
+        return plain(like, *shape, **others) if others else poisoned(*shape, like.dtype)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+
+
+def workspace_for(m: int, n: int, config: TileConfig) -> ShareWorkspace:
+    """Just enough for one product of m tokens with n rows."""
+    tiles = -(-m // config.block_m) * -(-n // config.block_n)
+    elements = config.programs * config.block_m * config.block_n
+    return ShareWorkspace.make(DEVICE, tile_elements=elements, tiles=tiles)
+
+
 def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
     error = (out.double() - expected).norm() / expected.norm()
     assert error < TOLERANCE[out.dtype], f"relative error {error:.2e}"  # which NaN never passes
     # Nothing was written beside it.
-    if not out.is_contiguous():
+    if out.stride(0) > out.shape[1]:
         beside = out.as_strided((out.shape[0], 8), out.stride(), out.storage_offset() + out.shape[1])
         assert beside.isnan().all()
 
@@ -54,53 +83,15 @@ def shapes(small: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return small + (LARGE_SHAPES if CUDA else [])
 
 
+@pytest.mark.usefixtures("_poisoned_results")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "k"), shapes([(7, 264), (16, 512)]))
 @pytest.mark.parametrize("m", [1, 3, 8, *([2, 5] if CUDA else [])])
 def test_a_few_tokens_times_rows(m: int, n: int, k: int, dtype: torch.dtype) -> None:
     x, w, bias = operands(m, n, k, dtype)
-    for config in [None, RowsConfig(4, num_warps=1), RowsConfig(1, num_warps=1, unroll=2)]:
-        out = poisoned(m, n, dtype)
-        matrix_vector.matrix_vector(x, w, None, out, config=config)
-        assert_close(out, naive_linear(x, w))
+    for config in [RowsConfig(4, num_warps=1), RowsConfig(1, num_warps=2)]:
+        assert_close(matrix_vector.matrix_vector(x, w, config=config), naive_linear(x, w))
         assert_close(matrix_vector.matrix_vector(x, w, bias, config=config), naive_linear(x, w, bias))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("n", "k"), shapes([(7, 264), (16, 512)]))
-@pytest.mark.parametrize("m", [1, 3, 8])
-def test_norm_and_product_in_one(m: int, n: int, k: int, dtype: torch.dtype) -> None:
-    x, w, _ = operands(m, n, k, dtype)
-    residual, _, _ = operands(m, n, k, dtype)
-    norm_weight = torch.randn(k, device=DEVICE).to(dtype)
-    expected, total = naive_norm_linear(x, residual, norm_weight, 1e-5, w)
-    before = x.clone(), residual.clone()
-    out, residual_out = poisoned(m, n, dtype), poisoned(m, k, dtype)
-    matrix_vector.norm_linear(
-        x,
-        residual,
-        norm_weight,
-        1e-5,
-        w,
-        residual_out=residual_out,
-        out=out,
-        config=RowsConfig(2, num_warps=2),
-    )
-    assert_close(out, expected)
-    assert torch.equal(residual_out, total)
-    assert torch.equal(x, before[0])
-    assert torch.equal(residual, before[1])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("n", "k"), shapes([(7, 264), (16, 512)]))
-@pytest.mark.parametrize("m", [1, 3, 8])
-def test_silu_and_product_in_one(m: int, n: int, k: int, dtype: torch.dtype) -> None:
-    gate_up, _, _ = operands(m, n, 2 * k, dtype)
-    _, w, _ = operands(m, n, k, dtype)
-    out = poisoned(m, n, dtype)
-    matrix_vector.silu_mul_linear(gate_up, w, out=out, config=RowsConfig(2, num_warps=2))
-    assert_close(out, naive_silu_mul_linear(gate_up, w))
 
 
 @pytest.mark.skipif(not CUDA, reason="the interpreter has one kernel at a time")
@@ -109,14 +100,13 @@ def test_overlapping_products_see_what_the_kernel_before_wrote() -> None:
     weights = [
         operands(1, n, k, torch.bfloat16)[1] for k, n in zip(sizes, [*sizes[1:], sizes[0]], strict=True)
     ]
-    buffers = [torch.empty(2, w.shape[0], dtype=torch.bfloat16, device=DEVICE) for w in weights]
     start = torch.randn(2, sizes[0], device=DEVICE).to(torch.bfloat16)
 
     def chain(overlap: bool) -> torch.Tensor:
         x = start
         for step in range(40):
             config = RowsConfig(1 + step % 2, overlap=overlap)
-            x = matrix_vector.matrix_vector(x, weights[step % 4], out=buffers[step % 4], config=config)
+            x = matrix_vector.matrix_vector(x, weights[step % 4], config=config)
             if step % 5 == 0:
                 x.mul_(2)
         return x.clone()
@@ -132,56 +122,60 @@ def test_overlapping_products_see_what_the_kernel_before_wrote() -> None:
         assert torch.equal(result, expected)
 
 
+@pytest.mark.usefixtures("_poisoned_results")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("config", TILES, ids=["weights first", "tokens first"])
 @pytest.mark.parametrize(("n", "k"), shapes([(70, 136), (64, 192)]))
 @pytest.mark.parametrize("m", [1, 9, 17, 65])
 def test_whole_tiles(m: int, n: int, k: int, config: TileConfig, dtype: torch.dtype) -> None:
     x, w, bias = operands(m, n, k, dtype)
-    out = poisoned(m, n, dtype)
-    tiled.tiled_linear(x, w, None, out, config=config)
-    assert_close(out, naive_linear(x, w))
+    assert_close(tiled.tiled_linear(x, w, config=config), naive_linear(x, w))
     assert_close(tiled.tiled_linear(x, w, bias, config=config), naive_linear(x, w, bias))
 
 
+@pytest.mark.usefixtures("_poisoned_results")
 @pytest.mark.parametrize("programs", PROGRAMS)
 @pytest.mark.parametrize("config", TILES, ids=["weights first", "tokens first"])
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 70, 264), (17, 70, 136), (65, 40, 200)])
 def test_shared_tiles(m: int, n: int, k: int, config: TileConfig, programs: int) -> None:
     config = replace(config, programs=programs)
     dtype = torch.bfloat16 if CUDA else torch.float32
-    workspace = ShareWorkspace.for_product(DEVICE, m, n, config)
+    workspace = workspace_for(m, n, config)
     # A later product finds the workspace as usable as the first one.
     for _ in range(2):
         x, w, bias = operands(m, n, k, dtype)
         workspace.partials.fill_(torch.nan)
-        out = poisoned(m, n, dtype)
-        tiled.tiled_linear(x, w, bias, out, config=config, workspace=workspace)
+        out = tiled.tiled_linear(x, w, bias, config=config, workspace=workspace)
         assert_close(out, naive_linear(x, w, bias))
         assert not workspace.arrivals.any()
 
 
-@pytest.mark.parametrize("m", [1, 4, 5, 16, 17, 48, *([33, 64, 128, 192, 256] if CUDA else [])])
+@pytest.mark.usefixtures("_poisoned_results")
+@pytest.mark.parametrize("config", CHOSEN, ids=str)
 @pytest.mark.parametrize(("n", "k"), [(70, 264), *(LARGE_SHAPES if CUDA else [])])
-def test_default_configs(m: int, n: int, k: int) -> None:
+def test_what_serving_chooses_from(n: int, k: int, config: RowsConfig | TileConfig) -> None:
     dtype = torch.bfloat16 if CUDA else torch.float32
-    x, w, bias = operands(m, n, k, dtype)
-    product = choice.small_batch_linear if m <= choice.SMALL_BATCH else choice.medium_batch_linear
-    assert_close(product(x, w, bias, poisoned(m, n, dtype)), naive_linear(x, w, bias))
+    overlapping = replace(config, overlap=True)
+    for m in sorted({1, CHOSEN[config]}):
+        x, w, bias = operands(m, n, k, dtype)
+        workspace = workspace_for(m, n, config) if config in CHOSEN_SHARES else None
+        out = choice.linear(x, w, bias, config=overlapping, workspace=workspace)
+        assert_close(out, naive_linear(x, w, bias))
 
 
 @pytest.mark.skipif(not CUDA, reason="the interpreter takes minutes")
-@pytest.mark.parametrize("m", [1, 16, 64, 192, 256])
+@pytest.mark.parametrize("config", CHOSEN_SHARES, ids=str)
+@pytest.mark.parametrize("m", [1, 16, 64, 192])
 @pytest.mark.parametrize(("n", "k"), [(28672, 4096), (4096, 14336), (1024, 2048)])
-def test_shared_tiles_repeat_bitwise(m: int, n: int, k: int) -> None:
+def test_shared_tiles_repeat_bitwise(m: int, n: int, k: int, config: TileConfig) -> None:
     x, w, _ = operands(m, n, k, torch.bfloat16)
-    config = choice.medium_batch_config(m, n, k)
-    workspace = ShareWorkspace.for_product(DEVICE, m, n, config)
+    workspace = workspace_for(m, n, config)
     first = tiled.tiled_linear(x, w, config=config, workspace=workspace)
     for _ in range(20):
         assert torch.equal(first, tiled.tiled_linear(x, w, config=config, workspace=workspace))
 
 
+@pytest.mark.usefixtures("_poisoned_results")
 @pytest.mark.parametrize(
     "dtype", [torch.float32, *([torch.bfloat16, torch.float16] if CUDA else [])], ids=str
 )
@@ -190,7 +184,7 @@ def test_a_row_is_bitwise_the_same_in_any_batch(n: int, k: int, dtype: torch.dty
     """On a GPU the batches are of all sizes that are multiplied by tiles of different shapes."""
     sizes = [1, 7, 64, 65, 200, 256, 1000, 8192] if CUDA else [1, 7, 65]
     x, w, bias = operands(sizes[-1], n, k, dtype)
-    whole = tiled.invariant_linear(x, w, bias, poisoned(sizes[-1], n, dtype))
+    whole = tiled.invariant_linear(x, w, bias)
     assert_close(whole, naive_linear(x, w, bias))
     for m in sizes[:-1]:
         for first in (0, sizes[-1] - m):
@@ -198,12 +192,16 @@ def test_a_row_is_bitwise_the_same_in_any_batch(n: int, k: int, dtype: torch.dty
             assert torch.equal(tiled.invariant_linear(x[rows], w, bias), whole[rows])
 
 
-def test_nothing_is_chosen_that_was_not_measured() -> None:
+@pytest.mark.parametrize(("n", "block_n"), [(1000, 1), (2048, 2), (12345, 4)])
+def test_one_token_is_multiplied_by_rows_whatever_their_shape(n: int, block_n: int) -> None:
+    assert choice.choose_linear(1, n, 64) == RowsConfig(block_n, overlap=True)
+
+
+def test_nothing_else_is_chosen_that_was_not_measured() -> None:
     assert choice.choose_linear(3, 12345, 64) is None
     x, w, bias = operands(3, 12, 64, torch.float32)
-    for out in (None, poisoned(3, 12, torch.float32)):
-        assert_close(choice.linear(x, w, bias, out, config=None), naive_linear(x, w, bias))
-        assert_close(choice.linear(x, w, None, out, config=None), naive_linear(x, w))
+    assert_close(choice.linear(x, w, bias, config=None), naive_linear(x, w, bias))
+    assert_close(choice.linear(x, w, config=None), naive_linear(x, w))
 
 
 def test_the_measured_table_is_ascending() -> None:
@@ -211,16 +209,13 @@ def test_the_measured_table_is_ascending() -> None:
         assert [most for most, _ in entries] == sorted({most for most, _ in entries})
 
 
-MATRIX_VECTOR = "engine.kernels.linear.matrix_vector:"
-POINTERS = {"x_ptr": "*bf16", "w_ptr": "*bf16", "out_ptr": "*bf16", "n": "i32", "out_stride": "i32"}
-
-
 @pytest.mark.parametrize(("m", "block_n"), [(1, 4), (8, 1)])
 def test_matrix_vector_compiles_for_hopper(m: int, block_n: int) -> None:
     shape = {"M": m, "K": 4096, "BLOCK_M": m, "BLOCK_N": block_n, "BLOCK_K": 1024}
-    signature = POINTERS | {"bias_ptr": "*bf16", "x_stride": "i32"}
+    signature = dict.fromkeys(["x_ptr", "w_ptr", "bias_ptr", "out_ptr"], "*bf16")
+    signature |= dict.fromkeys(["n", "x_stride", "out_stride"], "i32")
     size = compile_overlapping(
-        MATRIX_VECTOR + "matrix_vector_kernel",
+        "engine.kernels.linear.matrix_vector:matrix_vector_kernel",
         signature,
         shape | {"HAS_BIAS": True},
         early_reads=["w_ptr"],
@@ -229,29 +224,10 @@ def test_matrix_vector_compiles_for_hopper(m: int, block_n: int) -> None:
     assert size["shared"] <= (1024 if m == 1 else 8192)
 
 
-def test_fused_matrix_vector_compiles_for_hopper() -> None:
-    shape = {"M": 1, "K": 4096, "BLOCK_M": 1, "BLOCK_N": 4, "BLOCK_K": 1024}
-    strides = dict.fromkeys(["x_stride", "residual_stride", "residual_out_stride"], "i32")
-    pointers = dict.fromkeys(["residual_ptr", "norm_weight_ptr", "residual_out_ptr"], "*bf16")
-    signature = POINTERS | strides | pointers | {"eps": "fp32"}
-    early_reads = ["w_ptr"]
-    size = compile_overlapping(
-        MATRIX_VECTOR + "norm_matrix_vector_kernel", signature, shape, early_reads=early_reads
-    )
-    assert size["shared"] <= 1024
-    signature = {key: POINTERS[key] for key in ("w_ptr", "out_ptr", "n", "out_stride")}
-    signature |= {"gate_up_ptr": "*bf16", "gate_up_stride": "i32"}
-    size = compile_overlapping(
-        MATRIX_VECTOR + "silu_mul_matrix_vector_kernel", signature, shape, early_reads=early_reads
-    )
-    assert size["shared"] <= 1024
-
-
 @pytest.mark.parametrize(
     "config",
     [
-        choice.small_batch_config(16, 4096, 4096),
-        choice.medium_batch_config(256, 4096, 4096),
+        *CHOSEN_TILES,
         tiled.invariant_config(1, 1024, torch.bfloat16),
         tiled.invariant_config(8192, 4096, torch.bfloat16),
         tiled.invariant_config(1, 1024, torch.float32),

@@ -70,13 +70,6 @@ class ShareWorkspace:
         partials = torch.empty(2 * tile_elements, dtype=torch.float32, device=device)
         return ShareWorkspace(partials, torch.zeros(tiles, dtype=torch.int32, device=device))
 
-    @staticmethod
-    def for_product(device: torch.device, m: int, n: int, config: TileConfig) -> ShareWorkspace:
-        """Just enough for one product of m tokens with n rows."""
-        tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
-        elements = config.programs * config.block_m * config.block_n
-        return ShareWorkspace.make(device, tile_elements=elements, tiles=tiles)
-
 
 @triton.jit
 def _prefetch_weights(
@@ -263,7 +256,6 @@ def tiled_linear(
     x: torch.Tensor,
     w: torch.Tensor,
     bias: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
     *,
     config: TileConfig,
     workspace: ShareWorkspace | None = None,
@@ -274,8 +266,7 @@ def tiled_linear(
         x: [M, K], last dimension contiguous, rows and start aligned to 16 bytes.
         w: [N, K], contiguous; K aligned to 16 bytes.
         bias: [N].
-        out: [M, N], written if given, last dimension contiguous.
-        workspace: for a config with `programs`, large enough for it; allocated if not given.
+        workspace: for a config with `programs`, large enough for it.
 
     Returns:
         [M, N] in x's dtype.
@@ -283,8 +274,7 @@ def tiled_linear(
     (m, k), n = x.shape, w.shape[0]
     assert w.shape[1] == k, f"x has {k} features, the weights {w.shape[1]}"
     assert w.is_contiguous()
-    if out is None:
-        out = x.new_empty(m, n)
+    out = x.new_empty(m, n)
     x_desc = TensorDescriptor(x, [m, k], list(x.stride()), [config.block_m, config.block_k])
     w_desc = TensorDescriptor(w, [n, k], [k, 1], [config.block_n, config.block_k])
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
@@ -303,7 +293,7 @@ def tiled_linear(
     if not config.programs:
         whole_tiles_kernel[(tiles,)](x_desc, w_desc, w, bias, out, m, n, k, out.stride(0), GROUP_M=8, **shape)
         return out
-    workspace = workspace or ShareWorkspace.for_product(x.device, m, n, config)
+    assert workspace is not None
     assert tiles <= workspace.arrivals.numel()
     assert 2 * config.programs * config.block_m * config.block_n <= workspace.partials.numel()
     shares_kernel[(config.programs,)](
@@ -341,14 +331,9 @@ def invariant_config(m: int, n: int, dtype: torch.dtype) -> TileConfig:
     return config
 
 
-def invariant_linear(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
+def invariant_linear(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x @ w.T + bias, each row bitwise the same however many others there are and whichever it is.
 
     Arguments and result as of `tiled_linear`.
     """
-    return tiled_linear(x, w, bias, out, config=invariant_config(x.shape[0], w.shape[0], x.dtype))
+    return tiled_linear(x, w, bias, config=invariant_config(x.shape[0], w.shape[0], x.dtype))
