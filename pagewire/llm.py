@@ -3,80 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
 from engine.config import WorkerConfig
-from engine.dispatch import records
 from frontend.chat.conversation import Conversation as Turns
-from frontend.output_text import OutputText
 from frontend.served_model import ServedModel
-from pagewire.errors import InvalidRequest, PagewireError
+from pagewire.errors import InvalidRequest
 from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
 from pagewire.model_name import default_model_name
 from pagewire.offline_engine import OfflineEngine
+from pagewire.offline_jobs import Job, open_job
+from pagewire.outputs import CompletionOutput as CompletionOutput
+from pagewire.outputs import RequestOutput as RequestOutput
+from pagewire.outputs import TokenLogprobs as TokenLogprobs
 from pagewire.sampling_params import SamplingParams
-from scheduler.intake import make_request
 from scheduler.request import EndReason, Request
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
-
-
-@dataclass(slots=True)
-class TokenLogprobs:
-    """Log probabilities at one generated position.
-
-    Attributes:
-        logprob: of the generated token.
-        top: token id -> log probability of the likeliest tokens, likeliest first.
-    """
-
-    logprob: float
-    top: dict[int, float]
-
-
-@dataclass(slots=True)
-class CompletionOutput:
-    """One completion.
-
-    Attributes:
-        text: the generated text.
-        token_ids: the generated ids.
-        finish_reason: "stop" or "length"; None while it is generated.
-        stop_reason: the stop string or stop token id that ended it, unless it was the model's own end.
-        logprobs: one entry for each id, if asked for.
-        index: its place among the completions of the prompt.
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-    logprobs: list[TokenLogprobs] | None = None
-    index: int = 0
-
-
-@dataclass(slots=True)
-class RequestOutput:
-    """What came of one prompt.
-
-    Attributes:
-        request_id: its name in logs.
-        prompt: as text; None if it was given as ids.
-        prompt_token_ids: as ids.
-        outputs: its completions.
-        num_cached_tokens: prompt tokens found in the prefix cache.
-    """
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    num_cached_tokens: int = 0
 
 
 class LLM:
@@ -184,37 +132,36 @@ class LLM:
             )
         return sampling_params
 
-    def _job(self, prompt: Prompt, sampling: SamplingParams) -> _Job:
+    def _job(self, prompt: Prompt, sampling: SamplingParams) -> Job:
         engine = self._running()
-        text = prompt if isinstance(prompt, str) else None
-        ids = self._text.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        request = make_request(f"offline-{next(self._ids)}", ids, sampling, engine.facts)
-        engine.check(request)
-        completion = CompletionOutput(logprobs=None if sampling.logprobs is None else [])
-        output = RequestOutput(request.request_id, text, ids, [completion])
-        job = _Job(
-            request, sampling, output, OutputText(self._text.tokenizer, sampling), engine.facts.eos_token_ids
-        )
-        request.owner = job
+        job = open_job(f"offline-{next(self._ids)}", prompt, sampling, self._text.tokenizer, engine.facts)
+        for request in job.requests:
+            engine.check(request)
         return job
 
-    def _run(self, jobs: list[_Job]) -> None:
+    def _run(self, jobs: list[Job]) -> None:
         engine = self._running()
-        requests = [job.request for job in jobs]
-        watching = any(job.sampling.stop for job in jobs)
+        running = {id(request): request for job in jobs for request in job.requests}
+        watching = any(job.watches for job in jobs)
         try:
-            for request in requests:
+            for request in running.values():
                 engine.add(request)
             for step in engine.steps():
+                for request, told in step.prompt_logprobs:
+                    _job_of(request).add_prompt_logprobs(told)
                 for index, entry in step.logprobs.items():
-                    _job_of(step.requests[index]).add_logprobs(entry)
-                for job in map(_job_of, step.requests if watching else ()):
-                    if job.sampling.stop and job.catch_up():
-                        engine.core.abort(job.request, EndReason.STOP)
+                    request = step.requests[index]
+                    _job_of(request).add_logprobs(request, entry)
+                for request in step.requests if watching else ():
+                    if _job_of(request).catch_up(request) and engine.core.abort(request, EndReason.STOP):
+                        _job_of(request).ended(request)
                 for request in step.ended:
-                    _job_of(request).finish()
+                    running.pop(id(request))
+                    for further in _job_of(request).ended(request):
+                        running[id(further)] = further
+                        engine.add(further)
         finally:
-            engine.abort(requests)
+            engine.abort(list(running.values()))
 
     def _running(self) -> OfflineEngine:
         if self._engine is None:
@@ -222,70 +169,8 @@ class LLM:
         return self._engine
 
 
-@dataclass(slots=True)
-class _Job:
-    """A prompt under way."""
-
-    request: Request
-    sampling: SamplingParams
-    output: RequestOutput
-    text: OutputText
-    eos_token_ids: tuple[int, ...]
-
-    @property
-    def completion(self) -> CompletionOutput:
-        return self.output.outputs[0]
-
-    @property
-    def is_over(self) -> bool:
-        return self.completion.finish_reason is not None
-
-    def add_logprobs(self, entry: records.TokenLogprobs) -> None:
-        """Takes the log probabilities of the token just generated."""
-        assert self.completion.logprobs is not None
-        top = dict(zip(map(int, entry.top_ids), map(float, entry.top_logprobs), strict=True))
-        self.completion.logprobs.append(TokenLogprobs(entry.logprob, top))
-
-    def catch_up(self) -> bool:
-        """Takes the tokens generated since the last call; True if a stop string ended the output. Without
-        stop strings to look for, one call at the end is enough.
-        """
-        completion, request = self.completion, self.request
-        new = request.token_ids[request.num_prompt_tokens + len(completion.token_ids) :].tolist()
-        completion.token_ids += new
-        self.output.num_cached_tokens = max(request.num_cached_tokens, 0)
-        completion.text += self.text.push(new[:-1] if self._ends_silently else new)[0]
-        return self._stopped_by_string()
-
-    @property
-    def _ends_silently(self) -> bool:
-        """Whether the last token ended the output and is no part of its text."""
-        return self.request.stop_token_id is not None and not self.sampling.include_stop_str_in_output
-
-    def _stopped_by_string(self) -> bool:
-        if self.text.stop_string is None or self.is_over:
-            return False
-        self.completion.finish_reason, self.completion.stop_reason = "stop", self.text.stop_string
-        return True
-
-    def finish(self) -> None:
-        """The scheduler ended it."""
-        if self.is_over:
-            return
-        request = self.request
-        if request.end_reason is EndReason.ERROR:
-            raise PagewireError(f"{request.request_id} failed: {request.error}")
-        self.catch_up()
-        self.completion.text += self.text.finish()
-        if self._stopped_by_string():
-            return
-        self.completion.finish_reason = "stop" if request.end_reason is EndReason.STOP else "length"
-        if request.stop_token_id is not None and request.stop_token_id not in self.eos_token_ids:
-            self.completion.stop_reason = request.stop_token_id
-
-
-def _job_of(request: Request) -> _Job:
-    assert isinstance(request.owner, _Job)
+def _job_of(request: Request) -> Job:
+    assert isinstance(request.owner, Job)
     return request.owner
 
 

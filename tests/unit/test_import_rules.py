@@ -27,6 +27,7 @@ ABOVE_ALL = (
     "pagewire.supervisor",
     "pagewire.llm",
     "pagewire.offline_engine",
+    "pagewire.offline_jobs",
 )
 WITHOUT_TORCH = ("frontend", "scheduler", "engine.dispatch")
 # Inside engine, from the top down: a part imports only parts after it.
