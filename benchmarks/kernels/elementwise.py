@@ -120,8 +120,8 @@ def embedding(model: Model, tokens: int) -> Operation:
     return Operation(2 * tokens * model.hidden * ITEM, inputs)
 
 
-def rotation(model: Model, tokens: int, *, query_out: bool = False, dense: bool = False) -> Operation:
-    """Head norms, rotation and storing; the query in place or apart, keys and values also apart or not."""
+def rotation(model: Model, tokens: int) -> Operation:
+    """Head norms, rotation and storing."""
     dim, kv_heads = model.head_dim, model.num_kv_heads
     all_heads = model.num_heads + 2 * kv_heads
     sizes = {"num_heads": model.num_heads, "num_kv_heads": kv_heads, "head_dim": dim}
@@ -132,23 +132,15 @@ def rotation(model: Model, tokens: int, *, query_out: bool = False, dense: bool 
     def inputs() -> tuple[Call, Call]:
         qkv = random(tokens, all_heads * dim)
         positions, slots = places(tokens)
-        outputs = {}
-        if query_out:
-            outputs["query_out"] = torch.empty(tokens, model.num_heads, dim, dtype=DTYPE)
-        if dense:
-            outputs["key_value_out"] = torch.empty(tokens, 2 * kv_heads, dim, dtype=DTYPE)
         angles = table[positions].to(DTYPE)[:, None].chunk(2, dim=-1)
         flat = slots.long()
         caches = key_cache, value_cache
         return (
-            lambda: rotate_and_store(
-                qkv, positions, table, *caches, slots, **sizes, **norms, eps=EPS, **outputs
-            ),
+            lambda: rotate_and_store(qkv, positions, table, *caches, slots, **sizes, **norms, eps=EPS),
             lambda: plain_rotation(model, qkv, angles, caches, flat, **norms),
         )
 
-    moved = (2 * all_heads + 2 * kv_heads * dense) * dim * ITEM + 4 * dim
-    return Operation(tokens * moved, inputs)
+    return Operation(tokens * (2 * all_heads * dim * ITEM + 4 * dim), inputs)
 
 
 def places(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -274,8 +266,6 @@ def operations() -> Iterator[tuple[str, Callable[[], Operation]]]:
         "add_rms_norm": add_norm,
         "silu_and_mul": activation,
         "rotate_and_store": rotation,
-        "rotate_and_store query_out": partial(rotation, query_out=True),
-        "rotate_and_store key_value_out": partial(rotation, dense=True),
         "embed": embedding,
     }
     of_a_step: dict[str, Callable[[int], Operation]] = {

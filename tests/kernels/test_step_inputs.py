@@ -94,8 +94,8 @@ CHUNKS = {
 def test_chunks_equal_their_definition(name: str, slots: torch.dtype) -> None:
     token_ids, block_table = persistent_rows()
     rows, starts, counts, padding = CHUNKS[name]
-    query_start_loc = [sum(counts[:i]) for i in range(len(counts) + 1)]
-    total = query_start_loc[-1] + padding
+    query_start_loc = [7 + sum(counts[:i]) for i in range(len(counts) + 1)]
+    total = sum(counts) + padding
     outputs = poisoned_outputs(7 + total + 2, 5 + len(rows) + 2, slots)
     prepare_chunks(
         int32(rows),
@@ -104,9 +104,8 @@ def test_chunks_equal_their_definition(name: str, slots: torch.dtype) -> None:
         token_ids,
         block_table,
         block_size=BLOCK_SIZE,
-        num_tokens=total,
+        num_tokens=7 + total,
         max_count=min(max(counts), 600),
-        token_offset=7,
         request_offset=5,
         **outputs,
     )
@@ -116,8 +115,8 @@ def test_chunks_equal_their_definition(name: str, slots: torch.dtype) -> None:
     check(outputs, expected, tokens=7, requests=5)
 
 
-def test_chunks_may_count_tokens_from_the_start_of_the_step() -> None:
-    """Behind two decodes, with a query_start_loc that begins at them, and arrays that begin anywhere."""
+def test_chunks_may_be_parts_of_a_steps_arrays() -> None:
+    """Behind two decodes, in arrays that begin anywhere."""
     token_ids, block_table = persistent_rows()
     outputs = poisoned_outputs(13, 4, torch.int32)
     prepare_chunks(
@@ -190,7 +189,7 @@ def test_layout_compiles_for_hopper() -> None:
     compile_kernel(
         "chunks_kernel",
         "rows starts query_start_loc token_ids block_table input_ids positions slot_mapping seq_lens",
-        "num_requests num_tokens token_offset request_offset token_ids_stride block_table_stride",
+        "num_requests num_tokens request_offset token_ids_stride block_table_stride",
         {"BLOCK_SIZE": 16, "BLOCK": 512},
     )
     compile_kernel(

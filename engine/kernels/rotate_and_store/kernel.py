@@ -58,15 +58,11 @@ def rotate_and_store_kernel(
     slot_mapping,  # [T]
     q_norm,  # [D] or None
     k_norm,
-    query_out,  # [T, H, D], may be qkv's own query part
-    key_value_out,  # [T, 2 * HK, D] or None
     eps,
     qkv_stride,
-    query_stride,
     cache_block_stride,
     cache_slot_stride,
     cache_head_stride,
-    key_value_stride,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -114,12 +110,11 @@ def rotate_and_store_kernel(
         first, second = _rotate(
             source, cos, sin, first_gain, second_gain, eps, mask, HEAD_DIM, q_norm is not None, dtype
         )
-        target = query_out + row * query_stride + head * HEAD_DIM + column
-        _store_halves(target, first, second, mask, HEAD_DIM)
+        _store_halves(source, first, second, mask, HEAD_DIM)
     else:
         # Rows of keys, then of values, behind the queries.
-        dense_head = head + tl.where(is_value, NUM_KV_HEADS, 0)
-        source = qkv + row * qkv_stride + (NUM_HEADS + dense_head) * HEAD_DIM + column
+        behind = tl.where(is_value, NUM_HEADS + NUM_KV_HEADS, NUM_HEADS)
+        source = qkv + row * qkv_stride + (behind + head) * HEAD_DIM + column
         place = (
             (slot // BLOCK_SIZE).to(tl.int64) * cache_block_stride
             + (slot % BLOCK_SIZE).to(tl.int64) * cache_slot_stride
@@ -136,9 +131,6 @@ def rotate_and_store_kernel(
                 source, cos, sin, first_gain, second_gain, eps, mask, HEAD_DIM, q_norm is not None, dtype
             )
             _store_halves(key_cache + place, first, second, stored, HEAD_DIM)
-        if key_value_out is not None:
-            dense = key_value_out + row * key_value_stride + dense_head * HEAD_DIM + column
-            _store_halves(dense, first, second, mask, HEAD_DIM)
 
 
 def rotate_and_store(
@@ -155,8 +147,6 @@ def rotate_and_store(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
-    query_out: torch.Tensor | None = None,
-    key_value_out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Norms (if asked) and rotates queries and keys, and stores keys and values in the paged cache.
 
@@ -164,23 +154,20 @@ def rotate_and_store(
     computed in fp32 and rounded once.
 
     Args:
-        qkv: [T, (H + 2 * HK) * D], queries, keys, values; rows may be strided.
+        qkv: [T, (H + 2 * HK) * D], queries, keys, values; rows may be strided. Its queries are overwritten.
         positions: [T] int32, rows of the table. Like slot_mapping, not written by the launch just before.
         table: [max_pos, D] contiguous, cosines of the D/2 pairs, then sines.
         key_cache, value_cache: [num_blocks, block_size, HK, D], strided alike, channels contiguous.
         slot_mapping: [T] int32 or int64, block_id * block_size + offset; -1 stores nothing.
         q_norm, k_norm: [D] weights of the RMSNorm over each head's channels (Qwen3), with its eps.
-        query_out: [T, H, D], heads contiguous, tokens may be strided; absent, qkv is overwritten.
-        key_value_out: [T, 2 * HK, D], if given: rotated keys, then values, for attention without the cache.
 
     Returns:
-        The query, [T, H, D]: query_out, or a strided view of qkv.
+        The queries, [T, H, D]: a strided view of qkv.
     """
     num_tokens = qkv.shape[0]
-    if query_out is None:
-        query_out = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
+    query = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
     if num_tokens == 0:
-        return query_out
+        return query
     block_stride, slot_stride, head_stride, _ = key_cache.stride()
     assert value_cache.stride() == key_cache.stride(), "keys and values must be laid out alike"
     heads, half, num_warps = launch_shape(head_dim)
@@ -194,15 +181,11 @@ def rotate_and_store(
         slot_mapping,
         q_norm,
         k_norm,
-        query_out,
-        key_value_out,
         eps,
         qkv.stride(0),
-        query_out.stride(0),
         block_stride,
         slot_stride,
         head_stride,
-        0 if key_value_out is None else key_value_out.stride(0),
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
@@ -212,7 +195,7 @@ def rotate_and_store(
         num_warps=num_warps,
         **overlap_options(),
     )
-    return query_out
+    return query
 
 
 def launch_shape(head_dim: int) -> tuple[int, int, int]:

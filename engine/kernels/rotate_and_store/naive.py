@@ -19,27 +19,26 @@ def naive_rotate_and_store(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Everything in fp32, rounded once.
 
-    Args: as the kernel's.
+    Args: as the kernel's, but qkv is left as it is.
 
     Returns:
-        The query [T, H, D] and the keys then values [T, 2 * HK, D]; the caches' slots are written.
+        The queries, [T, H, D]; the caches' slots are written.
     """
     num_tokens, block_size = len(qkv), key_cache.shape[1]
     heads = qkv.reshape(num_tokens, num_heads + 2 * num_kv_heads, head_dim)
-    query = heads[:, :num_heads].clone()
-    key_value = heads[:, num_heads:].clone()
+    query, key, value = heads.clone().split((num_heads, num_kv_heads, num_kv_heads), dim=1)
     for token in range(num_tokens):
         cos, sin = table[positions[token]].float().chunk(2)
         query[token] = _rotate(query[token], cos, sin, q_norm, eps)
-        key_value[token, :num_kv_heads] = _rotate(key_value[token, :num_kv_heads], cos, sin, k_norm, eps)
+        key[token] = _rotate(key[token], cos, sin, k_norm, eps)
         slot = int(slot_mapping[token])
         if slot >= 0:
-            key_cache[slot // block_size, slot % block_size] = key_value[token, :num_kv_heads]
-            value_cache[slot // block_size, slot % block_size] = key_value[token, num_kv_heads:]
-    return query, key_value
+            key_cache[slot // block_size, slot % block_size] = key[token]
+            value_cache[slot // block_size, slot % block_size] = value[token]
+    return query
 
 
 def _rotate(

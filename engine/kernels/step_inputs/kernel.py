@@ -87,7 +87,7 @@ def decodes_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["num_requests", "num_tokens", "token_offset", "request_offset"],
+    do_not_specialize=["num_requests", "num_tokens", "request_offset"],
     do_not_specialize_on_alignment=["rows", "starts", "query_start_loc", *_OUTPUTS],
 )
 def chunks_kernel(
@@ -102,7 +102,6 @@ def chunks_kernel(
     seq_lens,
     num_requests,
     num_tokens,
-    token_offset,
     request_offset,
     token_ids_stride,
     block_table_stride,
@@ -126,7 +125,7 @@ def chunks_kernel(
     for first in range(begin + tl.program_id(1) * BLOCK, end, tl.num_programs(1) * BLOCK):
         token = first + tl.arange(0, BLOCK)
         _fill_tokens(
-            token_offset + token, start + token - begin, row, token < end, token < real_end,
+            token, start + token - begin, row, token < end, token < real_end,
             token_ids, block_table, token_ids_stride, block_table_stride,
             input_ids, positions, slot_mapping, BLOCK_SIZE,
         )  # fmt: skip
@@ -214,7 +213,6 @@ def prepare_chunks(
     block_size: int,
     num_tokens: int,
     max_count: int,
-    token_offset: int = 0,
     request_offset: int = 0,
     input_ids: torch.Tensor,
     positions: torch.Tensor,
@@ -231,11 +229,11 @@ def prepare_chunks(
         query_start_loc: [N + 1] int32, ascending.
         token_ids: [R, L] int32.
         block_table: [R, B] int32 block ids.
-        num_tokens: where padding ends, counted as query_start_loc counts.
+        num_tokens: where padding ends.
         max_count: about the most tokens of one request: it sets the launch's width, not what is right.
-        token_offset: what to add to a token's number to find its place in the outputs.
-        request_offset: the same for a request's place in seq_lens.
-        input_ids, positions, seq_lens: int32, written at those places.
+        request_offset: what to add to a request's number to find its place in seq_lens.
+        seq_lens: int32, written at those places.
+        input_ids, positions: int32, written from token query_start_loc[0] on.
         slot_mapping: int32 or int64, the same.
     """
     num_requests = rows.shape[0]
@@ -251,7 +249,6 @@ def prepare_chunks(
         seq_lens,
         num_requests,
         num_tokens,
-        token_offset,
         request_offset,
         token_ids.stride(0),
         block_table.stride(0),
