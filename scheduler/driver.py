@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25)
 _MASK_SECONDS = 0.002
+_IDLE_SECONDS = 1.0
 
 
 class EngineDriver:
@@ -117,6 +118,7 @@ class EngineDriver:
             self._resume(request)
         self._tell_model()
         self._pump()
+        loop.call_later(_IDLE_SECONDS, self._prepare_masks)
 
     def _detach(self) -> None:
         """Leaves a worker that is lost: its requests wait, with the tokens they have, for the next one."""
@@ -177,13 +179,13 @@ class EngineDriver:
             raise Unavailable("no engine is attached; try again later")
         self._core.add(request, resumed=resumed)
         if request.constraint is not None:
-            self._begin_masks(request)
+            self._mask_maker().begin(request)
         if timeout is not None:
             loop = asyncio.get_running_loop()
             ticket.deadline = loop.call_later(timeout, self._expire, request)
         self._schedule_pump()
 
-    def _begin_masks(self, request: Request) -> None:
+    def _mask_maker(self) -> MaskMaker:
         if self._masks is None:
             assert self.facts is not None
             loop = asyncio.get_running_loop()
@@ -193,7 +195,16 @@ class EngineDriver:
                     loop.call_soon_threadsafe(self._on_masks)
 
             self._masks = MaskMaker(self.facts, wake)
-        self._masks.begin(request)
+        return self._masks
+
+    def _prepare_masks(self) -> None:
+        """Has the tokenizer read while nobody is served, who would have to stand still for it."""
+        if self._core is None or self._masks is not None:
+            return
+        if self._core.num_running or self._core.num_waiting:
+            asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._prepare_masks)
+        else:
+            self._mask_maker().prepare()
 
     def _advance_masks(self, output: StepOutput) -> None:
         """Has masks made for what comes after the tokens that requests with constraints have gained."""
@@ -266,7 +277,12 @@ class EngineDriver:
         if self._core is None or self._link is None:
             return
         while self._core.num_in_flight < MAX_STEPS_IN_FLIGHT and (plan := self._core.schedule()) is not None:
-            self._link.send_plan(plan)
+            try:
+                self._link.send_plan(plan)
+            except RingError:
+                logger.exception("a plan cannot be sent to the worker; leaving it")
+                self._lost.set()
+                return
             self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
         now = time.perf_counter()
         for request in self._core.take_admitted():

@@ -32,8 +32,9 @@ from engine.dispatch.records import (
     decode_result,
     encode_plan,
     encode_result,
+    u32,
 )
-from engine.dispatch.ring import Ring, RingError, RingReader, RingShape, RingWriter
+from engine.dispatch.ring import Ring, RingError, RingMemoryError, RingReader, RingShape, RingWriter
 from pagewire.worker.v1 import worker_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -284,8 +285,11 @@ class WorkerSession:
         return None if record is None else decode_plan(record)
 
     def send_result(self, result: StepResult) -> None:
-        """Publishes a result and wakes the scheduler."""
-        self._channel.send(encode_result(result))
+        """Publishes a result, or that there was no shared memory for it, and wakes the scheduler."""
+        try:
+            self._channel.send(encode_result(result))
+        except RingMemoryError as error:
+            self._channel.send(encode_result(StepResult(result.step_id, u32([]), error=str(error))))
 
     def close(self) -> None:
         """Leaves the scheduler; it sees the socket close."""

@@ -8,8 +8,9 @@ holding the record's length followed by the record. Cursors count records ever w
 Ownership: the writer alone advances the write cursor, each reader alone its own. A slot may be overwritten
 once every reader has moved past it; a reader copies a record out before it moves on.
 
-Slots are as large as the largest record could be, and few records are large: a writer reserves the memory of
-a slot as records need it, so that the rest takes none. Where none is left that is an error, not a signal.
+Slots are as large as the largest record could be, and few records are large: the beginning of each slot is
+reserved when the ring is made, more of it by the writer when a record needs it. Where no memory is left that
+is an error, not a signal.
 
 Waking the other side is not the ring's business: an eventfd is signalled after each write (control.py).
 That system call is also the memory barrier between the record and the reader's look at the cursor on
@@ -37,8 +38,8 @@ MAX_READERS = 32
 MAX_SEGMENT_BYTES = 1 << 32
 
 _LENGTH = struct.Struct("<Q")
-# The least that is reserved of a slot.
-_RESERVED_AT_ONCE = 1 << 16
+# What is reserved of a slot at first.
+_RESERVED = 1 << 16
 
 _SHM = Path("/dev/shm")
 _PREFIX = "pagewire"
@@ -47,6 +48,10 @@ _NAME = re.compile(rf"{_PREFIX}-(\d+)-[0-9a-f]{{16}}")
 
 class RingError(RuntimeError):
     """A segment is not a ring of this version, or a record does not fit."""
+
+
+class RingMemoryError(RingError):
+    """There is no shared memory left for a large record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,8 @@ class Ring:
         fd = os.open(_SHM / name, flags, 0o600)
         try:
             os.ftruncate(fd, shape.segment_bytes)
-            os.posix_fallocate(fd, 0, _HEADER_BYTES)
+            for start in (0, *(_HEADER_BYTES + i * shape.stride for i in range(shape.num_slots))):
+                os.posix_fallocate(fd, start, min(_RESERVED, shape.segment_bytes - start))
             ring = cls(fd, mmap.mmap(fd, shape.segment_bytes), shape, name)
         except BaseException:
             os.close(fd)
@@ -158,12 +164,14 @@ class Ring:
         """Makes sure that there is memory for a part of the segment.
 
         Raises:
-            RingError: there is none.
+            RingMemoryError: there is none.
         """
         try:
             os.posix_fallocate(self._fd, start, size)
         except OSError as error:
-            raise RingError(f"no memory in {_SHM} for a record of {size} bytes: {error.strerror}") from error
+            raise RingMemoryError(
+                f"no memory in {_SHM} for a record of {size} bytes: {error.strerror}"
+            ) from error
 
     def slot(self, cursor: int) -> int:
         """Byte offset of the slot that record number `cursor` lies in."""
@@ -176,15 +184,15 @@ class RingWriter:
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._written = ring._words[_WRITE_CURSOR]
-        self._reserved = [0] * ring.shape.num_slots
+        self._reserved = [min(_RESERVED, ring.shape.stride)] * ring.shape.num_slots
 
     def write(self, record: bytes) -> None:
         """Appends a record.
 
         Raises:
             RingError: the record is larger than a slot, or the slowest reader is a whole ring behind, neither
-                of which happens while both sides keep the limits agreed in the handshake; or there is no
-                memory left for it.
+                of which happens while both sides keep the limits agreed in the handshake.
+            RingMemoryError: there is no memory left for so large a one; nothing was written.
         """
         ring, shape = self._ring, self._ring.shape
         if len(record) > shape.slot_bytes:
@@ -205,7 +213,7 @@ class RingWriter:
 
     def _reserve(self, start: int, needed: int) -> None:
         """Reserves more of the slot at `start` than was needed so far, in few calls."""
-        size = min(max(2 * needed, _RESERVED_AT_ONCE), self._ring.shape.stride)
+        size = min(2 * needed, self._ring.shape.stride)
         self._ring.reserve(start, size)
         self._reserved[self._written % self._ring.shape.num_slots] = size
 

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.dispatch import control
@@ -53,9 +55,9 @@ def endpoint(tmp_path: Path) -> Iterator[WorkerEndpoint]:
     endpoint.close()
 
 
-def attach(endpoint: WorkerEndpoint) -> tuple[WorkerLink, WorkerSession]:
+def attach(endpoint: WorkerEndpoint, facts: WorkerFacts = FACTS) -> tuple[WorkerLink, WorkerSession]:
     sessions: list[WorkerSession] = []
-    thread = threading.Thread(target=lambda: sessions.append(endpoint.accept(FACTS)))
+    thread = threading.Thread(target=lambda: sessions.append(endpoint.accept(facts)))
     thread.start()
     link = WorkerLink.connect(endpoint.path)
     thread.join()
@@ -150,6 +152,30 @@ def test_one_worker_serves_one_scheduler_after_another(endpoint: WorkerEndpoint)
     link.close()
     session.close()
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_result_without_shared_memory_for_it_becomes_an_error(
+    endpoint: WorkerEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, session = attach(endpoint, replace(FACTS, max_num_seqs=64, hidden_size=4096))
+
+    def refuse(fd: int, offset: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", refuse)
+        pooled = {index: np.zeros(4096, np.float32) for index in range(64)}
+        session.send_result(StepResult(7, EMPTY, pooled=pooled))
+    result = link.wait_result(1.0)
+    assert result is not None
+    assert (result.step_id, result.pooled) == (7, {})
+    assert "no memory in /dev/shm" in result.error
+    session.send_result(StepResult(8, EMPTY, pooled=pooled))
+    result = link.wait_result(1.0)
+    assert result is not None
+    assert len(result.pooled) == 64
+    session.close()
+    link.close()
 
 
 def misbehave(endpoint: WorkerEndpoint, talk: Callable[[socket.socket], None]) -> pb.Control:
