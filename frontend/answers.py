@@ -42,6 +42,7 @@ def open_answer(
         Unavailable, Overloaded: see `SchedulerLink.open`.
     """
     sampling = request.sampling
+    tokenizer = model.tokenizer if request.new_parser is None else model.message_tokenizer
     resolved = [to_submit(sampling, prompt.token_ids, facts) for prompt in prompts]
     eos_token_ids = frozenset(facts.eos_token_ids)
     if sampling.beam_search is not None:
@@ -50,16 +51,16 @@ def open_answer(
             prompts,
             resolved,
             submissions=submissions,
-            tokenizer=model.tokenizer,
+            tokenizer=tokenizer,
             eos_token_ids=eos_token_ids,
         )
     if sampling.best_of in (None, sampling.n):
-        return _sample(request, sampling, prompts, resolved, submissions, model.tokenizer, eos_token_ids)
+        return _sample(request, sampling, prompts, resolved, submissions, tokenizer, eos_token_ids)
     logprobs = sampling.logprobs or 0
     every = replace(sampling, n=sampling.best_of, best_of=None, logprobs=logprobs)
     for message in resolved:
         message.logprobs = logprobs
-    sampled = _sample(request, every, prompts, resolved, submissions, model.tokenizer, eos_token_ids)
+    sampled = _sample(request, every, prompts, resolved, submissions, tokenizer, eos_token_ids)
     return RankedAnswer(sampled, best_of=every.n, n=sampling.n, with_logprobs=sampling.logprobs is not None)
 
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from frontend.chat.settings import ChatSettings, is_template
 from pagewire.settings import require, require_positive
 
 POOLINGS = ("last", "mean", "cls")
@@ -30,7 +31,14 @@ class FrontendConfig:
         api_keys: if not empty, every request must carry one of them.
         api_key_file: a file with further keys, one a line; empty lines and lines that begin with # are
             skipped.
-        chat_template: a Jinja file used instead of the model's own template.
+        chat_template: a Jinja file, or a template itself, used instead of the model's own.
+        trust_request_chat_template: whether requests may bring a chat_template; each is rendered in a process
+            of its own, with limits on time and memory.
+        tool_call_parser: how the model writes calls of tools: hermes, llama3_json, mistral, pythonic or a
+            plugin's; auto is what its chat template shows, none is not at all.
+        tool_parser_plugin: a Python file that defines further tool parsers.
+        reasoning_parser: how the model marks what it thinks: qwen3, deepseek_r1 or mistral; auto is what its
+            chat template shows, none is not at all.
         pooling: how hidden states become embeddings where a request does not say: last, mean or cls; default
             the model's own way, which most models do not have.
         max_body_bytes: largest HTTP body or gRPC message accepted.
@@ -56,7 +64,11 @@ class FrontendConfig:
     grpc_port: int = 50051
     api_keys: tuple[str, ...] = ()
     api_key_file: Path | None = None
-    chat_template: Path | None = None
+    chat_template: str | None = None
+    trust_request_chat_template: bool = False
+    tool_call_parser: str = "auto"
+    tool_parser_plugin: Path | None = None
+    reasoning_parser: str = "auto"
     pooling: str | None = None
     max_body_bytes: int = 8 * 1024 * 1024
     max_prompt_tokens: int | None = None
@@ -97,9 +109,26 @@ class FrontendConfig:
         require(self.max_log_len >= 0, "max_log_len", self.max_log_len, "at least 0")
         self._check_cors()
         require(self.drain_timeout >= 0, "drain_timeout", self.drain_timeout, "at least 0")
-        for name in ("chat_template", "api_key_file"):
+        for name in ("tool_parser_plugin", "api_key_file"):
             path = getattr(self, name)
             require(path is None or path.is_file(), name, str(path), "a file that exists")
+        template = self.chat_template
+        require(
+            template is None or is_template(template) or Path(template).is_file(),
+            "chat_template",
+            template,
+            "a file that exists, or a Jinja template",
+        )
+
+    def chat(self) -> ChatSettings:
+        """What concerns conversations."""
+        return ChatSettings(
+            template=self.chat_template,
+            trust_request_template=self.trust_request_chat_template,
+            tool_call_parser=self.tool_call_parser,
+            tool_parser_plugin=self.tool_parser_plugin,
+            reasoning_parser=self.reasoning_parser,
+        )
 
     def _check_cors(self) -> None:
         for origin in self.allowed_origins:

@@ -16,6 +16,9 @@ from frontend.served_model import ServedModel
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import InvalidRequest
 
+_ENDING_CHARACTERS = 256
+"""Enough for the marks that a template may write at the beginning of a reply."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
@@ -25,11 +28,13 @@ class PromptTokens:
         token_ids: what the model reads.
         text: the same as text, if it was asked for.
         offsets: where in `text` each token begins, in characters.
+        ending: a conversation's last characters, as they were rendered.
     """
 
     token_ids: Sequence[int]
     text: str = ""
     offsets: Sequence[int] = ()
+    ending: str = ""
 
     def last(self, count: int) -> PromptTokens:
         """The prompt's last `count` tokens."""
@@ -40,7 +45,7 @@ class PromptTokens:
             return replace(self, token_ids=self.token_ids[surplus:])
         begin = self.offsets[surplus]
         offsets = [offset - begin for offset in self.offsets[surplus:]]
-        return PromptTokens(self.token_ids[surplus:], self.text[begin:], offsets)
+        return PromptTokens(self.token_ids[surplus:], self.text[begin:], offsets, self.ending)
 
 
 def is_tokens(prompt: Prompt) -> bool:
@@ -89,15 +94,17 @@ def read_prompt(
         shown, offsets = _written(tokenizer, token_ids, [0] * len(token_ids))
         return PromptTokens(token_ids, shown, offsets)
     if isinstance(prompt, TextPrompt):
-        text, add_special_tokens = prompt.text, prompt.add_special_tokens
+        text, add_special_tokens, ending = prompt.text, prompt.add_special_tokens, ""
     else:
         text, add_special_tokens = _render(model, prompt), False  # the template wrote them
+        ending = text[-_ENDING_CHARACTERS:]
     _check_length(text, tokenizer.longest_token, max_tokens)
     if not with_text:
-        return PromptTokens(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        token_ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return PromptTokens(token_ids, ending=ending)
     token_ids, added = tokenizer.encode_marked(text, add_special_tokens=add_special_tokens)
     _, offsets = _written(tokenizer, token_ids, added)
-    return PromptTokens(token_ids, text, [min(offset, len(text)) for offset in offsets])
+    return PromptTokens(token_ids, text, [min(offset, len(text)) for offset in offsets], ending)
 
 
 def bad_word_ids(tokenizer: TextTokenizer, words: Sequence[str]) -> list[list[int]]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frontend.pooling import EmbeddingFacts
 from frontend.chat.reply_format import ReplyFormat
 from frontend.chat.settings import ChatSettings
+from frontend.pooling import EmbeddingFacts
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.tokenizer import TextTokenizer
@@ -74,9 +74,7 @@ class ServedModel:
         except (InvalidRequest, TypeError) as error:
             raise ConfigError(f"{directory}: generation_config.json: {error}") from error
         tokenizer = _tokenizer(directory)
-        template = ChatTemplate.load(
-            directory, chat.template, trust_requests=chat.trust_request_template
-        )
+        template = ChatTemplate.load(directory, chat.template, trust_requests=chat.trust_request_template)
         source = "" if template is None else template.source
         replies = ReplyFormat.choose(source, tokenizer.special_tokens, chat)
         return cls(

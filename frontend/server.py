@@ -90,7 +90,7 @@ def load_model(config: FrontendConfig) -> ServedModel:
     """
     directory = resolve_model(config.model)
     names = config.served_model_names or (default_model_name(config.model),)
-    return ServedModel.load(directory, names, config.chat_template, pooling=config.pooling)
+    return ServedModel.load(directory, names, config.chat(), pooling=config.pooling)
 
 
 async def _serve(config: FrontendConfig) -> int:

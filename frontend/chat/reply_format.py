@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.grammar import Marks, behind_thoughts, constrained, without_thoughts
 from frontend.chat.reasoning import REASONING_FORMATS, ReasoningFormat, ReasoningSplitter, Thoughts
 from frontend.chat.reply import ReplyParser
+from frontend.chat.settings import ChatSettings
 from frontend.chat.tool_parsers.forced import NamedCallParser, RequiredCallsParser
 from frontend.chat.tool_parsers.protocol import ToolParser
 from frontend.chat.tool_parsers.registry import find_tool_parser
@@ -32,12 +32,10 @@ class Reading:
     Attributes:
         sampling: the request's, with what its tools add to it.
         new_parser: makes what reads a completion; None if its text is its content.
-        shown: special tokens that the parser must see.
     """
 
     sampling: SamplingParams
     new_parser: NewParser | None = None
-    shown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +57,7 @@ class ReplyFormat:
         cls,
         template: str,
         special_ids: Mapping[str, int],
-        *,
-        tool_call_parser: str,
-        tool_parser_plugin: Path | None,
-        reasoning_parser: str,
+        settings: ChatSettings,
     ) -> ReplyFormat:
         """The format that the operator named or, with "auto", the template speaks of.
 
@@ -73,10 +68,16 @@ class ReplyFormat:
             ConfigError: there is no parser of a name, or a plugin cannot be loaded.
         """
         return cls(
-            find_tool_parser(tool_call_parser, template, tool_parser_plugin),
-            _reasoning(reasoning_parser, template),
+            find_tool_parser(settings.tool_call_parser, template, settings.tool_parser_plugin),
+            _reasoning(settings.reasoning_parser, template),
             special_ids,
         )
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Texts that parsers must see, even where they are special tokens."""
+        thoughts = () if self.reasoning is None else (self.reasoning.opening, self.reasoning.closing)
+        return thoughts if self.tools is None else (*thoughts, *self.tools.markers)
 
     def read(self, conversation: Conversation, prompt_end: str, sampling: SamplingParams) -> Reading:
         """What a conversation's tools and the model's thoughts mean for its completions.
@@ -93,11 +94,9 @@ class ReplyFormat:
         if calling:
             self._check_calling(conversation, sampling)
         constraint = self._constraint(conversation, sampling, calling, thoughts)
-        shown = (*self._reasoning_marks(), *(self.tools.markers if calling and self.tools else ()))
         return Reading(
             sampling if constraint is None else replace(sampling, structured_output=constraint),
             self._parser_factory(conversation, calling, thoughts),
-            tuple(mark for mark in shown if mark in self.special_ids),
         )
 
     def _check_calling(self, conversation: Conversation, sampling: SamplingParams) -> None:
@@ -141,9 +140,6 @@ class ReplyFormat:
             return RequiredCallsParser()
         assert self.tools is not None
         return self.tools([tool.name for tool in conversation.tools])
-
-    def _reasoning_marks(self) -> tuple[str, ...]:
-        return () if self.reasoning is None else (self.reasoning.opening, self.reasoning.closing)
 
     def _constraint(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from frontend.chat.conversation import Conversation
+from frontend.chat.settings import is_template
 from frontend.text.template_environment import PromptTooLong, compile_template, render_template
 from frontend.text.template_messages import CONTINUED, messages_for
 from frontend.text.template_traits import TemplateTraits
@@ -49,7 +50,7 @@ class ChatTemplate:
 
     @classmethod
     def load(
-        cls, model_dir: Path, override: Path | str | None, *, trust_requests: bool = False
+        cls, model_dir: Path, override: str | None, *, trust_requests: bool = False
     ) -> ChatTemplate | None:
         """The templates of a model directory, or the override instead; None if there are none.
 
@@ -124,6 +125,10 @@ class ChatTemplate:
                 f"chat_template_kwargs has {own!r}, which is a field of the request itself",
                 param="chat_template_kwargs",
             )
+        if "reasoning_effort" in conversation.template_variables and not traits.knows_effort:
+            raise Unsupported(
+                "the model's chat template has no reasoning_effort; leave it out", param="reasoning_effort"
+            )
         tools = [tool.for_template() for tool in conversation.tools] or None
         return {
             **self._special_tokens,
@@ -153,7 +158,7 @@ def _left_open(rendered: str) -> str:
 
 
 def _sources(
-    model_dir: Path, override: Path | str | None, config: Mapping[str, Any]
+    model_dir: Path, override: str | None, config: Mapping[str, Any]
 ) -> dict[str, tuple[Path | str, str]]:
     """Where each template comes from, and its text, by name."""
     if override is not None:
@@ -168,11 +173,9 @@ def _sources(
     return {name: (origin, source) for name, source in by_name.items()}
 
 
-def _override(override: Path | str) -> tuple[Path | str, str]:
-    """A template looks like no path: it has a brace or a line break."""
-    text = str(override)
-    if any(character in text for character in "{}\n"):
-        return "--chat-template", text
+def _override(override: str) -> tuple[Path | str, str]:
+    if is_template(override):
+        return "--chat-template", override
     return Path(override), _read_text(Path(override))
 
 

@@ -17,6 +17,14 @@ from tests.unit.frontend.conftest import RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
 
 USER = {"role": "user", "content": "hi"}
+TOOL = {"type": "function", "function": {"name": "a"}}
+
+
+def call(arguments: str) -> dict[str, object]:
+    calls = [{"id": "1", "type": "function", "function": {"name": "a", "arguments": arguments}}]
+    return {"role": "assistant", "tool_calls": calls}
+
+
 BAD_COMPLETIONS = {
     "unknown model": ({"prompt": "p", "model": "other"}, 404, "model_not_found", "'other' does not exist"),
     "long prompt": ({"prompt": "p" * 300}, 400, None, "has 300 tokens; at most 199 fit"),
@@ -79,10 +87,57 @@ BAD_CHATS = {
     "no content": ({"messages": [{"role": "user"}]}, "must provide messages[0].content"),
     "picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        "messages[0].content must be text",
+        "messages[0].content[0] is wrong: it must be text",
     ),
     "unknown field in a message": ({"messages": [{**USER, "foo": 1}]}, "supplied: messages[0].foo"),
-    "tools": ({"messages": [USER], "tools": [{"type": "function"}]}, "tools is not supported"),
+    "half a tool": ({"messages": [USER], "tools": [{"type": "function"}]}, "must provide tools[0].function"),
+    "unnamed tool": (
+        {"messages": [USER], "tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "name is 'a b'; it must be 1 to 64 letters",
+    ),
+    "unstrict tool": (
+        {"messages": [USER], "tools": [{"type": "function", "function": {"name": "a", "strict": 1}}]},
+        "tools[0].function.strict is 1",
+    ),
+    "tools that cannot be read": ({"messages": [USER], "tools": [TOOL]}, "--tool-call-parser"),
+    "choice of nothing": ({"messages": [USER], "tool_choice": "required"}, "it needs tools"),
+    "unknown choice": (
+        {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "b"}}},
+        "tool_choice names 'b'; the tools are 'a'",
+    ),
+    "misspelt choice": ({"messages": [USER], "tools": [TOOL], "tool_choice": "must"}, "tool_choice is wrong"),
+    "choice of allowed tools": (
+        {
+            "messages": [USER],
+            "tools": [TOOL],
+            "tool_choice": {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "z"}}]},
+            },
+        },
+        "allowed_tools.tools names z",
+    ),
+    "choice and format": (
+        {
+            "messages": [USER],
+            "tools": [TOOL],
+            "tool_choice": "required",
+            "response_format": {"type": "json_object"},
+        },
+        "cannot be combined with response_format",
+    ),
+    "arguments that are no JSON": ({"messages": [USER, call("{")]}, "function.arguments is no JSON"),
+    "arguments that are no object": ({"messages": [USER, call("[]")]}, "must be a JSON object"),
+    "own template": ({"messages": [USER], "chat_template": "x"}, "--trust-request-chat-template"),
+    "own variables": (
+        {"messages": [USER], "chat_template_kwargs": {"messages": []}},
+        "chat_template_kwargs has 'messages'",
+    ),
+    "unknown effort": ({"messages": [USER], "reasoning_effort": "low"}, "has no reasoning_effort"),
+    "two ends": (
+        {"messages": [USER], "add_generation_prompt": True, "continue_final_message": True},
+        "set one of them",
+    ),
     "top_logprobs alone": ({"messages": [USER], "top_logprobs": 2}, "needs logprobs: true"),
     "too many logprobs": ({"messages": [USER], "logprobs": True, "top_logprobs": 21}, "between 0 and 20"),
     "stream_options": ({"messages": [USER], "stream_options": {}}, "only allowed with stream"),

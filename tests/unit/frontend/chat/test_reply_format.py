@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from frontend.chat.conversation import Conversation
 from frontend.chat.reasoning import ReasoningFormat
 from frontend.chat.reply_format import Reading, ReplyFormat
+from frontend.chat.settings import ChatSettings
 from frontend.chat.tool_parsers.hermes import HermesToolParser
 from frontend.chat.tool_parsers.llama3_json import Llama3JsonToolParser
 from frontend.chat.tool_parsers.mistral import MistralToolParser
@@ -202,7 +203,7 @@ def test_marks_that_are_special_tokens_are_known_by_their_ids(accepts: Accepts) 
     reading = read(form, "", SCHEMA)
     assert accepts(reading.sampling.structured_output, '<|im_start|>hm<|endoftext|>\n{"a": 1}')
     assert not accepts(reading.sampling.structured_output, '<|im_start|>hm{"a": 1}')
-    assert reading.shown == ("<|im_start|>", "<|endoftext|>")
+    assert form.marks[:2] == ("<|im_start|>", "<|endoftext|>")
 
 
 def test_forced_calls_and_strict_tools_come_behind_thoughts(accepts: Accepts) -> None:
@@ -274,17 +275,13 @@ TEMPLATES = Path(__file__).parents[2] / "text" / "templates"
 )
 def test_the_template_shows_the_format(template: str, tools: str | None, closing: str | None) -> None:
     source = (TEMPLATES / f"{template}.jinja").read_text()
-    form = ReplyFormat.choose(
-        source, {}, tool_call_parser="auto", tool_parser_plugin=None, reasoning_parser="auto"
-    )
+    form = ReplyFormat.choose(source, {}, ChatSettings())
     assert (form.tools.name if form.tools else None) == tools
     assert (form.reasoning.closing if form.reasoning else None) == closing
-    off = ReplyFormat.choose(
-        source, {}, tool_call_parser="none", tool_parser_plugin=None, reasoning_parser="none"
-    )
+    off = ReplyFormat.choose(source, {}, ChatSettings(tool_call_parser="none", reasoning_parser="none"))
     assert (off.tools, off.reasoning) == (None, None)
 
 
 def test_an_unknown_reasoning_parser_stops_the_start() -> None:
     with pytest.raises(ConfigError, match="must be auto, none, qwen3, deepseek_r1, mistral"):
-        ReplyFormat.choose("", {}, tool_call_parser="none", tool_parser_plugin=None, reasoning_parser="x")
+        ReplyFormat.choose("", {}, ChatSettings(reasoning_parser="x"))
