@@ -98,6 +98,16 @@ class MaskMaker:
         self.num_under_way += 1
         (self._to_compile if matcher is None else self._to_advance).put(task)
 
+    def prepare(self) -> None:
+        """Reads the tokenizer now, in a thread, so that the first request need not wait for it."""
+        threading.Thread(target=self._prepare, name="vocabulary", daemon=True).start()
+
+    def _prepare(self) -> None:
+        try:
+            self._grammars.load()
+        except PagewireError as error:
+            logger.info("requests with structured output will be refused: %s", error.message)
+
     def check(self, constraint: StructuredOutput) -> None:
         """Compiles a constraint here and now, which blocks; only while nothing is under way.
 
@@ -141,8 +151,7 @@ class MaskMaker:
         for _ in range(self._num_threads - 1):
             self._to_advance.put(None)
         self._matchers.clear()
-        if self._num_threads == 0:
-            self._grammars.close()
+        self._grammars.close()
 
     def _start_threads(self) -> None:
         num_advancing = min(os.cpu_count() or 1, _MAX_MASK_THREADS)
@@ -168,8 +177,6 @@ class MaskMaker:
                 logger.exception("no mask could be made for %s", task.request.request_id)
                 unforeseen = PagewireError(f"no mask could be made: {error!r}")
                 self._finish(task, MaskOutcome(task.request, error=unforeseen))
-        if queue is self._to_compile:
-            self._grammars.close()
 
     def _compile(self, task: _Task) -> None:
         task.matcher = self._grammars.compile(task.constraint)

@@ -150,7 +150,7 @@ class Connection:
         request = make_request(
             submit.request_id,
             submit.token_ids[:],  # a list, which is read twice as fast
-            SamplingParams(**given_fields(submit.sampling)),
+            SamplingParams() if submit.pooling else SamplingParams(**given_fields(submit.sampling)),
             facts,
             num_prompt_tokens=submit.num_prompt_tokens,
             priority=submit.priority,

@@ -40,6 +40,7 @@ class ConstraintChecker:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+        self._closed = False
         self._verdicts: OrderedDict[StructuredOutput, Verdict] = OrderedDict()
 
     def check(self, structured: StructuredOutput) -> Verdict:
@@ -61,11 +62,16 @@ class ConstraintChecker:
         return verdict
 
     def close(self) -> None:
-        """Ends the process. A later check starts another."""
+        """Ends the process, and with Unavailable whatever is being checked. Nothing is checked after it."""
+        self._closed = True
+        if (process := self._process) is not None:
+            process.kill()
         with self._lock:
             self._end()
 
     def _try(self, structured: StructuredOutput) -> Verdict:
+        if self._closed:
+            raise Unavailable("constraints are not checked any more; the process ends")
         if self._process is None or self._process.poll() is not None:
             self._start()
         given = {name: value for name, value in asdict(structured).items() if value not in (None, False, ())}

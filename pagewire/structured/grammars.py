@@ -85,7 +85,7 @@ class Grammars:
     """A model's vocabulary and the constraints compiled over it, of which those used lately are kept.
 
     Blocking: `load` and `compile` take from under a millisecond to seconds and must not run on an event loop.
-    They are called from one thread at a time; `matcher` may be called from any thread at any time.
+    `compile` is called from one thread at a time, the others from any.
     """
 
     def __init__(self, model: str, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
@@ -101,7 +101,7 @@ class Grammars:
         self._vocabulary: Vocabulary | None = None
         self._model = model
         self._grammars: OrderedDict[StructuredOutput, _Grammar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._loading = threading.Lock(), threading.Lock()
 
     def matcher(self, structured: StructuredOutput) -> Matcher | None:
         """A new matcher at the beginning of a text; None if the constraint has to be compiled first."""
@@ -122,7 +122,7 @@ class Grammars:
         """
         if (matcher := self.matcher(structured)) is not None:
             return matcher
-        vocabulary = self._load()
+        vocabulary = self.load()
         verdict = self._checker.check(structured)
         compiled = LLMatcher(vocabulary.tokenizer, verdict.grammar, log_level=0, limits=parser_limits())
         if compiled.is_error():
@@ -132,16 +132,25 @@ class Grammars:
             self._shrink()
         return Matcher(structured, vocabulary, compiled.deep_copy())
 
-    def _load(self) -> Vocabulary:
-        if self._vocabulary is None:
-            try:
-                self._vocabulary = Vocabulary.load(Path(self._model), self._vocab_size, self._eos_token_ids)
-            except ConfigError as error:
-                raise InvalidRequest(
-                    f"structured output needs the model's tokenizer, but {error.message}",
-                    param="structured_output",
-                ) from error
-        return self._vocabulary
+    def load(self) -> Vocabulary:
+        """Reads the model's tokenizer, unless that was done. It takes tenths of a second, in which most other
+        threads stand still: the libraries hold on to the interpreter's lock.
+
+        Raises:
+            InvalidRequest: the model has none.
+        """
+        with self._loading:
+            if self._vocabulary is None:
+                try:
+                    self._vocabulary = Vocabulary.load(
+                        Path(self._model), self._vocab_size, self._eos_token_ids
+                    )
+                except ConfigError as error:
+                    raise InvalidRequest(
+                        f"structured output needs the model's tokenizer, but {error.message}",
+                        param="structured_output",
+                    ) from error
+            return self._vocabulary
 
     def _shrink(self) -> None:
         """Forgets what was not used for longest until the rest is within bounds."""

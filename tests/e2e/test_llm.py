@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from pagewire import LLM, SamplingParams
 from pagewire.errors import ConfigError, InvalidRequest, Unavailable
+from pagewire.sampling_params import StructuredOutput
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -65,6 +67,29 @@ def test_logprobs_have_one_entry_a_token_and_the_greedy_choice_is_the_likeliest(
         assert len(entry.top) == 3
 
 
+def test_constrained_and_free_prompts_are_completed_together(llm: LLM) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    person = StructuredOutput(json_schema=json.dumps(schema))
+    either = StructuredOutput(choices=["Berlin", "London"])
+    params = [
+        SamplingParams(temperature=0, max_tokens=64, structured_output=person),
+        SamplingParams(temperature=0, structured_output=either),
+        GREEDY,
+    ]
+    prompts = ["A person as JSON:", "The capital of France is", "The capital of France is"]
+    outputs = [output.outputs[0] for output in llm.generate(prompts, params)]
+    written = json.loads(outputs[0].text)
+    assert {name: type(value) for name, value in written.items()} == {"name": str, "age": int}
+    assert outputs[1].text in ("Berlin", "London")
+    assert [(output.finish_reason, output.stop_reason) for output in outputs[:2]] == [("stop", None)] * 2
+    assert outputs[2].text == llm.generate(prompts[2], GREEDY)[0].outputs[0].text
+
+
 @pytest.mark.parametrize(
     ("prompt", "params", "message"),
     [
@@ -74,6 +99,7 @@ def test_logprobs_have_one_entry_a_token_and_the_greedy_choice_is_the_likeliest(
         ([-1], GREEDY, "negative"),
         (["a", "b"], [GREEDY], "1 sampling_params for 2 prompts"),
         ("a", SamplingParams(logit_bias={99_999: 1.0}), "logit_bias"),
+        ("a", SamplingParams(structured_output=StructuredOutput(json_schema='{"not": {}}')), '"not"'),
     ],
 )
 def test_bad_prompts_and_parameters_are_refused_before_anything_is_computed(

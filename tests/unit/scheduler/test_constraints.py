@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
 from pagewire.structured.grammars import Mask, Matcher
+from pagewire.structured.vocabulary import Vocabulary
 from tests.unit.scheduler.executor import continuation
 from tests.unit.scheduler.test_service import (
     FACTS,
@@ -172,7 +174,8 @@ async def test_harm_does_not_change_a_constrained_output(
 ) -> None:
     expected = await unharmed(stub, 1, [1] * 9)
     frontend = Frontend(stub)
-    await frontend.call.write(submit(2, [2], 60))  # so that steps are planned on top of the one that fails
+    worker.step_seconds = 0.01  # so that a step is planned on top of the one that fails
+    await frontend.call.write(submit(2, [2], 60))
     await frontend.call.write(constrained(1, [1] * 9))
     while len(frontend.tokens.get(1, [])) < 5:
         await frontend.receive()
@@ -214,3 +217,22 @@ async def test_many_constrained_requests_under_memory_pressure_all_keep_to_their
     for handle in handles:
         assert re.fullmatch("[a-z]{70}", text(frontend.tokens[handle]))
     assert await used_blocks(stub) == 0
+
+
+async def test_an_idle_scheduler_reads_the_tokenizer_before_anyone_has_to_wait_for_it(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, load = threading.Event(), Vocabulary.load
+
+    def noted(*arguments: Any) -> Vocabulary:
+        vocabulary = load(*arguments)
+        read.set()
+        return vocabulary
+
+    monkeypatch.setattr(Vocabulary, "load", noted)
+    assert await asyncio.to_thread(read.wait, 20)
+    monkeypatch.setattr(Vocabulary, "load", lambda *_: pytest.fail("it was read again"))
+    frontend = Frontend(stub)
+    await frontend.call.write(constrained(1, [1]))
+    await frontend.until_ended(1)
+    assert re.fullmatch(PATTERN, text(frontend.tokens[1]))

@@ -62,7 +62,7 @@ async def test_harm_neither_repeats_nor_loses_a_prompts_log_probabilities(
     stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread, harm: str
 ) -> None:
     prompt = [index % 7 for index in range(90)]
-    worker.step_seconds = 0.005
+    worker.step_seconds = 0.01  # so that a step is planned on top of the one that fails
     frontend = Frontend(stub)
     await frontend.call.write(logprobs_wanted(1, prompt, 5, top=3))
     while not frontend.prompt_logprobs.get(1):
@@ -113,8 +113,9 @@ async def test_a_pooling_request_survives_a_failed_step(
     stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
 ) -> None:
     worker.fail_steps = 1
+    worker.step_seconds = 0.01  # so that a step is planned on top of the one that fails
     frontend = Frontend(stub)
-    await frontend.call.write(submit(1, [5], 40))  # so that steps are planned on top of the one that fails
+    await frontend.call.write(submit(1, [5], 40))
     await frontend.call.write(pooling(2, [6] * 50, 2))
     await frontend.until_ended(1, 2)
     assert frontend.pooled[2] == [float(np.float32(pooled_state([6] * 50, 2)))]
