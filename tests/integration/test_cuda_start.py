@@ -30,6 +30,7 @@ SAMPLING = [
     SamplingParams(repetition_penalty=1.2, frequency_penalty=0.1, max_tokens=8),
     SamplingParams(logit_bias={5: 1.0}, max_tokens=8),
     SamplingParams(logprobs=3, max_tokens=8),
+    SamplingParams(prompt_logprobs=3, max_tokens=8),
 ]
 
 
