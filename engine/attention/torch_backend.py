@@ -22,6 +22,7 @@ from engine.attention.backend import (
     QKNorm,
     Rotation,
 )
+from engine.layers.torch_ops import TorchLayerOps
 
 # A bucket takes shorter requests until padding would exceed this share of its real blocks...
 MAX_PADDING_SHARE = 0.25
@@ -93,6 +94,7 @@ class TorchAttentionBackend(AttentionBackend):
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
+        self._norm = TorchLayerOps(device).rms_norm
 
     def rotation(self, table: torch.Tensor, positions: torch.Tensor) -> TorchRotation:
         cos, sin = table.index_select(0, positions).to(self.dtype).unsqueeze(1).chunk(2, dim=-1)
@@ -113,7 +115,7 @@ class TorchAttentionBackend(AttentionBackend):
         turned, value = every[:, :num_rotated], every[:, num_rotated:]
         if norm is not None:
             query, key = turned[:, : heads.num_heads], turned[:, heads.num_heads :]
-            normalised = (_rms_norm(query, norm.query, norm.eps), _rms_norm(key, norm.key, norm.eps))
+            normalised = (self._norm(query, norm.query, norm.eps), self._norm(key, norm.key, norm.eps))
             turned = torch.cat(normalised, dim=1)
         rotated = rotate(turned, rotation)
         kv_cache.store(rotated[:, heads.num_heads :], value, metadata.slot_mapping)
@@ -189,11 +191,6 @@ def rotate(heads: torch.Tensor, rotation: TorchRotation) -> torch.Tensor:
     """Rotates heads [T, H, D] by the angles of each token's position."""
     first, second = heads.chunk(2, dim=-1)
     return torch.addcmul(heads * rotation.cos, torch.cat((second, first), dim=-1), rotation.sin)
-
-
-def _rms_norm(heads: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    scale = heads.float().square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
-    return (heads * scale).to(heads.dtype).mul_(weight)
 
 
 def _decode_buckets(layout: BatchLayout) -> list[tuple[int, int]]:
