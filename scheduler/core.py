@@ -407,6 +407,9 @@ class Scheduler:
                 f"step {step.step_id} samples {len(step.sampled)} requests, its result has "
                 f"{len(result.token_ids)} tokens"
             )
+        columns = [entry.index for entry in result.prompt_logprobs] + list(result.pooled)
+        if columns and max(columns) >= len(step.scheduled):
+            raise ValueError(f"step {step.step_id} has no column {max(columns)}, of which its result tells")
         told = [new for entry in result.prompt_logprobs if (new := self._tell(step, entry)) is not None]
         output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
         rows = step.sampled_rows
@@ -426,10 +429,12 @@ class Scheduler:
         recomputed.
         """
         request = step.scheduled[entry.index]
+        if request.status is Status.ENDED:
+            return None
         num_known = request.next_prompt_logprobs - entry.first
         if num_known < 0:
             raise ValueError(f"step {step.step_id} left out {-num_known} log probabilities of a prompt")
-        if request.status is Status.ENDED or num_known >= len(entry.logprobs):
+        if num_known >= len(entry.logprobs):
             return None
         request.next_prompt_logprobs = entry.first + len(entry.logprobs)
         return request, replace(
