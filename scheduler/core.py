@@ -15,7 +15,6 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
-from dataclasses import replace
 
 import numpy as np
 
@@ -35,7 +34,7 @@ from scheduler.block_pool import BlockPool
 from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
-from scheduler.step import Counters, Draft, InFlight, StepOutput
+from scheduler.step import Counters, Draft, InFlight, StepLimits, StepOutput
 
 MAX_FAILURES = 2
 _HEAP_SLACK = 64
@@ -53,7 +52,7 @@ class Scheduler:
         self._recent_chains = RecentChains(limits.block_size)
         self.counters = Counters()
         self.running: list[Request] = []
-        self._record_limits = limits.records
+        self._step_limits = StepLimits.of(limits.records)
         self._waiting: list[tuple[int, int, Request]] = []
         self._num_waiting = 0
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
@@ -173,7 +172,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step and counts it as in flight; None if there is nothing to compute."""
-        draft = Draft(self._record_limits)
+        draft = Draft(self._step_limits)
         preempted = self._schedule_running(draft)
         if not preempted:
             self._schedule_waiting(draft)
@@ -407,10 +406,7 @@ class Scheduler:
                 f"step {step.step_id} samples {len(step.sampled)} requests, its result has "
                 f"{len(result.token_ids)} tokens"
             )
-        columns = [entry.index for entry in result.prompt_logprobs] + list(result.pooled)
-        if columns and max(columns) >= len(step.scheduled):
-            raise ValueError(f"step {step.step_id} has no column {max(columns)}, of which its result tells")
-        told = [new for entry in result.prompt_logprobs if (new := self._tell(step, entry)) is not None]
+        told = self._tell(step, result) if result.prompt_logprobs else []
         output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
         rows = step.sampled_rows
         stayed = self._rows.arrivals(rows) == step.sampled_arrivals
@@ -419,31 +415,27 @@ class Scheduler:
             output = output.without_ended()
         output.prompt_logprobs = told
         self._append(output, rows)
-        for index, state in result.pooled.items():
-            self._finish_pooling(output, step.scheduled[index], state)
+        for column, state in result.pooled.items():
+            self._finish_pooling(output, step.request_at(column), state)
         self.counters.num_generated_tokens += len(output.token_ids)
         return output
 
-    def _tell(self, step: InFlight, entry: PromptLogprobs) -> tuple[Request, PromptLogprobs] | None:
-        """What was not reported yet of log probabilities of a prompt. The same come again when a prompt is
+    def _tell(self, step: InFlight, result: StepResult) -> list[tuple[Request, PromptLogprobs]]:
+        """What was not reported yet of log probabilities of prompts. The same come again when a prompt is
         recomputed.
         """
-        request = step.scheduled[entry.index]
-        if request.status is Status.ENDED:
-            return None
-        num_known = request.next_prompt_logprobs - entry.first
-        if num_known < 0:
-            raise ValueError(f"step {step.step_id} left out {-num_known} log probabilities of a prompt")
-        if num_known >= len(entry.logprobs):
-            return None
-        request.next_prompt_logprobs = entry.first + len(entry.logprobs)
-        return request, replace(
-            entry,
-            first=entry.first + num_known,
-            logprobs=entry.logprobs[num_known:],
-            top_ids=entry.top_ids[num_known:],
-            top_logprobs=entry.top_logprobs[num_known:],
-        )
+        told = []
+        for entry in result.prompt_logprobs:
+            request = step.request_at(entry.index)
+            if request.status is Status.ENDED:
+                continue
+            num_known = request.next_prompt_logprobs - entry.first
+            if num_known < 0:
+                raise ValueError(f"step {step.step_id} left out {-num_known} log probabilities of a prompt")
+            if num_known < len(entry.logprobs):
+                request.next_prompt_logprobs = entry.first + len(entry.logprobs)
+                told.append((request, _from(entry, num_known)))
+        return told
 
     def _finish_pooling(self, output: StepOutput, request: Request, state: F32Array) -> None:
         """Ends a request with its pooled state, wherever it is by now."""
@@ -507,6 +499,17 @@ class Scheduler:
         self._waiting, self._num_waiting = [], 0
         self._in_flight.clear()
         return live
+
+
+def _from(entry: PromptLogprobs, begin: int) -> PromptLogprobs:
+    """Log probabilities without those of the first `begin` tokens."""
+    return PromptLogprobs(
+        entry.index,
+        entry.first + begin,
+        entry.logprobs[begin:],
+        entry.top_ids[begin:],
+        entry.top_logprobs[begin:],
+    )
 
 
 def _count_late_tokens(requests: list[Request]) -> list[Request]:

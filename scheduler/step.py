@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -86,6 +86,32 @@ class InFlight:
     sampled_arrivals: IntArray
     void: bool = False
 
+    def request_at(self, column: int) -> Request:
+        """The request in a column of the plan.
+
+        Raises:
+            ValueError: there is none: a broken worker's result.
+        """
+        if column >= len(self.scheduled):
+            raise ValueError(f"step {self.step_id} has {len(self.scheduled)} columns, and no number {column}")
+        return self.scheduled[column]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What bounds one step; see RecordLimits, whose numbers these are, computed once."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_new_words: int
+    max_prompt_logprobs: int
+    max_pooled: int
+
+    @classmethod
+    def of(cls, limits: RecordLimits) -> StepLimits:
+        """The step's share of these."""
+        return cls(**{each.name: getattr(limits, each.name) for each in fields(cls)})
+
 
 class Draft:
     """A step being planned: the plan's columns, filled from the left.
@@ -100,7 +126,7 @@ class Draft:
         new_requests: see StepPlan; whoever appends one places its tokens too.
     """
 
-    def __init__(self, limits: RecordLimits) -> None:
+    def __init__(self, limits: StepLimits) -> None:
         self.budget = limits.max_num_batched_tokens
         self.words = limits.max_new_words
         self.num_prompt_logprobs, self.num_pooled = limits.max_prompt_logprobs, limits.max_pooled
