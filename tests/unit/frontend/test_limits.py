@@ -15,6 +15,7 @@ from frontend.api_keys import ApiKeys
 from frontend.config import FrontendConfig
 from pagewire.errors import ConfigError
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
+from pagewire.scheduler.v1 import scheduler_pb2
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
 
@@ -140,38 +141,34 @@ async def test_a_quiet_connection_and_a_long_answer_are_not_cut_off(start_fronte
         asking = asyncio.create_task(session.post("/v1/completions", json={"prompt": "p"}))
         submit = await scheduler.submitted()
         await asyncio.sleep(0.3)
-        await scheduler.say(submit.handle, b"a", end=end_of_length())
+        await scheduler.say(
+            submit.handle, b"a", end=scheduler_pb2.Ended(reason=scheduler_pb2.END_REASON_LENGTH)
+        )
         assert (await asking).status == 200
         await asyncio.sleep(0.3)
         async with session.get("/health") as response:
             assert response.status == 200
 
 
-def end_of_length():
-    from pagewire.scheduler.v1 import scheduler_pb2
+MALFORMED = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    b"GET / HTTP/9.9.9\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
+    b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nExpect: a miracle\r\nConnection: close\r\n\r\n",
+]
 
-    return scheduler_pb2.Ended(reason=scheduler_pb2.END_REASON_LENGTH)
 
-
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-        b"GET / HTTP/9.9.9\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
-        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nExpect: a miracle\r\nConnection: close\r\n\r\n",
-    ],
-)
-async def test_what_is_no_http_is_answered_in_openais_shape(frontend: RunningFrontend, request_bytes) -> None:
-    status, headers, body = await raw(frontend, request_bytes)
-    assert status.split()[1] in ("400", "417")
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["type"] == "invalid_request_error"
-    assert headers["x-request-id"]
-    assert headers["content-type"].startswith("application/json")
+async def test_what_is_no_http_is_answered_in_openais_shape(frontend: RunningFrontend) -> None:
+    for request_bytes in MALFORMED:
+        status, headers, body = await raw(frontend, request_bytes)
+        assert status.split()[1] in ("400", "417"), request_bytes
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert body["error"]["type"] == "invalid_request_error"
+        assert headers["x-request-id"]
+        assert headers["content-type"].startswith("application/json")
 
 
 @pytest.fixture
@@ -257,3 +254,41 @@ async def test_no_access_log_if_it_is_turned_off(start_frontend, caplog) -> None
     async with aiohttp.ClientSession(frontend.url) as session:
         await session.get("/v1/models")
     assert not [record for record in caplog.records if record.name == "frontend.access"]
+
+
+async def test_requests_are_logged_without_what_clients_wrote_unless_asked(
+    start_frontend: FrontendFactory, scheduler: ScriptedScheduler, caplog
+) -> None:
+    scheduler.reply = b"x"
+    caplog.set_level(logging.INFO)
+    body = {"prompt": "private words", "stop": ["secret stop"], "temperature": 0.5, "request_id": "mine"}
+    for settings, expected in (
+        ({}, None),
+        (
+            {"enable_log_requests": True},
+            "request mine: prompt of 13 tokens, temperature=0.5, stop=...",
+        ),
+        (
+            {"enable_log_requests": True, "max_log_len": 7},
+            "request mine: prompt of 13 tokens, temperature=0.5, stop=('secre..., prompt='private'...",
+        ),
+    ):
+        caplog.clear()
+        frontend = await start_frontend(**settings)
+        async with aiohttp.ClientSession(frontend.url) as session:
+            async with session.post("/v1/completions", json=body) as response:
+                assert response.status == 200
+        lines = [record.getMessage() for record in caplog.records if record.name == "frontend.requests"]
+        assert lines == ([] if expected is None else [expected])
+
+
+async def test_prompts_longer_than_the_operator_allows_are_refused(start_frontend, scheduler) -> None:
+    scheduler.reply = b"x"
+    frontend = await start_frontend(max_prompt_tokens=5)
+    async with aiohttp.ClientSession(frontend.url) as session:
+        for prompt, expected in (("12345", 200), ("123456", 400), ([1] * 6, 400), (["1", "123456"], 400)):
+            async with session.post("/v1/completions", json={"prompt": prompt}) as response:
+                answer = await response.json()
+                assert response.status == expected, answer
+                if expected == 400:
+                    assert "this server takes at most 5" in answer["error"]["message"]
