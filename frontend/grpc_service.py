@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import aclosing
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -16,7 +15,6 @@ from frontend.api_keys import ApiKeys
 from frontend.config import FrontendConfig
 from frontend.generation import GenerationPipeline
 from frontend.generation_request import (
-    Conversation,
     GenerationRequest,
     Prompt,
     TextPrompt,
@@ -25,6 +23,7 @@ from frontend.generation_request import (
     resolve_sampling,
 )
 from frontend.grpc_answer import AnswerMessages
+from frontend.grpc_conversation import read_conversation
 from frontend.grpc_embedding import answer_embed
 from frontend.grpc_interceptor import ErrorInterceptor
 from pagewire.errors import ConfigError, InvalidRequest
@@ -145,24 +144,10 @@ def _prompt(
     if kind == "text":
         return TextPrompt(text=request.text, add_special_tokens=add_special_tokens)
     if kind == "messages":
-        conversation = request.messages
-        opens_turn = (
-            conversation.add_generation_prompt if conversation.HasField("add_generation_prompt") else True
-        )
-        return Conversation(
-            messages=[_message(message) for message in conversation.messages],
-            add_generation_prompt=opens_turn,
-        )
+        return read_conversation(request.messages)
     if kind == "token_ids" and isinstance(request, inference_pb2.GenerateRequest):
         return TokenPrompt(token_ids=list(request.token_ids.ids))
     raise InvalidRequest(f"the request has no prompt; set one of {', '.join(choices)}", param="prompt")
-
-
-def _message(message: inference_pb2.ChatMessage) -> dict[str, Any]:
-    turn = {"role": message.role, "content": message.content}
-    if message.HasField("name"):
-        turn["name"] = message.name
-    return turn
 
 
 def _timeout(request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> float | None:

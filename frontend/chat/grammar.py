@@ -66,7 +66,7 @@ def constrained(structured: StructuredOutput) -> str:
     if structured.json_schema is not None:
         try:
             schema = json.loads(structured.json_schema)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the JSON schema is no JSON: {error}", param="structured_output") from error
         if not isinstance(schema, dict | bool):
             raise InvalidRequest(

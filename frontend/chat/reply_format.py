@@ -93,7 +93,10 @@ class ReplyFormat:
         thoughts = self._thoughts(conversation, prompt_end)
         if calling:
             self._check_calling(conversation, sampling)
-        constraint = self._constraint(conversation, sampling, calling, thoughts)
+        try:
+            constraint = self._constraint(conversation, sampling, calling, thoughts)
+        except RecursionError as error:
+            raise InvalidRequest("a tool's parameters are nested too deeply", param="tools") from error
         return Reading(
             sampling if constraint is None else replace(sampling, structured_output=constraint),
             self._parser_factory(conversation, calling, thoughts),

@@ -45,7 +45,7 @@ class ChatShape(ResponseShape):
         logprobs = self._logprobs(choice.logprobs) if choice.logprobs else None
         message: dict[str, Any] = {"role": "assistant", "content": choice.text}
         if choice.reasoning:
-            message["reasoning_content"] = choice.reasoning
+            message |= _reasoning(choice.reasoning)
         if choice.tool_calls:
             message["content"] = choice.text or None
             message["tool_calls"] = [_whole_call(call) for call in choice.tool_calls]
@@ -78,12 +78,17 @@ class ChatShape(ResponseShape):
 def _parts(delta: Delta) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     if delta.reasoning:
-        parts["reasoning_content"] = delta.reasoning
+        parts |= _reasoning(delta.reasoning)
     if delta.text:
         parts["content"] = delta.text
     if delta.tool_calls:
         parts["tool_calls"] = [_call_delta(call) for call in delta.tool_calls]
     return parts
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """Under both of the names that clients know."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _call_delta(call: ToolCallDelta) -> dict[str, Any]:

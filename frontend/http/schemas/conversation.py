@@ -69,7 +69,7 @@ class MessageToolCall(Body):
         name = f"{path}.function.arguments"
         try:
             arguments = json.loads(self.function.arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"{name} is no JSON: {error}", param=name) from error
         if not isinstance(arguments, dict):
             raise InvalidRequest(f"{name} must be a JSON object, as text", param=name)

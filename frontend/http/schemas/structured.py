@@ -106,7 +106,7 @@ def _json(param: str, schema: Schema | str | None) -> StructuredOutput | None:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"{param} is no JSON: {error}", param=param) from error
     return StructuredOutput(json_schema=json.dumps(schema, ensure_ascii=False))
 
