@@ -22,13 +22,18 @@ from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
 from frontend.submissions import Submissions, check_range
 from pagewire.errors import DeadlineExceeded, InvalidRequest, Overloaded, PagewireError, Unavailable
+from pagewire.sampling_params import StructuredOutput
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.structured.checker import ConstraintChecker
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_TOKENIZING = 1024
 """Prompts being tokenized or waiting for it; beyond it new requests are refused."""
+
+MAX_CHECKING = 64
+"""Constraints being checked or waiting for it; beyond it new requests with one are refused."""
 
 _TOKENIZER_THREADS = 4
 
@@ -60,6 +65,9 @@ class GenerationPipeline:
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._num_tokenizing = 0
+        self._constraints = ConstraintChecker()
+        self._constraint_thread = ThreadPoolExecutor(1, thread_name_prefix="constraints")
+        self._num_checking = 0
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -83,6 +91,8 @@ class GenerationPipeline:
             deadline, facts = admitted.deadline, admitted.facts
             prompts, bad_words = await self._read(request, admitted)
             request = to_be_read(self.model, request, prompts)
+            if request.sampling.structured_output is not None:
+                await admitted.in_time(self._check_constraint(request.sampling.structured_output))
             for prompt in prompts:
                 self._check_length(len(prompt.token_ids))
             self._request_log.submitted(request, prompts)
@@ -153,6 +163,23 @@ class GenerationPipeline:
         finally:
             self._num_tokenizing -= 1
 
+    async def _check_constraint(self, constraint: StructuredOutput) -> None:
+        """Refuses what cannot be compiled, before the scheduler hears of it. Constraints have a thread of
+        their own: one that takes long makes no prompt wait.
+
+        Raises:
+            InvalidRequest: it is wrong, not supported, or too much.
+            Overloaded: too many wait to be checked.
+        """
+        if self._num_checking >= MAX_CHECKING:
+            raise Overloaded(f"{MAX_CHECKING} constraints wait to be checked; try again later")
+        self._num_checking += 1
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._constraint_thread, self._constraints.check, constraint)
+        finally:
+            self._num_checking -= 1
+
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of some tokens.
 
@@ -179,6 +206,8 @@ class GenerationPipeline:
     def close(self) -> None:
         """Lets the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._constraint_thread.shutdown(wait=False, cancel_futures=True)
+        self._constraints.close()
 
     def _facts(self) -> scheduler_pb2.GetModelResponse:
         if not self.link.ready or self.link.model is None:
@@ -233,7 +262,7 @@ class Admitted:
             async with asyncio.timeout_at(self.deadline):
                 return await preparation
         except TimeoutError as error:
-            raise DeadlineExceeded("the request's deadline passed while it was tokenized") from error
+            raise DeadlineExceeded("the request's deadline passed while it was prepared") from error
 
     @property
     def first_token_at(self) -> float | None:

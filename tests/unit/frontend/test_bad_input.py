@@ -64,6 +64,12 @@ BAD_COMPLETIONS = {
     "truncation": ({"prompt": "p", "truncate_prompt_tokens": 0}, 400, None, "truncate_prompt_tokens is 0"),
     "cache_salt": ({"prompt": "p", "cache_salt": "x" * 257}, 400, None, "cache_salt has 257 characters"),
     "bad word": ({"prompt": "p", "bad_words": [""]}, 400, None, "bad_words is a string of 0"),
+    "constraint": (
+        {"prompt": "p", "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+        400,
+        None,
+        "type",
+    ),
     "two constraints": (
         {"prompt": "p", "guided_regex": "a", "guided_choice": ["b"]},
         400,
