@@ -19,7 +19,9 @@ def split_at_marker(text: str, markers: Sequence[str]) -> tuple[str, str | None,
 
 def _possible_start(text: str, marker: str) -> int:
     """Where the longest end of the text starts that is a proper beginning of the marker."""
-    for start in range(max(0, len(text) - len(marker) + 1), len(text)):
+    start = text.find(marker[0], max(0, len(text) - len(marker) + 1))
+    while start >= 0:
         if marker.startswith(text[start:]):
             return start
+        start = text.find(marker[0], start + 1)
     return len(text)

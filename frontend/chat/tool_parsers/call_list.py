@@ -31,6 +31,10 @@ class CallList:
             return []
         return self._next(character)
 
+    def plain_until(self, text: str, start: int) -> int:
+        """The end of the characters from `start` on that are arguments, all of them, and need no `push`."""
+        return self._call.plain_until(text, start) if self._next == self._within else start
+
     def _opening(self, character: str) -> list[Event]:
         if character == "[":
             self._next = self._item

@@ -45,10 +45,17 @@ class RequiredCallsParser(ToolParser):
 
     def push(self, text: str) -> list[Event]:
         events: list[Event] = []
-        for index, character in enumerate(text):
+        index = 0
+        while index < len(text):
             if self._ended:
                 return [*events, Text(text[index:])]
-            events += self._list.push(character)
+            end = self._list.plain_until(text, index)
+            if end > index:
+                events.append(Arguments(text[index:end]))
+                index = end
+                continue
+            events += self._list.push(text[index])
+            index += 1
             self._ended = self._list.state is not State.READING
             if self._list.state is State.BROKEN:
                 events.append(Text(self._list.unread))

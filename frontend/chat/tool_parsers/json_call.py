@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from enum import Enum, auto
 
@@ -11,6 +12,8 @@ from frontend.chat.tool_parsers.protocol import Arguments, Call, Event
 _SPACE = " \t\r\n"
 _NAME_KEYS = ("name",)
 _ARGUMENT_KEYS = ("arguments", "parameters")
+_PLAIN = re.compile(r'[^"\\{}\[\]]+')
+_CALL_KEYS = (*_NAME_KEYS, *_ARGUMENT_KEYS, "type", "id")
 
 
 class JsonValue:
@@ -46,6 +49,13 @@ class JsonValue:
             self.done = True
             return False
         return True
+
+    def plain_until(self, text: str, start: int) -> int:
+        """The end of the characters from `start` on that can be taken together: they end nothing."""
+        if self._escaped or self._depth == 0:
+            return start
+        match = _PLAIN.match(text, start)
+        return start if match is None else match.end()
 
     def _within_string(self, character: str) -> None:
         if self._escaped:
@@ -93,7 +103,8 @@ class JsonCall:
     def __init__(self, *, only: Collection[str] | None = None) -> None:
         """Args:
         only: names that are functions, where nothing else tells a call from any other object: then one with
-            another name, or without arguments, is no call. None takes every name, and no arguments for none.
+            another name or other keys, or without arguments, is no call. None takes every name, and no
+            arguments for none.
         """
         self.state = State.READING
         self.begun = False
@@ -124,6 +135,12 @@ class JsonCall:
         elif character not in _SPACE:
             return self._between(character)
         return []
+
+    def plain_until(self, text: str, start: int) -> int:
+        """The end of the characters from `start` on that are arguments, all of them, and need no `push`."""
+        if not self.begun or self._at is not _At.IN_VALUE or not self._streams():
+            return start
+        return self._value.plain_until(text, start)
 
     def _between(self, character: str) -> list[Event]:
         """At a character of the object's own syntax, or the first of a key or value."""
@@ -159,6 +176,8 @@ class JsonCall:
         if self._value.done:
             self._key = _decoded("".join(self._token)) or ""
             self._at = _At.COLON
+            if self._only is not None and self._key not in _CALL_KEYS:
+                self.state = State.BROKEN
 
     def _within_value(self, character: str) -> list[Event]:
         belongs = self._value.push(character)

@@ -91,8 +91,14 @@ named: {named}
         return True
 
     def _in_list(self, events: list[Event]) -> bool:
-        for index, character in enumerate(self.pending):
-            found = self._list.push(character)
+        index = 0
+        while index < len(self.pending):
+            end = self._list.plain_until(self.pending, index)
+            if end > index:
+                events.append(Arguments(self.pending[index:end]))
+                index = end
+                continue
+            found = self._list.push(self.pending[index])
             if found:
                 self._head = ""
             events += found
@@ -105,6 +111,7 @@ named: {named}
                     self._head = ""
                     self.state = self._in_text
                 return True
+            index += 1
         self.pending = ""
         return False
 
@@ -125,15 +132,18 @@ named: {named}
         return True
 
     def _in_arguments(self, events: list[Event]) -> bool:
-        for index, character in enumerate(self.pending):
-            self._arguments.push(character)
-            events.append(Arguments(character))
-            if self._arguments.done:
-                self.take(index + 1)
-                self.state = self._in_text
-                return True
-        self.pending = ""
-        return False
+        index = 0
+        while index < len(self.pending) and not self._arguments.done:
+            end = self._arguments.plain_until(self.pending, index)
+            if end == index:
+                self._arguments.push(self.pending[index])
+                end += 1
+            events.append(Arguments(self.pending[index:end]))
+            index = end
+        self.take(index)
+        if self._arguments.done:
+            self.state = self._in_text
+        return self._arguments.done
 
     def _leave_as_text(self, events: list[Event]) -> None:
         if self._head:

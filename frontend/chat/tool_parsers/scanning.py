@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from frontend.chat.marker_search import split_at_marker
 from frontend.chat.tool_parsers.json_call import JsonCall, State
-from frontend.chat.tool_parsers.protocol import Event, Text, ToolParser
+from frontend.chat.tool_parsers.protocol import Arguments, Event, Text, ToolParser
 
 
 class ScanningParser(ToolParser):
@@ -49,10 +49,17 @@ class ScanningParser(ToolParser):
     def read_call(self, events: list[Event], call: JsonCall) -> bool:
         """Passes characters to a call until it is complete or broken, and says whether it is either. The
         character that broke it is left in `pending`."""
-        for index, character in enumerate(self.pending):
-            events += call.push(character)
+        index = 0
+        while index < len(self.pending):
+            end = call.plain_until(self.pending, index)
+            if end > index:
+                events.append(Arguments(self.pending[index:end]))
+                index = end
+                continue
+            events += call.push(self.pending[index])
             if call.state is not State.READING:
                 self.take(index if call.state is State.BROKEN else index + 1)
                 return True
+            index += 1
         self.pending = ""
         return False

@@ -14,7 +14,7 @@ from frontend.chat.tool_parsers.forced import NamedCallParser, RequiredCallsPars
 from frontend.chat.tool_parsers.hermes import HermesToolParser
 from frontend.chat.tool_parsers.llama3_json import Llama3JsonToolParser
 from frontend.chat.tool_parsers.mistral import MistralToolParser
-from frontend.chat.tool_parsers.protocol import ToolParser
+from frontend.chat.tool_parsers.protocol import Text, ToolParser
 from frontend.chat.tool_parsers.pythonic import PythonicToolParser
 from frontend.chat.tool_parsers.registry import find_tool_parser
 from pagewire.errors import ConfigError
@@ -299,41 +299,24 @@ def test_ids_are_the_formats_own_or_as_its_templates_want_them() -> None:
     assert drawn.isalnum()
 
 
-PLUGIN = '''
-from frontend.chat.tool_parsers.protocol import Arguments, Call, Text, ToolParser
+DOCUMENTED = Path(__file__).parents[4] / "docs" / "tool-parsers.md"
 
 
-class BangToolParser(ToolParser):
-    """!name is a call without arguments."""
-
-    name = "bang"
-
-    def __init__(self, tool_names):
-        super().__init__(tool_names)
-        self._reply = ""
-
-    @classmethod
-    def recognizes(cls, template):
-        return "!bang" in template
-
-    def push(self, text):
-        self._reply += text
-        return []
-
-    def finish(self):
-        name = self._reply.removeprefix("!")
-        return [Call(name), Arguments("{}")] if name in self.tool_names else [Text(self._reply)]
-'''
-
-
-def test_a_plugin_file_adds_a_parser_by_name_and_by_template(tmp_path: Path) -> None:
+def test_the_documented_plugin_adds_a_parser_by_name_and_by_template(tmp_path: Path) -> None:
     plugin = tmp_path / "bang.py"
-    plugin.write_text(PLUGIN)
-    for name, template in (("bang", ""), ("auto", "say !bang")):
+    plugin.write_text(DOCUMENTED.read_text().split("```python\n")[1].split("```")[0])
+    for name, template in (("bang", ""), ("auto", "say !function")):
         parser = find_tool_parser(name, template, plugin)
         assert parser is not None
         assert read(parser(NAMES), ["!get", "_time"]) == ("", [("get_time", "{}")])
+        assert read(parser(NAMES), ["get", "_time!"]) == ("get_time!", [])
+        assert read(parser(NAMES), ["!unknown"]) == ("!unknown", [])
     assert find_tool_parser("auto", "say nothing", plugin) is None
+
+
+def test_an_object_with_other_keys_is_text_as_soon_as_they_are_seen() -> None:
+    parser = Llama3JsonToolParser(NAMES)
+    assert parser.push('{"answer": ') == [Text('{"answer": ')]
 
 
 @pytest.mark.parametrize(
