@@ -167,7 +167,7 @@ class SampledAnswer(Answer):
                 prompt = self._prompts[completion.index // per_prompt]
                 if not prompt.told:
                     events += prompt.read()
-                if prompt.told or completion.request.ended is not None:
+                if prompt.told or prompt.lead.ended is not None:
                     events += completion.read()
             if events:
                 self._note(events)

@@ -17,12 +17,7 @@ class CompletionBody(GenerationBody):
 
     forms: ClassVar = {"prompt": "a string, a list of token ids, or a list of either"}
 
-    prompt: (
-        str
-        | TokenIdList
-        | Annotated[list[str], Field(fail_fast=True)]
-        | Annotated[list[TokenIdList], Field(fail_fast=True)]
-    )
+    prompt: str | TokenIdList | Annotated[list[str | TokenIdList], Field(fail_fast=True)]
     add_special_tokens: bool = True
     echo: bool | None = None
     logprobs: int | None = None
