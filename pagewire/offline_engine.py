@@ -69,6 +69,7 @@ class OfflineEngine:
         )
         self.core = Scheduler(limits)
         self._mask_ready = threading.Event()
+        self._patience = 0.0
         self._masks = MaskMaker(self.facts, self._mask_ready.set)
 
     def _start(self, worker: WorkerConfig, socket: Path) -> subprocess.Popen[bytes]:
@@ -141,6 +142,7 @@ class OfflineEngine:
                     raise self._died() from None
                 if result is not None:
                     output = self.core.update(result)
+                    self._patience = min(result.execute_us * 0.5e-6, _MASK_SECONDS)
                     self._advance_masks(output)
                     yield output
             elif self._masks.num_under_way:
@@ -157,16 +159,15 @@ class OfflineEngine:
                 self._masks.forget(request)
 
     def _take_masks(self) -> list[Request]:
-        """Lets requests go on whose masks are ready; returns those that have ended instead. While there is
-        nothing else to do it waits for more, so that requests sampled together are sampled together again.
+        """Lets requests go on whose masks are ready; returns those that have ended instead. While the worker
+        has something to do it waits for more, so that requests sampled together are sampled together again.
         """
         ended: list[Request] = []
         while True:
             self._mask_ready.clear()
             ended += filter(None, map(self._apply, self._masks.take()))
-            if self.core.num_in_flight or not self._masks.num_awaited:
-                return ended
-            if not self._mask_ready.wait(_MASK_SECONDS):
+            patience = self._patience if self.core.num_in_flight else _MASK_SECONDS
+            if not self._masks.num_awaited or not self._mask_ready.wait(patience):
                 return ended
 
     def _apply(self, outcome: MaskOutcome) -> Request | None:

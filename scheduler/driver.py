@@ -32,7 +32,9 @@ from scheduler.step import StepOutput
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25)
+# How long a plan waits for masks at most, and the shortest time that is worth a timer.
 _MASK_SECONDS = 0.002
+_LEAST_SECONDS = 0.001
 _IDLE_SECONDS = 1.0
 
 
@@ -229,16 +231,24 @@ class EngineDriver:
                 self._end(request, EndReason.ERROR, error.message)
             self._finish(request, Code.INTERNAL if error is None else error.code)
             _ticket(request).outbox.flush(0)
-        self._pump_with_masks()
+        self._pump_with_masks(_MASK_SECONDS)
 
-    def _pump_with_masks(self) -> None:
-        """Plans now if no mask is being made, else a little later, so that requests sampled together are
-        sampled together again. What needs no mask is planned when results come, and does not wait.
+    def _pump_with_masks(self, most_seconds: float) -> None:
+        """Plans once no mask is being made any more, or so much later, so that requests that were sampled
+        together are sampled together again.
         """
-        if self._masks is None or self._masks.num_awaited == 0:
+        if self._masks is None or self._masks.num_awaited == 0 or most_seconds < _LEAST_SECONDS:
             self._pump()
         elif self._mask_timer is None:
-            self._mask_timer = asyncio.get_running_loop().call_later(_MASK_SECONDS, self._pump)
+            self._mask_timer = asyncio.get_running_loop().call_later(most_seconds, self._pump)
+
+    def _patience(self, outputs: Sequence[tuple[StepResult, StepOutput]]) -> float:
+        """How long the next plan may wait for masks with nobody noticing: while the worker has a step to do
+        that takes, if it is like the last, twice as long.
+        """
+        if self._core is None or self._core.num_in_flight == 0:
+            return 0.0
+        return min((result.execute_us * 0.5e-6 for result, _ in outputs), default=0.0)
 
     def abort(self, request: Request) -> None:
         """Ends a request at once, without a word to its outbox."""
@@ -304,7 +314,7 @@ class EngineDriver:
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")
             self._lost.set()
-        self._pump()
+        self._pump_with_masks(min(self._patience(outputs), _MASK_SECONDS))
         for result, output in outputs:
             if result.error:
                 logger.error("step %d failed: %s", result.step_id, result.error)

@@ -118,6 +118,21 @@ async def test_a_slow_matcher_delays_nobody_else(
     assert re.fullmatch(PATTERN, text(frontend.tokens[1]))
 
 
+async def test_a_constrained_request_gains_a_token_in_every_other_step(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    await unharmed(stub, 9, [9])  # the tokenizer has been read
+    worker.step_seconds = 0.02
+    frontend = Frontend(stub)
+    await frontend.call.write(submit(1, [1], 110))
+    await frontend.call.write(constrained(2, [2], pattern="[a-z]{30}"))
+    await frontend.until_ended(2)
+    assert len(frontend.tokens[2]) == 30
+    assert len(frontend.tokens[1]) <= 75, (
+        "one step for each token, one in which its mask is made, and no third"
+    )
+
+
 async def test_a_constraint_that_cannot_be_served_ends_its_request_alone(
     stub: scheduler_pb2_grpc.SchedulerServiceStub,
 ) -> None:

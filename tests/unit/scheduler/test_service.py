@@ -71,7 +71,9 @@ class WorkerThread:
                         self.fail_steps -= 1
                         doomed = 2  # this one, and the one that was planned on top of it
                     fail, doomed = doomed > 0, max(doomed - 1, 0)
-                    session.send_result(worker.execute(plan, fail=fail))
+                    result = worker.execute(plan, fail=fail)
+                    result.execute_us = int(self.step_seconds * 1e6)
+                    session.send_result(result)
                     self.leave_at -= 1
                 self.leave_at = -1
             except SchedulerGone:
