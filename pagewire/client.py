@@ -10,8 +10,8 @@ Errors are those of `pagewire.errors`, by the status the server answered.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import grpc
@@ -22,10 +22,12 @@ from pagewire.sampling_params import SamplingParams
 from pagewire.sampling_wire import to_message
 
 Completion = inference_pb2.GenerateOnceResponse
-"""A whole completion: `request_id`, `token_ids`, `text`, `logprobs` and `finished` (reason and usage)."""
+"""A whole completion: `request_id`, `token_ids`, `text`, `logprobs` and `finished` (reason and usage). Where
+there are several they are in `choices`; `prompt` is there if it was asked for."""
 
 Event = inference_pb2.Delta
-"""A piece of a streamed completion: `token_ids`, `text`, `logprobs` and `usage` so far."""
+"""A piece of a streamed completion: `token_ids`, `text`, `logprobs` and `usage` so far, and the `index` of
+the completion that it belongs to."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -44,7 +46,8 @@ class RequestFields(TypedDict, total=False):
 
     token_ids: the prompt as token ids. messages: the prompt as a conversation, each turn with "role" and
     "content". model: one of `models()`; empty means the server's only one. request_id: a name for logs.
-    priority: lower goes first.
+    priority: lower goes first. cache_salt: cached prefixes are shared only with requests of the same one.
+    truncate_prompt_tokens: keeps this many tokens at the prompt's end. echo: returns the prompt too.
     """
 
     token_ids: Sequence[int]
@@ -52,6 +55,9 @@ class RequestFields(TypedDict, total=False):
     model: str
     request_id: str
     priority: int
+    cache_salt: str
+    truncate_prompt_tokens: int
+    echo: bool
 
 
 class Client:
@@ -126,15 +132,33 @@ class Client:
             response: Completion = self._stub.GenerateOnce(request, timeout=timeout, metadata=self._metadata)
             return response
 
-    def _deltas(self, request: inference_pb2.GenerateRequest, timeout: float | None) -> Iterator[Event]:
+    def events(
+        self,
+        prompt: str | None = None,
+        sampling_params: Sampling | None = None,
+        *,
+        timeout: float | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Iterator[inference_pb2.GenerateResponse]:
+        """Streams everything that the server tells: besides the deltas the prompt, where it was asked for,
+        the end of each of several completions, and the final counts. Takes what `generate` takes."""
+        return self._events(_request(prompt, sampling_params, **fields), timeout)
+
+    def _events(
+        self, request: inference_pb2.GenerateRequest, timeout: float | None
+    ) -> Generator[inference_pb2.GenerateResponse, None, None]:
         call = self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
         try:
             with _status_as_error():
-                for response in call:
-                    if response.HasField("delta"):
-                        yield response.delta
+                yield from call
         finally:
             call.cancel()
+
+    def _deltas(self, request: inference_pb2.GenerateRequest, timeout: float | None) -> Iterator[Event]:
+        with closing(self._events(request, timeout)) as events:
+            for response in events:
+                if response.HasField("delta"):
+                    yield response.delta
 
     def models(self) -> list[inference_pb2.Model]:
         """The models that requests may name."""
@@ -213,17 +237,35 @@ class AsyncClient:
             )
             return response
 
-    async def _deltas(
+    def events(
+        self,
+        prompt: str | None = None,
+        sampling_params: Sampling | None = None,
+        *,
+        timeout: float | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """As `Client.events`."""
+        return self._events(_request(prompt, sampling_params, **fields), timeout)
+
+    async def _events(
         self, request: inference_pb2.GenerateRequest, timeout: float | None
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         call = self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
         try:
             with _status_as_error():
                 async for response in call:
-                    if response.HasField("delta"):
-                        yield response.delta
+                    yield response
         finally:
             call.cancel()
+
+    async def _deltas(
+        self, request: inference_pb2.GenerateRequest, timeout: float | None
+    ) -> AsyncGenerator[Event, None]:
+        async with aclosing(self._events(request, timeout)) as events:
+            async for response in events:
+                if response.HasField("delta"):
+                    yield response.delta
 
     async def models(self) -> list[inference_pb2.Model]:
         """The models that requests may name."""
@@ -265,10 +307,20 @@ def _request(
     model: str = "",
     request_id: str = "",
     priority: int = 0,
+    cache_salt: str = "",
+    truncate_prompt_tokens: int | None = None,
+    echo: bool = False,
 ) -> inference_pb2.GenerateRequest:
     if [prompt, token_ids, messages].count(None) != 2:
         raise InvalidRequest("give exactly one of prompt, token_ids and messages", param="prompt")
-    request = inference_pb2.GenerateRequest(model=model, request_id=request_id, priority=priority)
+    request = inference_pb2.GenerateRequest(
+        model=model,
+        request_id=request_id,
+        priority=priority,
+        cache_salt=cache_salt,
+        truncate_prompt_tokens=truncate_prompt_tokens,
+        echo=echo,
+    )
     if prompt is not None:
         request.text = prompt
     elif token_ids is not None:

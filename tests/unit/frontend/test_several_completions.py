@@ -12,8 +12,8 @@ from frontend.generation_request import GenerationRequest, TextPrompt
 from frontend.message_parser import MessagePart, ToolCallDelta
 from pagewire.client import AsyncClient
 from pagewire.errors import Code, Overloaded
-from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
-from pagewire.sampling_params import SamplingParams
+from pagewire.inference.v1 import inference_pb2
+from pagewire.sampling_params import BeamSearch, SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from tests.unit.frontend.conftest import RunningFrontend
 from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, failure, stop
@@ -264,13 +264,10 @@ async def test_beams_ask_for_one_token_each(http, scheduler) -> None:
 
 async def test_failed_beam_fails_the_request(frontend, scheduler) -> None:
     async with AsyncClient(frontend.target) as client:
-        request = inference_pb2.GenerateRequest(text="p", sampling=inference_pb2.SamplingParams(n=2))
-        request.sampling.beam_search.SetInParent()
-        stub = inference_pb2_grpc.InferenceServiceStub(client._channel)
-        asking = asyncio.ensure_future(stub.GenerateOnce(request))
+        asking = asyncio.ensure_future(client.generate("p", SamplingParams(n=2, beam_search=BeamSearch())))
         submit = await scheduler.submitted()
         await scheduler.say(submit.handle, [], end=failure(Code.RESOURCE_EXHAUSTED, "full"))
-        with pytest.raises(Exception, match="full"):
+        with pytest.raises(Overloaded, match="full"):
             await asking
 
 
@@ -320,11 +317,8 @@ async def test_message_parser_reads_each_completion_by_itself(frontend, schedule
 
 
 async def test_grpc_tells_of_the_prompt_each_end_and_the_whole(frontend, scheduler) -> None:
-    request = inference_pb2.GenerateRequest(
-        text="ab", echo=True, sampling=inference_pb2.SamplingParams(n=2, prompt_logprobs=1)
-    )
+    params = SamplingParams(n=2, prompt_logprobs=1)
     async with AsyncClient(frontend.target) as client:
-        stub = inference_pb2_grpc.InferenceServiceStub(client._channel)
 
         async def play(start: int) -> None:
             first, second = await scheduler.submitted(start), await scheduler.submitted(start + 1)
@@ -333,7 +327,7 @@ async def test_grpc_tells_of_the_prompt_each_end_and_the_whole(frontend, schedul
             await scheduler.say(first.handle, [*b"x", 98], end=stop(98), cached=0)
 
         playing = asyncio.ensure_future(play(1))
-        events = [event async for event in stub.Generate(request)]
+        events = [event async for event in client.events("ab", params, echo=True)]
         await playing
         assert events[0].prompt.text == "ab"
         assert list(events[0].prompt.token_ids) == [97, 98]
@@ -348,7 +342,7 @@ async def test_grpc_tells_of_the_prompt_each_end_and_the_whole(frontend, schedul
         assert ends[1].finish_reason == inference_pb2.FINISH_REASON_LENGTH
         assert events[-1].finished.usage == inference_pb2.Usage(prompt_tokens=2, completion_tokens=3)
         playing = asyncio.ensure_future(play(3))
-        whole = await stub.GenerateOnce(request)
+        whole = await client.generate("ab", params, echo=True)
         await playing
         assert [choice.text for choice in whole.choices] == ["x", "y"]
         assert whole.text == "x"
