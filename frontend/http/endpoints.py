@@ -14,7 +14,7 @@ from frontend.http.schemas.embeddings import EmbeddingBody
 from frontend.http.schemas.responses import ResponsesBody
 from frontend.http.schemas.text import DetokenizeBody, TokenizeBody
 
-_OF_BODIES = (400, 401, 404, 408, 413, 429, 500, 503, 504)
+_OF_BODIES = (400, 401, 404, 408, 413, 429, 500, 503)
 _OF_QUESTIONS = (400, 401, 500)
 
 

@@ -22,7 +22,7 @@ _SHAPES: Mapping[int, tuple[int, str, str | None]] = {
     Code.UNIMPLEMENTED: (400, "invalid_request_error", "unsupported_parameter"),
     Code.RESOURCE_EXHAUSTED: (429, "rate_limit_error", "server_overloaded"),
     Code.UNAVAILABLE: (503, "service_unavailable_error", "engine_unavailable"),
-    Code.DEADLINE_EXCEEDED: (504, "timeout_error", "deadline_exceeded"),
+    Code.DEADLINE_EXCEEDED: (408, "timeout_error", "deadline_exceeded"),
     Code.INTERNAL: (500, "server_error", None),
 }
 

@@ -12,7 +12,7 @@ from pydantic.json_schema import JsonSchemaMode
 from frontend.generation_request import MAX_REQUEST_ID_LENGTH
 from frontend.http.endpoints import ENDPOINTS, Endpoint
 from frontend.http.schemas.answers import ErrorAnswer
-from frontend.http.schemas.base import Body
+from frontend.http.schemas.bounds import with_bounds
 from pagewire import __version__
 
 Json = dict[str, Any]
@@ -52,7 +52,7 @@ def openapi_document(*, with_keys: bool) -> Json:
                     "schema": {
                         "type": "string",
                         "maxLength": MAX_REQUEST_ID_LENGTH,
-                        "pattern": "^[!-~]([ -~]*[!-~])?$",
+                        "pattern": "^[ -~]*$",
                     },
                 }
             },
@@ -79,11 +79,8 @@ class _Schemas:
         adapters = {(repr(kind), mode): TypeAdapter(kind) for kind, mode in wanted}
         inputs = [(name, mode, adapter) for (name, mode), adapter in adapters.items()]
         self._references, rest = TypeAdapter.json_schemas(inputs, ref_template=_REFERENCE)
-        self.definitions: Json = rest.get("$defs", {})
-        for kind in _subclasses(Body):
-            definition = self.definitions.get(kind.__name__)
-            if definition is not None:
-                definition["additionalProperties"] = False
+        definitions: Json = rest.get("$defs", {})
+        self.definitions = {name: with_bounds(definition) for name, definition in definitions.items()}
 
     def taken(self, kind: Any) -> Json:
         """A reference to the schema of a body."""
@@ -92,11 +89,6 @@ class _Schemas:
     def answered(self, kind: Any) -> Json:
         """A reference to the schema of an answer."""
         return self._references[repr(kind), "serialization"]
-
-
-def _subclasses(kind: type) -> list[type]:
-    found: list[type] = kind.__subclasses__()
-    return [*found, *(below for each in found for below in _subclasses(each))]
 
 
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> Json:

@@ -72,7 +72,7 @@ class PromptLogprob(BaseModel):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
-class CalledFunction(BaseModel):
+class FunctionAnswer(BaseModel):
     """A function and its arguments, a JSON object as text."""
 
     name: str
@@ -84,7 +84,7 @@ class ToolCallAnswer(BaseModel):
 
     id: str
     type: Literal["function"]
-    function: CalledFunction
+    function: FunctionAnswer
 
 
 class ChatMessage(BaseModel):

@@ -40,7 +40,12 @@ _UNSERVED: Mapping[str, tuple[object, ...]] = {
 class Body(BaseModel):
     """Strict: "5" is no number and true is no integer. Unknown fields are kept so as to name them."""
 
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        protected_namespaces=(),
+        json_schema_extra={"additionalProperties": False},  # as `parse` has it
+    )
 
     forms: ClassVar[Mapping[str, str]] = {}
     """What fields of several forms must be, in words that are better than pydantic's."""

@@ -207,7 +207,7 @@ def _text(content: str | Sequence[ContentPart], path: str) -> str:
 def _call(item: FunctionCallItem, path: str) -> dict[str, Any]:
     try:
         arguments = json.loads(item.arguments or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path} is no JSON: {error}", param=path) from error
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{path} must be a JSON object", param=path)

@@ -48,7 +48,7 @@ class ReasoningBody(Body):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class FunctionTool(Body):
+class ResponseTool(Body):
     """A function that the model may call."""
 
     type: str
@@ -80,7 +80,7 @@ class ChosenTool(Body):
     name: str
 
 
-class AllowedTools(Body):
+class AllowedResponseTools(Body):
     """Some of the tools."""
 
     type: Literal["allowed_tools"]
@@ -98,7 +98,7 @@ def _kind_of_choice(value: Any) -> str:
 ChoiceBody = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<word>")]
     | Annotated[ChosenTool, Tag("<function>")]
-    | Annotated[AllowedTools, Tag("<allowed_tools>")],
+    | Annotated[AllowedResponseTools, Tag("<allowed_tools>")],
     Discriminator(
         _kind_of_choice,
         custom_error_type="tool_choice",
@@ -127,7 +127,7 @@ class ResponsesBody(Body):
     top_p: float | None = None
     top_logprobs: int | None = None
     text: TextBody | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[ResponseTool] | None = None
     tool_choice: ChoiceBody | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningBody | None = None
@@ -186,10 +186,10 @@ class ResponsesBody(Body):
             raise Unsupported(
                 f"service_tier is {self.service_tier!r}; it must be auto or default", param="service_tier"
             )
-        if self.max_tool_calls is not None and self.max_tool_calls < 1:
-            raise InvalidRequest(
-                f"max_tool_calls is {self.max_tool_calls}; it must be at least 1", param="max_tool_calls"
-            )
+        for name in ("max_output_tokens", "max_tool_calls"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise InvalidRequest(f"{name} is {limit}; it must be at least 1", param=name)
         self._check_nested()
         self._check_metadata()
 

@@ -83,7 +83,7 @@ BAD_COMPLETIONS = {
         None,
         "Unrecognized request argument supplied: stream_options.x",
     ),
-    "deadline": ({"prompt": "p", "timeout": 0}, 504, "deadline_exceeded", "deadline had passed"),
+    "deadline": ({"prompt": "p", "timeout": 0}, 408, "deadline_exceeded", "deadline had passed"),
     "request id": ({"prompt": "p", "request_id": "x" * 200}, 400, None, "request_id must be"),
     "priority": ({"prompt": "p", "priority": 2**31}, 400, None, "signed 32-bit"),
 }

@@ -11,6 +11,9 @@ import pytest
 
 from frontend.http.endpoints import ENDPOINTS
 from frontend.http.openapi import openapi_document
+from frontend.http.schemas.bounds import SAMPLING_BOUNDS
+from pagewire.errors import InvalidRequest
+from pagewire.sampling_params import SamplingParams
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
 
@@ -47,6 +50,22 @@ def test_document_is_complete_in_itself(document) -> None:
             target = target[part]
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize("name", SAMPLING_BOUNDS)
+def test_bounds_of_sampling_fields_are_those_that_are_checked(name: str) -> None:
+    bounds = SAMPLING_BOUNDS[name]
+    further = {"best_of": {"n": 1}, "min_tokens": {}}.get(name, {})
+    for bound in ("minimum", "maximum"):
+        if bound in bounds:
+            value = bounds[bound]
+            SamplingParams(**{name: value, **further})
+            outside = value + (1 if bound == "maximum" else -1)
+            with pytest.raises(InvalidRequest):
+                SamplingParams(**{name: outside, **further})
+    if "exclusiveMinimum" in bounds:
+        with pytest.raises(InvalidRequest):
+            SamplingParams(**{name: bounds["exclusiveMinimum"]})
 
 
 async def test_every_route_is_in_the_document(frontend: RunningFrontend, document) -> None:

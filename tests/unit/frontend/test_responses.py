@@ -287,7 +287,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": "q", "stream_options": {}}, "only allowed with stream"),
     ({"input": "q", "metadata": {"k": "v" * 600}}, "metadata may have at most"),
     ({"input": "q", "metadata": {"k": 1}}, "metadata.k is wrong"),
-    ({"input": "q", "max_output_tokens": 0}, "max_tokens is 0"),
+    ({"input": "q", "max_output_tokens": 0}, "max_output_tokens is 0"),
     ({"input": "q", "temperature": 3e38, "top_p": 7}, "top_p is 7"),
     ({"input": "q", "truncation": "maybe"}, "truncation"),
     ({"input": "q", "service_tier": "flex"}, "service_tier is 'flex'"),
