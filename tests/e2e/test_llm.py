@@ -13,7 +13,7 @@ import pytest
 
 from pagewire import LLM, SamplingParams
 from pagewire.errors import ConfigError, InvalidRequest, Unavailable
-from pagewire.sampling_params import StructuredOutput
+from pagewire.sampling_params import BeamSearch, StructuredOutput
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -65,6 +65,48 @@ def test_logprobs_have_one_entry_a_token_and_the_greedy_choice_is_the_likeliest(
     for token_id, entry in zip(completion.token_ids, completion.logprobs, strict=True):
         assert next(iter(entry.top.items())) == (token_id, pytest.approx(entry.logprob))
         assert len(entry.top) == 3
+
+
+def test_samples_and_beams_and_their_prompts(llm: LLM) -> None:
+    """What the service does with the same parameters, test_completions.py compares with transformers."""
+    text = "The capital of France is"
+    params = [
+        SamplingParams(temperature=1, seed=3, n=3, max_tokens=6, prompt_logprobs=1),
+        SamplingParams(temperature=1, seed=4, max_tokens=6),
+        SamplingParams(n=2, beam_search=BeamSearch(width=3, length_penalty=0.5), max_tokens=6, logprobs=1),
+        SamplingParams(temperature=0, max_tokens=4, bad_words=["Paris"]),
+        SamplingParams(max_tokens=0, prompt_logprobs=0),
+    ]
+    several, alone, beams, without, scored = llm.generate([text] * 5, params)
+    assert [output.index for output in several.outputs] == [0, 1, 2]
+    assert len({output.text for output in several.outputs}) == 3
+    assert several.outputs[1].token_ids == alone.outputs[0].token_ids
+    assert several.prompt_logprobs is not None
+    assert scored.prompt_logprobs is not None
+    assert [entry and entry.logprob for entry in several.prompt_logprobs] == [
+        entry and pytest.approx(entry.logprob, abs=1e-4) for entry in scored.prompt_logprobs
+    ]
+    assert (several.prompt_logprobs[0], len(several.prompt_logprobs)) == (None, 5)
+    assert (scored.outputs[0].token_ids, scored.outputs[0].text) == ([], "")
+    assert "Paris" not in without.outputs[0].text
+    for output in beams.outputs:
+        assert output.logprobs is not None
+        total = sum(entry.logprob for entry in output.logprobs)
+        assert output.score == pytest.approx(total / len(output.token_ids) ** 0.5, abs=1e-5)
+    assert beams.outputs[0].score > beams.outputs[1].score
+
+
+def test_best_of_keeps_the_highest_mean_log_probability(llm: LLM) -> None:
+    every = SamplingParams(temperature=1.2, seed=5, n=4, max_tokens=6, logprobs=0)
+    best = SamplingParams(temperature=1.2, seed=5, n=2, best_of=4, max_tokens=6)
+    all_of_them, kept = llm.generate(["Once upon a time"] * 2, [every, best])
+    means = {
+        output.text: sum(entry.logprob for entry in output.logprobs or ()) / len(output.token_ids)
+        for output in all_of_them.outputs
+    }
+    ranked = sorted(means, key=means.__getitem__, reverse=True)
+    assert [output.text for output in kept.outputs] == ranked[:2]
+    assert [output.logprobs for output in kept.outputs] == [None, None]
 
 
 def test_constrained_and_free_prompts_are_completed_together(llm: LLM) -> None:
