@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Between two looks at a device that is computing while no plan is there.
 POLL_SECONDS = 20e-6
-# Between two pieces of work for later, while steps follow each other without a pause.
-WORK_AHEAD_SECONDS = 0.5
+# Between two pieces of work for later, while steps follow each other without a pause: half a percent of it.
+WORK_AHEAD_SECONDS = 5.0
 
 
 class _Terminated(BaseException):

@@ -41,6 +41,10 @@ class Measured:
     steps: dict[str, Any]
 
 
+# A worker captures its last graphs once it serves, some 20 ms each, when no plan is there.
+SETTLE_SECONDS = 3.0
+
+
 class BenchEngine:
     """Loads a model and runs batches greedily, every request to its exact length. A context manager.
 
@@ -85,9 +89,12 @@ class BenchEngine:
         return {**asdict(self.facts), "load_s": round(self.load_seconds, 2)}
 
     def warm_up(self) -> None:
-        """Runs WARM_UP, so that the first measured batch finds everything compiled and allocated."""
+        """Runs WARM_UP, so that the first measured batch finds everything compiled and allocated, and leaves
+        the worker the time for what it does when it has nothing else to do."""
         self.use_prefix_caching(False)
         self.run(self.batch(WARM_UP, 0))
+        if self.facts.device.startswith("cuda"):
+            time.sleep(SETTLE_SECONDS)
 
     def batch(self, workload: Workload, round_: int) -> Batch:
         """A workload's requests, with prompts that no other round has."""
