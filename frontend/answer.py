@@ -163,21 +163,28 @@ class SampledAnswer(Answer):
         while unread:
             await self._wakeup.wait()
             events: list[Event] = []
+            any_over = False
             for completion in unread:
                 prompt = self._prompts[completion.index // per_prompt]
                 if not prompt.told:
                     events += prompt.read()
                 if prompt.told or prompt.lead.ended is not None:
                     events += completion.read()
+                    any_over |= completion.is_over
             if events:
                 self._note(events)
                 yield events
-            for completion in unread:
-                if completion.failure is not None:
-                    raise completion.failure
-                if completion.is_over and not self._prompts[completion.index // per_prompt].told:
-                    raise Unavailable("the request was ended before its prompt was read; send it again")
-            unread = [completion for completion in unread if not completion.is_over]
+            if any_over:
+                self._check(unread, per_prompt)
+                unread = [completion for completion in unread if not completion.is_over]
+
+    def _check(self, completions: Sequence[Completion], per_prompt: int) -> None:
+        """Raises the failure of one of them."""
+        for completion in completions:
+            if completion.failure is not None:
+                raise completion.failure
+            if completion.is_over and not self._prompts[completion.index // per_prompt].told:
+                raise Unavailable("the request was ended before its prompt was read; send it again")
 
     def _note(self, events: Sequence[Event]) -> None:
         last = events[-1]

@@ -139,7 +139,9 @@ class ResponseShape(ABC):
         return held, self._opening(index, None)
 
     def _delta(self, delta: Delta) -> str:
-        held, frames = self._open(delta.index)
+        held, frames = self._opened.get(delta.index), ""
+        if held is None:
+            held, frames = self._open(delta.index)
         if self._options.return_token_ids:
             held.token_ids += delta.token_ids
         held.logprobs += delta.logprobs
