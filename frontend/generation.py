@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from frontend.answer import Answer
 from frontend.answers import open_answer
-from frontend.chat.reply_reading import to_be_read
+from frontend.chat.reply_reading import blaming_tools, to_be_read
 from frontend.generation_request import Conversation, GenerationRequest, TextPrompt
 from frontend.metrics import FrontendMetrics
 from frontend.prompts import PromptTokens, is_tokens, read_prompt, read_request
@@ -90,9 +90,14 @@ class GenerationPipeline:
         with self.admit(request.model, request.timeout) as admitted:
             deadline, facts = admitted.deadline, admitted.facts
             prompts, bad_words = await self._read(request, admitted)
+            asked = request.sampling.structured_output
             request = to_be_read(self.model, request, prompts)
-            if request.sampling.structured_output is not None:
-                await admitted.in_time(self._check_constraint(request.sampling.structured_output))
+            if asked is not None:
+                await admitted.in_time(self._check_constraint(asked))
+            constraint = request.sampling.structured_output
+            if constraint is not None and constraint != asked:
+                with blaming_tools():
+                    await admitted.in_time(self._check_constraint(constraint))
             for prompt in prompts:
                 self._check_length(len(prompt.token_ids))
             self._request_log.submitted(request, prompts)

@@ -330,3 +330,38 @@ async def test_logprobs_cover_every_token_of_thoughts_and_calls(http, scheduler:
     ids = [token for chunk in chunks for token in chunk["choices"][0].get("token_ids") or ()]
     assert ids == whole["choices"][0]["token_ids"]
     assert bytes(ids[:-1]) == scheduler.reply
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        (
+            {
+                "tools": [
+                    {"type": "function", "function": {"name": "f", "parameters": {"if": {}}, "strict": True}}
+                ]
+            },
+            "tools",
+            'a tool\'s parameters cannot be enforced: "if" cannot be',
+        ),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "strin"}}}],
+                "tool_choice": "required",
+            },
+            "tools",
+            "a tool's parameters cannot be enforced: Invalid type: strin",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"if": {}}}}},
+            "structured_output.json_schema",
+            'the JSON schema: "if" cannot be enforced',
+        ),
+    ],
+)
+async def test_a_schema_that_cannot_be_enforced_is_named(
+    http, body: dict[str, Any], param: str, said: str
+) -> None:
+    status, answer = await post(http, "/v1/chat/completions", {"messages": [USER], **body})
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert said in answer["error"]["message"]
