@@ -24,7 +24,7 @@ BODIES = {
     "temperature -1": ({"prompt": "p", "temperature": -1}, 400, "temperature is -1"),
     "max_tokens 0": ({"prompt": "p", "max_tokens": 0}, 400, "max_tokens is 0"),
     "token id out of range": ({"prompt": [49152]}, 400, "token id 49152"),
-    "deadline already passed": ({"prompt": "p", "timeout": 0}, 408, "deadline had passed"),
+    "no time": ({"prompt": "p", "timeout": 0}, 400, "timeout is wrong"),
 }
 DATA = {
     "invalid UTF-8": (b'{"prompt": "\xff\xfe"}', 400, "not valid JSON in UTF-8"),

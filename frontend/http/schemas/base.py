@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pagewire.errors import InvalidRequest, Unsupported
 
 TokenIdList = Annotated[list[int], Field(fail_fast=True)]
+Seconds = Annotated[float, Field(gt=0)]
 
 _UNSERVED: Mapping[str, tuple[object, ...]] = {
     # Fields that clients of the field know, with the values that ask for nothing beyond what is served.

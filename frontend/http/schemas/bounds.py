@@ -58,7 +58,6 @@ FIELD_BOUNDS: Mapping[str, Bounds] = {
     "allowed_token_ids": {"maxItems": MAX_TOKEN_LIST},
     "logit_bias": {"maxProperties": MAX_TOKEN_LIST},
     "priority": {"minimum": INT32_RANGE.start, "maximum": INT32_RANGE.stop - 1},
-    "timeout": {"exclusiveMinimum": 0},
     "request_id": {"maxLength": MAX_REQUEST_ID_LENGTH, "pattern": "^[ -~]*$"},
     "cache_salt": {"maxLength": MAX_CACHE_SALT_LENGTH},
     "dimensions": {"minimum": 1},

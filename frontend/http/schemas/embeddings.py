@@ -8,7 +8,7 @@ from pydantic import Field
 
 from frontend.embedding import EmbeddingRequest
 from frontend.generation_request import TextPrompt, TokenPrompt
-from frontend.http.schemas.base import Body, TokenIdList
+from frontend.http.schemas.base import Body, Seconds, TokenIdList
 
 
 class EmbeddingBody(Body):
@@ -32,7 +32,7 @@ class EmbeddingBody(Body):
     pooling: str | None = None
     normalize: bool | None = None
     priority: int | None = None
-    timeout: float | None = None
+    timeout: Seconds | None = None
 
     def to_embed(self, request_id: str) -> EmbeddingRequest:
         """The request in the pipeline's form.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from frontend.generation_request import Prompt
-from frontend.http.schemas.base import Body, TokenIdList
+from frontend.http.schemas.base import Body, Seconds, TokenIdList
 from frontend.http.schemas.structured import StructuredFields
 from frontend.http.shapes import AnswerOptions
 from frontend.message_parser import NewParser
@@ -33,7 +33,7 @@ class GenerationBody(StructuredFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: int | None = None
-    timeout: float | None = None
+    timeout: Seconds | None = None
     cache_salt: str | None = None
     truncate_prompt_tokens: int | None = None
     return_token_ids: bool | None = None

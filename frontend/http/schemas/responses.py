@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.tools import Tool, ToolChoice
-from frontend.http.schemas.base import Body, TokenIdList
+from frontend.http.schemas.base import Body, Seconds, TokenIdList
 from frontend.http.schemas.response_items import Input, turns
 from pagewire.errors import InvalidRequest, Unsupported
 from pagewire.sampling_params import StructuredOutput
@@ -147,7 +147,7 @@ class ResponsesBody(Body):
     user: str | None = None
     request_id: str | None = None
     priority: int | None = None
-    timeout: float | None = None
+    timeout: Seconds | None = None
     cache_salt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     top_k: int | None = None

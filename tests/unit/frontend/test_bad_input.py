@@ -83,7 +83,8 @@ BAD_COMPLETIONS = {
         None,
         "Unrecognized request argument supplied: stream_options.x",
     ),
-    "deadline": ({"prompt": "p", "timeout": 0}, 408, "deadline_exceeded", "deadline had passed"),
+    "no time": ({"prompt": "p", "timeout": 0}, 400, None, "timeout is wrong: Input should be greater than 0"),
+    "deadline": ({"prompt": "p", "timeout": 1e-9}, 408, "deadline_exceeded", "deadline passed"),
     "request id": ({"prompt": "p", "request_id": "x" * 200}, 400, None, "request_id must be"),
     "priority": ({"prompt": "p", "priority": 2**31}, 400, None, "signed 32-bit"),
 }
