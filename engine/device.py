@@ -10,6 +10,7 @@ import torch
 
 from pagewire.errors import ConfigError
 
+MEMINFO = "/proc/meminfo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -76,7 +77,7 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def fitting(device: torch.device, what: str) -> Iterator[None]:
-    """Around an allocation that a device may be too small for.
+    """Around allocations that a device, or the machine, may be too small for.
 
     Raises:
         ConfigError: it was; the message has the numbers.
@@ -91,3 +92,18 @@ def fitting(device: torch.device, what: str) -> Iterator[None]:
             f"{what} does not fit {device_name(device)}: of {total / gib:.2f} GiB, {ours / gib:.2f} are "
             f"taken by it so far, {free / gib:.2f} are free, and the next part is larger"
         ) from error
+    except (MemoryError, RuntimeError) as error:
+        # The CPU's allocator has no class of error for this.
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"{what} does not fit the machine's memory, of which {available_memory() / 1024**3:.2f} GiB are "
+            "free"
+        ) from error
+
+
+def available_memory() -> int:
+    """Bytes of the machine's memory that programs can still get without swapping."""
+    with open(MEMINFO) as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024

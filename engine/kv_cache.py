@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from engine.attention.backend import LayerKVCache
+from engine.device import available_memory
 from pagewire.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 GIB = 1024**3
 DEFAULT_CPU_BYTES = 4 * GIB
-MEMINFO = "/proc/meminfo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,7 @@ class KVCacheSize:
 
 def default_cpu_bytes() -> int:
     """4 GiB, or a quarter of the machine's available memory where that is less."""
-    with open(MEMINFO) as file:
-        fields = dict(line.split(":", 1) for line in file)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    return min(DEFAULT_CPU_BYTES, available // 4)
+    return min(DEFAULT_CPU_BYTES, available_memory() // 4)
 
 
 def size_kv_cache(

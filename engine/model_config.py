@@ -5,8 +5,7 @@ Every family of models is described by the same fields, so that the rest of the 
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,22 @@ from typing import Any
 
 from engine.models.registry import require_supported
 from pagewire.errors import ConfigError
+from pagewire.model_files import read_json_object
 
-MAX_CONFIG_BYTES = 16 * 1024 * 1024
+# Far beyond any model, and small enough that no product of them overflows and that a model of this many
+# layers is built in seconds: what the file asks for is compared with the memory there is after that.
+LARGEST = {
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "num_hidden_layers": 4096,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**14,
+    "vocab_size": 2**22,
+    "max_position_embeddings": 2**27,
+    "original_max_position_embeddings": 2**31,
+}
+MAX_EOS_TOKEN_IDS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +95,20 @@ def load_model_config(directory: Path) -> ModelConfig:
             feature that is not implemented. Nothing the model needs is ignored.
     """
     path = directory / "config.json"
-    values = _read_json(path)
+    values = read_json_object(path)
     generation_path = directory / "generation_config.json"
-    generation = _read_json(generation_path) if generation_path.is_file() else {}
-    return parse_model_config(values, generation, source=str(path))
+    generation = read_json_object(generation_path) if generation_path.is_file() else {}
+    return parse_model_config(values, generation, source=str(path), generation_source=str(generation_path))
 
 
 def parse_model_config(
-    values: Mapping[str, Any], generation: Mapping[str, Any], *, source: str
+    values: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    *,
+    source: str,
+    generation_source: str = "generation_config.json",
 ) -> ModelConfig:
-    """The configuration in parsed JSON; `source` names it in errors. Raises as load_model_config."""
+    """The configuration in parsed JSON; the sources name it in errors. Raises as load_model_config."""
     fields = _Fields(values, source)
     architecture = _architecture(values, source)
     _refuse_unsupported(fields)
@@ -126,23 +143,9 @@ def parse_model_config(
         mlp_bias=fields.flag("mlp_bias"),
         qk_norm=architecture == "Qwen3ForCausalLM",
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
-        eos_token_ids=_eos_token_ids(values, generation, vocab_size, source),
+        eos_token_ids=_eos_token_ids({generation_source: generation, source: values}, vocab_size),
         dtype=str(values.get("dtype") or values.get("torch_dtype") or ""),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; a model directory needs it")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; it is no configuration")
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a JSON {type(values).__name__}; it must hold an object")
-    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,8 @@ class _Fields:
             value = default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             self.fail(name, value, "a positive integer")
+        if value > LARGEST[name]:  # type: ignore[operator]
+            self.fail(name, value, f"at most {LARGEST[name]}")
         return int(value)  # type: ignore[arg-type]
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -168,7 +173,7 @@ class _Fields:
         if value is None:
             value = default
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 < value < math.inf:  # type: ignore[operator]
+        if not is_number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
             self.fail(name, value, "a positive number")
         return float(value)  # type: ignore[arg-type]
 
@@ -199,8 +204,11 @@ def _refuse_unsupported(fields: _Fields) -> None:
         fields.fail(
             "sliding_window", values["sliding_window"], "null; sliding-window attention is not implemented"
         )
-    if values.get("quantization_config") is not None:
-        method = values["quantization_config"].get("quant_method", "unknown")
+    quantization = values.get("quantization_config")
+    if quantization is not None:
+        if not isinstance(quantization, dict):
+            fields.fail("quantization_config", quantization, "an object or null")
+        method = quantization.get("quant_method", "unknown")
         raise ConfigError(f"{fields.source}: the weights are quantized ({method}); that is not implemented")
 
 
@@ -211,7 +219,7 @@ def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
         fields.fail("rope_scaling", parameters, "an object or null")
     rope = _Fields(parameters, f"{fields.source}: rope parameters")
     theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
-    if float(parameters.get("partial_rotary_factor") or 1.0) != 1.0:
+    if rope.number("partial_rotary_factor", 1.0) != 1.0:
         rope.fail("partial_rotary_factor", parameters["partial_rotary_factor"], "1")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
@@ -233,16 +241,18 @@ def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
     raise AssertionError("unreachable")
 
 
-def _eos_token_ids(
-    values: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int, source: str
-) -> tuple[int, ...]:
-    """Every end-of-sequence id that either file names; both may give one id, a list or null."""
-    token_ids: list[int] = []
-    for entry in (generation.get("eos_token_id"), values.get("eos_token_id")):
+def _eos_token_ids(files: Mapping[str, Mapping[str, Any]], vocab_size: int) -> tuple[int, ...]:
+    """Every end-of-sequence id that any of the files names; each may give one id, a list or null."""
+    token_ids: dict[int, None] = {}
+    for source, values in files.items():
+        entry = values.get("eos_token_id")
         for token_id in entry if isinstance(entry, list) else [entry]:
-            if token_id is None or token_id in token_ids:
+            if token_id is None:
                 continue
-            if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            is_integer = isinstance(token_id, int) and not isinstance(token_id, bool)
+            if not is_integer or not 0 <= token_id < vocab_size:
                 raise ConfigError(f"{source}: eos_token_id {token_id!r} is not a token id below {vocab_size}")
-            token_ids.append(token_id)
+            token_ids[token_id] = None
+        if len(token_ids) > MAX_EOS_TOKEN_IDS:
+            raise ConfigError(f"{source}: eos_token_id names more than {MAX_EOS_TOKEN_IDS} tokens")
     return tuple(token_ids)

@@ -83,9 +83,30 @@ class Unauthenticated(PagewireError):
 
 
 class ConfigError(PagewireError):
-    """A setting or a model file is wrong; the process cannot start. Commands exit with status 2."""
+    """A setting or a model file is wrong; the process cannot start. Commands exit with status 2.
+
+    The message may quote what a file holds. Whatever that is, it becomes one line of bounded length that a
+    terminal can show.
+    """
 
     code = Code.INVALID_ARGUMENT
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(_one_line(message), param=param)
+
+
+_LONGEST_LINE = 800
+_LINE_END = 200
+
+
+def _one_line(text: str) -> str:
+    """Escapes what cannot be printed, and leaves out the middle of a text that is too long: its beginning
+    names the file, its end says what is allowed."""
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[: _LONGEST_LINE - _LINE_END]} ... {text[-_LINE_END:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 _BY_CODE: dict[int, type[PagewireError]] = {

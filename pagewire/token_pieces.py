@@ -11,6 +11,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pagewire.errors import ConfigError
+from pagewire.model_files import read_bytes
+
+MAX_TOKENIZER_BYTES = 128 * 1024**2
+"""The largest published ones have a quarter of this."""
+MAX_TOKEN_ID = 2**22 - 1
 
 Piece = str | int | None
 """What a SentencePiece token stands for: text, one byte (0 to 255), or nothing to be shown."""
@@ -28,8 +33,14 @@ def read_tokenizer(model_dir: Path) -> Tokenizer:
     if not path.is_file():
         raise ConfigError(f"{model_dir}: has no tokenizer.json; convert its tokenizer to that format first")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(read_bytes(path, MAX_TOKENIZER_BYTES))
+    except ConfigError:
+        raise
     except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(f"{path}: not a tokenizer: {error}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # a bug that the file has found in the library
+            raise
         raise ConfigError(f"{path}: not a tokenizer: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -43,9 +54,16 @@ def special_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def tokens_by_id(tokenizer: Tokenizer) -> list[str | None]:
-    """The vocabulary's own spelling of each token; None where an id has none."""
+    """The vocabulary's own spelling of each token; None where an id has none.
+
+    Raises:
+        ConfigError: an id is absurd.
+    """
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    tokens: list[str | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+    highest = max(vocabulary.values(), default=-1)
+    if highest > MAX_TOKEN_ID:
+        raise ConfigError(f"a token has the id {highest}; the highest that is read is {MAX_TOKEN_ID}")
+    tokens: list[str | None] = [None] * (highest + 1)
     for token, token_id in vocabulary.items():
         tokens[token_id] = token
     return tokens

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
-from engine.device import fitting
+from engine.device import available_memory, fitting
 from engine.layers.weights import LoadableModule
 from engine.loader.dummy import load_dummy
 from engine.loader.safetensors import load_safetensors
 from engine.models.base import CausalLM, ModelContext
 from engine.models.registry import model_class
+from pagewire.errors import ConfigError
 
+GIB = 1024**3
 logger = logging.getLogger(__name__)
 
 
@@ -33,11 +35,16 @@ def load_model(
         load_format: "dummy" fills it with random numbers from `seed`; any other reads `directory`.
 
     Raises:
-        ConfigError: the checkpoint does not fit the model.
+        ConfigError: the checkpoint does not fit the model, or the model the memory.
     """
     started = time.monotonic()
-    with fitting(device, "the model"):
+    source = directory / "config.json"
+    with fitting(device, f"{source}: the model"):
+        if device.type == "cpu":
+            _require_table_room(context, source)
         model = create_model(context, device, dtype)
+        if device.type == "cpu":
+            _require_room(model, source)
         if load_format == "dummy":
             load_dummy(model, seed)
         else:
@@ -47,6 +54,30 @@ def load_model(
                 module.finish_loading()
     logger.info("loaded %s in %.1f s", directory, time.monotonic() - started)
     return model.eval()
+
+
+def _require_table_room(context: ModelContext, source: Path) -> None:
+    """The table of rotations is the one part of a model that has its size from config.json alone, and it is
+    written before any weight is looked at."""
+    angle_bytes = context.max_model_len * context.config.head_dim * torch.float32.itemsize
+    needed, available = 3 * angle_bytes, available_memory()  # it, and what it is computed from
+    if needed > available // 2:
+        raise ConfigError(
+            f"{source}: {context.max_model_len} positions take {needed / GIB:.1f} GiB for their rotations "
+            f"alone, and {available / GIB:.1f} GiB of memory are free; set max_model_len to what is needed"
+        )
+
+
+def _require_room(model: CausalLM, source: Path) -> None:
+    """The parameters are allocated, but the system finds the memory for them as they are filled; what it
+    does when there is not enough is to kill a process."""
+    needed = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+    available = available_memory()
+    if needed > available:
+        raise ConfigError(
+            f"{source}: the model's weights take {needed / GIB:.1f} GiB, and {available / GIB:.1f} GiB of "
+            "memory are free"
+        )
 
 
 def create_model(context: ModelContext, device: torch.device, dtype: torch.dtype) -> CausalLM:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ from engine.loader.stream import stored_tensors, stream_tensors
 from engine.loader.targets import LoadTargets
 from engine.models.base import CausalLM
 from pagewire.errors import ConfigError
+from pagewire.model_files import INDEX_FILE, indexed_files, pickle_hint, require_weight_files
 
 logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 
 def load_safetensors(model: CausalLM, directory: Path, device: torch.device) -> None:
@@ -41,9 +40,12 @@ def load_safetensors(model: CausalLM, directory: Path, device: torch.device) -> 
 def _load_mapped(targets: LoadTargets, files: list[Path]) -> None:
     """Copies each tensor from its file's pages in memory."""
     for path in files:
-        with _readable(path), safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                targets.load(name, file.get_tensor(name), str(path))
+        with _readable(path):
+            names = [stored.name for stored in stored_tensors(path)]
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in names:
+                    if targets.wants(name, str(path)):
+                        targets.load(name, file.get_tensor(name), str(path))
 
 
 def _load_streamed(targets: LoadTargets, files: list[Path], device: torch.device) -> None:
@@ -51,13 +53,15 @@ def _load_streamed(targets: LoadTargets, files: list[Path], device: torch.device
     started = time.monotonic()
     num_bytes = 0
     for path in files:
-        with _readable(path), closing(stream_tensors(stored_tensors(path), device)) as arriving:
-            for stored, tensor in arriving:
-                targets.load(stored.name, tensor, str(path))
-                num_bytes += stored.num_bytes
+        with _readable(path):
+            wanted = [stored for stored in stored_tensors(path) if targets.wants(stored.name, str(path))]
+            with closing(stream_tensors(wanted, device)) as arriving:
+                for stored, tensor in arriving:
+                    targets.load(stored.name, tensor, str(path))
+                    num_bytes += stored.num_bytes
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds = time.monotonic() - started
+    seconds = max(time.monotonic() - started, 1e-9)
     logger.info("read %.2f GB in %.2f s: %.1f GB/s", num_bytes / 1e9, seconds, num_bytes / 1e9 / seconds)
 
 
@@ -67,34 +71,20 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as safetensors: {error}") from error
+        hint = "; it is cut short, or longer than it should be" if "not fully covered" in str(error) else ""
+        raise ConfigError(f"{path} cannot be read as safetensors: {error}{hint}") from error
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
     """The checkpoint's files, each once.
 
     Raises:
-        ConfigError: there is no checkpoint, the index is malformed, or a file it names is not there.
+        ConfigError: there is no checkpoint, the index is malformed, or a file it names is not there or
+            lies elsewhere.
     """
     index = directory / INDEX_FILE
     if index.is_file():
-        files = sorted({directory / name for name in _indexed_files(index)})
-    elif (directory / SINGLE_FILE).is_file():
-        files = [directory / SINGLE_FILE]
-    else:
-        raise ConfigError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
-        raise ConfigError(f"{index} names files that are not there: {', '.join(missing)}")
-    return files
-
-
-def _indexed_files(index: Path) -> list[str]:
-    try:
-        names = list(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{index} is not a checkpoint index: {error!r}") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ConfigError(f"{index} names {name!r}; it must name files in its own directory")
-    return names
+        return require_weight_files(directory, indexed_files(index), listed_in=index)
+    if (directory / SINGLE_FILE).is_file():
+        return require_weight_files(directory, [SINGLE_FILE])
+    raise ConfigError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}{pickle_hint(directory)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,6 +26,11 @@ BUFFERS_PER_READER = 2
 CHUNK_BYTES = 8 * 1024**2
 # On the device, of tensors that were begun and not taken yet.
 AHEAD_BYTES = 512 * 1024**2
+
+# The format itself allows 100 MB, which takes minutes and gigabytes to parse; this is a quarter of a million
+# tensors.
+MAX_HEADER_BYTES = 32 * 1024**2
+MAX_DIMENSIONS = 8
 
 # The format's names: https://github.com/huggingface/safetensors#format
 DTYPES = {
@@ -64,18 +69,31 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
     """The file's tensors in the order of their bytes.
 
     Raises:
-        SafetensorError: the file is damaged, truncated or holds numbers of an unknown format.
+        SafetensorError: the file is damaged, truncated, larger in its header than any real one, or holds
+            numbers of an unknown format.
         OSError: it cannot be read.
     """
-    with safe_open(path, framework="pt"):
-        pass  # checks the header: that the tensors fit their shapes and the file, and leave no gap
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_bytes))
+        if header_bytes > MAX_HEADER_BYTES:
+            raise SafetensorError(f"its header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are read")
+        text = file.read(header_bytes)
+    with safe_open(path, framework="pt"):
+        pass  # checks the header: that the tensors fit their shapes and the file, and leave no gap
+    header = json.loads(text, object_pairs_hook=_without_repeats)
     header.pop("__metadata__", None)
     first = 8 + header_bytes
     tensors = [_stored(path, name, entry, first) for name, entry in header.items()]
     return sorted(tensors, key=lambda tensor: tensor.begin)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two tensors of one name is meant, readers of the format do not agree on."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise SafetensorError(f"its header has {twice!r} twice")
+    return entries
 
 
 def _stored(path: Path, name: str, entry: dict[str, Any], first: int) -> StoredTensor:
@@ -84,6 +102,10 @@ def _stored(path: Path, name: str, entry: dict[str, Any], first: int) -> StoredT
         raise SafetensorError(f"tensor {name!r} is of {entry['dtype']}; known are {', '.join(DTYPES)}")
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
+    if len(shape) > MAX_DIMENSIONS:
+        raise SafetensorError(
+            f"tensor {name!r} has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are read"
+        )
     assert end - begin == math.prod(shape) * dtype.itemsize
     return StoredTensor(path, name, dtype, shape, first + begin, end - begin)
 

@@ -31,20 +31,33 @@ class LoadTargets:
         self._collect(model)
         self._loaded: dict[str, str] = {}
 
-    def load(self, name: str, tensor: torch.Tensor, source: str) -> None:
-        """Puts one checkpoint tensor where it belongs.
+    def wants(self, name: str, source: str) -> bool:
+        """Whether a checkpoint tensor is to be read, or carries nothing.
 
         Raises:
-            ConfigError: the model has no such parameter, the shape differs, or it was loaded before; the
-                message names the tensor and `source`, its file.
+            ConfigError: the model has no such parameter, or it was loaded before; the message names the
+                tensor and `source`, its file.
         """
-        target = self._targets.get(name)
-        if target is None:
+        if name not in self._targets:
             if name in self._aliases or name.endswith(self._ignored):
-                return
+                return False
             raise ConfigError(f"{source}: tensor {name!r} is not part of this model")
         if name in self._loaded:
             raise ConfigError(f"{source}: tensor {name!r} is in {self._loaded[name]} already")
+        return True
+
+    def load(self, name: str, tensor: torch.Tensor, source: str) -> None:
+        """Puts a checkpoint tensor that is wanted where it belongs.
+
+        Raises:
+            ConfigError: its shape or the kind of its numbers is not the parameter's.
+        """
+        target = self._targets[name]
+        kept = getattr(target.module, target.parameter)
+        # A conversion between kinds would go through, and give numbers that mean nothing.
+        if tensor.is_complex() or tensor.is_floating_point() != kept.is_floating_point():
+            needed = "floating-point numbers" if kept.is_floating_point() else "integers"
+            raise ConfigError(f"{source}: tensor {name!r} is of {_short(tensor.dtype)}; {needed} are needed")
         try:
             target.module.load_parameter(target.parameter, tensor, target.shard)
         except ShardError as error:
@@ -73,6 +86,10 @@ class LoadTargets:
                 seen.add(parameter)
                 for name, shard in names.items():
                     self._targets[name] = _Target(module, parameter_name, shard)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _checkpoint_names(

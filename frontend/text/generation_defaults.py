@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from pagewire.errors import ConfigError
+from pagewire.model_files import read_json_object
 
 _SAMPLING_FIELDS = {
     "temperature": "temperature",
@@ -33,19 +34,15 @@ def load_generation_defaults(model_dir: Path) -> dict[str, Any]:
     path = model_dir / "generation_config.json"
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: must be a JSON object")
+    config = read_json_object(path)
     defaults = {}
     for name, field in _SAMPLING_FIELDS.items():
         value = config.get(name)
         if value is None:
             continue
         wanted = int if name in _WHOLE_NUMBERS else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted):
+        # JSON's integers have no limit, which for those beyond a double's range is an error much later.
+        if isinstance(value, bool) or not isinstance(value, wanted) or abs(value) > sys.float_info.max:
             kind = "whole number" if name in _WHOLE_NUMBERS else "number"
             raise ConfigError(f"{path}: {name} is {value!r}; it must be a {kind}")
         defaults[field] = value

@@ -23,6 +23,11 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4
+# Far beyond any model. A file that asks for more would cost minutes and gigabytes to look at.
+_MAX_HEADER_BYTES = 64 * 1024**2
+_MAX_KEYS = 2**16
+_MAX_TENSORS = 2**17
+_MAX_ALIGNMENT = 2**20
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -50,7 +55,7 @@ class GgufFile:
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
 
-    def require(self, key: str, expected: type | tuple[type, ...]) -> Any:
+    def require(self, key: str, expected: type) -> Any:
         """The metadata value of a key.
 
         Raises:
@@ -60,17 +65,17 @@ class GgufFile:
             raise ConfigError(f"{self.path}: the metadata key {key} is missing; is the file complete?")
         return self.optional(key, expected, None)
 
-    def optional(self, key: str, expected: type | tuple[type, ...], default: Any) -> Any:
+    def optional(self, key: str, expected: type, default: Any) -> Any:
         """The metadata value of a key, or the default if it is missing.
 
         Raises:
             ConfigError: it is of another type than `expected`.
         """
         value = self.metadata.get(key, default)
-        if key in self.metadata and not isinstance(value, expected):
-            names = expected if isinstance(expected, tuple) else (expected,)
-            wanted = " or ".join(kind.__name__ for kind in names)
-            raise ConfigError(f"{self.path}: {key} is a {type(value).__name__}; it must be a {wanted}")
+        if key in self.metadata and type(value) is not expected:  # a bool is no int here
+            raise ConfigError(
+                f"{self.path}: {key} is a {type(value).__name__}; it must be a {expected.__name__}"
+            )
         return value
 
 
@@ -88,7 +93,9 @@ def read_gguf(path: Path) -> GgufFile:
     try:
         return _parse(path, mapped, cursor)
     except UnicodeDecodeError as error:
-        raise cursor.broken(f"holds text that is not UTF-8 ({error.reason})") from error
+        raise cursor.broken(
+            f"holds text that is not UTF-8, near byte {cursor.offset:,} ({error.reason})"
+        ) from error
 
 
 def _parse(path: Path, mapped: npt.NDArray[np.uint8], cursor: _Cursor) -> GgufFile:
@@ -98,21 +105,41 @@ def _parse(path: Path, mapped: npt.NDArray[np.uint8], cursor: _Cursor) -> GgufFi
     if version not in _VERSIONS:
         raise ConfigError(f"{path}: GGUF version {version}; versions 2 and 3, little-endian, can be read")
     tensor_count, metadata_count = cursor.scalar("Q"), cursor.scalar("Q")
+    if tensor_count > _MAX_TENSORS or metadata_count > _MAX_KEYS:
+        raise cursor.broken(
+            f"announces {tensor_count:,} tensors and {metadata_count:,} metadata keys; at most "
+            f"{_MAX_TENSORS:,} and {_MAX_KEYS:,} are read"
+        )
     metadata: dict[str, Any] = {}
     for _ in range(metadata_count):
         key = cursor.string()
+        if key in metadata:
+            raise cursor.broken(f"has the metadata key {key!r} twice")
         metadata[key] = cursor.value(cursor.scalar("I"))
     infos = [_read_tensor_info(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-        raise cursor.broken(f"has the alignment {alignment}, which is not a power of two")
+    is_power = isinstance(alignment, int) and alignment > 0 and not alignment & (alignment - 1)
+    if not is_power or alignment > _MAX_ALIGNMENT:
+        raise cursor.broken(
+            f"has the alignment {alignment}; it must be a power of two, at most {_MAX_ALIGNMENT}"
+        )
     start = -(-cursor.offset // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}
     for info in infos:
         if info.name in tensors:
-            raise cursor.broken(f"lists the tensor {info.name} twice")
+            raise cursor.broken(f"lists the tensor {info.name!r} twice")
         tensors[info.name] = _map_tensor(path, mapped, info, start)
+    _require_apart(cursor, infos, tensors)
     return GgufFile(path, metadata, tensors)
+
+
+def _require_apart(cursor: _Cursor, infos: list[_TensorInfo], tensors: dict[str, GgufTensor]) -> None:
+    """No two tensors share bytes. Without this, a small file could stand for terabytes of weights."""
+    end, before = 0, ""
+    for info in sorted(infos, key=lambda info: info.offset):
+        if info.offset < end:
+            raise cursor.broken(f"has the tensors {before!r} and {info.name!r} in the same place")
+        end, before = info.offset + tensors[info.name].data.nbytes, info.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +154,7 @@ def _read_tensor_info(cursor: _Cursor) -> _TensorInfo:
     name = cursor.string()
     n_dims = cursor.scalar("I")
     if not 1 <= n_dims <= _MAX_DIMS:
-        raise cursor.broken(f"has {n_dims} dimensions in tensor {name}; 1 to {_MAX_DIMS} are possible")
+        raise cursor.broken(f"has {n_dims} dimensions in tensor {name!r}; 1 to {_MAX_DIMS} are possible")
     shape = tuple(cursor.scalar("Q") for _ in range(n_dims))[::-1]
     return _TensorInfo(name, cursor.scalar("I"), shape, cursor.scalar("Q"))
 
@@ -135,20 +162,20 @@ def _read_tensor_info(cursor: _Cursor) -> _TensorInfo:
 def _map_tensor(path: Path, mapped: npt.NDArray[np.uint8], info: _TensorInfo, start: int) -> GgufTensor:
     try:
         tensor_type = GGMLQuantizationType(info.type_id)
-    except ValueError as error:
-        raise ConfigError(f"{path}: tensor {info.name} has the unknown type {info.type_id}") from error
-    block_size, type_size = GGML_QUANT_SIZES[tensor_type]
+        block_size, type_size = GGML_QUANT_SIZES[tensor_type]
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: tensor {info.name!r} has the unknown type {info.type_id}") from error
     rows, columns = math.prod(info.shape[:-1]), info.shape[-1]
     if columns == 0 or rows == 0 or columns % block_size:
         raise ConfigError(
-            f"{path}: tensor {info.name} has the shape {info.shape}, which {tensor_type.name} "
+            f"{path}: tensor {info.name!r} has the shape {info.shape}, which {tensor_type.name} "
             f"(blocks of {block_size}) cannot have"
         )
     row_bytes = columns // block_size * type_size
     begin, end = start + info.offset, start + info.offset + rows * row_bytes
     if end > mapped.size:
         raise ConfigError(
-            f"{path}: truncated: tensor {info.name} ends at byte {end:,} and the file at {mapped.size:,}; "
+            f"{path}: truncated: tensor {info.name!r} ends at byte {end:,} and the file at {mapped.size:,}; "
             "fetch it again"
         )
     return GgufTensor(info.name, tensor_type, info.shape, mapped[begin:end].reshape(rows, row_bytes))
@@ -160,12 +187,14 @@ class _Cursor:
     def __init__(self, path: Path, mapped: npt.NDArray[np.uint8]) -> None:
         self.offset = 0
         self._path = path
-        self._view = mapped.data  # slicing and unpacking it is much faster than a numpy array
+        # Slicing and unpacking a memoryview is much faster than a numpy array.
+        self._view = mapped.data[:_MAX_HEADER_BYTES]
+        self._is_whole = len(self._view) == mapped.size
 
     def take(self, size: int) -> bytes:
         end = self.offset + size
         if end > len(self._view):
-            raise self.broken("ends inside its header; fetch it again")
+            raise self._ends("its header")
         taken = bytes(self._view[self.offset : end])
         self.offset = end
         return taken
@@ -204,11 +233,16 @@ class _Cursor:
                 offset = begin + unpack_length(view, offset)[0]
                 strings.append(str(view[begin:offset], "utf-8"))
         except (struct.error, OverflowError) as error:
-            raise self.broken("ends inside an array of strings; fetch it again") from error
+            raise self._ends("an array of strings") from error
         if offset > len(view):
-            raise self.broken("ends inside an array of strings; fetch it again")
+            raise self._ends("an array of strings")
         self.offset = offset
         return strings
+
+    def _ends(self, where: str) -> ConfigError:
+        if self._is_whole:
+            return self.broken(f"ends inside {where}; fetch it again")
+        return self.broken(f"has a header of more than {_MAX_HEADER_BYTES} bytes, which is not read")
 
     def broken(self, what: str) -> ConfigError:
         return ConfigError(f"{self._path}: corrupt or truncated GGUF file: it {what}")

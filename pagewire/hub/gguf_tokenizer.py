@@ -10,6 +10,7 @@ from typing import Any
 
 from pagewire.errors import ConfigError
 from pagewire.hub.gguf_reader import GgufFile
+from pagewire.token_pieces import read_tokenizer
 
 
 class TokenType(IntEnum):
@@ -85,6 +86,10 @@ def write_tokenizer(gguf: GgufFile, directory: Path, max_length: int) -> None:
         },
     }
     _write_json(directory / "tokenizer.json", document)
+    try:
+        read_tokenizer(directory)
+    except ConfigError as error:  # such as a merge of tokens that are not in the vocabulary
+        raise ConfigError(f"{gguf.path}: its tokenizer cannot be converted: {error}") from error
     _write_json(directory / "tokenizer_config.json", _tokenizer_config(gguf, vocabulary, max_length))
 
 

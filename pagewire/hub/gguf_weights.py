@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ _LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _NOT_WEIGHTS = {"rope_freqs.weight"}  # becomes rope_scaling in config.json
-_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_LAYER_TENSOR = re.compile(r"blk\.([0-9]{1,4})\.(\w+)\.(weight|bias)")
 _CHUNK_VALUES = 1 << 20  # 4 MB of float32: amortises the calls and stays near the cache
 _FLOAT32_BYTES = 4
 
@@ -114,7 +115,7 @@ def _hf_name(gguf: GgufFile, name: str) -> str:
     match = _LAYER_TENSOR.fullmatch(name)
     if match is None or match[2] not in _LAYER:
         raise ConfigError(
-            f"{gguf.path}: the tensor {name} is not part of a Llama model; it cannot be converted"
+            f"{gguf.path}: the tensor {name!r} is not part of a Llama model; it cannot be converted"
         )
     return f"model.layers.{match[1]}.{_LAYER[match[2]]}.{match[3]}"
 
@@ -122,6 +123,11 @@ def _hf_name(gguf: GgufFile, name: str) -> str:
 def _check_shapes(gguf: GgufFile, config: dict[str, Any], placed: list[_Placed]) -> None:
     """Every weight the configuration asks for is there, with the shape it asks for."""
     found = {tensor.name: tensor.shape for tensor in placed}
+    if config["num_hidden_layers"] > len(found):
+        raise ConfigError(
+            f"{gguf.path}: the metadata asks for {config['num_hidden_layers']} layers, and there are "
+            f"{len(found)} tensors"
+        )
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     query = config["num_attention_heads"] * config["head_dim"]
     key = config["num_key_value_heads"] * config["head_dim"]
@@ -142,9 +148,15 @@ def _check_shapes(gguf: GgufFile, config: dict[str, Any], placed: list[_Placed])
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
+    biased = defaultdict(bool, self_attn=config["attention_bias"], mlp=config["mlp_bias"])
     for index in range(config["num_hidden_layers"]):
         for name, shape in layer.items():
-            expected[f"model.layers.{index}.{name}.weight"] = shape
+            full_name = f"model.layers.{index}.{name}"
+            expected[f"{full_name}.weight"] = shape
+            if biased[name.split(".")[0]]:
+                expected[f"{full_name}.bias"] = shape[:1]
+    for name in found.keys() - expected.keys():
+        raise ConfigError(f"{gguf.path}: the tensor for {name} has no place in the model of the metadata")
     for name, shape in expected.items():
         if found.get(name) != shape:
             raise ConfigError(
@@ -196,7 +208,8 @@ def _dequantize(gguf: GgufFile, tensor: _Placed, raw: npt.NDArray[np.uint8]) -> 
     per_row = next(size for size in (256, 64, 16, 4, 1) if blocks % size == 0)
     flat = np.ascontiguousarray(raw).reshape(blocks // per_row, per_row * type_size)
     try:
-        values = dequantize(flat, tensor.source.type)
+        with np.errstate(all="ignore"):  # damaged scales make infinities, which are for the model to show
+            values = dequantize(flat, tensor.source.type)
     except NotImplementedError as error:
         raise ConfigError(
             f"{gguf.path}: tensor {tensor.source.name} is of type {tensor.source.type.name}, "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from pagewire.errors import ConfigError
+from pagewire.model_files import INDEX_FILE, check_small_files, indexed_files
 
 _HF_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WANTED = [
@@ -74,13 +74,10 @@ def require_complete(directory: Path, model: str) -> Path:
     """
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{model}: has no config.json, so it is not a model in Hugging Face layout")
-    index = directory / "model.safetensors.index.json"
+    check_small_files(directory)
+    index = directory / INDEX_FILE
     if index.is_file():
-        try:
-            needed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{model}: {index} is not a safetensors index: {error!r}") from error
-        missing = sorted(name for name in needed if not (directory / name).is_file())
+        missing = [name for name in indexed_files(index) if not (directory / name).is_file()]
         if missing:
             raise ConfigError(f"{model}: weight files are missing: {', '.join(missing)}; fetch it again")
     elif not any(directory.glob("*.safetensors")):

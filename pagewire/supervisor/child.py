@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pagewire.errors import PagewireError
+from pagewire.errors import ConfigError, PagewireError
 from pagewire.lifeline import Lifeline
 
 # Seconds before the 1st, 2nd, ... restart in a row; the last is repeated.
@@ -84,6 +84,10 @@ class ChildFailed(PagewireError):
         self.returncode = returncode
 
 
+class ChildRefused(ChildFailed, ConfigError):
+    """It ended with the status that says that a setting or a model file is wrong. The message is its own."""
+
+
 class Child:
     """Keeps one process running. Lives in an asyncio loop; waits only on events, never by polling.
 
@@ -114,7 +118,8 @@ class Child:
         """Runs the process, again and again, until `stop`.
 
         Raises:
-            ChildFailed: it refuses its configuration, or never becomes ready.
+            ChildRefused: it refuses its configuration.
+            ChildFailed: it never becomes ready.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -224,6 +229,9 @@ class Child:
     def _give_up_if_hopeless(self, returncode: int, failures: int) -> None:
         if self._was_ready or (returncode != CONFIG_ERROR_STATUS and failures < MAX_FAILED_STARTS):
             return
+        if returncode == CONFIG_ERROR_STATUS and self._last_lines:
+            said = self._last_lines[-1].removeprefix("engine-worker: ").removeprefix("pagewire: ")
+            raise ChildRefused(f"{self.spec.name}: {said}", returncode)
         times = "" if failures == 1 else f" {failures} times in a row"
         last_lines = "\n  ".join(["; its last lines:", *self._last_lines]) if self._last_lines else ""
         raise ChildFailed(

@@ -139,7 +139,8 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("model.safetensors", b"not a tensor file", "cannot be read as safetensors"),
-        ("model.safetensors.index.json", b"{", "is not a checkpoint index"),
+        ("model.safetensors.index.json", b"{", r"index\.json is not valid JSON"),
+        ("model.safetensors.index.json", b"{}", "is not a checkpoint index"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "../x.safetensors"}}', "its own directory"),
     ],

@@ -58,12 +58,12 @@ def test_null_leaves_the_servers_default(tmp_path: Path) -> None:
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"top_k": 1.5}, "top_k is 1.5; it must be a whole number"),
         ({"top_p": True}, "top_p is True"),
-        ([], "JSON object"),
+        ([], "JSON list; it must hold an object"),
     ],
 )
 def test_other_kinds_of_values_are_refused(tmp_path: Path, config: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load(tmp_path, config)
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ConfigError, match="not JSON"):
+    with pytest.raises(ConfigError, match="not valid JSON"):
         load_generation_defaults(tmp_path)
