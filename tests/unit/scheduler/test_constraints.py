@@ -128,9 +128,7 @@ async def test_a_constrained_request_gains_a_token_in_every_other_step(
     await frontend.call.write(constrained(2, [2], pattern="[a-z]{30}"))
     await frontend.until_ended(2)
     assert len(frontend.tokens[2]) == 30
-    assert len(frontend.tokens[1]) <= 75, (
-        "one step for each token, one in which its mask is made, and no third"
-    )
+    assert len(frontend.tokens[1]) <= 75, "a step for each token, one to make its mask in, and no third"
 
 
 async def test_a_constraint_that_cannot_be_served_ends_its_request_alone(
