@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from aiohttp import web
 
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 async def send_events(
     http_request: web.Request,
-    frames: AsyncIterator[bytes],
+    frames: AsyncGenerator[bytes, None],
     *,
     request_id: str,
     failed: Callable[[PagewireError], bytes],
@@ -36,11 +37,12 @@ async def send_events(
         }
     )
     try:
-        async for frame in frames:
-            if not response.prepared:
-                await response.prepare(http_request)
-            if frame:
-                await response.write(frame)
+        async with aclosing(frames):
+            async for frame in frames:
+                if not response.prepared:
+                    await response.prepare(http_request)
+                if frame:
+                    await response.write(frame)
     except PagewireError as error:
         if not response.prepared:
             raise

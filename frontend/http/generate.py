@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from aiohttp import web
@@ -13,6 +13,7 @@ from frontend.generation import GenerationPipeline
 from frontend.generation_request import GenerationRequest, check_request_id, resolve_sampling
 from frontend.http.chat_shape import ChatShape
 from frontend.http.errors import error_body
+from frontend.http.event_stream import send_events
 from frontend.http.request_id import REQUEST_ID
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.chat import ChatCompletionBody
@@ -20,9 +21,6 @@ from frontend.http.schemas.completion import CompletionBody
 from frontend.http.schemas.generation import GenerationBody
 from frontend.http.shapes import ResponseShape, event_frame
 from frontend.http.text_shape import TextShape
-from pagewire.errors import PagewireError
-
-logger = logging.getLogger(__name__)
 
 
 class GenerateHandlers:
@@ -81,42 +79,14 @@ class GenerateHandlers:
 
 
 async def _stream(http_request: web.Request, answer: Answer, shape: ResponseShape) -> web.StreamResponse:
-    """Writes server-sent events. Headers go out with the first event, so that a request the scheduler
-    refuses gets its proper status."""
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-cache",
-            "X-Accel-Buffering": "no",
-        }
-    )
-    try:
+    async def frames() -> AsyncGenerator[bytes, None]:
         async with aclosing(answer.rounds()) as rounds:
             async for events in rounds:
-                if not response.prepared:
-                    await response.prepare(http_request)
-                if frames := shape.frames(events, answer):
-                    await response.write(frames)
-    except PagewireError as error:
-        if not response.prepared:
-            raise
-        await _fail(http_request, response, error)
-    except ConnectionError:
-        logger.debug("request %s: the client is gone", answer.request_id)
-    except Exception:
-        if not response.prepared:
-            raise
-        logger.exception("request %s failed while it was streamed", answer.request_id)
-        await _fail(http_request, response, PagewireError("internal error; the server's log has the details"))
-    else:
-        await response.write_eof()
-    return response
+                yield shape.frames(events, answer)
 
-
-async def _fail(http_request: web.Request, response: web.StreamResponse, error: PagewireError) -> None:
-    """The status went out long ago: an error frame, then the connection is closed."""
-    response.force_close()
-    await response.write(event_frame(error_body(error)))
-    await response.write_eof()
-    if http_request.transport is not None:
-        http_request.transport.close()
+    return await send_events(
+        http_request,
+        frames(),
+        request_id=answer.request_id,
+        failed=lambda error: event_frame(error_body(error)),
+    )

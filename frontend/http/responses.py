@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -74,7 +74,7 @@ class ResponseHandlers:
         )
         return error_object_response(404, message, "invalid_request_error", "not_found")
 
-    async def _frames(self, answer: Answer, builder: ResponseBuilder) -> AsyncIterator[bytes]:
+    async def _frames(self, answer: Answer, builder: ResponseBuilder) -> AsyncGenerator[bytes, None]:
         """What a stream shows, one round of events at a time."""
         begun = False
         async with aclosing(answer.rounds()) as rounds:

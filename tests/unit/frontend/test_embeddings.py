@@ -163,6 +163,19 @@ async def test_disconnected_client_aborts_all_inputs(frontend, scheduler) -> Non
             await scheduler.aborted(submit.handle)
 
 
+async def test_inputs_are_submitted_again_when_the_scheduler_is_replaced(http, scheduler) -> None:
+    scheduler.pool = None
+    asking = asyncio.create_task(vectors(http, input=["ab", "c"], **AS_IT_IS))
+    await scheduler.submitted(2)
+    await scheduler.stop()
+    successor = ScriptedScheduler(scheduler.target.removeprefix("unix:"))
+    successor.pool = state
+    await successor.start()
+    assert await asking == [[2, 97, 98, 1], [1, 99, 99, 1]]
+    assert [submit.resumed for submit in successor.submits] == [True, True]
+    await successor.stop()
+
+
 async def test_hidden_states_that_are_not_finite_are_an_error(http, scheduler) -> None:
     scheduler.pool = lambda submit: [1, float("nan"), 0, 0]
     status, answer = await post(http, input="a", pooling="last")
