@@ -20,7 +20,7 @@ from pagewire.model_files import read_json_object
 LARGEST = {
     "hidden_size": 2**20,
     "intermediate_size": 2**22,
-    "num_hidden_layers": 4096,
+    "num_hidden_layers": 1024,
     "num_attention_heads": 2**16,
     "num_key_value_heads": 2**16,
     "head_dim": 2**14,

@@ -27,9 +27,9 @@ CHUNK_BYTES = 8 * 1024**2
 # On the device, of tensors that were begun and not taken yet.
 AHEAD_BYTES = 512 * 1024**2
 
-# The format itself allows 100 MB, which takes minutes and gigabytes to parse; this is a quarter of a million
-# tensors.
+# The format itself allows 100 MB, which takes minutes and gigabytes to parse.
 MAX_HEADER_BYTES = 32 * 1024**2
+MAX_TENSORS = 2**17
 MAX_DIMENSIONS = 8
 
 # The format's names: https://github.com/huggingface/safetensors#format
@@ -78,13 +78,23 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
         if header_bytes > MAX_HEADER_BYTES:
             raise SafetensorError(f"its header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are read")
         text = file.read(header_bytes)
+    try:
+        header = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise SafetensorError(f"its header is not JSON: {_reason(error)}") from error
+    if len(header) > MAX_TENSORS:
+        raise SafetensorError(f"its header has {len(header)} tensors; at most {MAX_TENSORS} are read")
     with safe_open(path, framework="pt"):
         pass  # checks the header: that the tensors fit their shapes and the file, and leave no gap
-    header = json.loads(text, object_pairs_hook=_without_repeats)
     header.pop("__metadata__", None)
     first = 8 + header_bytes
     tensors = [_stored(path, name, entry, first) for name, entry in header.items()]
     return sorted(tensors, key=lambda tensor: tensor.begin)
+
+
+def _reason(error: Exception) -> str:
+    """A UnicodeDecodeError's own text may hold the whole header."""
+    return error.reason if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pagewire.hub.gguf_reader import GgufFile
 LARGEST = {
     "embedding_length": 2**20,
     "feed_forward_length": 2**22,
-    "block_count": 4096,
+    "block_count": 1024,
     "attention.head_count": 2**16,
     "attention.head_count_kv": 2**16,
     "attention.key_length": 2**14,

@@ -1,0 +1,92 @@
+"""A model whose files are damaged or made to do harm ends the real commands with status 2 and one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.corrupt.samples import write_directory, write_gguf
+
+
+def absurd_size(directory: Path) -> Path:
+    path = write_directory(directory) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "hidden_size": 10**12}))
+    return directory
+
+
+def cut_weights(directory: Path) -> Path:
+    path = write_directory(directory) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return directory
+
+
+def highest_token_id(directory: Path) -> Path:
+    path = write_directory(directory) / "tokenizer.json"
+    content = json.loads(path.read_bytes())
+    content["model"]["vocab"]["evil"] = 2**32 - 1
+    path.write_text(json.dumps(content))
+    return directory
+
+
+def brackets(directory: Path) -> Path:
+    (write_directory(directory) / "tokenizer_config.json").write_bytes(b'{"a":' + b"[" * 10**6)
+    return directory
+
+
+def cut_gguf(directory: Path) -> Path:
+    directory.mkdir()
+    path = write_gguf(directory / "tiny.gguf")
+    path.write_bytes(path.read_bytes()[:50_000])
+    return path
+
+
+def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PAGEWIRE_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *arguments, "--device", "cpu"]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=90, check=False, cwd=Path.cwd()
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (
+            absurd_size,
+            "engine-worker: {}/config.json: hidden_size is 1000000000000; it must be at most 1048576",
+        ),
+        (highest_token_id, "frontend: {}/tokenizer.json: a token has the id 4294967295; the highest"),
+        (brackets, "{}/tokenizer_config.json is nested too deeply; at most 64 levels are read"),
+        (cut_gguf, "{}: truncated: tensor 'blk."),
+    ],
+    ids=["config", "tokenizer", "settings", "gguf"],
+)
+def test_serve_ends(tmp_path: Path, write: Callable[[Path], Path], said: str) -> None:
+    model = write(tmp_path / "model")
+    ended = run(tmp_path, "pagewire", "serve", str(model), "--port", "0", "--grpc-port", "0")
+    assert ended.returncode == 2, ended
+    *_, line = ended.stderr.splitlines()
+    assert line.startswith("pagewire: " + said.format(model))
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (cut_weights, "{}/model.safetensors cannot be read as safetensors: "),
+        (cut_gguf, "{}: truncated: tensor 'blk."),
+    ],
+    ids=["weights", "gguf"],
+)
+def test_a_worker_ends(tmp_path: Path, write: Callable[[Path], Path], said: str) -> None:
+    model = write(tmp_path / "model")
+    ended = run(tmp_path, "pagewire", "engine-worker", str(model), "--socket", str(tmp_path / "w.sock"))
+    assert ended.returncode == 2, ended
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("engine-worker: " + said.format(model))

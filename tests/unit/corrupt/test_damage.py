@@ -1,0 +1,158 @@
+"""Whatever is damaged in a model's files, they are read as they are or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.attention.torch_backend import TorchAttentionBackend
+from engine.layers.linear_method import DenseMethod
+from engine.layers.parallel import TensorParallel
+from engine.layers.torch_ops import TorchLayerOps
+from engine.loader.load import create_model
+from engine.loader.safetensors import checkpoint_files, load_safetensors
+from engine.loader.stream import stored_tensors
+from engine.model_config import load_model_config
+from engine.models.base import CausalLM, ModelContext
+from frontend.text.generation_defaults import load_generation_defaults
+from frontend.text.tokenizer import TextTokenizer
+from pagewire.errors import ConfigError
+from pagewire.hub.gguf_convert import convert_gguf
+from pagewire.model_files import read_json_object
+from tests.unit.corrupt.mutations import damage_gguf, damage_json, damage_safetensors, gguf_fields
+from tests.unit.corrupt.samples import write_directory, write_gguf
+
+CPU = torch.device("cpu")
+seeds = st.integers(0, 2**64).map(Random)
+
+
+def examples(count: int) -> Callable[..., object]:
+    return settings(max_examples=count, suppress_health_check=list(HealthCheck))
+
+
+def is_refused_by_name(path: Path, read: Callable[[], object]) -> bool:
+    """Whether it is refused; fails if the error is of another kind or does not say where it is."""
+    try:
+        read()
+    except ConfigError as error:
+        message = error.message
+    else:
+        return False
+    assert str(path) in message
+    assert message.isprintable()
+    assert len(message) <= 1000
+    return True
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_directory(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> CausalLM:
+    config = load_model_config(directory)
+    backend = TorchAttentionBackend(CPU, torch.float32)
+    context = ModelContext(config, 64, backend, TorchLayerOps(CPU), DenseMethod(), TensorParallel())
+    return create_model(context, CPU, torch.float32)
+
+
+def damaged(path: Path, target: Path, damage: Callable[[bytes], bytes]) -> Path:
+    """A copy of a file, damaged."""
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(damage(path.read_bytes()))
+    return target
+
+
+@examples(120)
+@given(random=seeds)
+def test_weights(directory: Path, model: CausalLM, tmp_path: Path, random: Random) -> None:
+    damaged(
+        directory / "model.safetensors",
+        tmp_path / "model.safetensors",
+        lambda data: damage_safetensors(data, random),
+    )
+    is_refused_by_name(tmp_path, lambda: load_safetensors(model, tmp_path, CPU))
+
+
+def test_weights_cut_anywhere(directory: Path, model: CausalLM, tmp_path: Path) -> None:
+    whole = (directory / "model.safetensors").read_bytes()
+    for size in range(0, len(whole), len(whole) // 97):
+        (tmp_path / "model.safetensors").write_bytes(whole[:size])
+        assert is_refused_by_name(
+            tmp_path / "model.safetensors", lambda: load_safetensors(model, tmp_path, CPU)
+        )
+
+
+def test_a_flipped_bit_of_a_weight_is_a_weight(directory: Path, model: CausalLM, tmp_path: Path) -> None:
+    data = bytearray((directory / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(data)
+    assert not is_refused_by_name(tmp_path, lambda: load_safetensors(model, tmp_path, CPU))
+    assert stored_tensors(tmp_path / "model.safetensors")
+
+
+@examples(200)
+@given(random=seeds)
+def test_the_index_of_shards(tmp_path: Path, random: Random) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).touch()
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_bytes(damage_json({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}, random))
+    if not is_refused_by_name(index, lambda: checkpoint_files(tmp_path)):
+        assert {path.parent for path in checkpoint_files(tmp_path)} == {tmp_path}
+
+
+@examples(150)
+@given(random=seeds)
+def test_the_configuration(directory: Path, tmp_path: Path, random: Random) -> None:
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((directory / name).read_bytes())
+        (tmp_path / name).write_bytes(damage_json(content, random))
+    is_refused_by_name(tmp_path, lambda: load_model_config(tmp_path))
+    is_refused_by_name(tmp_path, lambda: load_generation_defaults(tmp_path))
+
+
+@examples(150)
+@given(random=seeds)
+def test_any_other_object(tmp_path: Path, random: Random) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    path.write_bytes(damage_json({"a": [1, {"b": "c"}], "d": {"e": None}}, random))
+    is_refused_by_name(path, lambda: read_json_object(path))
+
+
+@pytest.mark.parametrize("sentencepiece", [False, True])
+@examples(80)
+@given(random=seeds)
+def test_the_tokenizer(tmp_path_factory: pytest.TempPathFactory, sentencepiece: bool, random: Random) -> None:
+    whole = tmp_path_factory.getbasetemp() / f"tokenizer-{sentencepiece}"
+    if not whole.exists():
+        write_directory(whole, sentencepiece=sentencepiece)
+    damaged_dir = tmp_path_factory.getbasetemp() / "damaged-tokenizer"
+    path = damaged(
+        whole / "tokenizer.json",
+        damaged_dir / "tokenizer.json",
+        lambda data: damage_json(json.loads(data), random),
+    )
+    is_refused_by_name(path, lambda: TextTokenizer.load(damaged_dir))
+
+
+@examples(80)
+@given(random=seeds)
+def test_gguf(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
+    whole = tmp_path_factory.getbasetemp() / "whole.gguf"
+    if not whole.exists():
+        write_gguf(whole)
+    data = whole.read_bytes()
+    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    path.write_bytes(damage_gguf(data, random, gguf_fields(data)))
+    target = tmp_path_factory.getbasetemp() / "converted"
+    target.mkdir(exist_ok=True)
+    is_refused_by_name(path, lambda: convert_gguf(path, target, progress=False))
