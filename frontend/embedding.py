@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from frontend.events import Usage
-from frontend.generation import GenerationPipeline
-from frontend.generation_request import INT32_RANGE, TextPrompt, TokenPrompt
-from frontend.open_request import OpenRequest, Submission, Wakeup
+from frontend.generation.events import Usage
+from frontend.generation.open_request import OpenRequest, Submission, Wakeup
+from frontend.generation.pipeline import GenerationPipeline
+from frontend.generation.request import INT32_RANGE, TextPrompt, TokenPrompt
+from frontend.generation.submissions import check_range
 from frontend.scheduler_link import SchedulerLink
-from frontend.submissions import check_range
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import InvalidRequest, PagewireError, Unavailable, from_code
 from pagewire.inference.v1 import inference_pb2

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import fields
 
-from frontend.generation_request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
-from frontend.prompts import PromptTokens
+from frontend.generation.prompts import PromptTokens
+from frontend.generation.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from pagewire.sampling_params import SamplingParams
 
 logger = logging.getLogger("frontend.requests")

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from frontend.open_request import OpenRequest, Submission, Wakeup, ended_by_drain, ended_with
+from frontend.generation.open_request import OpenRequest, Submission, Wakeup, ended_by_drain, ended_with
 from pagewire.errors import DeadlineExceeded, Overloaded, Unavailable, from_code
 from pagewire.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 

@@ -10,8 +10,8 @@ import uvloop
 
 from frontend.access_log import AccessLog
 from frontend.config import FrontendConfig
-from frontend.generation import GenerationPipeline
-from frontend.grpc_service import GrpcServer
+from frontend.generation.pipeline import GenerationPipeline
+from frontend.grpc.service import GrpcServer
 from frontend.http.server import HttpServer
 from frontend.metrics import FrontendMetrics
 from frontend.request_log import RequestLog

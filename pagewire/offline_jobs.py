@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from engine.dispatch import records
 from engine.dispatch.facts import WorkerFacts
-from frontend.beam_search import BeamSearcher, Candidates, Hypothesis
-from frontend.output_text import OutputText
-from frontend.prompts import bad_word_ids
-from frontend.ranked_answer import mean_logprob
+from frontend.generation.beam_search import BeamSearcher, Candidates, Hypothesis
+from frontend.generation.output_text import OutputText
+from frontend.generation.prompts import bad_word_ids
+from frontend.generation.ranked_answer import mean_logprob
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import InvalidRequest, PagewireError
 from pagewire.outputs import CompletionOutput, RequestOutput, TokenLogprobs

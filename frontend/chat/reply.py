@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from frontend.chat.reasoning import ReasoningSplitter
 from frontend.chat.tool_parsers.protocol import Arguments, Call, Event, Text, ToolParser
-from frontend.message_parser import MessagePart, ToolCallDelta
+from frontend.generation.message_parser import MessagePart, ToolCallDelta
 
 
 class ReplyParser:

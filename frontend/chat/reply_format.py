@@ -18,7 +18,7 @@ from frontend.chat.tool_parsers.forced import NamedCallParser, RequiredCallsPars
 from frontend.chat.tool_parsers.protocol import ToolParser
 from frontend.chat.tool_parsers.registry import find_tool_parser
 from frontend.chat.tools import forced_calls
-from frontend.message_parser import NewParser
+from frontend.generation.message_parser import NewParser
 from pagewire.errors import ConfigError, InvalidRequest, Unsupported
 from pagewire.sampling_params import SamplingParams, StructuredOutput
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from frontend.generation_request import Conversation, GenerationRequest
-from frontend.prompts import PromptTokens
+from frontend.generation.prompts import PromptTokens
+from frontend.generation.request import Conversation, GenerationRequest
 from frontend.served_model import ServedModel
 from pagewire.errors import InvalidRequest
 

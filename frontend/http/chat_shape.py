@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring
 from typing import Any
 
-from frontend.answer import WholeChoice
-from frontend.events import Delta, Finished, PositionLogprobs, PromptRead
+from frontend.generation.answer import WholeChoice
+from frontend.generation.events import Delta, Finished, PositionLogprobs, PromptRead
+from frontend.generation.message_parser import ToolCallDelta
 from frontend.http.shapes import ResponseShape
-from frontend.message_parser import ToolCallDelta
 
 
 class ChatShape(ResponseShape):

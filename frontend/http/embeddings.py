@@ -11,8 +11,8 @@ from typing import Any
 from aiohttp import web
 
 from frontend.embedding import Embeddings, Vector, embed
-from frontend.generation import GenerationPipeline
-from frontend.generation_request import check_request_id
+from frontend.generation.pipeline import GenerationPipeline
+from frontend.generation.request import check_request_id
 from frontend.http.request_id import REQUEST_ID
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.embeddings import EmbeddingBody

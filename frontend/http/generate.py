@@ -8,9 +8,9 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from frontend.answer import Answer
-from frontend.generation import GenerationPipeline
-from frontend.generation_request import GenerationRequest, check_request_id, resolve_sampling
+from frontend.generation.answer import Answer
+from frontend.generation.pipeline import GenerationPipeline
+from frontend.generation.request import GenerationRequest, check_request_id, resolve_sampling
 from frontend.http.chat_shape import ChatShape
 from frontend.http.errors import error_body
 from frontend.http.event_stream import send_events

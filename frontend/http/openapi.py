@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
-from frontend.generation_request import MAX_REQUEST_ID_LENGTH
+from frontend.generation.request import MAX_REQUEST_ID_LENGTH
 from frontend.http.endpoints import ENDPOINTS, Endpoint
 from frontend.http.schemas.answers import ErrorAnswer
 from frontend.http.schemas.bounds import with_bounds

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from frontend.config import FrontendConfig
-from frontend.generation import GenerationPipeline
+from frontend.generation.pipeline import GenerationPipeline
 from frontend.http.openapi import openapi_document
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.text import DetokenizeBody, TokenizeBody

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from frontend.generation_request import check_request_id
+from frontend.generation.request import check_request_id
 from frontend.http.errors import error_object_response, http_error_response
 
 REQUEST_ID_HEADER = "x-request-id"

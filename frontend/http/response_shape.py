@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from frontend.events import Delta, Finished, FinishReason, PositionLogprobs
+from frontend.generation.events import Delta, Finished, FinishReason, PositionLogprobs
+from frontend.generation.message_parser import ToolCallDelta
 from frontend.http.schemas.responses import ResponsesBody
-from frontend.message_parser import ToolCallDelta
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import PagewireError
 from pagewire.sampling_params import SamplingParams

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from frontend.answer import Answer
 from frontend.chat.conversation import Conversation
-from frontend.events import Delta, Finished
-from frontend.generation import GenerationPipeline
-from frontend.generation_request import GenerationRequest, TextPrompt, check_request_id, resolve_sampling
+from frontend.generation.answer import Answer
+from frontend.generation.events import Delta, Finished
+from frontend.generation.pipeline import GenerationPipeline
+from frontend.generation.request import GenerationRequest, TextPrompt, check_request_id, resolve_sampling
 from frontend.http.errors import error_object_response
 from frontend.http.event_stream import send_events
 from frontend.http.request_id import REQUEST_ID

@@ -12,8 +12,8 @@ from aiohttp import web
 from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.config import FrontendConfig
-from frontend.generation import GenerationPipeline
-from frontend.generation_request import check_request_id
+from frontend.generation.pipeline import GenerationPipeline
+from frontend.generation.request import check_request_id
 from frontend.http.cors import CorsPolicy
 from frontend.http.embeddings import EmbeddingHandlers
 from frontend.http.endpoints import ENDPOINTS

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from frontend.answer import Answer, WholeAnswer, WholeChoice
-from frontend.events import Delta, Event, Finished, PositionLogprobs, PromptRead, Usage
+from frontend.generation.answer import Answer, WholeAnswer, WholeChoice
+from frontend.generation.events import Delta, Event, Finished, PositionLogprobs, PromptRead, Usage
 from frontend.text.tokenizer import TextTokenizer
 
 DONE = b"data: [DONE]\n\n"

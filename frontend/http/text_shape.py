@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring
 from typing import Any
 
-from frontend.answer import WholeChoice
-from frontend.events import Delta, Finished, PositionLogprobs, PromptRead
+from frontend.generation.answer import WholeChoice
+from frontend.generation.events import Delta, Finished, PositionLogprobs, PromptRead
 from frontend.http.shapes import ResponseShape
 from frontend.text.detokenizer import IncrementalDetokenizer
 from frontend.text.tokenizer import TextTokenizer

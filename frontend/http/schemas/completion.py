@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from frontend.generation_request import Prompt, TextPrompt, TokenPrompt
+from frontend.generation.request import Prompt, TextPrompt, TokenPrompt
 from frontend.http.schemas.base import TokenIdList
 from frontend.http.schemas.generation import GenerationBody
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from frontend.embedding import EmbeddingRequest
-from frontend.generation_request import TextPrompt, TokenPrompt
+from frontend.generation.request import TextPrompt, TokenPrompt
 from frontend.http.schemas.base import Body, Seconds, TokenIdList
 
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from frontend.generation_request import Prompt
+from frontend.generation.message_parser import NewParser
+from frontend.generation.request import Prompt
 from frontend.http.schemas.base import Body, Seconds, TokenIdList
 from frontend.http.schemas.structured import StructuredFields
 from frontend.http.shapes import AnswerOptions
-from frontend.message_parser import NewParser
 from frontend.served_model import ServedModel
 from pagewire.errors import InvalidRequest
 from pagewire.sampling_params import MAX_BEAMS, BeamSearch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frontend.generation_request import Conversation, TextPrompt
+from frontend.generation.request import Conversation, TextPrompt
 from frontend.http.schemas.base import Body, TokenIdList
 from frontend.http.schemas.conversation import ConversationFields, Message
 from pagewire.errors import InvalidRequest

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from frontend.beam_search import BeamSearcher
+from frontend.generation.beam_search import BeamSearcher
 from pagewire.sampling_params import BeamSearch, SamplingParams
 
 VOCAB = 24

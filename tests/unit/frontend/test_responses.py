@@ -12,13 +12,13 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from frontend.completion import Usage
-from frontend.events import Delta, Finished, FinishReason
+from frontend.generation.completion import Usage
+from frontend.generation.events import Delta, Finished, FinishReason
+from frontend.generation.message_parser import ToolCallDelta
 from frontend.http.response_shape import ResponseBuilder
 from frontend.http.schemas.answers import ResponseAnswer, ResponseEvent
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.responses import ResponsesBody
-from frontend.message_parser import ToolCallDelta
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import Code
 from pagewire.sampling_params import SamplingParams

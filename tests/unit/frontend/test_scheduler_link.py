@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from frontend.open_request import Submission, Wakeup
+from frontend.generation.open_request import Submission, Wakeup
 from frontend.scheduler_link import SchedulerLink
 from pagewire.client import AsyncClient
 from pagewire.errors import Unavailable

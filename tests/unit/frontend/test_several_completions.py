@@ -8,8 +8,8 @@ import json
 import aiohttp
 import pytest
 
-from frontend.generation_request import GenerationRequest, TextPrompt
-from frontend.message_parser import MessagePart, ToolCallDelta
+from frontend.generation.message_parser import MessagePart, ToolCallDelta
+from frontend.generation.request import GenerationRequest, TextPrompt
 from pagewire.client import AsyncClient
 from pagewire.errors import Code, Overloaded
 from pagewire.inference.v1 import inference_pb2

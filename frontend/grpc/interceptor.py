@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
-from frontend.generation_request import check_request_id
+from frontend.generation.request import check_request_id
 from pagewire.errors import Code, InvalidRequest, PagewireError, Unauthenticated
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from frontend.answer import Answer, WholeAnswer, WholeChoice
-from frontend.events import Delta, Event, Finished, FinishReason, PositionLogprobs, PromptRead, Usage
-from frontend.message_parser import ToolCallDelta
+from frontend.generation.answer import Answer, WholeAnswer, WholeChoice
+from frontend.generation.events import (
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    PositionLogprobs,
+    PromptRead,
+    Usage,
+)
+from frontend.generation.message_parser import ToolCallDelta
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.inference.v1 import inference_pb2 as pb
 

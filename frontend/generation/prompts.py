@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from frontend.generation_request import (
+from frontend.generation.request import (
     Conversation,
     GenerationRequest,
     Prompt,

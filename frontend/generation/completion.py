@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from frontend.events import Delta, Finished, FinishReason, PositionLogprobs, Usage
-from frontend.message_parser import MessageParser, MessagePart
-from frontend.open_request import OpenRequest
-from frontend.output_text import OutputText
+from frontend.generation.events import Delta, Finished, FinishReason, PositionLogprobs, Usage
+from frontend.generation.message_parser import MessageParser, MessagePart
+from frontend.generation.open_request import OpenRequest
+from frontend.generation.output_text import OutputText
 from pagewire.errors import PagewireError, from_code
 from pagewire.sampling_params import SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2

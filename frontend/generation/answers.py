@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from frontend.answer import Answer, PromptProgress, SampledAnswer
-from frontend.beam_answer import BeamAnswer
-from frontend.completion import Completion
-from frontend.generation_request import GenerationRequest
-from frontend.open_request import Wakeup
-from frontend.output_text import OutputText
-from frontend.prompts import PromptTokens
-from frontend.ranked_answer import RankedAnswer
+from frontend.generation.answer import Answer, PromptProgress, SampledAnswer
+from frontend.generation.beam_answer import BeamAnswer
+from frontend.generation.completion import Completion
+from frontend.generation.open_request import Wakeup
+from frontend.generation.output_text import OutputText
+from frontend.generation.prompts import PromptTokens
+from frontend.generation.ranked_answer import RankedAnswer
+from frontend.generation.request import GenerationRequest
+from frontend.generation.submissions import Submissions, for_choice, to_submit
 from frontend.served_model import ServedModel
-from frontend.submissions import Submissions, for_choice, to_submit
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.inference.v1 import inference_pb2
 from pagewire.sampling_params import SamplingParams

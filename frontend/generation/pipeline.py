@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from frontend.answer import Answer
-from frontend.answers import open_answer
 from frontend.chat.reply_reading import blaming_tools, to_be_read
-from frontend.generation_request import Conversation, GenerationRequest, TextPrompt
+from frontend.generation.answer import Answer
+from frontend.generation.answers import open_answer
+from frontend.generation.prompts import PromptTokens, is_tokens, read_prompt, read_request
+from frontend.generation.request import Conversation, GenerationRequest, TextPrompt
+from frontend.generation.submissions import Submissions, check_range
 from frontend.metrics import FrontendMetrics
-from frontend.prompts import PromptTokens, is_tokens, read_prompt, read_request
 from frontend.request_log import RequestLog
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
-from frontend.submissions import Submissions, check_range
 from pagewire.errors import DeadlineExceeded, InvalidRequest, Overloaded, PagewireError, Unavailable
 from pagewire.sampling_params import StructuredOutput
 from pagewire.scheduler.v1 import scheduler_pb2

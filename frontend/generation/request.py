@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from frontend.chat.conversation import Conversation as Conversation
-from frontend.message_parser import NewParser
+from frontend.generation.message_parser import NewParser
 from pagewire.errors import InvalidRequest
 from pagewire.sampling_params import SAMPLING_ONLY, SamplingParams
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 
-from frontend.answer import Answer, SampledAnswer, WholeChoice
-from frontend.events import Delta, Event, Finished, Usage
+from frontend.generation.answer import Answer, SampledAnswer, WholeChoice
+from frontend.generation.events import Delta, Event, Finished, Usage
 
 
 class RankedAnswer(Answer):

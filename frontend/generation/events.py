@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from frontend.message_parser import ToolCallDelta
+from frontend.generation.message_parser import ToolCallDelta
 
 
 class FinishReason(Enum):

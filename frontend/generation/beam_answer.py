@@ -7,14 +7,14 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from frontend.answer import Answer, PromptProgress
-from frontend.beam_search import BeamSearcher, Candidates, Hypothesis
-from frontend.events import Delta, Event, Finished, FinishReason, PositionLogprobs, Usage
-from frontend.generation_request import GenerationRequest
-from frontend.open_request import OpenRequest, Wakeup
-from frontend.output_text import OutputText
-from frontend.prompts import PromptTokens
-from frontend.submissions import Submissions
+from frontend.generation.answer import Answer, PromptProgress
+from frontend.generation.beam_search import BeamSearcher, Candidates, Hypothesis
+from frontend.generation.events import Delta, Event, Finished, FinishReason, PositionLogprobs, Usage
+from frontend.generation.open_request import OpenRequest, Wakeup
+from frontend.generation.output_text import OutputText
+from frontend.generation.prompts import PromptTokens
+from frontend.generation.request import GenerationRequest
+from frontend.generation.submissions import Submissions
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import Unavailable, from_code
 from pagewire.inference.v1 import inference_pb2

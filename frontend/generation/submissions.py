@@ -6,8 +6,8 @@ import math
 import random
 from collections.abc import Sequence
 
-from frontend.generation_request import GenerationRequest
-from frontend.open_request import OpenRequest, Submission, Wakeup
+from frontend.generation.open_request import OpenRequest, Submission, Wakeup
+from frontend.generation.request import GenerationRequest
 from frontend.scheduler_link import SchedulerLink
 from pagewire.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2

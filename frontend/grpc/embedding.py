@@ -7,8 +7,8 @@ import math
 import grpc
 
 from frontend.embedding import EmbeddingRequest, embed
-from frontend.generation import GenerationPipeline
-from frontend.generation_request import TextPrompt, TokenPrompt, check_request_id
+from frontend.generation.pipeline import GenerationPipeline
+from frontend.generation.request import TextPrompt, TokenPrompt, check_request_id
 from pagewire.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
 

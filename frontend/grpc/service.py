@@ -13,8 +13,8 @@ from grpc_reflection.v1alpha import reflection
 from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.config import FrontendConfig
-from frontend.generation import GenerationPipeline
-from frontend.generation_request import (
+from frontend.generation.pipeline import GenerationPipeline
+from frontend.generation.request import (
     GenerationRequest,
     Prompt,
     TextPrompt,
@@ -22,10 +22,10 @@ from frontend.generation_request import (
     check_request_id,
     resolve_sampling,
 )
-from frontend.grpc_answer import AnswerMessages
-from frontend.grpc_conversation import read_conversation
-from frontend.grpc_embedding import answer_embed
-from frontend.grpc_interceptor import ErrorInterceptor
+from frontend.grpc.answer import AnswerMessages
+from frontend.grpc.conversation import read_conversation
+from frontend.grpc.embedding import answer_embed
+from frontend.grpc.interceptor import ErrorInterceptor
 from pagewire.errors import ConfigError, InvalidRequest
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.sampling_wire import given_fields

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from frontend.completion import Completion, position
-from frontend.events import Delta, Event, Finished, PositionLogprobs, PromptRead, Usage
-from frontend.message_parser import ToolCallDelta
-from frontend.open_request import OpenRequest, Wakeup
-from frontend.prompts import PromptTokens
+from frontend.generation.completion import Completion, position
+from frontend.generation.events import Delta, Event, Finished, PositionLogprobs, PromptRead, Usage
+from frontend.generation.message_parser import ToolCallDelta
+from frontend.generation.open_request import OpenRequest, Wakeup
+from frontend.generation.prompts import PromptTokens
 from pagewire.errors import Unavailable
 
 

@@ -1,0 +1,1 @@
+"""From a request in either protocol's form to the events of its answer."""

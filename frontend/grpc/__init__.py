@@ -1,0 +1,1 @@
+"""The public gRPC API: messages to and from the generation pipeline."""
