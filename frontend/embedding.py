@@ -222,7 +222,7 @@ def _check_end(request: OpenRequest) -> None:
     if ended is None:
         return
     if ended.reason == scheduler_pb2.END_REASON_ERROR:
-        raise from_code(ended.status, ended.error)
+        raise from_code(ended.status, ended.error, param=ended.param)
     if ended.reason == scheduler_pb2.END_REASON_ABORT:
         raise Unavailable("this server is shutting down; send the request again")
     if request.pooled is None:

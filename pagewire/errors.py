@@ -123,6 +123,7 @@ _BY_CODE: dict[int, type[PagewireError]] = {
 }
 
 
-def from_code(code: int, message: str) -> PagewireError:
-    """The error for a gRPC status number received from another process."""
-    return _BY_CODE.get(code, PagewireError)(message)
+def from_code(code: int, message: str, *, param: str | None = None) -> PagewireError:
+    """The error for a gRPC status number received from another process, which may have named the field at
+    fault. An empty name is none."""
+    return _BY_CODE.get(code, PagewireError)(message, param=param or None)

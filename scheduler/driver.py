@@ -145,7 +145,7 @@ class EngineDriver:
             self._core.add(request, resumed=True)
         except PagewireError as error:
             request.end(EndReason.ERROR, error=error.message)
-            self._finish(request, error.code)
+            self._finish(request, error.code, error.param)
             _ticket(request).outbox.flush(0)
 
     def _leave_masks(self) -> None:
@@ -227,9 +227,10 @@ class EngineDriver:
                 continue
             if error is None:
                 self._end(request, EndReason.STOP)
+                self._finish(request)
             else:
                 self._end(request, EndReason.ERROR, error.message)
-            self._finish(request, Code.INTERNAL if error is None else error.code)
+                self._finish(request, error.code, error.param)
             _ticket(request).outbox.flush(0)
         self._pump_with_masks(_MASK_SECONDS)
 
@@ -339,16 +340,16 @@ class EngineDriver:
         for request, state in output.pooled:
             _ticket(request).outbox.add_pooled_state(_ticket(request).handle, state)
         for request in output.ended:
-            self._finish(request, Code.INTERNAL)
+            self._finish(request)
             touched.add(_ticket(request).outbox)
         for outbox in touched:
             outbox.flush(result.step_id)
 
-    def _finish(self, request: Request, status: Code) -> None:
+    def _finish(self, request: Request, status: Code = Code.INTERNAL, param: str | None = None) -> None:
         """Tells the outbox of a request that it ended."""
         ticket = _ticket(request)
         self._settle(request)
-        ticket.outbox.add_ended(ticket.handle, request, status)
+        ticket.outbox.add_ended(ticket.handle, request, status, param)
 
     def _settle(self, request: Request) -> None:
         ticket = _ticket(request)

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from engine.dispatch.records import F32Array, PromptLogprobs, TokenLogprobs
-from pagewire.errors import Code
+from pagewire.errors import Code, PagewireError
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.request import EndReason, Request
 
@@ -83,8 +83,10 @@ class Outbox:
         """A request entered its first step."""
         self._admitted.append(pb.Admitted(handle=handle, num_cached_tokens=num_cached_tokens))
 
-    def add_ended(self, handle: int, request: Request, status: Code = Code.INTERNAL) -> None:
-        """A request ended; `status` matters if it ended with an error."""
+    def add_ended(
+        self, handle: int, request: Request, status: Code = Code.INTERNAL, param: str | None = None
+    ) -> None:
+        """A request ended; `status` and the field at fault matter if it ended with an error."""
         ended = pb.Ended(
             handle=handle,
             reason=_END_REASONS[request.end_reason or EndReason.ABORT],
@@ -93,12 +95,20 @@ class Outbox:
             num_output_tokens=request.num_output_tokens,
         )
         if request.end_reason is EndReason.ERROR:
-            ended.status, ended.error = status, request.error
+            ended.status, ended.error, ended.param = status, request.error, param or ""
         self._ended.append(ended)
 
-    def add_refused(self, handle: int, code: Code, error: str) -> None:
+    def add_refused(self, handle: int, error: PagewireError) -> None:
         """A submission was not accepted."""
-        self._ended.append(pb.Ended(handle=handle, reason=pb.END_REASON_ERROR, status=code, error=error))
+        self._ended.append(
+            pb.Ended(
+                handle=handle,
+                reason=pb.END_REASON_ERROR,
+                status=error.code,
+                error=error.message,
+                param=error.param or "",
+            )
+        )
 
     def set_model(self, model: pb.GetModelResponse) -> None:
         """The model's facts, or whether an engine is attached, changed."""

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from engine.dispatch.facts import WorkerFacts
-from pagewire.errors import Code, DeadlineExceeded, InvalidRequest, PagewireError, Unavailable, Unsupported
+from pagewire.errors import DeadlineExceeded, InvalidRequest, PagewireError, Unavailable, Unsupported, from_code
 from pagewire.sampling_params import SamplingParams
 from pagewire.sampling_wire import given_fields
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
@@ -133,7 +133,7 @@ class Connection:
             self.submit(submit)
         except PagewireError as error:
             self._driver.metrics.refused(error.code.name.lower())
-            self.outbox.add_refused(submit.handle, error.code, error.message)
+            self.outbox.add_refused(submit.handle, error)
             self.outbox.flush(0)
 
     def submit(self, submit: pb.Submit) -> None:
@@ -210,15 +210,9 @@ def _events(deltas: pb.StepDeltas) -> list[pb.GenerateResponse]:
         events.append(pb.GenerateResponse(token=token))
     for ended in deltas.ended:
         if ended.reason == pb.END_REASON_ERROR:
-            raise _error(ended)
+            raise from_code(ended.status, ended.error, param=ended.param)
         events.append(pb.GenerateResponse(ended=ended))
     return events
-
-
-def _error(ended: pb.Ended) -> PagewireError:
-    error = PagewireError(ended.error)
-    error.code = Code(ended.status)
-    return error
 
 
 def _status(code: Code) -> grpc.StatusCode:

@@ -180,7 +180,7 @@ def _candidates(request: OpenRequest) -> Candidates:
     ended = request.ended
     assert ended is not None
     if ended.reason == scheduler_pb2.END_REASON_ERROR:
-        raise from_code(ended.status, ended.error)
+        raise from_code(ended.status, ended.error, param=ended.param)
     _, logprobs = request.take()
     if not logprobs:
         raise Unavailable("the search was ended before it was complete; send the request again")

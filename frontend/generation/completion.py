@@ -129,7 +129,7 @@ class Completion:
     def _ended(self, ended: scheduler_pb2.Ended) -> list[Finished]:
         reason = _REASONS.get(ended.reason)
         if reason is None:
-            self.failure = from_code(ended.status, ended.error)
+            self.failure = from_code(ended.status, ended.error, param=ended.param)
             return []
         stop_token_id = ended.stop_token_id if reason is FinishReason.STOP else None
         if stop_token_id in self._eos_token_ids:

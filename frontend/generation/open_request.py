@@ -188,7 +188,7 @@ class OpenRequest:
 def ended_with(error: PagewireError) -> scheduler_pb2.Ended:
     """The terminal message for an error that the frontend itself found."""
     return scheduler_pb2.Ended(
-        reason=scheduler_pb2.END_REASON_ERROR, status=int(error.code), error=error.message
+        reason=scheduler_pb2.END_REASON_ERROR, status=error.code, error=error.message, param=error.param or ""
     )
 
 

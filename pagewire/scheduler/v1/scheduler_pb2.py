@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from pagewire.inference.v1 import inference_pb2 as pagewire_dot_inference_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%pagewire/scheduler/v1/scheduler.proto\x12\x15pagewire.scheduler.v1\x1a%pagewire/inference/v1/inference.proto\"\xd1\x02\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x37\n\x08sampling\x18\x05 \x01(\x0b\x32%.pagewire.inference.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x11\x12\x14\n\x07timeout\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07resumed\x18\x08 \x01(\x08\x12\x32\n\tbad_words\x18\t \x03(\x0b\x32\x1f.pagewire.inference.v1.TokenIds\x12\x12\n\ncache_salt\x18\n \x01(\t\x12/\n\x07pooling\x18\x0b \x01(\x0e\x32\x1e.pagewire.inference.v1.PoolingB\n\n\x08_timeout\"\x17\n\x05\x41\x62ort\x12\x0e\n\x06handle\x18\x01 \x01(\r\"{\n\x0e\x43onnectRequest\x12/\n\x06submit\x18\x01 \x01(\x0b\x32\x1d.pagewire.scheduler.v1.SubmitH\x00\x12-\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x1c.pagewire.scheduler.v1.AbortH\x00\x42\t\n\x07message\"\x8b\x01\n\x0f\x43onnectResponse\x12\x38\n\x05model\x18\x01 \x01(\x0b\x32\'.pagewire.scheduler.v1.GetModelResponseH\x00\x12\x33\n\x06\x64\x65ltas\x18\x02 \x01(\x0b\x32!.pagewire.scheduler.v1.StepDeltasH\x00\x42\t\n\x07message\"5\n\x08\x41\x64mitted\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\"G\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"g\n\x0ePromptLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x66irst\x18\x02 \x01(\r\x12\x36\n\x08logprobs\x18\x03 \x03(\x0b\x32$.pagewire.scheduler.v1.TokenLogprobs\"-\n\x0bPooledState\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\"\xcc\x01\n\x05\x45nded\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32 .pagewire.scheduler.v1.EndReason\x12\x1a\n\rstop_token_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06status\x18\x04 \x01(\r\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x19\n\x11num_cached_tokens\x18\x06 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x07 \x01(\rB\x10\n\x0e_stop_token_id\"\xed\x02\n\nStepDeltas\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x17\n\x0flogprob_indices\x18\x04 \x03(\r\x12\x36\n\x08logprobs\x18\x05 \x03(\x0b\x32$.pagewire.scheduler.v1.TokenLogprobs\x12\x31\n\x08\x61\x64mitted\x18\x06 \x03(\x0b\x32\x1f.pagewire.scheduler.v1.Admitted\x12+\n\x05\x65nded\x18\x07 \x03(\x0b\x32\x1c.pagewire.scheduler.v1.Ended\x12>\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32%.pagewire.scheduler.v1.PromptLogprobs\x12\x39\n\rpooled_states\x18\t \x03(\x0b\x32\".pagewire.scheduler.v1.PooledState\"\x83\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x37\n\x08sampling\x18\x03 \x01(\x0b\x32%.pagewire.inference.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x11\"y\n\x10GenerateResponse\x12-\n\x05token\x18\x01 \x01(\x0b\x32\x1c.pagewire.scheduler.v1.TokenH\x00\x12-\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x1c.pagewire.scheduler.v1.EndedH\x00\x42\x07\n\x05\x65vent\"c\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12;\n\x08logprobs\x18\x02 \x01(\x0b\x32$.pagewire.scheduler.v1.TokenLogprobsH\x00\x88\x01\x01\x42\x0b\n\t_logprobs\"\x11\n\x0fGetModelRequest\"\x84\x02\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x07 \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x08 \x01(\r\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\r\n\x05ready\x18\x0b \x01(\x08\x12\x13\n\x0bhidden_size\x18\x0c \x01(\r\"\x10\n\x0eGetLoadRequest\"\xc6\x01\n\x0fGetLoadResponse\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r\x12\x17\n\x0fmax_num_waiting\x18\x06 \x01(\r\x12\x1b\n\x13num_steps_in_flight\x18\x07 \x01(\r\"\x13\n\x11GetMetricsRequest\"(\n\x12GetMetricsResponse\x12\x12\n\nexposition\x18\x01 \x01(\x0c*\x7f\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45ND_REASON_STOP\x10\x01\x12\x15\n\x11\x45ND_REASON_LENGTH\x10\x02\x12\x14\n\x10\x45ND_REASON_ABORT\x10\x03\x12\x14\n\x10\x45ND_REASON_ERROR\x10\x04\x32\xe9\x03\n\x10SchedulerService\x12\\\n\x07\x43onnect\x12%.pagewire.scheduler.v1.ConnectRequest\x1a&.pagewire.scheduler.v1.ConnectResponse(\x01\x30\x01\x12]\n\x08Generate\x12&.pagewire.scheduler.v1.GenerateRequest\x1a\'.pagewire.scheduler.v1.GenerateResponse0\x01\x12[\n\x08GetModel\x12&.pagewire.scheduler.v1.GetModelRequest\x1a\'.pagewire.scheduler.v1.GetModelResponse\x12X\n\x07GetLoad\x12%.pagewire.scheduler.v1.GetLoadRequest\x1a&.pagewire.scheduler.v1.GetLoadResponse\x12\x61\n\nGetMetrics\x12(.pagewire.scheduler.v1.GetMetricsRequest\x1a).pagewire.scheduler.v1.GetMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%pagewire/scheduler/v1/scheduler.proto\x12\x15pagewire.scheduler.v1\x1a%pagewire/inference/v1/inference.proto\"\xd1\x02\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x37\n\x08sampling\x18\x05 \x01(\x0b\x32%.pagewire.inference.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x11\x12\x14\n\x07timeout\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07resumed\x18\x08 \x01(\x08\x12\x32\n\tbad_words\x18\t \x03(\x0b\x32\x1f.pagewire.inference.v1.TokenIds\x12\x12\n\ncache_salt\x18\n \x01(\t\x12/\n\x07pooling\x18\x0b \x01(\x0e\x32\x1e.pagewire.inference.v1.PoolingB\n\n\x08_timeout\"\x17\n\x05\x41\x62ort\x12\x0e\n\x06handle\x18\x01 \x01(\r\"{\n\x0e\x43onnectRequest\x12/\n\x06submit\x18\x01 \x01(\x0b\x32\x1d.pagewire.scheduler.v1.SubmitH\x00\x12-\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x1c.pagewire.scheduler.v1.AbortH\x00\x42\t\n\x07message\"\x8b\x01\n\x0f\x43onnectResponse\x12\x38\n\x05model\x18\x01 \x01(\x0b\x32\'.pagewire.scheduler.v1.GetModelResponseH\x00\x12\x33\n\x06\x64\x65ltas\x18\x02 \x01(\x0b\x32!.pagewire.scheduler.v1.StepDeltasH\x00\x42\t\n\x07message\"5\n\x08\x41\x64mitted\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\"G\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"g\n\x0ePromptLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x66irst\x18\x02 \x01(\r\x12\x36\n\x08logprobs\x18\x03 \x03(\x0b\x32$.pagewire.scheduler.v1.TokenLogprobs\"-\n\x0bPooledState\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\"\xdb\x01\n\x05\x45nded\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32 .pagewire.scheduler.v1.EndReason\x12\x1a\n\rstop_token_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06status\x18\x04 \x01(\r\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x19\n\x11num_cached_tokens\x18\x06 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x07 \x01(\r\x12\r\n\x05param\x18\x08 \x01(\tB\x10\n\x0e_stop_token_id\"\xed\x02\n\nStepDeltas\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x17\n\x0flogprob_indices\x18\x04 \x03(\r\x12\x36\n\x08logprobs\x18\x05 \x03(\x0b\x32$.pagewire.scheduler.v1.TokenLogprobs\x12\x31\n\x08\x61\x64mitted\x18\x06 \x03(\x0b\x32\x1f.pagewire.scheduler.v1.Admitted\x12+\n\x05\x65nded\x18\x07 \x03(\x0b\x32\x1c.pagewire.scheduler.v1.Ended\x12>\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32%.pagewire.scheduler.v1.PromptLogprobs\x12\x39\n\rpooled_states\x18\t \x03(\x0b\x32\".pagewire.scheduler.v1.PooledState\"\x83\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x37\n\x08sampling\x18\x03 \x01(\x0b\x32%.pagewire.inference.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x11\"y\n\x10GenerateResponse\x12-\n\x05token\x18\x01 \x01(\x0b\x32\x1c.pagewire.scheduler.v1.TokenH\x00\x12-\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x1c.pagewire.scheduler.v1.EndedH\x00\x42\x07\n\x05\x65vent\"c\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12;\n\x08logprobs\x18\x02 \x01(\x0b\x32$.pagewire.scheduler.v1.TokenLogprobsH\x00\x88\x01\x01\x42\x0b\n\t_logprobs\"\x11\n\x0fGetModelRequest\"\x84\x02\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x07 \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x08 \x01(\r\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\r\n\x05ready\x18\x0b \x01(\x08\x12\x13\n\x0bhidden_size\x18\x0c \x01(\r\"\x10\n\x0eGetLoadRequest\"\xc6\x01\n\x0fGetLoadResponse\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r\x12\x17\n\x0fmax_num_waiting\x18\x06 \x01(\r\x12\x1b\n\x13num_steps_in_flight\x18\x07 \x01(\r\"\x13\n\x11GetMetricsRequest\"(\n\x12GetMetricsResponse\x12\x12\n\nexposition\x18\x01 \x01(\x0c*\x7f\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45ND_REASON_STOP\x10\x01\x12\x15\n\x11\x45ND_REASON_LENGTH\x10\x02\x12\x14\n\x10\x45ND_REASON_ABORT\x10\x03\x12\x14\n\x10\x45ND_REASON_ERROR\x10\x04\x32\xe9\x03\n\x10SchedulerService\x12\\\n\x07\x43onnect\x12%.pagewire.scheduler.v1.ConnectRequest\x1a&.pagewire.scheduler.v1.ConnectResponse(\x01\x30\x01\x12]\n\x08Generate\x12&.pagewire.scheduler.v1.GenerateRequest\x1a\'.pagewire.scheduler.v1.GenerateResponse0\x01\x12[\n\x08GetModel\x12&.pagewire.scheduler.v1.GetModelRequest\x1a\'.pagewire.scheduler.v1.GetModelResponse\x12X\n\x07GetLoad\x12%.pagewire.scheduler.v1.GetLoadRequest\x1a&.pagewire.scheduler.v1.GetLoadResponse\x12\x61\n\nGetMetrics\x12(.pagewire.scheduler.v1.GetMetricsRequest\x1a).pagewire.scheduler.v1.GetMetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pagewire.scheduler.v1.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENDREASON']._serialized_start=2512
-  _globals['_ENDREASON']._serialized_end=2639
+  _globals['_ENDREASON']._serialized_start=2527
+  _globals['_ENDREASON']._serialized_end=2654
   _globals['_SUBMIT']._serialized_start=104
   _globals['_SUBMIT']._serialized_end=441
   _globals['_ABORT']._serialized_start=443
@@ -51,27 +51,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POOLEDSTATE']._serialized_start=968
   _globals['_POOLEDSTATE']._serialized_end=1013
   _globals['_ENDED']._serialized_start=1016
-  _globals['_ENDED']._serialized_end=1220
-  _globals['_STEPDELTAS']._serialized_start=1223
-  _globals['_STEPDELTAS']._serialized_end=1588
-  _globals['_GENERATEREQUEST']._serialized_start=1591
-  _globals['_GENERATEREQUEST']._serialized_end=1722
-  _globals['_GENERATERESPONSE']._serialized_start=1724
-  _globals['_GENERATERESPONSE']._serialized_end=1845
-  _globals['_TOKEN']._serialized_start=1847
-  _globals['_TOKEN']._serialized_end=1946
-  _globals['_GETMODELREQUEST']._serialized_start=1948
-  _globals['_GETMODELREQUEST']._serialized_end=1965
-  _globals['_GETMODELRESPONSE']._serialized_start=1968
-  _globals['_GETMODELRESPONSE']._serialized_end=2228
-  _globals['_GETLOADREQUEST']._serialized_start=2230
-  _globals['_GETLOADREQUEST']._serialized_end=2246
-  _globals['_GETLOADRESPONSE']._serialized_start=2249
-  _globals['_GETLOADRESPONSE']._serialized_end=2447
-  _globals['_GETMETRICSREQUEST']._serialized_start=2449
-  _globals['_GETMETRICSREQUEST']._serialized_end=2468
-  _globals['_GETMETRICSRESPONSE']._serialized_start=2470
-  _globals['_GETMETRICSRESPONSE']._serialized_end=2510
-  _globals['_SCHEDULERSERVICE']._serialized_start=2642
-  _globals['_SCHEDULERSERVICE']._serialized_end=3131
+  _globals['_ENDED']._serialized_end=1235
+  _globals['_STEPDELTAS']._serialized_start=1238
+  _globals['_STEPDELTAS']._serialized_end=1603
+  _globals['_GENERATEREQUEST']._serialized_start=1606
+  _globals['_GENERATEREQUEST']._serialized_end=1737
+  _globals['_GENERATERESPONSE']._serialized_start=1739
+  _globals['_GENERATERESPONSE']._serialized_end=1860
+  _globals['_TOKEN']._serialized_start=1862
+  _globals['_TOKEN']._serialized_end=1961
+  _globals['_GETMODELREQUEST']._serialized_start=1963
+  _globals['_GETMODELREQUEST']._serialized_end=1980
+  _globals['_GETMODELRESPONSE']._serialized_start=1983
+  _globals['_GETMODELRESPONSE']._serialized_end=2243
+  _globals['_GETLOADREQUEST']._serialized_start=2245
+  _globals['_GETLOADREQUEST']._serialized_end=2261
+  _globals['_GETLOADRESPONSE']._serialized_start=2264
+  _globals['_GETLOADRESPONSE']._serialized_end=2462
+  _globals['_GETMETRICSREQUEST']._serialized_start=2464
+  _globals['_GETMETRICSREQUEST']._serialized_end=2483
+  _globals['_GETMETRICSRESPONSE']._serialized_start=2485
+  _globals['_GETMETRICSRESPONSE']._serialized_end=2525
+  _globals['_SCHEDULERSERVICE']._serialized_start=2657
+  _globals['_SCHEDULERSERVICE']._serialized_end=3146
 # @@protoc_insertion_point(module_scope)

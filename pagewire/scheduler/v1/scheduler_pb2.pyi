@@ -106,7 +106,7 @@ class PooledState(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Ended(_message.Message):
-    __slots__ = ("handle", "reason", "stop_token_id", "status", "error", "num_cached_tokens", "num_output_tokens")
+    __slots__ = ("handle", "reason", "stop_token_id", "status", "error", "num_cached_tokens", "num_output_tokens", "param")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class Ended(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PARAM_FIELD_NUMBER: _ClassVar[int]
     handle: int
     reason: EndReason
     stop_token_id: int
@@ -121,7 +122,8 @@ class Ended(_message.Message):
     error: str
     num_cached_tokens: int
     num_output_tokens: int
-    def __init__(self, handle: _Optional[int] = ..., reason: _Optional[_Union[EndReason, str]] = ..., stop_token_id: _Optional[int] = ..., status: _Optional[int] = ..., error: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ...) -> None: ...
+    param: str
+    def __init__(self, handle: _Optional[int] = ..., reason: _Optional[_Union[EndReason, str]] = ..., stop_token_id: _Optional[int] = ..., status: _Optional[int] = ..., error: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., param: _Optional[str] = ...) -> None: ...
 
 class StepDeltas(_message.Message):
     __slots__ = ("step_id", "handles", "token_ids", "logprob_indices", "logprobs", "admitted", "ended", "prompt_logprobs", "pooled_states")

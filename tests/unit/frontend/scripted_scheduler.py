@@ -188,5 +188,5 @@ def stop(token_id: int) -> pb.Ended:
     return pb.Ended(reason=pb.END_REASON_STOP, stop_token_id=token_id)
 
 
-def failure(code: int, message: str) -> pb.Ended:
-    return pb.Ended(reason=pb.END_REASON_ERROR, status=code, error=message)
+def failure(code: int, message: str, param: str = "") -> pb.Ended:
+    return pb.Ended(reason=pb.END_REASON_ERROR, status=code, error=message, param=param)

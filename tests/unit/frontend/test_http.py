@@ -200,6 +200,19 @@ async def test_refusal_by_the_scheduler_has_its_status_even_when_streaming(http,
     assert (await response.json())["error"]["message"] == "1024 requests wait"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("named", ["structured_output.regex", ""])
+async def test_refusal_by_the_scheduler_names_the_parameter(http, scheduler, named, stream) -> None:
+    body = {"prompt": "p", "structured_outputs": {"regex": "a+"}, "stream": stream}
+    asking = asyncio.create_task(http.post("/v1/completions", json=body))
+    submit = await scheduler.submitted()
+    refusal = failure(Code.INVALID_ARGUMENT, "regex: no tokenizer", named)
+    await scheduler.say(submit.handle, [], end=refusal)
+    response = await asking
+    assert response.status == 400
+    assert (await response.json())["error"]["param"] == (named or None)
+
+
 async def test_error_in_a_stream_is_a_last_frame(http, scheduler) -> None:
     asking = asyncio.create_task(http.post("/v1/completions", json={"prompt": "p", "stream": True}))
     submit = await scheduler.submitted()

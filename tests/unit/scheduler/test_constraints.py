@@ -140,6 +140,7 @@ async def test_a_constraint_that_cannot_be_served_ends_its_request_alone(
     await frontend.until_ended(1, 2)
     assert frontend.ended[1].status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert "unclosed group" in frontend.ended[1].error
+    assert frontend.ended[1].param == "structured_output.regex"
     assert re.fullmatch(PATTERN, text(frontend.tokens[2]))
     assert await used_blocks(stub) == 0
 

@@ -242,6 +242,8 @@ async def test_one_stream_carries_many_requests_and_their_refusals(
     for handle in range(1, 5):
         assert frontend.tokens[handle] == continuation([handle], 8, VOCAB)
     assert frontend.ended[7].status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert frontend.ended[7].param == "prompt"
+    assert frontend.ended[8].param == ""
     assert frontend.ended[8].status == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 
 
