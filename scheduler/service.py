@@ -13,7 +13,15 @@ from typing import Any
 import grpc
 
 from engine.dispatch.facts import WorkerFacts
-from pagewire.errors import DeadlineExceeded, InvalidRequest, PagewireError, Unavailable, Unsupported, from_code
+from pagewire.errors import (
+    Code,
+    DeadlineExceeded,
+    InvalidRequest,
+    PagewireError,
+    Unavailable,
+    Unsupported,
+    from_code,
+)
 from pagewire.sampling_params import SamplingParams
 from pagewire.sampling_wire import given_fields
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
