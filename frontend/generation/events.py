@@ -96,5 +96,10 @@ class Finished:
     index: int = 0
     score: float | None = None
 
+    @property
+    def stop_reason(self) -> str | int | None:
+        """The stop string or the stop token's id, whichever it was."""
+        return self.stop_token_id if self.stop_string is None else self.stop_string
+
 
 Event = PromptRead | Delta | Finished

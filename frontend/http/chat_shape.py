@@ -33,7 +33,7 @@ class ChatShape(ResponseShape):
         return self._chunk(delta.index, said, rendered, "null", self._rendered_ids(token_ids))
 
     def _ending(self, finished: Finished) -> str:
-        return self._chunk(finished.index, "{}", "null", f'"{finished.reason.value}"')
+        return self._chunk(finished.index, "{}", "null", self._reasons(finished))
 
     def _chunk(
         self, index: int, delta: str, logprobs: str, reason: str, ids: str = "", *, around: str = ""

@@ -90,6 +90,7 @@ class ResponseShape(ABC):
                     "index": choice.index,
                     **self._content(choice, prompts[choice.index // per_prompt]),
                     "finish_reason": choice.finished.reason.value,
+                    "stop_reason": choice.finished.stop_reason,
                     **self._ids(choice.token_ids),
                 }
                 for choice in answer.choices
@@ -162,6 +163,10 @@ class ResponseShape(ABC):
     def _frame(self, index: int, choice: str, around: str = "") -> str:
         """One event: the fields of one choice, and perhaps further ones around the choices."""
         return f"{self._prefix}{index}, {choice}}}]{around}{self._suffix}}}\n\n"
+
+    def _reasons(self, finished: Finished) -> str:
+        """Why a choice ended, as the end of its last frame."""
+        return f'"{finished.reason.value}", "stop_reason": {_json(finished.stop_reason)}'
 
     def _ids(self, token_ids: Sequence[int]) -> dict[str, Any]:
         return {"token_ids": list(token_ids)} if self._options.return_token_ids else {}

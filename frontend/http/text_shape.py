@@ -42,7 +42,7 @@ class TextShape(ResponseShape):
         return self._chunk(delta.index, text, rendered, "null", self._rendered_ids(token_ids))
 
     def _ending(self, finished: Finished) -> str:
-        return self._chunk(finished.index, '""', "null", f'"{finished.reason.value}"')
+        return self._chunk(finished.index, '""', "null", self._reasons(finished))
 
     def _chunk(self, index: int, text: str, logprobs: str, reason: str, further: str = "") -> str:
         choice = f'"text": {text}, "logprobs": {logprobs}, "finish_reason": {reason}{further}'

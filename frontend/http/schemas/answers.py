@@ -97,6 +97,13 @@ class ChatMessage(BaseModel):
 
 
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+StopReason = Annotated[
+    str | int | None,
+    Field(
+        description="The stop string or the id of the stop token that ended the choice; null if neither did, "
+        "as when the model itself came to an end. In a stream it comes with finish_reason."
+    ),
+]
 
 
 class ChatChoice(BaseModel):
@@ -106,6 +113,7 @@ class ChatChoice(BaseModel):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
+    stop_reason: StopReason
     token_ids: list[int] | None = None
 
 
@@ -154,6 +162,7 @@ class ChatChunkChoice(BaseModel):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: StopReason = None
     token_ids: list[int] | None = None
 
 
@@ -186,6 +195,7 @@ class TextChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: StopReason = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptLogprobs | None = None

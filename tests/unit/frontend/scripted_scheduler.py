@@ -22,7 +22,8 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Listens on a Unix socket; keeps what it was sent and sends what `say` is given.
 
     With `reply` set it answers every submission by itself: the reply's bytes one token a step, then EOS
-    (or LENGTH, at max_tokens). Submissions with pooling it answers with what `pool` makes of them.
+    (or LENGTH, at max_tokens, or a stop token). Submissions with pooling it answers with what `pool` makes
+    of them.
     """
 
     def __init__(self, path: str, *, ready: bool = True, max_model_len: int = 200) -> None:
@@ -174,14 +175,16 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 continue
             await asyncio.sleep(self.pause_between_tokens)
             end = None
-            if token == EOS:
-                end = stop(EOS)
+            if token == EOS or token in submit.sampling.stop_token_ids:
+                end = stop(token)
             elif position + 1 == limit:
                 end = pb.Ended(reason=pb.END_REASON_LENGTH)
             if submit.handle in self.aborts or to.done():
                 return
             cached = 0 if position == emitted else None
             await self.say(submit.handle, [token], end=end, cached=cached, to=to)
+            if end is not None:
+                return
 
 
 def stop(token_id: int) -> pb.Ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import aiohttp
 import pytest
@@ -46,6 +47,7 @@ async def test_chat_completion_is_whole(http, scheduler: ScriptedScheduler) -> N
             "message": {"role": "assistant", "content": "héllo"},
             "logprobs": None,
             "finish_reason": "stop",
+            "stop_reason": None,
         }
     ]
     prompt = b"<user>hi<assistant>"
@@ -70,7 +72,13 @@ async def test_chat_stream_has_role_text_reason_usage_and_done(http, scheduler: 
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     *chunks, last, usage = events[:-1]
     assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == 'a "b"\n☃'
-    assert last["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
+    assert last["choices"][0] == {
+        "index": 0,
+        "delta": {},
+        "logprobs": None,
+        "finish_reason": "stop",
+        "stop_reason": None,
+    }
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == len('a "b"\n☃'.encode()) + 1
     assert all(chunk["usage"] is None for chunk in chunks)
@@ -173,6 +181,37 @@ async def test_stop_string_ends_the_text_and_aborts_the_request(http, scheduler,
     if not stream:
         assert answers[0]["usage"]["completion_tokens"] == len("one two three")
     await scheduler.aborted(scheduler.submits[0].handle)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("given", "reason", "stop_reason"),
+    [
+        ({"stop": ['"', "d"]}, "stop", '"'),
+        ({"stop_token_ids": [ord("c")]}, "stop", ord("c")),
+        ({"stop_token_ids": [EOS]}, "stop", None),
+        ({}, "stop", None),
+        ({"max_tokens": 2, "stop": "b"}, "stop", "b"),
+        ({"max_tokens": 2, "stop": "c"}, "length", None),
+    ],
+)
+async def test_choices_say_what_stopped_them(
+    http,
+    scheduler,
+    given: dict[str, Any],
+    reason: str,
+    stop_reason: str | int | None,
+    path: str,
+    stream: bool,
+) -> None:
+    scheduler.reply = b'abc"d'
+    prompt = {"messages": CHAT["messages"]} if "chat" in path else {"prompt": "p"}
+    async with http.post(path, json={**prompt, **given, "stream": stream}) as response:
+        answers = (await frames(response))[:-1] if stream else [await response.json()]
+    *earlier, last = [answer["choices"][0] for answer in answers]
+    assert (last["finish_reason"], last["stop_reason"]) == (reason, stop_reason)
+    assert not any("stop_reason" in choice for choice in earlier)
 
 
 @pytest.mark.parametrize("stream", [False, True])
