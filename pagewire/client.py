@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import grpc
 
+from pagewire.chat_wire import ConversationFields, Message, to_chat_messages
 from pagewire.errors import ConfigError, InvalidRequest, PagewireError, from_code
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.sampling_params import SamplingParams
@@ -41,17 +42,18 @@ Sampling = SamplingParams | Mapping[str, Any]
 defaults (generation_config.json), as does None for all of them."""
 
 
-class RequestFields(TypedDict, total=False):
+class RequestFields(ConversationFields, total=False):
     """What a request may have besides a text prompt and sampling parameters.
 
-    token_ids: the prompt as token ids. messages: the prompt as a conversation, each turn with "role" and
-    "content". model: one of `models()`; empty means the server's only one. request_id: a name for logs.
+    token_ids: the prompt as token ids. messages: the prompt as a conversation, as OpenAI's API writes it; see
+    `chat_wire.Message`, and `ConversationFields` for what goes with it. model: one of `models()`; empty means
+    the server's only one. request_id: a name for logs.
     priority: lower goes first. cache_salt: cached prefixes are shared only with requests of the same one.
     truncate_prompt_tokens: keeps this many tokens at the prompt's end. echo: returns the prompt too.
     """
 
     token_ids: Sequence[int]
-    messages: Sequence[Mapping[str, str]]
+    messages: Sequence[Message]
     model: str
     request_id: str
     priority: int
@@ -167,11 +169,16 @@ class Client:
             return list(response.models)
 
     def tokenize(
-        self, prompt: str | None = None, *, messages: Sequence[Mapping[str, str]] | None = None
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        **conversation: Unpack[ConversationFields],
     ) -> list[int]:
         """The token ids that `generate` would use for a text or a conversation."""
+        request = _tokenize_request(prompt, messages, conversation)
         with _status_as_error():
-            response = self._stub.Tokenize(_tokenize_request(prompt, messages), metadata=self._metadata)
+            response = self._stub.Tokenize(request, metadata=self._metadata)
             return list(response.token_ids)
 
 
@@ -274,11 +281,16 @@ class AsyncClient:
             return list(response.models)
 
     async def tokenize(
-        self, prompt: str | None = None, *, messages: Sequence[Mapping[str, str]] | None = None
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        **conversation: Unpack[ConversationFields],
     ) -> list[int]:
         """The token ids that `generate` would use for a text or a conversation."""
+        request = _tokenize_request(prompt, messages, conversation)
         with _status_as_error():
-            response = await self._stub.Tokenize(_tokenize_request(prompt, messages), metadata=self._metadata)
+            response = await self._stub.Tokenize(request, metadata=self._metadata)
             return list(response.token_ids)
 
 
@@ -303,16 +315,18 @@ def _request(
     sampling_params: Sampling | None,
     *,
     token_ids: Sequence[int] | None = None,
-    messages: Sequence[Mapping[str, str]] | None = None,
+    messages: Sequence[Message] | None = None,
     model: str = "",
     request_id: str = "",
     priority: int = 0,
     cache_salt: str = "",
     truncate_prompt_tokens: int | None = None,
     echo: bool = False,
+    **conversation: Unpack[ConversationFields],
 ) -> inference_pb2.GenerateRequest:
     if [prompt, token_ids, messages].count(None) != 2:
         raise InvalidRequest("give exactly one of prompt, token_ids and messages", param="prompt")
+    _check_conversation(messages, conversation)
     request = inference_pb2.GenerateRequest(
         model=model,
         request_id=request_id,
@@ -327,26 +341,30 @@ def _request(
         request.token_ids.ids.extend(token_ids)
         request.token_ids.SetInParent()
     else:
-        request.messages.CopyFrom(_messages(messages or ()))
+        request.messages.CopyFrom(to_chat_messages(messages or (), **conversation))
     if sampling_params is not None:
         request.sampling.CopyFrom(_sampling(sampling_params))
     return request
 
 
 def _tokenize_request(
-    prompt: str | None, messages: Sequence[Mapping[str, str]] | None
+    prompt: str | None, messages: Sequence[Message] | None, conversation: ConversationFields
 ) -> inference_pb2.TokenizeRequest:
     if (prompt is None) == (messages is None):
         raise InvalidRequest("give either prompt or messages", param="prompt")
+    _check_conversation(messages, conversation)
     if messages is None:
         return inference_pb2.TokenizeRequest(text=prompt)
-    return inference_pb2.TokenizeRequest(messages=_messages(messages))
+    return inference_pb2.TokenizeRequest(messages=to_chat_messages(messages, **conversation))
 
 
-def _messages(messages: Sequence[Mapping[str, str]]) -> inference_pb2.ChatMessages:
-    return inference_pb2.ChatMessages(
-        messages=[inference_pb2.ChatMessage(**message) for message in messages]  # type: ignore[arg-type]
-    )
+def _check_conversation(messages: Sequence[Message] | None, conversation: ConversationFields) -> None:
+    """Refuses what would be lost, and what is misspelt."""
+    for field in conversation:
+        if field not in ConversationFields.__annotations__:
+            raise InvalidRequest(f"{field} is not known; see RequestFields for what is", param=field)
+        if messages is None:
+            raise InvalidRequest(f"{field} is for conversations; give messages with it", param=field)
 
 
 def _sampling(sampling: Sampling) -> inference_pb2.SamplingParams:
