@@ -39,8 +39,14 @@ def test_curl(server: Service) -> None:
 
 @pytest.mark.parametrize(
     ("containing", "expected"),
-    [("import OpenAI", ""), ("import Client", ""), ("import grpc", " Paris"), ("import LLM", " Paris")],
-    ids=["openai", "client", "grpc", "offline"],
+    [
+        ("haiku", ""),
+        ("structured_outputs", ""),
+        ("import Client", ""),
+        ("import grpc", " Paris"),
+        ("import LLM", " Paris"),
+    ],
+    ids=["openai", "constrained", "client", "grpc", "offline"],
 )
 def test_python(server: Service, containing: str, expected: str) -> None:
     [block] = blocks("python", containing)
@@ -50,4 +56,4 @@ def test_python(server: Service, containing: str, expected: str) -> None:
 
 
 def test_every_python_example_is_covered() -> None:
-    assert len(blocks("python", "")) == 4
+    assert len(blocks("python", "")) == 5
