@@ -17,13 +17,13 @@ from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
 from pagewire.model_name import default_model_name
 from pagewire.offline_engine import OfflineEngine
 from pagewire.offline_jobs import Job, open_job
+from pagewire.offline_prompts import Prompt, read_prompt
 from pagewire.outputs import CompletionOutput as CompletionOutput
 from pagewire.outputs import RequestOutput as RequestOutput
 from pagewire.outputs import TokenLogprobs as TokenLogprobs
 from pagewire.sampling_params import SamplingParams
 from scheduler.request import EndReason, Request
 
-Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
 
 
@@ -79,12 +79,18 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
     ) -> list[RequestOutput]:
         """Completes prompts, all in one batch as far as memory allows, and returns them in their order.
 
         Args:
-            prompts: a text, a list of token ids, or a list of either.
+            prompts: a text, a list of token ids, or a list of either. Instead of a text also
+                {"prompt": text}, instead of ids {"prompt_token_ids": ids}, either with a "cache_salt": cached
+                prefixes are shared only between prompts of the same one.
             sampling_params: for all prompts, or one for each; default the model's recommendation.
+            truncate_prompt_tokens: keeps this many tokens at each prompt's end; -1 keeps what the model's
+                context has room for beside max_tokens.
 
         Raises:
             InvalidRequest: a prompt or parameter is wrong; nothing is generated then.
@@ -92,7 +98,10 @@ class LLM:
         """
         batch = _as_batch(prompts)
         params = self._as_params(sampling_params, len(batch))
-        jobs = [self._job(prompt, each) for prompt, each in zip(batch, params, strict=True)]
+        jobs = [
+            self._job(prompt, each, truncate_prompt_tokens)
+            for prompt, each in zip(batch, params, strict=True)
+        ]
         self._run(jobs)
         return [job.output for job in jobs]
 
@@ -132,9 +141,10 @@ class LLM:
             )
         return sampling_params
 
-    def _job(self, prompt: Prompt, sampling: SamplingParams) -> Job:
-        engine = self._running()
-        job = open_job(f"offline-{next(self._ids)}", prompt, sampling, self._text.tokenizer, engine.facts)
+    def _job(self, prompt: Prompt, sampling: SamplingParams, truncate_prompt_tokens: int | None) -> Job:
+        engine, tokenizer = self._running(), self._text.tokenizer
+        read = read_prompt(prompt, tokenizer, sampling, engine.facts.max_model_len, truncate_prompt_tokens)
+        job = open_job(f"offline-{next(self._ids)}", read, sampling, tokenizer, engine.facts)
         for request in job.requests:
             engine.check(request)
         return job
@@ -175,8 +185,8 @@ def _job_of(request: Request) -> Job:
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
+    if isinstance(prompts, str | Mapping):
+        return [cast(Prompt, prompts)]
     if prompts and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]

@@ -14,6 +14,7 @@ from frontend.generation.prompts import bad_word_ids
 from frontend.generation.ranked_answer import mean_logprob
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import InvalidRequest, PagewireError
+from pagewire.offline_prompts import OfflinePrompt
 from pagewire.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from pagewire.sampling_params import INT64_RANGE, SamplingParams
 from scheduler.intake import make_request
@@ -29,13 +30,19 @@ class Job(ABC):
     """
 
     def __init__(
-        self, output: RequestOutput, sampling: SamplingParams, tokenizer: TextTokenizer, facts: WorkerFacts
+        self,
+        output: RequestOutput,
+        sampling: SamplingParams,
+        tokenizer: TextTokenizer,
+        facts: WorkerFacts,
+        cache_salt: str,
     ) -> None:
         self.output = output
         self.requests: list[Request] = []
         self._sampling = sampling
         self._tokenizer = tokenizer
         self._facts = facts
+        self._cache_salt = cache_salt
         if sampling.prompt_logprobs is not None:
             output.prompt_logprobs = [None]
 
@@ -71,7 +78,7 @@ class Job(ABC):
 
 def open_job(
     request_id: str,
-    prompt: str | Sequence[int],
+    prompt: OfflinePrompt,
     sampling: SamplingParams,
     tokenizer: TextTokenizer,
     facts: WorkerFacts,
@@ -85,20 +92,23 @@ def open_job(
         raise InvalidRequest(
             "max_tokens is 0; it must be at least 1 unless prompt_logprobs is set", param="max_tokens"
         )
-    text = prompt if isinstance(prompt, str) else None
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    output = RequestOutput(request_id, text, ids, [])
+    output = RequestOutput(request_id, prompt.text, prompt.token_ids, [])
     kind = SamplingJob if sampling.beam_search is None else SearchJob
-    return kind(output, sampling, tokenizer, facts)
+    return kind(output, sampling, tokenizer, facts, prompt.cache_salt)
 
 
 class SamplingJob(Job):
     """`n` completions, or the best `n` of `best_of`."""
 
     def __init__(
-        self, output: RequestOutput, sampling: SamplingParams, tokenizer: TextTokenizer, facts: WorkerFacts
+        self,
+        output: RequestOutput,
+        sampling: SamplingParams,
+        tokenizer: TextTokenizer,
+        facts: WorkerFacts,
+        cache_salt: str,
     ) -> None:
-        super().__init__(output, sampling, tokenizer, facts)
+        super().__init__(output, sampling, tokenizer, facts, cache_salt)
         ranked = sampling.best_of not in (None, sampling.n)
         if ranked:
             sampling = replace(sampling, logprobs=sampling.logprobs or 0)
@@ -113,6 +123,7 @@ class SamplingJob(Job):
                     facts,
                     owner=self,
                     bad_words=bad_words,
+                    cache_salt=cache_salt,
                 ),
                 sampling,
                 OutputText(tokenizer, sampling),
@@ -231,9 +242,14 @@ class SearchJob(Job):
     """Beam search: a request of one token for each beam and step."""
 
     def __init__(
-        self, output: RequestOutput, sampling: SamplingParams, tokenizer: TextTokenizer, facts: WorkerFacts
+        self,
+        output: RequestOutput,
+        sampling: SamplingParams,
+        tokenizer: TextTokenizer,
+        facts: WorkerFacts,
+        cache_salt: str,
     ) -> None:
-        super().__init__(output, sampling, tokenizer, facts)
+        super().__init__(output, sampling, tokenizer, facts, cache_salt)
         room = max(facts.max_model_len - len(output.prompt_token_ids), 1)
         max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         eos = frozenset(facts.eos_token_ids)
@@ -253,7 +269,14 @@ class SearchJob(Job):
             prompt_logprobs=prompt_logprobs,
         )
         ids = [*self.output.prompt_token_ids, *token_ids]
-        return make_request(self.output.request_id, ids, sampling, self._facts, owner=self)
+        return make_request(
+            self.output.request_id,
+            ids,
+            sampling,
+            self._facts,
+            owner=self,
+            cache_salt=self._cache_salt,
+        )
 
     def add_logprobs(self, request: Request, entry: records.TokenLogprobs) -> None:
         pairs = zip(map(int, entry.top_ids), map(float, entry.top_logprobs), strict=True)

@@ -61,14 +61,19 @@ def read_request(
     Raises:
         InvalidRequest: see `read_prompt`.
     """
-    kept = request.truncate_prompt_tokens
-    if kept == -1:
-        kept = max_model_len - min(request.sampling.max_tokens or 1, max_model_len - 1)
+    kept = num_kept(request.truncate_prompt_tokens, request.sampling.max_tokens, max_model_len)
     limit = max_model_len if kept is None else None
     prompts = [read_prompt(model, prompt, limit, with_text=request.echo) for prompt in request.prompts]
     if kept is not None:
         prompts = [prompt.last(kept) for prompt in prompts]
     return prompts, bad_word_ids(model.tokenizer, request.sampling.bad_words)
+
+
+def num_kept(truncate_prompt_tokens: int | None, max_tokens: int | None, max_model_len: int) -> int | None:
+    """How many tokens at a prompt's end are kept; None for all. -1 keeps what has room beside max_tokens."""
+    if truncate_prompt_tokens != -1:
+        return truncate_prompt_tokens
+    return max_model_len - min(max_tokens or 1, max_model_len - 1)
 
 
 def read_prompt(

@@ -89,19 +89,8 @@ class GenerationRequest:
             raise InvalidRequest(
                 f"timeout is {self.timeout}; it must be a finite number of seconds", param="timeout"
             )
-        if len(self.cache_salt) > MAX_CACHE_SALT_LENGTH:
-            raise InvalidRequest(
-                f"cache_salt has {len(self.cache_salt)} characters; it must have at most "
-                f"{MAX_CACHE_SALT_LENGTH}",
-                param="cache_salt",
-            )
-        kept = self.truncate_prompt_tokens
-        if kept is not None and not (kept == -1 or 1 <= kept <= INT32_RANGE[-1]):
-            raise InvalidRequest(
-                f"truncate_prompt_tokens is {kept}; it must be at least 1, or -1 for as many as the model's "
-                "context has room for",
-                param="truncate_prompt_tokens",
-            )
+        check_cache_salt(self.cache_salt)
+        check_truncation(self.truncate_prompt_tokens)
 
     def _check_amount(self) -> None:
         sampling = self.sampling
@@ -126,6 +115,31 @@ class GenerationRequest:
                     "max_tokens is 0; there is nothing to choose from with n, best_of or beam search",
                     param="max_tokens",
                 )
+
+
+def check_cache_salt(salt: str) -> None:
+    """Raises:
+    InvalidRequest: it is too long.
+    """
+    if len(salt) > MAX_CACHE_SALT_LENGTH:
+        raise InvalidRequest(
+            f"cache_salt has {len(salt)} characters; it must have at most {MAX_CACHE_SALT_LENGTH}",
+            param="cache_salt",
+        )
+
+
+def check_truncation(kept: int | None) -> None:
+    """Checks truncate_prompt_tokens.
+
+    Raises:
+        InvalidRequest: it is neither a number of tokens nor -1.
+    """
+    if kept is not None and not (kept == -1 or 1 <= kept <= INT32_RANGE[-1]):
+        raise InvalidRequest(
+            f"truncate_prompt_tokens is {kept}; it must be at least 1, or -1 for as many as the model's "
+            "context has room for",
+            param="truncate_prompt_tokens",
+        )
 
 
 def check_request_id(request_id: str | None) -> str:

@@ -67,6 +67,40 @@ def test_logprobs_have_one_entry_a_token_and_the_greedy_choice_is_the_likeliest(
         assert len(entry.top) == 3
 
 
+def test_a_salt_keeps_a_prompt_to_itself(llm: LLM) -> None:
+    ids = list(range(1000, 1040))
+    llm.generate({"prompt_token_ids": ids, "cache_salt": "mine"}, GREEDY)
+    params = [GREEDY, GREEDY, GREEDY]
+    prompts = [{"prompt_token_ids": ids, "cache_salt": salt} for salt in ("mine", "yours")]
+    mine, yours, bare = llm.generate([*prompts, ids], params)
+    assert mine.num_cached_tokens > 0
+    assert (yours.num_cached_tokens, bare.num_cached_tokens) == (0, 0)
+    assert mine.outputs[0].token_ids == yours.outputs[0].token_ids == bare.outputs[0].token_ids
+
+
+def test_prompts_are_cut_to_their_end(llm: LLM) -> None:
+    [cut] = llm.generate({"prompt": "So: The capital of France is"}, GREEDY, truncate_prompt_tokens=4)
+    assert cut.prompt == "So: The capital of France is"
+    assert cut.prompt_token_ids == llm.generate("The capital of France is", GREEDY)[0].prompt_token_ids[-4:]
+    [long] = llm.generate([list(range(1000, 1400))], GREEDY, truncate_prompt_tokens=-1)
+    assert long.prompt_token_ids == list(range(1400 - (256 - 16), 1400))
+    assert len(long.outputs[0].token_ids) == 16
+
+
+@pytest.mark.parametrize(
+    ("prompt", "truncation", "said"),
+    [
+        ({"text": "x"}, None, "'prompt_token_ids', and may have 'cache_salt'"),
+        ({}, None, "a prompt has nothing"),
+        ({"prompt": "x", "cache_salt": "x" * 257}, None, "cache_salt has 257 characters"),
+        ("x", 0, "truncate_prompt_tokens is 0"),
+    ],
+)
+def test_what_is_wrong_with_a_prompt_is_named(llm: LLM, prompt, truncation, said) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        llm.generate(prompt, GREEDY, truncate_prompt_tokens=truncation)
+
+
 def test_samples_and_beams_and_their_prompts(llm: LLM) -> None:
     """What the service does with the same parameters, test_completions.py compares with transformers."""
     text = "The capital of France is"

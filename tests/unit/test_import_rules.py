@@ -28,6 +28,7 @@ ABOVE_ALL = (
     "pagewire.llm",
     "pagewire.offline_engine",
     "pagewire.offline_jobs",
+    "pagewire.offline_prompts",
 )
 WITHOUT_TORCH = ("frontend", "scheduler", "engine.dispatch")
 # Inside engine, from the top down: a part imports only parts after it.
