@@ -28,9 +28,10 @@ from tests.unit.corrupt.mutations import (
     damage_gguf,
     damage_json,
     damage_safetensors,
+    dump,
     gguf_fields,
 )
-from tests.unit.corrupt.samples import write_directory, write_gguf
+from tests.unit.corrupt.samples import any_tokenizer, write_directory, write_gguf
 from tests.unit.corrupt.sandbox import (
     Load,
     Outcome,
@@ -58,6 +59,12 @@ def _damage_json_file(*names: str) -> Callable[[Path, Random], None]:
         path.write_bytes(damage_json(json.loads(path.read_bytes()), random))
 
     return damage
+
+
+def _damage_any_tokenizer(directory: Path, random: Random) -> None:
+    document = any_tokenizer(random)
+    whole = random.random() < 0.1
+    (directory / "tokenizer.json").write_bytes(dump(document) if whole else damage_json(document, random))
 
 
 def _damage_weights(directory: Path, random: Random) -> None:
@@ -93,6 +100,7 @@ KINDS = {
         _damage_json_file("tokenizer.json"),
         (load_text,),
     ),
+    "any_tokenizer": Kind(write_directory, _damage_any_tokenizer, (load_text,)),
     "tokenizer_config": Kind(write_directory, _damage_json_file("tokenizer_config.json"), (load_text,)),
     "gguf": Kind(lambda path: write_gguf(path / "tiny.gguf"), _damage_gguf, (load_gguf,)),
 }

@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from frontend.text.detokenizer import IncrementalDetokenizer
 from frontend.text.token_table import ByteLevelTable, TokenTable, build_token_table
 from pagewire.errors import ConfigError, InvalidRequest
-from pagewire.token_pieces import read_tokenizer, special_token_ids
+from pagewire.token_pieces import no_panics, read_tokenizer, special_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,14 @@ class TextTokenizer:
         return encoding.ids, encoding.special_tokens_mask
 
     def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
-        try:
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        except TypeError as error:  # how the library says that a string is not UTF-8
-            raise InvalidRequest("the text has half a surrogate pair; it must be valid Unicode") from error
+        with no_panics(
+            lambda reason: InvalidRequest(f"the model's tokenizer cannot read the text: {reason}")
+        ):
+            try:
+                return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            except TypeError:  # how the library says that a string is not UTF-8
+                pass
+        raise InvalidRequest("the text has half a surrogate pair; it must be valid Unicode")
 
     @classmethod
     def without_text(cls) -> TextTokenizer:

@@ -9,7 +9,8 @@ from typing import cast
 from llguidance import LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
-from pagewire.token_pieces import read_tokenizer, special_token_ids, token_bytes
+from pagewire.errors import ConfigError
+from pagewire.token_pieces import no_panics, read_tokenizer, special_token_ids, token_bytes
 
 # Encoded before a text whose tokens are wanted as they are in the midst of one.
 _BEFORE = "\n"
@@ -93,4 +94,10 @@ class Vocabulary:
             special.add(vocab_size)
             tokens.append(b"<no end>")
         wrapper = _Tokens(tokenizer, tokens, sorted(t for t in special if t < len(tokens)), eos[0])
-        return cls(LLTokenizer(cast(TokenizerWrapper, wrapper), eos_token=eos), vocab_size, eos_token_ids)
+        with no_panics(
+            lambda reason: ConfigError(
+                f"{model_dir / 'tokenizer.json'}: its tokens cannot be constrained: {reason}"
+            )
+        ):
+            tokens_for_grammars = LLTokenizer(cast(TokenizerWrapper, wrapper), eos_token=eos)
+        return cls(tokens_for_grammars, vocab_size, eos_token_ids)

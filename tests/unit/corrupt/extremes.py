@@ -197,6 +197,32 @@ def _with_vocabulary(**ids: int) -> Callable[[Path], Path]:
     return _changed(change)
 
 
+def _with_model(change: Callable[[dict[str, Any]], None], *, escaped: bool = False) -> Callable[[Path], Path]:
+    """A tokenizer that is changed."""
+
+    def apply(directory: Path) -> None:
+        content = json.loads((directory / "tokenizer.json").read_bytes())
+        change(content)
+        text = json.dumps(content)
+        if escaped:
+            text = text.replace("continuing", "\\u0063ontinuing")
+        (directory / "tokenizer.json").write_text(text)
+
+    return _changed(apply)
+
+
+def _unprefixed(tokenizer: dict[str, Any]) -> None:
+    """Cutting one byte from "é" leaves half a character."""
+    model = tokenizer["model"]
+    model["vocab"] |= {"é": 400, "ü": 401, "éü": 402}
+    model["merges"] = [["é", "ü"]]
+    model["continuing_subword_prefix"] = "x"
+
+
+def _without_template_token(tokenizer: dict[str, Any]) -> None:
+    tokenizer["post_processor"]["single"][0]["SpecialToken"]["id"] = "<gone>"
+
+
 def _gguf(change: Callable[[bytearray], bytes | bytearray]) -> Callable[[Path], Path]:
     def write(directory: Path) -> Path:
         path = write_gguf(directory / "tiny.gguf")
@@ -397,6 +423,18 @@ EXTREMES = {
     # The tokenizer
     "a token of the highest id": Extreme(
         load_text, _with_vocabulary(evil=2**32 - 1), "a token has the id 4294967295"
+    ),
+    "a prefix that merges lack": Extreme(
+        load_text, _with_model(_unprefixed), "has no continuing_subword_prefix"
+    ),
+    "a prefix in other letters": Extreme(
+        load_text, _with_model(_unprefixed, escaped=True), "has no continuing_subword_prefix"
+    ),
+    "a template of a token that is not there": Extreme(
+        load_text, _with_model(_without_template_token), "no entry found for key"
+    ),
+    "a token of 5,000 characters": Extreme(
+        load_text, _with_vocabulary(**{"x" * 5000: 322}), "its tokens cannot be constrained"
     ),
     "a tokenizer of a terabyte": Extreme(load_text, _with_holes("tokenizer.json"), "is larger than"),
     "a tokenizer of brackets": Extreme(

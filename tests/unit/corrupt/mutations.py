@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -86,7 +87,7 @@ _BYTE_DAMAGES: tuple[Callable[[bytearray, int, Random], None], ...] = (
 
 def hostile_value(random: Random) -> Any:
     """What a JSON file might hold where something else is expected."""
-    return random.choice(random.choice((NUMBERS, TEXTS, OTHERS)))
+    return deepcopy(random.choice(random.choice((NUMBERS, TEXTS, OTHERS))))
 
 
 def damage_json(document: Any, random: Random) -> bytes:
@@ -128,11 +129,11 @@ def _damage_node(document: Any, random: Random) -> Any:
         name = random.choice((*parent, *TEXTS[:10]))
         parent[name] = parent.pop(key)
     elif action == 2 and isinstance(parent, list):
-        parent.insert(key, json.loads(json.dumps(node)))
+        parent.insert(key, deepcopy(node))
     elif action == 3 and isinstance(node, (int, float)) and not isinstance(node, bool):
         parent[key] = node + random.choice((-1, 1, 8, 1000)) if random.random() < 0.7 else -node
     elif action == 4 and isinstance(parent, dict):
-        parent[key] = parent[random.choice(list(parent))]
+        parent[key] = deepcopy(parent[random.choice(list(parent))])
     else:
         parent[key] = hostile_value(random)
     return document

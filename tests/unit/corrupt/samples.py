@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import gguf
@@ -70,6 +72,141 @@ def _byte_level() -> Tokenizer:
     begin = ("<|begin|>", tokenizer.token_to_id("<|begin|>"))
     tokenizer.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[begin])
     return tokenizer
+
+
+_MODELS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": "##",
+        "end_of_word_suffix": "</w>",
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": True,
+        "vocab": {
+            "<unk>": 0,
+            "a": 1,
+            "##b": 2,
+            "ab": 3,
+            "<0x41>": 4,
+            "c</w>": 5,
+            "é": 6,
+            "日本": 7,
+            "##é": 8,
+            "aé": 9,
+        },
+        "merges": [["a", "##b"], ["a", "##é"]],
+    },
+    {
+        "type": "Unigram",
+        "unk_id": 0,
+        "byte_fallback": True,
+        "vocab": [["<unk>", 0.0], ["a", -1.5], ["▁a", -2.0], ["<0x41>", -3.0], ["日本", -4.0], ["ab", -0.5]],
+    },
+    {
+        "type": "WordPiece",
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": {"<unk>": 0, "a": 1, "##b": 2, "日": 3},
+    },
+    {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "quick": 1, "fox": 2}},
+)
+_NORMALIZERS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    },
+    {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"},
+    {"type": "Replace", "pattern": {"Regex": "(a|b)+c{1,3}"}, "content": "x"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    *({"type": kind} for kind in ("NFC", "NFKD", "Lowercase", "StripAccents", "Nmt", "ByteLevel")),
+    {"type": "Strip", "strip_left": True, "strip_right": True},
+    {"type": "Prepend", "prepend": "▁"},
+)
+_PRE_TOKENIZERS: tuple[dict[str, Any], ...] = (
+    {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    {"type": "Split", "pattern": {"Regex": r"\p{L}+|\s+(?!\S)"}, "behavior": "Isolated", "invert": False},
+    {"type": "Split", "pattern": {"String": "a"}, "behavior": "MergedWithPrevious", "invert": True},
+    {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True},
+    {"type": "CharDelimiterSplit", "delimiter": "x"},
+    {"type": "Digits", "individual_digits": True},
+    {"type": "Punctuation", "behavior": "Contiguous"},
+    *({"type": kind} for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "UnicodeScripts")),
+)
+_TEMPLATE = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+_POST_PROCESSORS: tuple[dict[str, Any], ...] = (
+    {"type": "BertProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0]},
+    {
+        "type": "RobertaProcessing",
+        "sep": ["</s>", 1],
+        "cls": ["<s>", 0],
+        "trim_offsets": True,
+        "add_prefix_space": True,
+    },
+    {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True},
+    {
+        "type": "TemplateProcessing",
+        "single": _TEMPLATE,
+        "pair": [*_TEMPLATE, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    },
+)
+_DECODERS: tuple[dict[str, Any], ...] = (
+    {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+    {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    {"type": "BPEDecoder", "suffix": "</w>"},
+    {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True},
+    {"type": "Replace", "pattern": {"Regex": "a*"}, "content": "b"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+)
+
+
+def any_tokenizer(random: Random) -> dict[str, Any]:
+    """A tokenizer.json of parts that can be put together, of every kind there is."""
+    added = [
+        {
+            "id": 20 + index,
+            "content": text,
+            "single_word": random.random() < 0.5,
+            "lstrip": random.random() < 0.5,
+            "rstrip": random.random() < 0.5,
+            "normalized": random.random() < 0.5,
+            "special": random.random() < 0.5,
+        }
+        for index, text in enumerate(("<s>", "</s>", "fox", "é"))
+    ]
+    truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 1}
+    padding = {
+        "strategy": {"Fixed": 8},
+        "direction": "Left",
+        "pad_to_multiple_of": 4,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }
+    normalizers = random.sample(_NORMALIZERS, random.randrange(3))
+    splits = random.sample(_PRE_TOKENIZERS, random.randrange(3))
+    processors = random.sample(_POST_PROCESSORS, random.randrange(3))
+    return deepcopy(
+        {
+            "version": "1.0",
+            "truncation": random.choice((None, truncation)),
+            "padding": random.choice((None, padding)),
+            "added_tokens": added,
+            "normalizer": {"type": "Sequence", "normalizers": normalizers},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": splits},
+            "post_processor": {"type": "Sequence", "processors": processors},
+            "decoder": random.choice(_DECODERS),
+            "model": random.choice(_MODELS),
+        }
+    )
 
 
 def write_gguf(path: Path) -> Path:
