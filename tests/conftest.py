@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
 from pagewire.hub.resolve import gguf_file
+from tests.e2e.service import Service
 
 # As in the worker (engine/cli.py): threads that spin while they wait steal time from whatever else runs on
 # the machine. It is read when torch is first imported, so it must be set before.
@@ -22,6 +24,21 @@ if not Path("/dev/nvidiactl").exists():
 # Examples are not timed: on a busy machine any of them may take long once.
 settings.register_profile("pagewire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pagewire")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/conformance; they are here because pytest looks for options only at the top."""
+    group = parser.getgroup("conformance", "the server that tests/conformance tests; by default its own")
+    group.addoption("--base-url", help="the server's address, such as http://localhost:8000/v1")
+    group.addoption("--model", help="the model to ask for; by default the first that the server lists")
+    group.addoption("--api-key", default="unused", help="the key to send")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Service]:
+    """A real `pagewire serve` of SmolLM2 in float32 with default limits, shared by the session."""
+    with Service(tmp_path_factory.mktemp("serve")) as service:
+        yield service
 
 
 @pytest.fixture(scope="session")
