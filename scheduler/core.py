@@ -12,7 +12,6 @@ fills it has been planned.
 
 from __future__ import annotations
 
-import heapq
 from bisect import insort
 from collections import deque
 
@@ -22,22 +21,21 @@ from engine.dispatch.records import (
     U32,
     F32Array,
     NewRequest,
-    PromptLogprobs,
     StepPlan,
     StepResult,
     U32Array,
     u32,
 )
-from pagewire.errors import InvalidRequest, Overloaded
-from scheduler.block_hash import RecentChains
+from scheduler import results
 from scheduler.block_pool import BlockPool
 from scheduler.limits import SchedulerLimits
+from scheduler.prefixes import Prefixes
 from scheduler.request import EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
 from scheduler.step import Counters, Draft, InFlight, StepLimits, StepOutput
+from scheduler.waiting import WaitingQueue, check
 
 MAX_FAILURES = 2
-_HEAP_SLACK = 64
 
 
 class Scheduler:
@@ -49,13 +47,12 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.pool = BlockPool(limits.num_blocks, enable_caching=limits.enable_prefix_caching)
-        self._recent_chains = RecentChains(limits.block_size)
         self.counters = Counters()
         self.running: list[Request] = []
         self._step_limits = StepLimits.of(limits.records)
-        self._waiting: list[tuple[int, int, Request]] = []
-        self._num_waiting = 0
+        self._waiting = WaitingQueue()
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
+        self._prefixes = Prefixes(limits, self.pool, self._rows)
         self._wants = Wants.nothing()
         self._in_flight: deque[InFlight] = deque()
         self._admitted: list[Request] = []
@@ -70,7 +67,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests admitted but not running."""
-        return self._num_waiting
+        return self._waiting.num_waiting
 
     @property
     def num_in_flight(self) -> int:
@@ -89,13 +86,11 @@ class Scheduler:
             Overloaded: too many requests wait already.
         """
         self.check(request)
-        if self._num_waiting >= self.limits.max_num_waiting and not resumed:
-            raise Overloaded(
-                f"{self._num_waiting} requests are waiting, the most this server queues; try again later"
-            )
+        if not resumed:
+            self._waiting.check_room(self.limits.max_num_waiting)
         request.arrival = self._num_arrivals
         self._num_arrivals += 1
-        self._enqueue(request)
+        self._waiting.add(request)
 
     def check(self, request: Request) -> None:
         """Checks a request against the limits, and cuts its max_total_tokens to them.
@@ -103,30 +98,7 @@ class Scheduler:
         Raises:
             InvalidRequest: it could never be served.
         """
-        limits, token_ids = self.limits, request.token_ids
-        if not token_ids:
-            raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
-        most = limits.max_model_len - (not request.is_pooling)
-        if len(token_ids) > most:
-            to_generate = "" if request.is_pooling else "with at least one to generate, "
-            raise InvalidRequest(
-                f"the prompt has {len(token_ids)} tokens; {to_generate}this model takes at most {most}",
-                param="prompt",
-            )
-        largest = int(np.frombuffer(token_ids, U32).max())
-        if largest >= limits.vocab_size:
-            raise InvalidRequest(
-                f"token id {largest} is out of range; it must be below {limits.vocab_size}",
-                param="prompt",
-            )
-        if len(token_ids) >= request.max_total_tokens:
-            raise InvalidRequest("max_tokens must leave at least one token to generate", param="max_tokens")
-        request.max_total_tokens = min(request.max_total_tokens, most + 1)
-
-    def _enqueue(self, request: Request) -> None:
-        request.status = Status.WAITING
-        heapq.heappush(self._waiting, (request.priority, request.arrival, request))
-        self._num_waiting += 1
+        check(request, self.limits)
 
     def allow(self, request: Request, mask: U32Array) -> None:
         """Takes the mask for the next token of a request with a constraint, which waits for it."""
@@ -145,15 +117,13 @@ class Scheduler:
     def _end(
         self, request: Request, reason: EndReason, *, stop_token_id: int | None = None, error: str = ""
     ) -> None:
-        if request.status is Status.RUNNING:
+        was_running = request.status is Status.RUNNING
+        if was_running:
             self.running.remove(request)
             self._vacate(request)
-        else:
-            self._num_waiting -= 1  # its heap entry is skipped when it surfaces
         request.end(reason, stop_token_id=stop_token_id, error=error)
-        if len(self._waiting) > 2 * self._num_waiting + _HEAP_SLACK:
-            self._waiting = [entry for entry in self._waiting if entry[2].status is Status.WAITING]
-            heapq.heapify(self._waiting)
+        if not was_running:
+            self._waiting.forget(request)
 
     def _vacate(self, request: Request) -> None:
         """Takes row and blocks from a request."""
@@ -168,7 +138,7 @@ class Scheduler:
         self._vacate(request)
         request.num_preemptions += 1
         self.counters.num_preemptions += 1
-        self._enqueue(request)
+        self._waiting.add(request)
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step and counts it as in flight; None if there is nothing to compute."""
@@ -218,7 +188,7 @@ class Scheduler:
         state.num_computed[rows] = ends
         state.num_tokens[rows] = ends + 1
         wants.num_steps = max(wants.num_steps - 1, 0)
-        self._publish_filled(rows, ends)
+        self._prefixes.publish_filled(rows, ends)
         return True
 
     def _grow(self, rows: IntArray) -> list[int]:
@@ -258,36 +228,26 @@ class Scheduler:
         nothing can be computed before they get a mask are passed over.
         """
         passed_over = []
-        while draft.budget > 0 and self._rows.next_free is not None and self._waiting:
-            request = self._waiting[0][2]
-            if request.status is Status.ENDED:
-                heapq.heappop(self._waiting)
-            elif request.is_blocked and not self._can_begin(request):
-                passed_over.append(heapq.heappop(self._waiting))
+        while draft.budget > 0 and self._rows.next_free is not None:
+            request = self._waiting.first()
+            if request is None:
+                break
+            if request.is_blocked and not self._can_begin(request):
+                self._waiting.take_first()
+                passed_over.append(request)
             elif request.num_pending or not self._admit(draft, request):
                 break
-        for entry in passed_over:
-            heapq.heappush(self._waiting, entry)
+        for request in passed_over:
+            self._waiting.add(request)
 
     def _can_begin(self, request: Request) -> bool:
         """Whether anything but the last token of a waiting request is left to compute."""
-        return len(self._find_prefix(request)) * self.limits.block_size < len(request.token_ids) - 1
-
-    def _find_prefix(self, request: Request) -> list[int]:
-        """The cached blocks of a waiting request's beginning that it may use."""
-        limits = self.limits
-        if not limits.enable_prefix_caching:
-            return []
-        if not request.block_hashes:
-            request.block_hashes = self._recent_chains.hash(request.token_ids, request.root_hash)
-        num_blocks = request.num_reusable_tokens // limits.block_size
-        request.hash_up_to(num_blocks, limits.block_size)
-        return self.pool.lookup(request.block_hashes[:num_blocks])
+        return len(self._prefixes.find(request)) * self.limits.block_size < len(request.token_ids) - 1
 
     def _admit(self, draft: Draft, request: Request) -> bool:
         """Moves the first waiting request into a row, if everything it needs is there."""
         block_size, pool, num_tokens = self.limits.block_size, self.pool, len(request.token_ids)
-        hits = self._find_prefix(request)
+        hits = self._prefixes.find(request)
         start = len(hits) * block_size
         available = pool.num_free - pool.num_free_among(hits)
         if -(-num_tokens // block_size) - len(hits) > available:
@@ -316,8 +276,7 @@ class Scheduler:
 
     def _enter(self, request: Request, hits: list[int], start: int) -> None:
         """Turns the first waiting request into a running one that holds its prefix hits."""
-        heapq.heappop(self._waiting)
-        self._num_waiting -= 1
+        self._waiting.take_first()
         request.status = Status.RUNNING
         request.block_ids = hits
         request.num_published_blocks = len(hits)
@@ -346,30 +305,7 @@ class Scheduler:
         state.num_tokens[row] += samples
         state.blocked[row] |= samples and request.constraint is not None
         self._wants.num_steps = 0
-        self._publish(request)
-
-    def _publish_filled(self, rows: IntArray, ends: IntArray) -> None:
-        """Publishes what became full when these requests grew to `ends`."""
-        state, at_border = self._rows, ends % self.limits.block_size == 0
-        rows = rows[at_border]
-        if not len(rows):
-            return
-        ends = ends[at_border]
-        ready = (state.num_known[rows] >= ends) & (state.num_computed[rows] >= ends)
-        for request in state.holders(rows[ready]):
-            self._publish(request)
-
-    def _publish(self, request: Request) -> None:
-        """Makes blocks findable that are full of known tokens, computed by the steps planned so far."""
-        state, block_size = self._rows, self.limits.block_size
-        full = min(state.num_computed.item(request.row), len(request.token_ids)) // block_size
-        first = request.num_published_blocks
-        if full <= first or not self.limits.enable_prefix_caching:
-            return
-        request.hash_up_to(full, block_size)
-        for index in range(first, full):
-            self.pool.publish(request.block_ids[index], request.block_hashes[index])
-        request.num_published_blocks = full
+        self._prefixes.publish(request)
 
     def _dispatch(self, draft: Draft) -> StepPlan:
         plan = draft.plan(self._next_step_id, self._rows.take_freed())
@@ -401,12 +337,8 @@ class Scheduler:
             return StepOutput()
         if result.error:
             return self._fail(step, result.error)
-        if len(result.token_ids) != len(step.sampled):
-            raise ValueError(
-                f"step {step.step_id} samples {len(step.sampled)} requests, its result has "
-                f"{len(result.token_ids)} tokens"
-            )
-        told = self._tell(step, result) if result.prompt_logprobs else []
+        results.check(step, result)
+        told = results.take_untold(step, result) if result.prompt_logprobs else []
         output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
         rows = step.sampled_rows
         stayed = self._rows.arrivals(rows) == step.sampled_arrivals
@@ -419,23 +351,6 @@ class Scheduler:
             self._finish_pooling(output, step.request_at(column), state)
         self.counters.num_generated_tokens += len(output.token_ids)
         return output
-
-    def _tell(self, step: InFlight, result: StepResult) -> list[tuple[Request, PromptLogprobs]]:
-        """What was not reported yet of log probabilities of prompts. The same come again when a prompt is
-        recomputed.
-        """
-        told = []
-        for entry in result.prompt_logprobs:
-            request = step.request_at(entry.index)
-            if request.status is Status.ENDED:
-                continue
-            num_known = request.next_prompt_logprobs - entry.first
-            if num_known < 0:
-                raise ValueError(f"step {step.step_id} left out {-num_known} log probabilities of a prompt")
-            if num_known < len(entry.logprobs):
-                request.next_prompt_logprobs = entry.first + len(entry.logprobs)
-                told.append((request, _from(entry, num_known)))
-        return told
 
     def _finish_pooling(self, output: StepOutput, request: Request, state: F32Array) -> None:
         """Ends a request with its pooled state, wherever it is by now."""
@@ -456,10 +371,10 @@ class Scheduler:
         state = self._rows
         known = state.num_known[rows] + 1
         state.num_known[rows] = known
-        self._publish_filled(rows, known)
+        self._prefixes.publish_filled(rows, known)
         complete = state.holders(rows[known >= state.max_total[rows]])
         if len(rows) < len(output.requests):
-            complete += _count_late_tokens(output.requests)
+            complete += results.count_late_tokens(output.requests)
         for request in stopped:
             self._end(request, EndReason.STOP, stop_token_id=request.token_ids[-1])
         for request in complete:
@@ -483,7 +398,7 @@ class Scheduler:
         return output
 
     def _recompute_all(self) -> None:
-        pending = [request for _, _, request in self._waiting] + self.running
+        pending = self._waiting.waiting() + self.running
         while self.running:
             self._preempt(self.running.pop())
         for request in pending:
@@ -495,28 +410,7 @@ class Scheduler:
         `resumed`: known tokens stay, everything else is forgotten.
         """
         self._recompute_all()
-        live = sorted((r for _, _, r in self._waiting if r.status is Status.WAITING), key=lambda r: r.order)
-        self._waiting, self._num_waiting = [], 0
+        live = sorted(self._waiting.waiting(), key=lambda request: request.order)
+        self._waiting = WaitingQueue()
         self._in_flight.clear()
         return live
-
-
-def _from(entry: PromptLogprobs, begin: int) -> PromptLogprobs:
-    """Log probabilities without those of the first `begin` tokens."""
-    return PromptLogprobs(
-        entry.index,
-        entry.first + begin,
-        entry.logprobs[begin:],
-        entry.top_ids[begin:],
-        entry.top_logprobs[begin:],
-    )
-
-
-def _count_late_tokens(requests: list[Request]) -> list[Request]:
-    """Counts the token that each waiting request has just gained, sampled before it lost its row; returns
-    those that are complete with it.
-    """
-    waiting = [request for request in requests if request.status is Status.WAITING]
-    for request in waiting:
-        request.num_pending -= 1
-    return [request for request in waiting if len(request.token_ids) >= request.max_total_tokens]

@@ -1,0 +1,55 @@
+"""Which blocks of which request can be found by their content."""
+
+from __future__ import annotations
+
+from scheduler.block_hash import RecentChains
+from scheduler.block_pool import BlockPool
+from scheduler.limits import SchedulerLimits
+from scheduler.request import Request
+from scheduler.rows import IntArray, Rows
+
+
+class Prefixes:
+    """Publishes blocks once they are full of known tokens, computed by the steps planned so far, and finds
+    them again. It owns the hashes of the requests' blocks and how many are published; pool and rows are the
+    scheduler's.
+    """
+
+    def __init__(self, limits: SchedulerLimits, pool: BlockPool, rows: Rows) -> None:
+        self._block_size = limits.block_size
+        self._is_enabled = limits.enable_prefix_caching
+        self._pool = pool
+        self._rows = rows
+        self._recent_chains = RecentChains(limits.block_size)
+
+    def find(self, request: Request) -> list[int]:
+        """The cached blocks of a waiting request's beginning that it may use."""
+        if not self._is_enabled:
+            return []
+        if not request.block_hashes:
+            request.block_hashes = self._recent_chains.hash(request.token_ids, request.root_hash)
+        num_blocks = request.num_reusable_tokens // self._block_size
+        request.hash_up_to(num_blocks, self._block_size)
+        return self._pool.lookup(request.block_hashes[:num_blocks])
+
+    def publish_filled(self, rows: IntArray, ends: IntArray) -> None:
+        """Publishes what became full when the requests in these rows grew to `ends`."""
+        state, at_border = self._rows, ends % self._block_size == 0
+        rows = rows[at_border]
+        if not len(rows):
+            return
+        ends = ends[at_border]
+        ready = (state.num_known[rows] >= ends) & (state.num_computed[rows] >= ends)
+        for request in state.holders(rows[ready]):
+            self.publish(request)
+
+    def publish(self, request: Request) -> None:
+        """Publishes what is full of a running request's blocks."""
+        full = min(self._rows.num_computed.item(request.row), len(request.token_ids)) // self._block_size
+        first = request.num_published_blocks
+        if full <= first or not self._is_enabled:
+            return
+        request.hash_up_to(full, self._block_size)
+        for index in range(first, full):
+            self._pool.publish(request.block_ids[index], request.block_hashes[index])
+        request.num_published_blocks = full
