@@ -10,31 +10,29 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import cast
 
-from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, HandshakeError, WorkerLink
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerLink
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import RecordError, StepResult, TokenLogprobs
 from engine.dispatch.ring import RingError
 from pagewire.errors import Code, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from scheduler.attach import attach
 from scheduler.config import SchedulerConfig
 from scheduler.core import Scheduler
 from scheduler.intake import make_limits
 from scheduler.limits import SchedulerLimits
-from scheduler.masks import MaskMaker
+from scheduler.mask_relay import MaskRelay
+from scheduler.masks import MaskOutcome
 from scheduler.metrics import SchedulerMetrics
-from scheduler.outbox import Outbox, Ticket
-from scheduler.request import EndReason, Request, Status
+from scheduler.outbox import Outbox, Ticket, by_outbox, ticket_of
+from scheduler.request import EndReason, Request
+from scheduler.status import load_message, model_message
 from scheduler.step import StepOutput
 
 logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25)
-# How long a plan waits for masks at most, and the shortest time that is worth a timer.
-_MASK_SECONDS = 0.002
-_LEAST_SECONDS = 0.001
 _IDLE_SECONDS = 1.0
 
 
@@ -55,8 +53,7 @@ class EngineDriver:
         self._orphans: list[Request] = []
         self._outboxes: set[Outbox] = set()
         self._pump_scheduled = False
-        self._masks: MaskMaker | None = None
-        self._mask_timer: asyncio.TimerHandle | None = None
+        self._masks = MaskRelay(self._apply_mask, self._pump)
         self.facts: WorkerFacts | None = None
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
         self.detached.set()
@@ -71,32 +68,18 @@ class EngineDriver:
         """Attaches to the worker, again and again when it is lost, until cancelled."""
         try:
             while True:
-                link = await self._connect()
+                link = await attach(self._config.worker_socket)
                 self._attach(link)
                 await self._lost.wait()
                 self._detach()
         finally:
             if self._link is not None:
                 self._link.close()
-            if self._masks is not None:
-                self._masks.close()
-
-    async def _connect(self) -> WorkerLink:
-        """Tries until a worker answers. The handshake runs in a thread, as an answer may take its time."""
-        attempt = 0
-        while True:
-            try:
-                return await asyncio.to_thread(WorkerLink.connect, self._config.worker_socket)
-            except (FileNotFoundError, ConnectionRefusedError):
-                pass  # not there yet
-            except (HandshakeError, RingError, OSError) as error:
-                logger.warning("cannot attach to the worker at %s: %s", self._config.worker_socket, error)
-            await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
-            attempt += 1
+            self._masks.close()
 
     def _attach(self, link: WorkerLink) -> None:
         facts, previous = link.facts, self.facts
-        if self._masks is not None and previous is not None and not _same_vocabulary(facts, previous):
+        if self._masks.is_open and previous is not None and not _same_vocabulary(facts, previous):
             self._leave_masks()
         self.facts = facts
         self._link = link
@@ -146,17 +129,15 @@ class EngineDriver:
         except PagewireError as error:
             request.end(EndReason.ERROR, error=error.message)
             self._finish(request, error.code, error.param)
-            _ticket(request).outbox.flush(0)
+            ticket_of(request).outbox.flush(0)
 
     def _leave_masks(self) -> None:
         """Ends what was constrained over another model's vocabulary than the one that is served now."""
-        assert self._masks is not None
         self._masks.close()
-        self._masks = None
         for request in [each for each in self._orphans if each.constraint is not None]:
             self._end(request, EndReason.ERROR, "the server has changed its model; submit the request again")
             self._finish(request, Code.UNAVAILABLE)
-            _ticket(request).outbox.flush(0)
+            ticket_of(request).outbox.flush(0)
 
     def subscribe(self, outbox: Outbox) -> None:
         """Tells this outbox about the model, now and whenever it changes."""
@@ -181,67 +162,39 @@ class EngineDriver:
             raise Unavailable("no engine is attached; try again later")
         self._core.add(request, resumed=resumed)
         if request.constraint is not None:
-            self._mask_maker().begin(request)
+            assert self.facts is not None
+            self._masks.begin(request, self.facts)
         if timeout is not None:
             loop = asyncio.get_running_loop()
             ticket.deadline = loop.call_later(timeout, self._expire, request)
         self._schedule_pump()
 
-    def _mask_maker(self) -> MaskMaker:
-        if self._masks is None:
-            assert self.facts is not None
-            loop = asyncio.get_running_loop()
-
-            def wake() -> None:
-                with suppress(RuntimeError):  # the loop is closed: the process ends
-                    loop.call_soon_threadsafe(self._on_masks)
-
-            self._masks = MaskMaker(self.facts, wake)
-        return self._masks
-
     def _prepare_masks(self) -> None:
         """Has the tokenizer read while nobody is served, who would have to stand still for it."""
-        if self._core is None or self._masks is not None:
+        if self._core is None or self._masks.is_open:
             return
         if self._core.num_running or self._core.num_waiting:
             asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._prepare_masks)
         else:
-            self._mask_maker().prepare()
+            assert self.facts is not None
+            self._masks.prepare(self.facts)
 
-    def _advance_masks(self, output: StepOutput) -> None:
-        """Has masks made for what comes after the tokens that requests with constraints have gained."""
-        if self._masks is not None and self._masks.num_open:
-            for request in output.requests:
-                if request.constraint is not None and request.status is not Status.ENDED:
-                    self._masks.advance(request)
-
-    def _on_masks(self) -> None:
-        """Lets requests go on whose masks are ready, and ends those that cannot."""
-        for outcome in self._masks.take() if self._masks is not None else ():
-            request, error = outcome.request, outcome.error
-            if outcome.mask is not None:
-                if self._core is not None:
-                    self._core.allow(request, outcome.mask)
-                else:
-                    request.allow(outcome.mask)
-                continue
-            if error is None:
-                self._end(request, EndReason.STOP)
-                self._finish(request)
+    def _apply_mask(self, outcome: MaskOutcome) -> None:
+        """Lets a request go on whose mask is ready, or ends one that cannot."""
+        request, error = outcome.request, outcome.error
+        if outcome.mask is not None:
+            if self._core is not None:
+                self._core.allow(request, outcome.mask)
             else:
-                self._end(request, EndReason.ERROR, error.message)
-                self._finish(request, error.code, error.param)
-            _ticket(request).outbox.flush(0)
-        self._pump_with_masks(_MASK_SECONDS)
-
-    def _pump_with_masks(self, most_seconds: float) -> None:
-        """Plans once no mask is being made any more, or so much later, so that requests that were sampled
-        together are sampled together again.
-        """
-        if self._masks is None or self._masks.num_awaited == 0 or most_seconds < _LEAST_SECONDS:
-            self._pump()
-        elif self._mask_timer is None:
-            self._mask_timer = asyncio.get_running_loop().call_later(most_seconds, self._pump)
+                request.allow(outcome.mask)
+            return
+        if error is None:
+            self._end(request, EndReason.STOP)
+            self._finish(request)
+        else:
+            self._end(request, EndReason.ERROR, error.message)
+            self._finish(request, error.code, error.param)
+        ticket_of(request).outbox.flush(0)
 
     def _patience(self, outputs: Sequence[tuple[StepResult, StepOutput]]) -> float:
         """How long the next plan may wait for masks with nobody noticing: while the worker has a step to do
@@ -261,7 +214,7 @@ class EngineDriver:
         error = "the request's deadline passed before it finished"
         if self._end(request, EndReason.ERROR, error):
             self._finish(request, Code.DEADLINE_EXCEEDED)
-            _ticket(request).outbox.flush(0)
+            ticket_of(request).outbox.flush(0)
             self._schedule_pump()
 
     def _end(self, request: Request, reason: EndReason, error: str = "") -> bool:
@@ -282,9 +235,7 @@ class EngineDriver:
     def _pump(self) -> None:
         """Keeps the worker one step ahead."""
         self._pump_scheduled = False
-        if self._mask_timer is not None:
-            self._mask_timer.cancel()
-            self._mask_timer = None
+        self._masks.planned()
         if self._core is None or self._link is None:
             return
         while self._core.num_in_flight < MAX_STEPS_IN_FLIGHT and (plan := self._core.schedule()) is not None:
@@ -297,7 +248,7 @@ class EngineDriver:
             self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
         now = time.perf_counter()
         for request in self._core.take_admitted():
-            ticket = _ticket(request)
+            ticket = ticket_of(request)
             self.metrics.scheduled(ticket, now)
             ticket.outbox.add_admitted(ticket.handle, request.num_cached_tokens)
 
@@ -310,12 +261,12 @@ class EngineDriver:
         try:
             while (result := self._link.poll_result()) is not None:
                 output = self._core.update(result)
-                self._advance_masks(output)
+                self._masks.advance(output)
                 outputs.append((result, output))
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")
             self._lost.set()
-        self._pump_with_masks(min(self._patience(outputs), _MASK_SECONDS))
+        self._masks.plan_with_masks(self._patience(outputs))
         for result, output in outputs:
             if result.error:
                 logger.error("step %d failed: %s", result.step_id, result.error)
@@ -327,7 +278,7 @@ class EngineDriver:
         tickets = cast(list[Ticket], [request.owner for request in output.requests])
         self.metrics.tokens(tickets, now)
         touched = set()
-        for outbox, mine in _by_outbox(tickets).items():
+        for outbox, mine in by_outbox(tickets).items():
             logprobs: list[tuple[int, TokenLogprobs]] = []
             if output.logprobs:
                 logprobs = [(at, output.logprobs[i]) for at, i in enumerate(mine) if i in output.logprobs]
@@ -335,28 +286,27 @@ class EngineDriver:
             outbox.add_tokens(handles, token_ids, logprobs)
             touched.add(outbox)
         for request, entry in output.prompt_logprobs:
-            _ticket(request).outbox.add_prompt_logprobs(_ticket(request).handle, entry)
-            touched.add(_ticket(request).outbox)
+            ticket_of(request).outbox.add_prompt_logprobs(ticket_of(request).handle, entry)
+            touched.add(ticket_of(request).outbox)
         for request, state in output.pooled:
-            _ticket(request).outbox.add_pooled_state(_ticket(request).handle, state)
+            ticket_of(request).outbox.add_pooled_state(ticket_of(request).handle, state)
         for request in output.ended:
             self._finish(request)
-            touched.add(_ticket(request).outbox)
+            touched.add(ticket_of(request).outbox)
         for outbox in touched:
             outbox.flush(result.step_id)
 
     def _finish(self, request: Request, status: Code = Code.INTERNAL, param: str | None = None) -> None:
         """Tells the outbox of a request that it ended."""
-        ticket = _ticket(request)
+        ticket = ticket_of(request)
         self._settle(request)
         ticket.outbox.add_ended(ticket.handle, request, status, param)
 
     def _settle(self, request: Request) -> None:
-        ticket = _ticket(request)
+        ticket = ticket_of(request)
         if ticket.deadline is not None:
             ticket.deadline.cancel()
-        if self._masks is not None:
-            self._masks.forget(request)
+        self._masks.forget(request)
         self.metrics.ended(request, ticket, time.perf_counter())
 
     def _tell_model(self) -> None:
@@ -369,21 +319,7 @@ class EngineDriver:
         facts = self.facts
         if facts is None:
             return pb.GetModelResponse(ready=False)
-        limits = self._limits(facts)
-        return pb.GetModelResponse(
-            model=facts.model,
-            vocab_size=facts.vocab_size,
-            max_model_len=facts.max_model_len,
-            eos_token_ids=facts.eos_token_ids,
-            block_size=facts.block_size,
-            num_blocks=facts.num_blocks,
-            max_num_seqs=limits.max_num_seqs,
-            max_num_batched_tokens=limits.max_num_batched_tokens,
-            dtype=facts.dtype,
-            device=facts.device,
-            hidden_size=facts.hidden_size,
-            ready=self._core is not None,
-        )
+        return model_message(facts, self._limits(facts), ready=self._core is not None)
 
     def _limits(self, facts: WorkerFacts) -> SchedulerLimits:
         config = self._config
@@ -397,18 +333,9 @@ class EngineDriver:
 
     def load(self) -> pb.GetLoadResponse:
         """Current queue lengths and memory use."""
-        core = self._core
-        if core is None:
+        if self._core is None:
             return pb.GetLoadResponse(num_requests_waiting=len(self._orphans))
-        return pb.GetLoadResponse(
-            num_requests_running=core.num_running,
-            num_requests_waiting=core.num_waiting,
-            num_used_blocks=core.pool.num_used,
-            num_blocks=core.pool.num_blocks,
-            max_num_seqs=core.limits.max_num_seqs,
-            max_num_waiting=core.limits.max_num_waiting,
-            num_steps_in_flight=core.num_in_flight,
-        )
+        return load_message(self._core)
 
 
 def _same_vocabulary(facts: WorkerFacts, others: WorkerFacts) -> bool:
@@ -417,19 +344,3 @@ def _same_vocabulary(facts: WorkerFacts, others: WorkerFacts) -> bool:
         others.vocab_size,
         others.eos_token_ids,
     )
-
-
-def _ticket(request: Request) -> Ticket:
-    assert isinstance(request.owner, Ticket)
-    return request.owner
-
-
-def _by_outbox(tickets: list[Ticket]) -> dict[Outbox, Sequence[int]]:
-    """The indices of each outbox's tickets."""
-    outboxes = {ticket.outbox for ticket in tickets}
-    if len(outboxes) == 1:
-        return {outboxes.pop(): range(len(tickets))}
-    return {
-        outbox: [index for index, ticket in enumerate(tickets) if ticket.outbox is outbox]
-        for outbox in outboxes
-    }

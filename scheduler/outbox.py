@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.dispatch.records import F32Array, PromptLogprobs, TokenLogprobs
@@ -164,3 +165,20 @@ def logprobs_message(logprobs: TokenLogprobs) -> pb.TokenLogprobs:
     return pb.TokenLogprobs(
         logprob=logprobs.logprob, top_ids=list(logprobs.top_ids), top_logprobs=list(logprobs.top_logprobs)
     )
+
+
+def ticket_of(request: Request) -> Ticket:
+    """The ticket of a request that came with one."""
+    assert isinstance(request.owner, Ticket)
+    return request.owner
+
+
+def by_outbox(tickets: list[Ticket]) -> dict[Outbox, Sequence[int]]:
+    """The indices of each outbox's tickets."""
+    outboxes = {ticket.outbox for ticket in tickets}
+    if len(outboxes) == 1:
+        return {outboxes.pop(): range(len(tickets))}
+    return {
+        outbox: [index for index, ticket in enumerate(tickets) if ticket.outbox is outbox]
+        for outbox in outboxes
+    }
