@@ -19,8 +19,10 @@ from frontend.http.schemas.base import parse
 from frontend.http.schemas.chat import ChatCompletionBody
 from frontend.http.schemas.completion import CompletionBody
 from frontend.http.schemas.generation import GenerationBody
+from frontend.http.schemas.structured import named_after
 from frontend.http.shapes import ResponseShape, event_frame
 from frontend.http.text_shape import TextShape
+from pagewire.errors import InvalidRequest
 
 
 class GenerateHandlers:
@@ -72,10 +74,13 @@ class GenerateHandlers:
             skip_special_tokens=request.sampling.skip_special_tokens,
             tokenizer=model.tokenizer,
         )
-        async with self._pipeline.start(request) as answer:
-            if not body.stream:
-                return web.json_response(shape.whole(await answer.whole()))
-            return await _stream(http_request, answer, shape)
+        try:
+            async with self._pipeline.start(request) as answer:
+                if not body.stream:
+                    return web.json_response(shape.whole(await answer.whole()))
+                return await _stream(http_request, answer, shape)
+        except InvalidRequest as error:
+            raise named_after(body.constraint_field(), error) from None
 
 
 async def _stream(http_request: web.Request, answer: Answer, shape: ResponseShape) -> web.StreamResponse:

@@ -19,6 +19,8 @@ from frontend.http.request_id import REQUEST_ID
 from frontend.http.response_shape import ResponseBuilder, event_frame
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.responses import ResponsesBody
+from frontend.http.schemas.structured import named_after
+from pagewire.errors import InvalidRequest
 
 
 class ResponseHandlers:
@@ -53,9 +55,17 @@ class ResponseHandlers:
             model=request.model or model.names[0],
             tokenizer=model.tokenizer,
         )
+        try:
+            return await self._answer(http_request, request, builder, stream=bool(body.stream))
+        except InvalidRequest as error:
+            raise named_after("text.format.schema" if body.structured_output() else None, error) from None
+
+    async def _answer(
+        self, http_request: web.Request, request: GenerationRequest, builder: ResponseBuilder, *, stream: bool
+    ) -> web.StreamResponse:
         async with self._pipeline.start(request) as answer:
             frames = self._frames(answer, builder)
-            if body.stream:
+            if stream:
                 return await send_events(
                     http_request,
                     frames,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from frontend.http.schemas.base import Body
 from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import StructuredOutput
+from pagewire.sampling_params import STRUCTURED_OUTPUTS, StructuredOutput
 
 Schema = dict[str, Any]
 
@@ -83,6 +83,13 @@ class StructuredFields(Body):
             )
         return next(iter(found.values()), None)
 
+    def constraint_field(self) -> str | None:
+        """The field that the constraint came by, if there is one."""
+        names = [name for name, constraint in self._constraints() if constraint is not None]
+        if names == ["response_format"] and self.response_format and self.response_format.json_schema:
+            return "response_format.json_schema.schema"
+        return next(iter(names), None)
+
     def _constraints(self) -> list[tuple[str, StructuredOutput | None]]:
         nested = self.structured_outputs or StructuredOutputs()
         response_format = self.response_format.to_structured() if self.response_format else None
@@ -98,6 +105,16 @@ class StructuredFields(Body):
             ("guided_choice", _choice("guided_choice", self.guided_choice)),
             ("guided_grammar", _grammar("guided_grammar", self.guided_grammar)),
         ]
+
+
+def named_after(field: str | None, error: InvalidRequest) -> InvalidRequest:
+    """A refusal of a constraint, of which the field is at fault that the constraint came by."""
+    if field is None or error.param not in _PIPELINES_NAMES:
+        return error
+    return InvalidRequest(error.message, param=field)
+
+
+_PIPELINES_NAMES = ("structured_output", *(f"structured_output.{name}" for name in STRUCTURED_OUTPUTS))
 
 
 def _json(param: str, schema: Schema | str | None) -> StructuredOutput | None:
