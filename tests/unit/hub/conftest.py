@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from gguf.constants import GGMLQuantizationType, TokenType
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -54,6 +56,30 @@ def tiny_weights(vocab_size: int) -> dict[str, np.ndarray]:
     return {
         f"{name}.weight": random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
     }
+
+
+@functools.cache
+def _read_into_plain_arrays(path: Path) -> gguf.GGUFReader:
+    """The package's reader makes a million views of the file, each four times as costly of a memory map."""
+    map_file = np.memmap
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            np, "memmap", lambda *arguments, **named: map_file(*arguments, **named).view(np.ndarray)
+        )
+        return GGUFReader(path)
+
+
+_name_tensors = functools.cache(gguf.get_tensor_name_map)
+
+
+@pytest.fixture
+def reading_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the gguf package, and transformers with it, read a file and list tensors once in a session.
+
+    transformers does both again at every turn. Only for files that stay as they are.
+    """
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: _read_into_plain_arrays(Path(path)))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", _name_tensors)
 
 
 @pytest.fixture

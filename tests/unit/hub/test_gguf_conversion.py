@@ -38,6 +38,7 @@ def convert(path: Path, directory: Path) -> tuple[dict[str, Any], dict[str, np.n
     return config, load_file(directory / "model.safetensors")
 
 
+@pytest.mark.usefixtures("reading_once")
 def test_weights_and_configuration_equal_those_of_transformers(smollm2_dir: Path, smollm2_gguf: Path) -> None:
     transformers = pytest.importorskip("transformers")
     import torch

@@ -54,6 +54,7 @@ def test_metadata_and_tensors_come_back_as_written(small_file: Path) -> None:
     assert read.tensors["vector"].data.view(np.float32).ravel().tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.usefixtures("reading_once")
 def test_agrees_with_the_gguf_package_on_a_real_file(smollm2_gguf: Path) -> None:
     ours, theirs = read_gguf(smollm2_gguf), gguf.GGUFReader(smollm2_gguf)
     assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]

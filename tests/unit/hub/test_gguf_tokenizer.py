@@ -84,6 +84,7 @@ def test_ids_equal_those_of_the_original(build_gguf: BuildGguf, tmp_path: Path, 
         assert converted.encode(text, add_special_tokens=False).ids == reference.encode(text).ids
 
 
+@pytest.mark.usefixtures("reading_once")
 def test_smollm2_ids_equal_those_of_transformers(smollm2_dir: Path, smollm2_gguf: Path) -> None:
     """transformers reads the vocabulary from the same file but takes every byte-level BPE for GPT-2's, which
     joins digits. SmolLM's pre-tokenizer keeps each apart, so the reference gets the text cut at digits."""
