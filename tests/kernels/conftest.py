@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from triton.runtime import interpreter
 
 
@@ -32,6 +34,8 @@ def _hasten_interpreter() -> None:
     It repeats the patching of `triton.language` at every call from kernel to function, for which the first of
     each module is enough: the kernel's launch patches what is undone after it. And it checks every integer
     operation for overflow, by another in 64 bits, which shapes as small as the interpreter's never reach.
+    Every conversion of a type builds a table of all types, and every shape the types of its members, which
+    hardly anything asks for.
     """
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
@@ -44,3 +48,39 @@ def _hasten_interpreter() -> None:
         return function.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = call
+    _remember_numpy_types()
+    _type_tuples_when_asked()
+
+
+def _remember_numpy_types() -> None:
+    convert, known = interpreter._get_np_dtype, {}
+
+    def remembered(dtype: tl.dtype) -> np.dtype:
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = convert(dtype.scalar)
+        return known[name]
+
+    interpreter._get_np_dtype = remembered
+
+
+def _type_tuples_when_asked() -> None:
+    """Of a tuple that is made without a type; with one it is made as before."""
+    make = tl.core.tuple.__init__
+
+    def make_untyped(self: tl.core.tuple, args: Any, type: Any = None) -> None:
+        if type is None:
+            self.values = list(args)
+        else:
+            make(self, args, type)
+
+    def find_type(self: tl.core.tuple) -> tl.core.tuple_type:
+        if "_type" not in vars(self):
+            make(self, self.values)
+        return vars(self)["_type"]
+
+    def set_type(self: tl.core.tuple, type: tl.core.tuple_type) -> None:
+        vars(self)["_type"] = type
+
+    tl.core.tuple.__init__ = make_untyped
+    tl.core.tuple.type = property(find_type, set_type)
