@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.dispatch.control import RING_SLOTS
@@ -145,7 +145,6 @@ def test_a_result_survives_encoding(result: StepResult) -> None:
     assert plain(decode_result(encode_result(result))) == plain(result)
 
 
-@settings(max_examples=300)
 @given(plans(), results(), st.data())
 def test_a_damaged_record_is_refused_or_decodes_to_something_of_the_same_size(
     plan: StepPlan, result: StepResult, data: st.DataObject

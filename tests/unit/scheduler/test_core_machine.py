@@ -291,4 +291,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
