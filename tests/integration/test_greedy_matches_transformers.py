@@ -13,7 +13,7 @@ from engine.dispatch.records import NewRequest, StepPlan, u32
 from engine.model_runner import ModelRunner
 from tests.integration.plan_driver import GREEDY, PlanDriver
 
-OUTPUT_TOKENS = 16
+OUTPUT_TOKENS = 8
 # Where the two best logits are closer than this, either token is right.
 TIE = 1e-4
 # Token ids rather than text: the subject is the engine. Lengths from one token to many blocks.
