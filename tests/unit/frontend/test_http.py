@@ -240,8 +240,11 @@ async def test_refusal_by_the_scheduler_has_its_status_even_when_streaming(http,
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("named", ["structured_output.regex", ""])
-async def test_refusal_by_the_scheduler_names_the_parameter(http, scheduler, named, stream) -> None:
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [("structured_output.regex", "structured_outputs.regex"), ("bad_words", "bad_words"), ("", None)],
+)
+async def test_refusal_by_the_scheduler_names_the_parameter(http, scheduler, named, shown, stream) -> None:
     body = {"prompt": "p", "structured_outputs": {"regex": "a+"}, "stream": stream}
     asking = asyncio.create_task(http.post("/v1/completions", json=body))
     submit = await scheduler.submitted()
@@ -249,7 +252,7 @@ async def test_refusal_by_the_scheduler_names_the_parameter(http, scheduler, nam
     await scheduler.say(submit.handle, [], end=refusal)
     response = await asking
     assert response.status == 400
-    assert (await response.json())["error"]["param"] == (named or None)
+    assert (await response.json())["error"]["param"] == shown
 
 
 async def test_error_in_a_stream_is_a_last_frame(http, scheduler) -> None:
