@@ -1,0 +1,233 @@
+"""Sends random and damaged messages to every method of the public gRPC service.
+
+python -m tools.fuzz_grpc --seconds 120 --seed 1
+
+Half of the messages are well-formed ones whose fields have random values, extreme ones among them; half are
+the bytes of such messages, damaged. A call fails the run if it ends with INTERNAL, UNKNOWN or UNAVAILABLE, or
+takes more than 30 s. At the end a completion must be what it was at the beginning, and nothing may have been
+restarted.
+Without --target a service of a tiny model is started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from pagewire.inference.v1 import inference_pb2 as pb
+from pagewire.inference.v1 import inference_pb2_grpc
+from tools.fuzz_service import harm, process_ids, start_service
+
+_CALL_SECONDS = 30.0
+_BAD = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
+_METHODS: list[MethodDescriptor] = list(pb.DESCRIPTOR.services_by_name["InferenceService"].methods)
+_MAX_DEPTH = 6
+
+_TEXTS = (
+    *("", "a", "Once upon a time", "user", "assistant", "system", "tool", "tiny", "\0", "🙂" * 5, "x" * 5000),
+    *("[a-z]+", "(", '{"type": "object"}', '{"type": "strin"}', "{", 'root ::= "a"', "[" * 300, "null"),
+    *("{{ messages }}", "{% for m in messages %}", "call-1", "f"),
+)
+_INTEGERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    20,
+    100,
+    129,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+    -1,
+    -2,
+    -(2**31),
+    -(2**63),
+)
+_NUMBERS = (0.0, 1.0, 0.5, -1.0, 2.0, 1e-30, 1e30, math.nan, math.inf, -math.inf, -0.0)
+_BITS = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
+
+
+def fill(message: Message, random: Random, depth: int = 0) -> None:
+    """Sets some of a message's fields, and theirs, to random values."""
+    density = random.choice((0.15, 0.4, 0.8)) if depth else 0.7
+    for field in message.DESCRIPTOR.fields:
+        if random.random() > density:
+            continue
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            entries = getattr(message, field.name)
+            for _ in range(random.choice((1, 2, 30))):
+                key, value = field.message_type.fields
+                entries[_scalar(key, random)] = _scalar(value, random)
+        elif field.is_repeated:
+            for _ in range(random.choice((0, 1, 2, 3, 20))):
+                if field.message_type is None:
+                    getattr(message, field.name).append(_scalar(field, random))
+                else:
+                    fill(getattr(message, field.name).add(), random, depth + 1)
+        elif field.message_type is None:
+            setattr(message, field.name, _scalar(field, random))
+        elif depth < _MAX_DEPTH:
+            child = getattr(message, field.name)
+            child.SetInParent()
+            fill(child, random, depth + 1)
+
+
+def _scalar(field: FieldDescriptor, random: Random) -> Any:
+    kind = field.cpp_type
+    if kind in _BITS:
+        low, high = _BITS[kind]
+        value = random.choice(_INTEGERS) if random.random() < 0.5 else random.randrange(300)
+        return min(max(value, low), high)
+    if kind in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
+        return random.choice(_NUMBERS) if random.random() < 0.5 else random.random()
+    if kind == FieldDescriptor.CPPTYPE_BOOL:
+        return random.random() < 0.5
+    if kind == FieldDescriptor.CPPTYPE_ENUM:
+        return random.choice((0, 1, 2, 3, 4, 99))
+    text = random.choice(_TEXTS)
+    return text.encode() if field.type == FieldDescriptor.TYPE_BYTES else text
+
+
+def tame(message: Message, random: Random) -> None:
+    """Makes most requests sensible in all but a few fields, or hardly any would get far."""
+    if "model" in message.DESCRIPTOR.fields_by_name and random.random() < 0.9:
+        message.model = ""
+    if isinstance(message, pb.EmbedRequest) and random.random() < 0.7:
+        message.ClearField(random.choice(("texts", "token_ids")))
+        message.pooling = random.choice((pb.POOLING_LAST, pb.POOLING_MEAN, pb.POOLING_CLS))
+    if isinstance(message, pb.GenerateRequest) and random.random() < 0.8:
+        kept = random.sample([field.name for field in message.sampling.DESCRIPTOR.fields], 2)
+        for field, _ in message.sampling.ListFields():
+            if field.name not in kept:
+                message.sampling.ClearField(field.name)
+        for name in ("request_id", "cache_salt", "timeout"):
+            message.ClearField(name)
+        if random.random() < 0.7:
+            message.text = "Once upon a time"
+
+
+def damage(data: bytes, random: Random) -> bytes:
+    """The bytes with some of them changed, left out, doubled or added."""
+    changed = bytearray(data)
+    for _ in range(random.choice((1, 1, 2, 5))):
+        place = random.randrange(len(changed) + 1)
+        match random.randrange(4):
+            case 0:
+                changed[place : place + 1] = random.randbytes(1)
+            case 1:
+                del changed[place : place + random.choice((1, 2, 20))]
+            case 2:
+                changed[place:place] = changed[place : place + random.choice((1, 8, 50))]
+            case 3:
+                changed[place:place] = random.choice(
+                    (b"\xff" * 10, b"\x80" * 11, b"\x0a\xff\xff\xff\xff\x0f")
+                )
+    return bytes(changed)
+
+
+def one_call(channel: grpc.Channel, seed: int) -> tuple[str, str, str]:
+    """Makes a call: its method, how it ended, and what was wrong with that, if anything was."""
+    random = Random(seed)
+    method = random.choice([*_METHODS, *_METHODS[:2]])
+    message = GetMessageClass(method.input_type)()
+    fill(message, random)
+    tame(message, random)
+    data = message.SerializeToString()
+    if damaged := random.random() < 0.5:
+        data = damage(data, random)
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    kind = channel.unary_stream if method.server_streaming else channel.unary_unary
+    try:
+        answer = kind(path)(data, timeout=_CALL_SECONDS)
+        if method.server_streaming:
+            for number, _ in enumerate(answer):
+                if random.random() < 0.02 and number:
+                    answer.cancel()  # clients go
+        status = grpc.StatusCode.OK
+    except grpc.RpcError as error:
+        status = error.code()
+        late = status is grpc.StatusCode.DEADLINE_EXCEEDED and "deadline had passed" not in error.details()
+        if status in _BAD or (late and not damaged and not message_has_timeout(message)):
+            return method.name, status.name, f"seed {seed}: {method.name}: {status.name}: {error.details()}"
+    return method.name, status.name, ""
+
+
+def message_has_timeout(message: Message) -> bool:
+    """Whether the request says itself when it is to end."""
+    return isinstance(message, pb.GenerateRequest) and message.HasField("timeout")
+
+
+def fuzz(target: str, seconds: float, seed: int, concurrency: int) -> int:
+    """Calls until the time is over; 0 if nothing was wrong."""
+    probe = pb.GenerateRequest(
+        token_ids=pb.TokenIds(ids=[1, 2, 3]), sampling=pb.SamplingParams(temperature=0, max_tokens=8)
+    )
+    counts: Counter[tuple[str, str]] = Counter()
+    wrong: list[str] = []
+    with grpc.insecure_channel(target) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        before = list(stub.GenerateOnce(probe, timeout=60).token_ids)
+        end = time.monotonic() + seconds
+
+        def keep_calling(number: int) -> None:
+            for offset in range(number, sys.maxsize, concurrency):
+                if time.monotonic() > end:
+                    return
+                method, status, fault = one_call(channel, (seed << 32) + offset)
+                counts[method, status] += 1
+                if fault:
+                    wrong.append(fault)
+
+        with ThreadPoolExecutor(concurrency) as pool:
+            list(pool.map(keep_calling, range(concurrency)))
+        after = list(stub.GenerateOnce(probe, timeout=60).token_ids)
+    if after != before:
+        wrong.append(f"a completion is not what it was before: {before}, {after}")
+    for (method, status), count in sorted(counts.items()):
+        print(f"{method:14} {status:20} {count}")
+    print(f"{counts.total()} calls, {len(wrong)} wrong", *wrong[:20], sep="\n")
+    return 1 if wrong else 0
+
+
+def main() -> int:
+    """The exit status: 0 if nothing was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--target", help="such as 127.0.0.1:50051")
+    arguments = parser.parse_args()
+    if arguments.target:
+        return fuzz(arguments.target, arguments.seconds, arguments.seed, arguments.concurrency)
+    with tempfile.TemporaryDirectory() as name, start_service(Path(name)) as service:
+        before = process_ids(service)
+        status = fuzz(service.grpc_target, arguments.seconds, arguments.seed, arguments.concurrency)
+        suffered = harm(service, before)
+    print("\n".join(suffered) or "no process was restarted, no traceback was logged")
+    return 1 if suffered else status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
