@@ -95,7 +95,9 @@ async def test_two_hundred_requests_started_and_dropped_leave_nothing_behind(
     for _ in range(25):
         await asyncio.gather(*(start_and_drop() for _ in range(8)))
     await until_idle(server)
-    assert {role: process.num_fds() for role, process in server.processes().items()} == descriptors
+    # None more; what a process used to start, it may have closed meanwhile.
+    for role, process in server.processes().items():
+        assert process.num_fds() <= descriptors[role], role
     assert [name for name in os.listdir("/dev/shm") if name.startswith("pagewire")] == []
     (answer,) = await complete_all(server.grpc_target, [greedy(PROMPT, 4)], 1)
     assert len(answer.token_ids) == 4
