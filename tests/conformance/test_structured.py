@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
 import openai
 import pytest
 
+from tests.conformance.schemas import judge, random_schema
 from tests.conformance.target import Target
 
 MESSAGES = [
@@ -115,6 +117,17 @@ def test_a_schema_that_cannot_be_kept_is_refused_by_its_keyword(
         target.chat(messages=MESSAGES, response_format=of_schema(schema), max_tokens=8)
     if target.directory is not None:
         assert refused.value.param == "response_format.json_schema.schema"
+
+
+def test_answers_of_random_schemas_validate(target: Target, model_directory: Any) -> None:
+    """A few such as tools/random_schemas.py tries; on the suite's own server, whose seeds repeat."""
+    seeds = range(1, 13)
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        outcomes = list(
+            pool.map(lambda seed: judge(target.http, random_schema(seed), seed, max_tokens=60), seeds)
+        )
+    assert [each for each in outcomes if each.kind in ("wrong", "refused")] == []
+    assert sum(each.kind == "valid" for each in outcomes) >= 10
 
 
 def test_free_and_constrained_requests_share_a_batch(target: Target) -> None:
