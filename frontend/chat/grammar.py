@@ -10,6 +10,7 @@ from typing import Any
 from frontend.chat.reasoning import ReasoningFormat, Thoughts
 from pagewire.errors import InvalidRequest
 from pagewire.sampling_params import StructuredOutput
+from pagewire.structured.translate import with_exclusive_bounds
 
 # As in constraints that are a schema alone: a bound, or a model that likes white space writes nothing else.
 _JSON_OPTIONS = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "lenient": False}
@@ -52,7 +53,8 @@ def json_value(schema: Mapping[str, Any] | bool) -> str:
     """JSON of a schema."""
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
-    return "%json " + json.dumps({**schema, "x-guidance": _JSON_OPTIONS}, ensure_ascii=False)
+    mended = with_exclusive_bounds(schema)
+    return "%json " + json.dumps({**mended, "x-guidance": _JSON_OPTIONS}, ensure_ascii=False)
 
 
 def constrained(structured: StructuredOutput) -> str:

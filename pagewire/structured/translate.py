@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from llguidance import LLMatcher, LLParserLimits
 from llguidance.gbnf_to_lark import gbnf_to_lark
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # it exists in the stubs only
 # white space never needs to say anything else.
 _JSON_SPACE = r" |\n{1,2}[ \t]{0,20}"
 _JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": _JSON_SPACE, "lenient": False}
+_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_INSTANCES = ("const", "enum", "default", "examples")
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 _GBNF_CODE_POINT = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}))")
 _REGEX_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
@@ -76,10 +79,49 @@ def _json_schema(structured: StructuredOutput) -> str:
         raise _wrong(structured, "it must be an object, true or false")
     # llguidance's options go into the schema, which has to be an object for that.
     text = {True: "{}", False: '{"enum": []}'}[schema] if isinstance(schema, bool) else structured.json_schema
+    if (mended := with_exclusive_bounds(schema)) != schema:
+        text = json.dumps(mended, ensure_ascii=False)
     try:
         return LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
     except ValueError as error:
         raise _wrong(structured, str(error)) from None
+
+
+def with_exclusive_bounds(schema: Any) -> Any:
+    """A schema of which llguidance keeps the exclusive bounds of numbers.
+
+    It lets a whole number that is an exclusive bound through where the other bound is less than 1 away
+    (seen in 1.9.1). There the next number of nine decimals becomes an inclusive bound, so that what is
+    allowed is valid.
+    """
+    if isinstance(schema, list):
+        return [with_exclusive_bounds(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    mended = {
+        key: {name: with_exclusive_bounds(each) for name, each in value.items()}
+        if key in _SCHEMAS_BY_NAME and isinstance(value, dict)
+        else value
+        if key in _INSTANCES
+        else with_exclusive_bounds(value)
+        for key, value in schema.items()
+    }
+    for inclusive, exclusive, others, sign in (
+        ("minimum", "exclusiveMinimum", ("maximum", "exclusiveMaximum"), 1),
+        ("maximum", "exclusiveMaximum", ("minimum", "exclusiveMinimum"), -1),
+    ):
+        bound = mended.get(exclusive)
+        near = [schema[name] for name in others if _is_number(schema.get(name))]
+        if _is_number(bound) and bound == int(bound) and any(0 < sign * (each - bound) < 1 for each in near):
+            del mended[exclusive]
+            nearest = bound + sign * max(1e-9, math.ulp(bound))
+            given = mended.get(inclusive)
+            mended[inclusive] = (max, min)[sign < 0](nearest, given) if _is_number(given) else nearest
+    return mended
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _lark(structured: StructuredOutput, grammar: str) -> str:

@@ -118,6 +118,41 @@ def test_random_texts_under_the_masks_keep_to_a_schema_and_to_a_regular_expressi
     assert re.fullmatch(pattern, tokenizer.decode(written))
 
 
+@pytest.mark.parametrize(
+    ("bounds", "kept", "excluded"),
+    [
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 0.5}, ["0.1", "0.49"], ["0", "0.0", "0.5"]),
+        ({"exclusiveMinimum": 3, "maximum": 3.5}, ["3.1", "3.5"], ["3", "3.0"]),
+        ({"exclusiveMaximum": -10.0, "minimum": -10.5}, ["-10.1", "-10.5"], ["-10", "-10.0"]),
+        ({"exclusiveMinimum": 0, "minimum": 0.25, "maximum": 0.5}, ["0.25", "0.3"], ["0", "0.2"]),
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 100}, ["1", "0.5", "99"], ["0", "100"]),
+    ],
+    ids=str,
+)
+def test_exclusive_bounds_are_excluded(
+    grammars: Grammars, tokenizer: Tokenizer, bounds: dict[str, float], kept: list[str], excluded: list[str]
+) -> None:
+    """Also in properties whose names are those of keywords."""
+    number = {"type": "number", **bounds}
+    nested = {"type": "object", "properties": {"const": number}, "required": ["const"]}
+    for schema, form in ((number, "{}"), (nested | {"additionalProperties": False}, '{{"const":{}}}')):
+        structured = StructuredOutput(json_schema=json.dumps(schema))
+        grammars.compile(structured)
+
+        def holds(text: str, structured: StructuredOutput = structured, form: str = form) -> bool:
+            matcher = grammars.matcher(structured)
+            assert matcher is not None
+            try:
+                matcher.advance(spell(tokenizer, form.format(text)))
+            except PagewireError:
+                return False
+            mask = matcher.mask()
+            return mask is None or EOS in allowed(mask)
+
+        assert all(map(holds, kept))
+        assert not any(map(holds, excluded))
+
+
 def test_matchers_of_one_constraint_do_not_share_their_place(
     grammars: Grammars, tokenizer: Tokenizer
 ) -> None:
