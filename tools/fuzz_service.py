@@ -18,7 +18,7 @@ _SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-_OPTIONS = ("--load-format", "dummy", "--max-model-len", "96", "--num-blocks", "2048")
+_OPTIONS = ("--load-format", "dummy", "--max-model-len", "64", "--max-num-seqs", "16")
 
 
 def start_service(directory: Path, *options: str) -> Service:
