@@ -134,7 +134,7 @@ def _number(random: Random) -> dict[str, Any]:
     names = random.choice((("minimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum")))
     schema = {"type": "number", names[0]: low, names[1]: low + random.choice((0.5, 1, 100))}
     if random.random() < 0.6:
-        schema["multipleOf"] = random.choice((0.01, 0.05, 0.1))  # or a small model never ends a fraction
+        schema["multipleOf"] = random.choice((0.5, 0.25, 0.125))  # or a small model never ends a fraction
     return schema
 
 
