@@ -52,7 +52,7 @@ class Scheduler:
         self._step_limits = StepLimits.of(limits.records)
         self._waiting = WaitingQueue()
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
-        self._prefixes = Prefixes(limits, self.pool, self._rows)
+        self.prefixes = Prefixes(limits, self.pool, self._rows)
         self._wants = Wants.nothing()
         self._in_flight: deque[InFlight] = deque()
         self._admitted: list[Request] = []
@@ -188,7 +188,7 @@ class Scheduler:
         state.num_computed[rows] = ends
         state.num_tokens[rows] = ends + 1
         wants.num_steps = max(wants.num_steps - 1, 0)
-        self._prefixes.publish_filled(rows, ends)
+        self.prefixes.publish_filled(rows, ends)
         return True
 
     def _grow(self, rows: IntArray) -> list[int]:
@@ -242,12 +242,12 @@ class Scheduler:
 
     def _can_begin(self, request: Request) -> bool:
         """Whether anything but the last token of a waiting request is left to compute."""
-        return len(self._prefixes.find(request)) * self.limits.block_size < len(request.token_ids) - 1
+        return len(self.prefixes.find(request)) * self.limits.block_size < len(request.token_ids) - 1
 
     def _admit(self, draft: Draft, request: Request) -> bool:
         """Moves the first waiting request into a row, if everything it needs is there."""
         block_size, pool, num_tokens = self.limits.block_size, self.pool, len(request.token_ids)
-        hits = self._prefixes.find(request)
+        hits = self.prefixes.find(request)
         start = len(hits) * block_size
         available = pool.num_free - pool.num_free_among(hits)
         if -(-num_tokens // block_size) - len(hits) > available:
@@ -305,7 +305,7 @@ class Scheduler:
         state.num_tokens[row] += samples
         state.blocked[row] |= samples and request.constraint is not None
         self._wants.num_steps = 0
-        self._prefixes.publish(request)
+        self.prefixes.publish(request)
 
     def _dispatch(self, draft: Draft) -> StepPlan:
         plan = draft.plan(self._next_step_id, self._rows.take_freed())
@@ -371,7 +371,7 @@ class Scheduler:
         state = self._rows
         known = state.num_known[rows] + 1
         state.num_known[rows] = known
-        self._prefixes.publish_filled(rows, known)
+        self.prefixes.publish_filled(rows, known)
         complete = state.holders(rows[known >= state.max_total[rows]])
         if len(rows) < len(output.requests):
             complete += results.count_late_tokens(output.requests)

@@ -13,18 +13,21 @@ class Prefixes:
     """Publishes blocks once they are full of known tokens, computed by the steps planned so far, and finds
     them again. It owns the hashes of the requests' blocks and how many are published; pool and rows are the
     scheduler's.
+
+    Attributes:
+        is_enabled: whether anything is published and found; may be changed while nothing runs.
     """
 
     def __init__(self, limits: SchedulerLimits, pool: BlockPool, rows: Rows) -> None:
         self._block_size = limits.block_size
-        self._is_enabled = limits.enable_prefix_caching
+        self.is_enabled = limits.enable_prefix_caching
         self._pool = pool
         self._rows = rows
         self._recent_chains = RecentChains(limits.block_size)
 
     def find(self, request: Request) -> list[int]:
         """The cached blocks of a waiting request's beginning that it may use."""
-        if not self._is_enabled:
+        if not self.is_enabled:
             return []
         if not request.block_hashes:
             request.block_hashes = self._recent_chains.hash(request.token_ids, request.root_hash)
@@ -47,7 +50,7 @@ class Prefixes:
         """Publishes what is full of a running request's blocks."""
         full = min(self._rows.num_computed.item(request.row), len(request.token_ids)) // self._block_size
         first = request.num_published_blocks
-        if full <= first or not self._is_enabled:
+        if full <= first or not self.is_enabled:
             return
         request.hash_up_to(full, self._block_size)
         for index in range(first, full):

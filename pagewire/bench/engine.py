@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
@@ -107,7 +107,7 @@ class BenchEngine:
         It can be on only if one of the workloads given at the start asked for it.
         """
         core = self._engine.core
-        core.limits = replace(core.limits, enable_prefix_caching=wanted)
+        core.prefixes.is_enabled = wanted
         core.pool.forget()
 
     def run(self, batch: Batch, listener: Listener | None = None) -> Measured:

@@ -130,11 +130,12 @@ def test_only_the_repetition_penalty_counts_the_prompt(target: Target) -> None:
     assert output_only == plain != prompt_too
 
 
-@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
-def test_negative_penalties_say_again_what_was_said(target: Target, penalty: str) -> None:
+def test_negative_penalties_say_again_what_was_said(target: Target) -> None:
     """And positive ones say less of it again than negative ones."""
+    names = ("presence_penalty", "frequency_penalty")
     asked = {"prompt": TALE, "seed": 1, "temperature": 1, "max_tokens": 40}
-    texts = target.texts([asked | {penalty: -2}, asked, asked | {penalty: 2}])
-    repeating, free, varied = (len(set(text.split())) for text in texts)
-    assert repeating < free
-    assert repeating < varied
+    texts = target.texts([asked, *(asked | {name: value} for name in names for value in (-2, 2))])
+    free, *counts = (len(set(text.split())) for text in texts)
+    for repeating, varied in (counts[:2], counts[2:]):
+        assert repeating < free
+        assert repeating < varied

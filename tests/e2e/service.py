@@ -77,9 +77,12 @@ class Service:
     def processes(self) -> dict[str, psutil.Process]:
         """By role: "supervisor", and its children "frontend", "scheduler" and "engine-worker"."""
         supervisor = psutil.Process(self.process.pid)
-        roles = ("frontend", "scheduler", "engine-worker")
+        roles = {"frontend": "frontend", "scheduler": "scheduler", "engine": "engine-worker"}
         children = {
-            role: child for child in supervisor.children() for role in roles if role in child.cmdline()[:4]
+            role: child
+            for child in supervisor.children()
+            for word, role in roles.items()
+            if word in child.cmdline()[:4]
         }
         return {"supervisor": supervisor, **children}
 

@@ -354,7 +354,7 @@ async def test_logprobs_cover_every_token_of_thoughts_and_calls(http, scheduler:
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"if": {}}}}},
-            "structured_output.json_schema",
+            "response_format.json_schema.schema",
             'the JSON schema: "if" cannot be enforced',
         ),
     ],
