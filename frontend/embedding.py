@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from frontend.generation.events import Usage
-from frontend.generation.open_request import OpenRequest, Submission, Wakeup
+from frontend.generation.open_request import OpenRequest, Submission, Wakeup, error_in
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import INT32_RANGE, TextPrompt, TokenPrompt
 from frontend.generation.submissions import check_range
 from frontend.scheduler_link import SchedulerLink
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.errors import InvalidRequest, PagewireError, Unavailable, from_code
+from pagewire.errors import InvalidRequest, PagewireError, Unavailable
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
 
@@ -222,7 +222,7 @@ def _check_end(request: OpenRequest) -> None:
     if ended is None:
         return
     if ended.reason == scheduler_pb2.END_REASON_ERROR:
-        raise from_code(ended.status, ended.error, param=ended.param)
+        raise error_in(ended)
     if ended.reason == scheduler_pb2.END_REASON_ABORT:
         raise Unavailable("this server is shutting down; send the request again")
     if request.pooled is None:

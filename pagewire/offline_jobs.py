@@ -9,14 +9,14 @@ from dataclasses import replace
 from engine.dispatch import records
 from engine.dispatch.facts import WorkerFacts
 from frontend.generation.beam_search import BeamSearcher, Candidates, Hypothesis
-from frontend.generation.output_text import OutputText
+from frontend.generation.output_text import OutputText, whole_text
 from frontend.generation.prompts import bad_word_ids
 from frontend.generation.ranked_answer import mean_logprob
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import InvalidRequest, PagewireError
 from pagewire.offline_prompts import OfflinePrompt
 from pagewire.outputs import CompletionOutput, RequestOutput, TokenLogprobs
-from pagewire.sampling_params import INT64_RANGE, SamplingParams
+from pagewire.sampling_params import SamplingParams, seed_of_completion
 from scheduler.intake import make_request
 from scheduler.request import EndReason, Request
 
@@ -172,12 +172,9 @@ def _logprobs_of(completion: CompletionOutput) -> list[float]:
 
 def _of_sample(sampling: SamplingParams, number: int) -> SamplingParams:
     """A prompt's completions have seeds of their own, and the first reads the prompt."""
-    seed = sampling.seed
-    if seed is not None:
-        seed = (seed + number - INT64_RANGE.start) % 2**64 + INT64_RANGE.start
     return replace(
         sampling,
-        seed=seed,
+        seed=None if sampling.seed is None else seed_of_completion(sampling.seed, number),
         max_tokens=1 if sampling.max_tokens == 0 else sampling.max_tokens,
         prompt_logprobs=sampling.prompt_logprobs if number == 0 else None,
     )
@@ -300,9 +297,6 @@ class SearchJob(Job):
 
     def _output(self, index: int, found: Hypothesis) -> CompletionOutput:
         sampling, ids = self._sampling, list(found.beam.token_ids)
-        text = OutputText(self._tokenizer, sampling)
-        hidden = 1 if found.stopped and not sampling.include_stop_str_in_output else 0
-        whole = text.push(ids[: len(ids) - hidden])[0] + text.finish()
         logprobs = None
         if sampling.logprobs is not None:
             logprobs = [
@@ -311,7 +305,7 @@ class SearchJob(Job):
             ]
         by_stop_token = found.stopped and ids[-1] not in self._eos_token_ids
         return CompletionOutput(
-            whole,
+            whole_text(self._tokenizer, sampling, ids, stopped=found.stopped),
             ids,
             "stop" if found.stopped else "length",
             ids[-1] if by_stop_token else None,

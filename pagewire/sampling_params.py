@@ -273,6 +273,11 @@ class SamplingParams:
                 )
 
 
+def seed_of_completion(seed: int, number: int) -> int:
+    """The seed of a prompt's completion number `number`: their sum, wrapped to a signed 64-bit integer."""
+    return (seed + number - INT64_RANGE.start) % 2**64 + INT64_RANGE.start
+
+
 def _require(condition: bool, param: str, value: object, allowed: str) -> None:
     """Raises unless the condition holds. A NaN fails every comparison, so it is refused like any other."""
     if not condition:

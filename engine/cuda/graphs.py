@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from engine.cuda.step_shape import StepShape
 
-# Decodes, chunks, tokens of the chunks together, and whether decodes share a prefix.
-GraphSize = tuple[int, int, int, bool]
+
+class GraphSize(NamedTuple):
+    """How many decodes, chunks and tokens of the chunks together a graph is for, and whether decodes share a
+    prefix."""
+
+    num_decodes: int
+    num_chunks: int
+    num_chunk_tokens: int
+    shares_prefix: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_decodes + self.num_chunk_tokens
+
+    @property
+    def is_plain_decode(self) -> bool:
+        return not self.num_chunks and not self.shares_prefix
 
 
 class StepGraphs:
@@ -93,4 +108,8 @@ def mixed_graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> list[Gr
     """Mixes of decodes and prompts as they come when requests arrive one or a few at a time."""
     decodes = [size for size in (16, 64, 128, 192, 256) if size < max_num_seqs] + [max_num_seqs]
     tokens = [size for size in (128, 256, 384, 512, 768, 1024) if size <= max_num_batched_tokens]
-    return [(d, min(max_num_seqs, max(4, p // 64)), p, False) for d in sorted(set(decodes)) for p in tokens]
+    return [
+        GraphSize(d, min(max_num_seqs, max(4, p // 64)), p, False)
+        for d in sorted(set(decodes))
+        for p in tokens
+    ]

@@ -21,7 +21,7 @@ from engine.attention.triton_backend import TritonAttentionBackend
 from engine.build import assemble
 from engine.config import WorkerConfig
 from engine.cuda.gpu import GpuTarget
-from engine.cuda.graphs import mixed_graph_sizes
+from engine.cuda.graphs import GraphSize, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
@@ -133,7 +133,7 @@ class _RehearsalPlatform(CudaPlatform):
     def finish(self, runner: Runner) -> None:
         assert isinstance(runner, CudaModelRunner)
         # Products of a few tokens are compiled for their number. What takes longest is in here too.
-        runner.rehearse_sizes([(0, 1, count, False) for count in range(1, MAX_TOKENS + 1)])
+        runner.rehearse_sizes([GraphSize(0, 1, count, False) for count in range(1, MAX_TOKENS + 1)])
         runner.rehearse_sizes(self._graph_sizes(runner))
         # Which of these get graphs depends on the whole model; the others are launched as they come.
         runner.rehearse_sizes(

@@ -115,7 +115,7 @@ class CudaPlatform(Platform):
     def _graph_bytes(self, trial: CudaModelRunner) -> int:
         """Memory of all graphs: the largest one's pool serves all, each has nodes of its own."""
         sizes = self._graph_sizes(trial)
-        largest = max(sizes, key=_num_tokens)
+        largest = max(sizes, key=lambda size: size.num_tokens)
         torch.cuda.empty_cache()
         free_before, _ = torch.cuda.mem_get_info(self.device)
         reserved_before = torch.cuda.memory_reserved(self.device)
@@ -129,14 +129,14 @@ class CudaPlatform(Platform):
         """Steps worth a graph: all decodes, and mixed ones whose launches would take longer than they do."""
         max_num_seqs = runner.rows.limits.max_num_seqs
         decodes = decode_graph_sizes(max_num_seqs)
-        sizes: list[GraphSize] = [(size, 0, 0, False) for size in decodes]
+        sizes = [GraphSize(size, 0, 0, False) for size in decodes]
         if not self._config.deterministic:
-            sizes += [(size, 0, 0, True) for size in decodes if size >= _FEWEST_SHARING]
+            sizes += [GraphSize(size, 0, 0, True) for size in decodes if size >= _FEWEST_SHARING]
         parameters = list(runner.model.parameters())
         num_weights = sum(parameter.numel() for parameter in parameters)
         host_seconds = len(runner.kv_caches) * _LAUNCHES_PER_LAYER * _LAUNCH_SECONDS
         for size in mixed_graph_sizes(max_num_seqs, runner.max_num_batched_tokens):
-            device_seconds = 2 * num_weights * (size[0] + size[2]) / _FLOPS
+            device_seconds = 2 * num_weights * size.num_tokens / _FLOPS
             if device_seconds < host_seconds:
                 sizes.append(size)
         return sizes
@@ -148,18 +148,8 @@ class CudaPlatform(Platform):
             return
         sizes = self._graph_sizes(runner)
         # The largest takes the memory that all others share. Of the others, those that every request needs.
-        largest = max(sizes, key=_num_tokens)
-        first = [size for size in sizes if size == largest or _is_plain_decode(size)]
+        largest = max(sizes, key=lambda size: size.num_tokens)
+        first = [size for size in sizes if size == largest or size.is_plain_decode]
         runner.capture(first)
         runner.capture_later([size for size in sizes if size not in first])
         logger.info("captured %d of %d graphs; the others follow when there is time", len(first), len(sizes))
-
-
-def _num_tokens(size: GraphSize) -> int:
-    decodes, _, chunk_tokens, _ = size
-    return decodes + chunk_tokens
-
-
-def _is_plain_decode(size: GraphSize) -> bool:
-    _, chunks, _, shares_prefix = size
-    return not chunks and not shares_prefix

@@ -15,9 +15,8 @@ import torch
 from engine.attention.backend import IntArray
 from engine.cuda.logprobs import LogprobsBuffers, LogprobsRequest
 from engine.cuda.rows import DeviceRows
-from engine.cuda.staging import Staging
+from engine.cuda.staging import NUM_TURNS, Staging
 from engine.cuda.step_layout import StepLayout
-from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
 from engine.dispatch.records import F32Array, PromptLogprobs, RecordLimits
 from engine.kernels.pooling.kernel import PooledColumns, pool_hidden
 from engine.kernels.sampling.logprobs import Logprobs, LogprobsWorkspace, gather_logprobs
@@ -26,8 +25,6 @@ from engine.prompt_work import PooledChunk, PromptWork, logprobs_places, split_l
 # Positions whose logits there are at once. Always so many, whatever is asked for, so that one product and one
 # kernel serve all prompts.
 POSITIONS_AT_ONCE = 256
-# A buffer is written again only when the result of the step that took it was read, as in results.py.
-_NUM_TURNS = MAX_STEPS_IN_FLIGHT + 2
 
 ComputeLogits = Callable[[torch.Tensor], torch.Tensor]
 
@@ -79,13 +76,13 @@ class PromptStates:
         self._rows = rows
         self._compute_logits = compute_logits
         self._at_once = POSITIONS_AT_ONCE
-        self._staging = Staging(_NUM_TURNS, device)
+        self._staging = Staging(NUM_TURNS, device)
         self._workspace = LogprobsWorkspace.allocate(self._at_once, rows.limits.vocab_size, device)
-        self._results = LogprobsBuffers(_NUM_TURNS, limits.max_prompt_logprobs, device)
+        self._results = LogprobsBuffers(NUM_TURNS, limits.max_prompt_logprobs, device)
         self._slot = torch.zeros(1, dtype=torch.int32, device=device)
         size = limits.hidden_size
         self._sums = torch.zeros((rows.limits.max_num_seqs, size), device=device)
-        self._pooled = torch.zeros((_NUM_TURNS, limits.max_pooled, size), device=device)
+        self._pooled = torch.zeros((NUM_TURNS, limits.max_pooled, size), device=device)
         self._pooled_host = torch.zeros(self._pooled.shape, pin_memory=device.type == "cuda")
         self._turn = 0
 
@@ -165,7 +162,7 @@ class PromptStates:
         arrays: Sequence[torch.Tensor],
         logprobs: LogprobsRequest | None,
     ) -> PromptTransfer:
-        self._turn = (self._turn + 1) % _NUM_TURNS
+        self._turn = (self._turn + 1) % NUM_TURNS
         out, host = self._pooled[self._turn], self._pooled_host[self._turn]
         if work.pooled:
             pool_hidden(hidden, PooledColumns(*arrays), sums=self._sums, out=out)

@@ -10,33 +10,29 @@ import torch
 from engine.attention.backend import IntArray
 from engine.cuda.logprobs import LogprobsRequest
 from engine.cuda.prompt_states import PromptTransfer
-from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
+from engine.cuda.staging import NUM_TURNS
 from engine.dispatch.records import StepResult
 from engine.pending import NOT_FINITE, FinishedStep
-
-# A buffer is written again only after its step's result was read, so that two more than can be in flight are
-# plenty.
-NUM_RESULTS = MAX_STEPS_IN_FLIGHT + 2
 
 
 class ResultBuffers:
     """Buffers that steps take in turns: sampled ids and largest logits of every slot.
 
     Attributes:
-        token_ids: [NUM_RESULTS, S] int32, on the device.
-        largest: [NUM_RESULTS, S] fp32, on the device; see `sample_rows`.
+        token_ids: [NUM_TURNS, S] int32, on the device.
+        largest: [NUM_TURNS, S] fp32, on the device; see `sample_rows`.
     """
 
     def __init__(self, max_num_seqs: int, device: torch.device) -> None:
-        self._device = torch.zeros((NUM_RESULTS, 2, max_num_seqs), dtype=torch.int32, device=device)
+        self._device = torch.zeros((NUM_TURNS, 2, max_num_seqs), dtype=torch.int32, device=device)
         self.token_ids = self._device[:, 0]
         self.largest = self._device[:, 1].view(torch.float32)
         on_gpu = device.type == "cuda"
         self._host = torch.zeros(self._device.shape, dtype=torch.int32, pin_memory=on_gpu)
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self._begun = [_timing_event() for _ in range(NUM_RESULTS)] if on_gpu else None
-        self._computed = [_timing_event() for _ in range(NUM_RESULTS)] if on_gpu else None
-        self._copied = [torch.cuda.Event() for _ in range(NUM_RESULTS)] if on_gpu else None  # type: ignore[no-untyped-call]
+        self._begun = [_timing_event() for _ in range(NUM_TURNS)] if on_gpu else None
+        self._computed = [_timing_event() for _ in range(NUM_TURNS)] if on_gpu else None
+        self._copied = [torch.cuda.Event() for _ in range(NUM_TURNS)] if on_gpu else None  # type: ignore[no-untyped-call]
 
     def begin(self, index: int) -> None:
         """Marks where a step begins on the device."""

@@ -22,8 +22,9 @@ from engine.attention.triton_backend import (
 )
 from engine.cuda.graphs import GraphSize, StepGraphs
 from engine.cuda.prompt_states import PromptStates, PromptTransfer
-from engine.cuda.results import NUM_RESULTS, ResultBuffers
+from engine.cuda.results import ResultBuffers
 from engine.cuda.rows import DeviceRows
+from engine.cuda.staging import NUM_TURNS
 from engine.cuda.step_layout import (
     StepLayout,
     exact_shape,
@@ -103,7 +104,7 @@ class CudaModelRunner:
         self._prompts = PromptStates(rows, self._records, model.compute_logits, self.device)
         num_words = self._max_words()
         pin = self.device.type == "cuda"
-        self._staged = [torch.zeros(num_words, dtype=torch.int32, pin_memory=pin) for _ in range(NUM_RESULTS)]
+        self._staged = [torch.zeros(num_words, dtype=torch.int32, pin_memory=pin) for _ in range(NUM_TURNS)]
         self._host_words = [staged.numpy() for staged in self._staged]
         self._words = torch.zeros(num_words, dtype=torch.int32, device=self.device)
         self._nowhere = torch.full((1,), -1, dtype=torch.int32, device=self.device)
@@ -165,7 +166,7 @@ class CudaModelRunner:
 
     def capture_later(self, sizes: Sequence[GraphSize]) -> None:
         """Leaves graphs of steps of these sizes to `work_ahead`, the largest first."""
-        self._sizes_left = sorted(sizes, key=lambda size: size[0] + size[2])
+        self._sizes_left = sorted(sizes, key=lambda size: size.num_tokens)
 
     def work_ahead(self) -> bool:
         """Captures one of the graphs that were left for later."""
@@ -210,7 +211,7 @@ class CudaModelRunner:
             decodes = slice(layout.num_decodes)
             layout.prefix = rows.shared_prefix(layout.rows[decodes], layout.starts[decodes])
         index = self._next_result
-        self._next_result = (index + 1) % NUM_RESULTS
+        self._next_result = (index + 1) % NUM_TURNS
         self._results.begin(index)
         graph = None
         if work is None:

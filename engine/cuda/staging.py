@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
+
+# Buffers that steps take in turns: one is written again only after the result of the step that took it was
+# read, so that two more than can be in flight are plenty.
+NUM_TURNS = MAX_STEPS_IN_FLIGHT + 2
 # Enough for a batch of common requests; the longest lists of tokens take more.
 _WORDS = 1 << 14
 

@@ -14,9 +14,8 @@ import torch
 from engine.attention.backend import IntArray
 from engine.cuda.logprobs import LogprobsBuffers, LogprobsRequest
 from engine.cuda.rows import DeviceRows
-from engine.cuda.staging import Staging
+from engine.cuda.staging import NUM_TURNS, Staging
 from engine.cuda.step_shape import StepColumns
-from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
 from engine.dispatch.records import U32Array, mask_words
 from engine.kernels.sampling.adjust import (
     AdjustWorkspace,
@@ -33,8 +32,6 @@ from engine.sampling.parameters import SamplingBatch, SamplingTable, TokenLists,
 # Rows adjusted at once, each in 8 bytes for every token of the vocabulary; a step with more goes on with the
 # same memory.
 ROWS_AT_ONCE = 32
-# A buffer is written again only when the result of the step that took it was read, as in results.py.
-_NUM_TURNS = MAX_STEPS_IN_FLIGHT + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +84,9 @@ class UnusualRows:
         num_rows, vocab_size = limits.max_num_seqs, limits.vocab_size
         self._adjusted = AdjustWorkspace.allocate(min(num_rows, ROWS_AT_ONCE), vocab_size, device)
         self._chunks = LogprobsWorkspace.allocate(num_rows, vocab_size, device)
-        self._staging = Staging(_NUM_TURNS, device)
-        self._masks = _Masks(_NUM_TURNS, num_rows, vocab_size, device)
-        self._results = LogprobsBuffers(_NUM_TURNS, num_rows, device)
+        self._staging = Staging(NUM_TURNS, device)
+        self._masks = _Masks(NUM_TURNS, num_rows, vocab_size, device)
+        self._results = LogprobsBuffers(NUM_TURNS, num_rows, device)
 
     def after_sampling(
         self,

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from frontend.generation.answer import Answer, PromptProgress
 from frontend.generation.beam_search import BeamSearcher, Candidates, Hypothesis
 from frontend.generation.events import Delta, Event, Finished, FinishReason, PositionLogprobs, Usage
-from frontend.generation.open_request import OpenRequest, Wakeup
-from frontend.generation.output_text import OutputText
+from frontend.generation.open_request import OpenRequest, Wakeup, error_in
+from frontend.generation.output_text import whole_text
 from frontend.generation.prompts import PromptTokens
 from frontend.generation.request import GenerationRequest
 from frontend.generation.submissions import Submissions
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.errors import Unavailable, from_code
+from pagewire.errors import Unavailable
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
 
@@ -149,9 +149,7 @@ class BeamAnswer(Answer):
 
     def _delta(self, found: Hypothesis, usage: Usage, index: int) -> Delta:
         sampling, token_ids = self._request.sampling, list(found.beam.token_ids)
-        text = OutputText(self._tokenizer, sampling)
-        hidden = 1 if found.stopped and not sampling.include_stop_str_in_output else 0
-        whole = text.push(token_ids[: len(token_ids) - hidden])[0] + text.finish()
+        whole = whole_text(self._tokenizer, sampling, token_ids, stopped=found.stopped)
         logprobs = []
         if sampling.logprobs is not None:
             logprobs = [
@@ -180,7 +178,7 @@ def _candidates(request: OpenRequest) -> Candidates:
     ended = request.ended
     assert ended is not None
     if ended.reason == scheduler_pb2.END_REASON_ERROR:
-        raise from_code(ended.status, ended.error, param=ended.param)
+        raise error_in(ended)
     _, logprobs = request.take()
     if not logprobs:
         raise Unavailable("the search was ended before it was complete; send the request again")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from frontend.generation.events import Delta, Finished, FinishReason, PositionLogprobs, Usage
 from frontend.generation.message_parser import MessageParser, MessagePart
-from frontend.generation.open_request import OpenRequest
+from frontend.generation.open_request import OpenRequest, error_in
 from frontend.generation.output_text import OutputText
-from pagewire.errors import PagewireError, from_code
+from pagewire.errors import PagewireError
 from pagewire.sampling_params import SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2
 
@@ -129,7 +129,7 @@ class Completion:
     def _ended(self, ended: scheduler_pb2.Ended) -> list[Finished]:
         reason = _REASONS.get(ended.reason)
         if reason is None:
-            self.failure = from_code(ended.status, ended.error, param=ended.param)
+            self.failure = error_in(ended)
             return []
         stop_token_id = ended.stop_token_id if reason is FinishReason.STOP else None
         if stop_token_id in self._eos_token_ids:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pagewire.errors import PagewireError
+from pagewire.errors import PagewireError, from_code
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
 
@@ -190,6 +190,11 @@ def ended_with(error: PagewireError) -> scheduler_pb2.Ended:
     return scheduler_pb2.Ended(
         reason=scheduler_pb2.END_REASON_ERROR, status=error.code, error=error.message, param=error.param or ""
     )
+
+
+def error_in(ended: scheduler_pb2.Ended) -> PagewireError:
+    """The error that a terminal message tells of."""
+    return from_code(ended.status, ended.error, param=ended.param)
 
 
 def ended_by_drain() -> scheduler_pb2.Ended:

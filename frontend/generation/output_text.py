@@ -10,6 +10,15 @@ from frontend.text.tokenizer import TextTokenizer
 from pagewire.sampling_params import SamplingParams
 
 
+def whole_text(
+    tokenizer: TextTokenizer, sampling: SamplingParams, token_ids: Sequence[int], *, stopped: bool
+) -> str:
+    """The text of an output that is complete; `stopped` says that its last token ended it."""
+    text = OutputText(tokenizer, sampling)
+    hidden = 1 if stopped and not sampling.include_stop_str_in_output else 0
+    return text.push(token_ids[: len(token_ids) - hidden])[0] + text.finish()
+
+
 class OutputText:
     """The text of one request. It depends only on the ids, never on how they were grouped on arrival.
 

@@ -11,7 +11,7 @@ from frontend.generation.request import GenerationRequest
 from frontend.scheduler_link import SchedulerLink
 from pagewire.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
-from pagewire.sampling_params import INT64_RANGE, SamplingParams
+from pagewire.sampling_params import SamplingParams, seed_of_completion
 from pagewire.sampling_wire import to_message
 from pagewire.scheduler.v1 import scheduler_pb2
 
@@ -127,7 +127,7 @@ def for_choice(first: inference_pb2.SamplingParams, number: int) -> inference_pb
         return first
     other = inference_pb2.SamplingParams()
     other.CopyFrom(first)
-    other.seed = (first.seed + number - INT64_RANGE.start) % 2**64 + INT64_RANGE.start
+    other.seed = seed_of_completion(first.seed, number)
     other.ClearField("prompt_logprobs")
     return other
 

@@ -13,6 +13,7 @@ import torch
 from engine.build import build_worker
 from engine.config import WorkerConfig
 from engine.cuda import prompt_states, unusual_rows
+from engine.cuda.graphs import GraphSize
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
 from engine.dispatch.records import NewRequest, Pooling, SamplingRecord, StepPlan, u32
@@ -221,5 +222,5 @@ def test_a_step_without_such_requests_does_nothing_of_it(runner, monkeypatch) ->
 
 def test_rehearsing_leaves_no_trace(runner) -> None:
     before = runner.rows.arena.clone()
-    runner.rehearse_sizes([(2, 0, 0, False)])
+    runner.rehearse_sizes([GraphSize(2, 0, 0, False)])
     assert torch.equal(runner.rows.arena, before)
