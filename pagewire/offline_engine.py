@@ -24,6 +24,7 @@ from pagewire.lifeline import Lifeline
 from scheduler.core import Scheduler
 from scheduler.intake import make_limits
 from scheduler.masks import MaskMaker, MaskOutcome
+from scheduler.pacing import Pacing
 from scheduler.request import EndReason, Request, Status
 from scheduler.step import StepOutput
 
@@ -31,7 +32,6 @@ _CONFIG_ERROR_STATUS = 2
 _LAST_BYTES = 4096
 _RETRY_SECONDS = 0.02
 _STOP_SECONDS = 10.0
-_MASK_SECONDS = 0.002
 _UNBOUNDED = 2**31
 
 
@@ -69,7 +69,7 @@ class OfflineEngine:
         )
         self.core = Scheduler(limits)
         self._mask_ready = threading.Event()
-        self._patience = 0.0
+        self._pacing = Pacing()
         self._masks = MaskMaker(self.facts, self._mask_ready.set)
 
     def _start(self, worker: WorkerConfig, socket: Path) -> subprocess.Popen[bytes]:
@@ -132,7 +132,9 @@ class OfflineEngine:
             if self._masks.num_under_way and (ended := self._take_masks()):
                 yield StepOutput(ended=ended)
             while (
-                self.core.num_in_flight < MAX_STEPS_IN_FLIGHT and (plan := self.core.schedule()) is not None
+                self.core.num_in_flight < MAX_STEPS_IN_FLIGHT
+                and not self._pacing.holds_back(self.core)
+                and (plan := self.core.schedule()) is not None
             ):
                 self._link.send_plan(plan)
             if self.core.num_in_flight:
@@ -142,7 +144,7 @@ class OfflineEngine:
                     raise self._died() from None
                 if result is not None:
                     output = self.core.update(result)
-                    self._patience = min(result.execute_us * 0.5e-6, _MASK_SECONDS)
+                    self._pacing.ran(result.execute_us)
                     self._advance_masks(output)
                     yield output
             elif self._masks.num_under_way:
@@ -166,8 +168,7 @@ class OfflineEngine:
         while True:
             self._mask_ready.clear()
             ended += filter(None, map(self._apply, self._masks.take()))
-            patience = self._patience if self.core.num_in_flight else _MASK_SECONDS
-            if not self._masks.num_awaited or not self._mask_ready.wait(patience):
+            if not self._masks.num_awaited or not self._mask_ready.wait(self._pacing.patience(self.core)):
                 return ended
 
     def _apply(self, outcome: MaskOutcome) -> Request | None:

@@ -74,6 +74,16 @@ class Scheduler:
         """Steps planned whose result has not been applied."""
         return len(self._in_flight)
 
+    @property
+    def awaits_masked_tokens(self) -> bool:
+        """Whether steps in flight sample constrained requests, which no step can go on with before."""
+        return self._rows.any_masked_pending()
+
+    @property
+    def all_are_constrained(self) -> bool:
+        """Whether none but constrained requests hold rows."""
+        return self._rows.num_constrained == len(self.running) > 0
+
     def add(self, request: Request, *, resumed: bool = False) -> None:
         """Queues a request.
 

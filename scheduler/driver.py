@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import cast
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerLink
@@ -27,6 +27,7 @@ from scheduler.mask_relay import MaskRelay
 from scheduler.masks import MaskOutcome
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outbox import Outbox, Ticket, by_outbox, ticket_of
+from scheduler.pacing import Pacing
 from scheduler.request import EndReason, Request
 from scheduler.status import load_message, model_message
 from scheduler.step import StepOutput
@@ -54,6 +55,7 @@ class EngineDriver:
         self._outboxes: set[Outbox] = set()
         self._pump_scheduled = False
         self._masks = MaskRelay(self._apply_mask, self._pump)
+        self._pacing = Pacing()
         self.facts: WorkerFacts | None = None
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
         self.detached.set()
@@ -196,14 +198,6 @@ class EngineDriver:
             self._finish(request, error.code, error.param)
         ticket_of(request).outbox.flush(0)
 
-    def _patience(self, outputs: Sequence[tuple[StepResult, StepOutput]]) -> float:
-        """How long the next plan may wait for masks with nobody noticing: while the worker has a step to do
-        that takes, if it is like the last, twice as long.
-        """
-        if self._core is None or self._core.num_in_flight == 0:
-            return 0.0
-        return min((result.execute_us * 0.5e-6 for result, _ in outputs), default=0.0)
-
     def abort(self, request: Request) -> None:
         """Ends a request at once, without a word to its outbox."""
         if self._end(request, EndReason.ABORT):
@@ -238,7 +232,12 @@ class EngineDriver:
         self._masks.planned()
         if self._core is None or self._link is None:
             return
-        while self._core.num_in_flight < MAX_STEPS_IN_FLIGHT and (plan := self._core.schedule()) is not None:
+        core, pacing = self._core, self._pacing
+        while (
+            core.num_in_flight < MAX_STEPS_IN_FLIGHT
+            and not pacing.holds_back(core)
+            and (plan := core.schedule()) is not None
+        ):
             try:
                 self._link.send_plan(plan)
             except RingError:
@@ -247,7 +246,7 @@ class EngineDriver:
                 return
             self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
         now = time.perf_counter()
-        for request in self._core.take_admitted():
+        for request in core.take_admitted():
             ticket = ticket_of(request)
             self.metrics.scheduled(ticket, now)
             ticket.outbox.add_admitted(ticket.handle, request.num_cached_tokens)
@@ -262,11 +261,12 @@ class EngineDriver:
             while (result := self._link.poll_result()) is not None:
                 output = self._core.update(result)
                 self._masks.advance(output)
+                self._pacing.ran(result.execute_us)
                 outputs.append((result, output))
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")
             self._lost.set()
-        self._masks.plan_with_masks(self._patience(outputs))
+        self._masks.plan_with_masks(self._pacing.patience(self._core))
         for result, output in outputs:
             if result.error:
                 logger.error("step %d failed: %s", result.step_id, result.error)

@@ -8,11 +8,11 @@ from contextlib import suppress
 
 from engine.dispatch.facts import WorkerFacts
 from scheduler.masks import MaskMaker, MaskOutcome
+from scheduler.pacing import MASK_SECONDS
 from scheduler.request import Request, Status
 from scheduler.step import StepOutput
 
-# How long a plan waits for masks at most, and the shortest time that is worth a timer.
-_MASK_SECONDS = 0.002
+# The shortest time that is worth a timer.
 _LEAST_SECONDS = 0.001
 
 
@@ -70,7 +70,7 @@ class MaskRelay:
     def _take(self) -> None:
         for outcome in self._maker.take() if self._maker is not None else ():
             self._apply(outcome)
-        self.plan_with_masks(_MASK_SECONDS)
+        self.plan_with_masks(MASK_SECONDS)
 
     def plan_with_masks(self, most_seconds: float) -> None:
         """Plans once no mask is being made any more, or so much later, so that requests that were sampled
@@ -79,7 +79,7 @@ class MaskRelay:
         if self._maker is None or self._maker.num_awaited == 0 or most_seconds < _LEAST_SECONDS:
             self._plan()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(min(most_seconds, _MASK_SECONDS), self._plan)
+            self._timer = asyncio.get_running_loop().call_later(min(most_seconds, MASK_SECONDS), self._plan)
 
     def planned(self) -> None:
         """There is a plan; none is to be made later."""

@@ -60,7 +60,9 @@ class Rows:
         max_total: tokens at which it ends.
         special: whether it cannot be planned together with all others that lack one token: its tokens need
             masks, or it samples none.
+        constrained: whether its tokens need masks.
         blocked: 1 where the next token to sample has no mask yet, else 0.
+        num_constrained: how many of the requests are constrained.
     """
 
     def __init__(self, num_rows: int, block_size: int) -> None:
@@ -71,8 +73,8 @@ class Rows:
         self.requests: list[Request | None] = [None] * num_rows
         self.num_known, self.num_tokens, self.num_computed = np.zeros((3, num_rows), np.int64)
         self.num_held, self.max_total, self.blocked = np.zeros((3, num_rows), np.int64)
-        self.special = np.zeros(num_rows, np.bool_)
-        self._num_special = 0
+        self.special, self.constrained = np.zeros((2, num_rows), np.bool_)
+        self._num_special = self.num_constrained = 0
 
     @property
     def next_free(self) -> int | None:
@@ -94,7 +96,9 @@ class Rows:
         self.num_held[row] = len(request.block_ids) * self._block_size
         self.max_total[row] = request.max_total_tokens
         self.blocked[row] = request.is_blocked
-        self.special[row] = is_special = request.constraint is not None or request.is_pooling
+        self.constrained[row] = is_constrained = request.constraint is not None
+        self.num_constrained += is_constrained
+        self.special[row] = is_special = is_constrained or request.is_pooling
         self._num_special += is_special
 
     def leave(self, request: Request) -> None:
@@ -103,6 +107,8 @@ class Rows:
         request.num_pending = int(self.num_tokens[row] - self.num_known[row])
         request.row = -1
         self._num_special -= bool(self.special[row])
+        self.num_constrained -= bool(self.constrained[row])
+        self.constrained[row] = False
         self.requests[row] = None
         self._arrivals[row] = -1
         self._free.append(row)
@@ -116,6 +122,12 @@ class Rows:
     def arrivals(self, rows: IntArray) -> IntArray:
         """What `Request.arrival` each of these rows' holder has, to ask later whether it is still there."""
         return self._arrivals[rows]
+
+    def any_masked_pending(self) -> bool:
+        """Whether a step in flight samples a constrained request."""
+        if not self.num_constrained:
+            return False
+        return bool((self.num_tokens > self.num_known)[self.constrained].any())
 
     def num_left(self, row: int) -> int:
         """How many of its tokens can be computed now that are not computed yet."""

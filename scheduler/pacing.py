@@ -1,0 +1,43 @@
+"""When a step is planned ahead, and when it waits for masks instead.
+
+A constrained request's next token can be planned once its last one is known and has its mask. Planned ahead
+of that, a step leaves those requests out that the step before samples, so that each gains a token in every
+other step. Waiting costs the worker the time between two steps; where that is next to nothing, or nobody but
+constrained requests would be in the step, all go on together.
+"""
+
+from __future__ import annotations
+
+from scheduler.core import Scheduler
+
+MASK_SECONDS = 0.002
+"""How long a plan waits for masks at most."""
+
+_SHARE_OF_STEP = 0.05
+"""Of the worker's time, that may be lost for constrained requests to take every step."""
+
+
+class Pacing:
+    """Remembers how long steps take."""
+
+    def __init__(self) -> None:
+        self._step_seconds = 0.0
+
+    def ran(self, execute_us: int) -> None:
+        """A step took so long in the worker."""
+        self._step_seconds = execute_us * 1e-6
+
+    def holds_back(self, core: Scheduler) -> bool:
+        """Whether no step is to be planned before the results of those in flight are there."""
+        return core.num_in_flight > 0 and core.awaits_masked_tokens and self._together(core)
+
+    def patience(self, core: Scheduler) -> float:
+        """How many seconds the next plan may wait for masks: while the worker has a step to do that takes, if
+        it is like the last, twice as long; and where constrained requests take every step.
+        """
+        if core.num_in_flight == 0:
+            return MASK_SECONDS if self._together(core) else 0.0
+        return min(self._step_seconds / 2, MASK_SECONDS)
+
+    def _together(self, core: Scheduler) -> bool:
+        return core.all_are_constrained or self._step_seconds * _SHARE_OF_STEP >= MASK_SECONDS

@@ -1,0 +1,111 @@
+"""Which steps wait for masks, and what the constrained and the free gain by it."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+
+import pytest
+
+from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
+from pagewire.sampling_params import StructuredOutput
+from scheduler.core import Scheduler
+from scheduler.limits import SchedulerLimits
+from scheduler.pacing import MASK_SECONDS, Pacing
+from scheduler.request import Request
+
+LONG_STEP_US = int(MASK_SECONDS * 1e6 * 20)
+SHORT_STEP_US = LONG_STEP_US // 2
+MASK = u32([2**32 - 1, 2**32 - 1])
+NUM_STEPS = 20
+
+
+def _request(constrained: bool) -> Request:
+    return Request(
+        request_id="r",
+        token_ids=array("I", [1, 2, 3]),
+        num_prompt_tokens=3,
+        max_total_tokens=60,
+        stop_token_ids=frozenset(),
+        sampling=SamplingRecord(),
+        priority=0,
+        constraint=StructuredOutput(regex="a*") if constrained else None,
+    )
+
+
+def _run(requests: list[Request], step_us: int) -> int:
+    """Computes steps as a driver does, with masks there as soon as the token; returns the most that were in
+    flight at once towards the end."""
+    scheduler, pacing = Scheduler(_LIMITS), Pacing()
+    for number, request in enumerate(requests):
+        scheduler.add(request)
+        if request.constraint is not None and number == 0:
+            scheduler.allow(request, MASK)  # the others' grammars take longer: they begin out of step
+    in_flight: deque[StepPlan] = deque()
+    deepest = 0
+    for step in range(NUM_STEPS):
+        while (
+            len(in_flight) < 2
+            and not pacing.holds_back(scheduler)
+            and (plan := scheduler.schedule()) is not None
+        ):
+            in_flight.append(plan)
+        if step > NUM_STEPS // 2:
+            deepest = max(deepest, len(in_flight))
+        plan = in_flight.popleft()
+        tokens = u32([7] * int(plan.samples.sum()))
+        output = scheduler.update(StepResult(step_id=plan.step_id, token_ids=tokens, execute_us=step_us))
+        pacing.ran(step_us)
+        for request in output.requests:
+            if request.constraint is not None:
+                scheduler.allow(request, MASK)
+        if step == 0:
+            for request in requests:
+                if request.constraint is not None and request.is_blocked:
+                    scheduler.allow(request, MASK)
+    return deepest
+
+
+_LIMITS = SchedulerLimits(
+    num_blocks=64,
+    block_size=4,
+    max_num_seqs=4,
+    max_num_batched_tokens=32,
+    max_model_len=60,
+    vocab_size=50,
+    enable_prefix_caching=False,
+)
+
+
+@pytest.mark.parametrize("step_us", [SHORT_STEP_US, LONG_STEP_US])
+def test_constrained_requests_alone_take_every_step_together(step_us: int) -> None:
+    requests = [_request(True), _request(True), _request(True)]
+    assert _run(requests, step_us) == 1
+    assert min(request.num_output_tokens for request in requests) >= NUM_STEPS - 3
+
+
+def test_beside_free_requests_they_take_every_step_where_waiting_costs_next_to_nothing() -> None:
+    requests = [_request(True), _request(False)]
+    _run(requests, LONG_STEP_US)
+    assert min(request.num_output_tokens for request in requests) >= NUM_STEPS - 3
+
+
+def test_free_requests_do_not_wait_where_it_costs() -> None:
+    free, constrained = _request(False), _request(True)
+    assert _run([constrained, free], SHORT_STEP_US) == 2
+    assert free.num_output_tokens >= NUM_STEPS - 1
+    assert NUM_STEPS // 2 - 1 <= constrained.num_output_tokens <= NUM_STEPS // 2 + 1
+
+
+@pytest.mark.parametrize("step_us", [SHORT_STEP_US, LONG_STEP_US])
+def test_free_requests_alone_are_always_planned_ahead(step_us: int) -> None:
+    requests = [_request(False), _request(False)]
+    assert _run(requests, step_us) == 2
+
+
+def test_a_grammar_that_is_being_compiled_holds_up_nobody() -> None:
+    scheduler, pacing = Scheduler(_LIMITS), Pacing()
+    pacing.ran(LONG_STEP_US)
+    scheduler.add(_request(True))
+    assert scheduler.schedule() is not None  # its prompt, but for the last token
+    assert not pacing.holds_back(scheduler)
