@@ -19,7 +19,7 @@ from engine.model_config import ModelConfig, load_model_config
 from engine.models.base import CausalLM, ModelContext
 from engine.platform import CpuPlatform, Platform
 from engine.row_ledger import RowLimits
-from engine.runner import Runner
+from engine.runner import LoadedWorker, Runner
 from engine.timeline import Timeline
 from pagewire.errors import ConfigError
 from pagewire.hub import resolve_checkpoint
@@ -31,14 +31,6 @@ MakePlatform = Callable[[WorkerConfig, torch.device, torch.dtype], Platform]
 Load = Callable[[ModelContext], CausalLM]
 # Starts compiling what a worker of these configurations will launch; returns what waits for it.
 CompileAhead = Callable[[WorkerConfig, ModelConfig, torch.dtype], Callable[[], None]]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedWorker:
-    """A runner and what a scheduler is told about it."""
-
-    runner: Runner
-    facts: WorkerFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -34,18 +35,36 @@ def engine_worker(**values: Any) -> None:
     """Load a model and compute steps for a scheduler, in the foreground, until SIGTERM."""
     config = build(WorkerConfig, values)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    _set_thread_policy()
     timeline = Timeline()
     timeline.mark("Python")
+    serve = _serve_nothing if config.engine == "null" else _serve_model
+    raise typer.Exit(serve(config, timeline))
+
+
+def _serve_model(config: WorkerConfig, timeline: Timeline) -> int:
+    _set_thread_policy()
     head_start = HeadStart(config.device)
 
+    from engine.build import build_worker
     from engine.worker import run
 
     timeline.mark("imports")
     target = head_start.wait()
     if target is not None:
         timeline.mark("CUDA")
-    raise typer.Exit(run(config, _compiler(target) if target else None, timeline))
+    compile_ahead = _compiler(target) if target else None
+    return run(
+        config, partial(build_worker, config, compile_ahead=compile_ahead, timeline=timeline), timeline
+    )
+
+
+def _serve_nothing(config: WorkerConfig, timeline: Timeline) -> int:
+    """Imports no torch, so that it starts at once."""
+    from engine.null.build import build_null_worker
+    from engine.worker import run
+
+    timeline.mark("imports")
+    return run(config, partial(build_null_worker, config, timeline), timeline)
 
 
 def _compiler(target: GpuTarget) -> CompileAhead | None:

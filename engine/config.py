@@ -8,6 +8,9 @@ from pathlib import Path
 from pagewire.settings import require, require_positive
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Steps of a minute, tokens of a minute: more is a mistake.
+LONGEST_NULL = 60_000.0
+ENGINES = ("model", "null")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 
 
@@ -18,6 +21,7 @@ class WorkerConfig:
     Attributes:
         model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.
         socket: path of the Unix control socket it listens on.
+        engine: "model", or "null" to measure everything else: tokens come at a set rate from no model at all.
         device: "auto", "cpu" or "cuda" (optionally "cuda:N").
         dtype: "auto", "float32", "bfloat16" or "float16".
         load_format: "auto", "safetensors", "gguf" or "dummy" (random weights from config.json alone).
@@ -34,10 +38,13 @@ class WorkerConfig:
         profile: write a summary of what the GPU did during some steps to this file.
         profile_from: the first step profiled, counted from the process's start.
         profile_steps: how many are.
+        null_step_ms: what each step takes with the null engine; 0 is as fast as it can be asked.
+        null_prompt_us: what each token of a prompt adds to its step with the null engine, microseconds.
     """
 
     model: str
     socket: Path
+    engine: str = "model"
     device: str = "auto"
     dtype: str = "auto"
     load_format: str = "auto"
@@ -54,6 +61,8 @@ class WorkerConfig:
     profile: Path | None = None
     profile_from: int = 300
     profile_steps: int = 50
+    null_step_ms: float = 0.0
+    null_prompt_us: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
@@ -64,6 +73,7 @@ class WorkerConfig:
             self.device,
             "auto, cpu, cuda or cuda:N",
         )
+        require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         require(
             self.load_format in LOAD_FORMATS,
@@ -88,3 +98,7 @@ class WorkerConfig:
             self.gpu_memory_utilization,
             "greater than 0 and at most 1",
         )
+        for name in ("null_step_ms", "null_prompt_us"):
+            value = getattr(self, name)
+            require(0 <= value <= LONGEST_NULL, name, value, f"at least 0 and at most {LONGEST_NULL:g}")
+            require(self.engine == "null" or value == 0, name, value, "0 unless the engine is null")

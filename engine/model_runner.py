@@ -13,18 +13,12 @@ from engine.attention.backend import LayerKVCache
 from engine.attention.torch_backend import TorchAttentionBackend
 from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult, u32
 from engine.models.base import CausalLM
-from engine.pending import (
-    NO_PROMPT_RESULTS,
-    NOT_FINITE,
-    FinishedStep,
-    PendingStep,
-    PromptResults,
-    SampledStep,
-)
+from engine.pending import NO_PROMPT_RESULTS, NOT_FINITE, PromptResults, SampledStep
 from engine.prompt_states import NotFinite, PooledStates, compute_prompt_logprobs
 from engine.prompt_work import PromptWork, find_prompt_work
 from engine.request_rows import RequestRows
 from engine.row_ledger import PlanError
+from engine.runner import FinishedStep, PendingStep
 from engine.sampling.masks import mask_batch
 from engine.sampling.sampler import sample
 from engine.step_inputs import StepInputs, prepare_inputs

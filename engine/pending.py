@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from engine.dispatch.records import F32Array, PromptLogprobs, StepResult, TokenLogprobs, u32
+from engine.dispatch.records import F32Array, PromptLogprobs, StepResult, TokenLogprobs
+from engine.runner import FinishedStep
 from engine.sampling.sampler import RawLogprobs, Sampled
 
 NOT_FINITE = "the model's logits are not finite"
@@ -24,34 +24,6 @@ class PromptResults:
 
 
 NO_PROMPT_RESULTS = PromptResults()
-
-
-class PendingStep(Protocol):
-    """What `ModelRunner.launch` returns."""
-
-    def done(self) -> bool:
-        """Whether `result` would return without waiting."""
-
-    def result(self) -> StepResult:
-        """The step's result; waits for the device. An error is a result too."""
-
-
-class FinishedStep:
-    """A step whose result is known: it failed, or sampled nothing."""
-
-    def __init__(self, result: StepResult) -> None:
-        self._result = result
-
-    @classmethod
-    def failed(cls, step_id: int, error: str) -> FinishedStep:
-        """A step that ended with an error."""
-        return cls(StepResult(step_id, u32([]), error=error))
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> StepResult:
-        return self._result
 
 
 class SampledStep:

@@ -1,11 +1,40 @@
-"""What the worker needs of whatever runs its plans."""
+"""What the worker needs of whatever runs its plans. No torch: an engine without a model needs none."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-from engine.dispatch.records import StepPlan
-from engine.pending import PendingStep
+from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.records import StepPlan, StepResult, u32
+
+
+class PendingStep(Protocol):
+    """A step that was launched and whose result may not be there yet."""
+
+    def done(self) -> bool:
+        """Whether `result` would return without waiting."""
+
+    def result(self) -> StepResult:
+        """The step's result; waits for the device. An error is a result too."""
+
+
+class FinishedStep:
+    """A step whose result is known."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    @classmethod
+    def failed(cls, step_id: int, error: str) -> FinishedStep:
+        """A step that ended with an error."""
+        return cls(StepResult(step_id, u32([]), error=error))
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> StepResult:
+        return self._result
 
 
 class Runner(Protocol):
@@ -21,3 +50,11 @@ class Runner(Protocol):
         """Does one piece of work, of some tens of milliseconds, that only makes later steps faster. To be
         called between launches while it says that there is more.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWorker:
+    """A runner and what a scheduler is told about it."""
+
+    runner: Runner
+    facts: WorkerFacts

@@ -6,20 +6,21 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from engine.build import CompileAhead, build_worker
 from engine.config import WorkerConfig
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
 from engine.dispatch.records import RecordError
-from engine.pending import PendingStep
-from engine.profiling import StepProfiler
-from engine.runner import Runner
+from engine.runner import LoadedWorker, PendingStep, Runner
 from engine.timeline import Timeline
 from pagewire.errors import ConfigError
 from pagewire.notify import notify_ready
+
+if TYPE_CHECKING:
+    from engine.profiling import StepProfiler
 
 logger = logging.getLogger(__name__)
 
@@ -63,24 +64,21 @@ class _Termination:
             raise _Terminated
 
 
-def run(
-    config: WorkerConfig, compile_ahead: CompileAhead | None = None, timeline: Timeline | None = None
-) -> int:
+def run(config: WorkerConfig, build: Callable[[], LoadedWorker], timeline: Timeline) -> int:
     """Loads the model, listens, and serves schedulers until SIGTERM or SIGINT; the exit status.
 
     Args:
-        compile_ahead, timeline: see build_worker.
+        config: what this worker runs.
+        build: makes what runs it.
+        timeline: of the process's start, for the log.
 
     Raises:
         ConfigError: a setting or a model file is wrong, or the socket cannot be bound.
     """
-    timeline = timeline or Timeline()
     try:
         termination = _Termination()
-        worker = build_worker(config, compile_ahead=compile_ahead, timeline=timeline)
-        profiler = None
-        if config.profile is not None:
-            profiler = StepProfiler(config.profile, config.profile_from, config.profile_steps)
+        worker = build()
+        profiler = _profiler(config)
         try:
             endpoint = WorkerEndpoint(config.socket)
         except OSError as error:
@@ -98,6 +96,14 @@ def run(
     except _Terminated:
         logger.info("terminated")
         return 0
+
+
+def _profiler(config: WorkerConfig) -> StepProfiler | None:
+    if config.profile is None:
+        return None
+    from engine.profiling import StepProfiler  # imports torch
+
+    return StepProfiler(config.profile, config.profile_from, config.profile_steps)
 
 
 def _serve(

@@ -12,7 +12,8 @@ from engine.cuda.logprobs import LogprobsRequest
 from engine.cuda.prompt_states import PromptTransfer
 from engine.cuda.staging import NUM_TURNS
 from engine.dispatch.records import StepResult
-from engine.pending import NOT_FINITE, FinishedStep
+from engine.pending import NOT_FINITE
+from engine.runner import FinishedStep
 
 
 class ResultBuffers:

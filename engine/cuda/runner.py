@@ -39,9 +39,9 @@ from engine.dispatch.records import StepPlan, StepResult, u32
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
 from engine.models.base import CausalLM
-from engine.pending import FinishedStep, PendingStep
 from engine.prompt_work import PromptWork, find_prompt_work
 from engine.row_ledger import PlanError
+from engine.runner import FinishedStep, PendingStep
 from engine.sampling.masks import mask_batch
 from engine.sampling.parameters import SamplingBatch
 

@@ -24,7 +24,7 @@ from engine.dispatch.records import (
     u32,
 )
 from engine.model_runner import ModelRunner
-from engine.pending import PendingStep
+from engine.runner import PendingStep
 
 GREEDY = SamplingRecord(temperature=0.0)
 

@@ -1,0 +1,60 @@
+"""From a worker's configuration to an engine without a model."""
+
+from __future__ import annotations
+
+import logging
+
+from engine.config import WorkerConfig
+from engine.dispatch.facts import WorkerFacts
+from engine.model_config import load_model_config
+from engine.null.runner import NullRunner
+from engine.null.text import NullText, text_token_ids
+from engine.runner import LoadedWorker
+from engine.timeline import Timeline
+from pagewire.hub import resolve_checkpoint
+
+logger = logging.getLogger(__name__)
+
+# Those of a GPU of today.
+MAX_NUM_SEQS = 256
+MAX_NUM_BATCHED_TOKENS = 8192
+# A million tokens in blocks of 16. The scheduler keeps some hundred bytes for each block.
+NUM_BLOCKS = 65_536
+
+
+def build_null_worker(config: WorkerConfig, timeline: Timeline) -> LoadedWorker:
+    """Reads config.json and the tokenizer; no weights. A context may be longer than the model's own.
+
+    Raises:
+        ConfigError: a file is missing or wrong.
+    """
+    directory, _ = resolve_checkpoint(config.model, config.load_format)
+    model = load_model_config(directory)
+    text = NullText(text_token_ids(directory, frozenset(model.eos_token_ids), model.vocab_size))
+    timeline.mark("tokenizer")
+    num_blocks = config.num_blocks or NUM_BLOCKS
+    wanted_len = config.max_model_len or model.max_position_embeddings
+    facts = WorkerFacts(
+        model=config.model,
+        vocab_size=model.vocab_size,
+        max_model_len=min(wanted_len, num_blocks * config.block_size),
+        eos_token_ids=model.eos_token_ids,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=config.max_num_seqs or MAX_NUM_SEQS,
+        max_num_batched_tokens=config.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS,
+        dtype="none",
+        device="null engine",
+        hidden_size=model.hidden_size,
+    )
+    logger.warning("%s: no model, only its tokenizer: the null engine is for measuring", facts.model)
+    runner = NullRunner(
+        text,
+        max_num_seqs=facts.max_num_seqs,
+        vocab_size=facts.vocab_size,
+        hidden_size=facts.hidden_size,
+        eos_token_ids=facts.eos_token_ids,
+        step_seconds=config.null_step_ms / 1e3,
+        prompt_token_seconds=config.null_prompt_us / 1e6,
+    )
+    return LoadedWorker(runner, facts)
