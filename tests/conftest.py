@@ -42,6 +42,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Itera
 
 
 @pytest.fixture(scope="session")
+def null_service(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Service]:
+    """A real `pagewire serve --engine null`, shared by the session: for whatever needs no model. It has room
+    for answers of 100,000 tokens and makes steps as fast as they are asked for."""
+    options = ("--engine", "null", "--max-model-len", "131072")
+    with Service(tmp_path_factory.mktemp("null"), options=options) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
 def smollm2_dir() -> Path:
     """SmolLM2-135M-Instruct in Hugging Face layout. It comes from the user's cache, and is fetched once."""
     return resolve_model(DEFAULT_MODEL)

@@ -30,7 +30,7 @@ ABOVE_ALL = (
     "pagewire.offline_jobs",
     "pagewire.offline_prompts",
 )
-WITHOUT_TORCH = ("frontend", "scheduler", "engine.dispatch")
+WITHOUT_TORCH = ("frontend", "scheduler", "engine.dispatch", "engine.null")
 # Inside engine, from the top down: a part imports only parts after it.
 ENGINE_LAYERS = ("worker", "model_runner", "models", "layers", "kernels")
 
@@ -115,6 +115,10 @@ def test_a_process_without_torch_never_loads_it(package: str) -> None:
     assert "torch" not in loaded
     others = set(PACKAGES) - {package.partition(".")[0], "pagewire", *(["engine"] * (package == "scheduler"))}
     assert not others & loaded
+
+
+def test_a_worker_with_the_null_engine_never_loads_torch() -> None:
+    assert "torch" not in loaded_by("engine.cli", "engine.worker", "engine.null.build")
 
 
 def test_the_command_line_loads_nothing_heavy_before_a_command_needs_it() -> None:
