@@ -14,9 +14,11 @@ import typer
 from engine.config import WorkerConfig
 from engine.cuda.gpu import GpuTarget
 from engine.cuda.head_start import HeadStart
+from engine.model_config import load_model_config
 from engine.timeline import Timeline
 from pagewire.cli.options import build, with_options
 from pagewire.errors import ConfigError
+from pagewire.hub import resolve_checkpoint
 from pagewire.lifeline import end_with_parent
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def engine_worker(**values: Any) -> None:
 
 
 def _serve_model(config: WorkerConfig, timeline: Timeline) -> int:
+    _check_model(config)
     _set_thread_policy()
     head_start = HeadStart(config.device)
 
@@ -56,6 +59,12 @@ def _serve_model(config: WorkerConfig, timeline: Timeline) -> int:
     return run(
         config, partial(build_worker, config, compile_ahead=compile_ahead, timeline=timeline), timeline
     )
+
+
+def _check_model(config: WorkerConfig) -> None:
+    """Reads what is wrong with a model most often, before the seconds that torch takes to import."""
+    directory, _ = resolve_checkpoint(config.model, config.load_format)
+    load_model_config(directory)
 
 
 def _serve_nothing(config: WorkerConfig, timeline: Timeline) -> int:
