@@ -19,6 +19,8 @@ class SchedulerConfig:
         max_num_batched_tokens: the most tokens computed in a step; at most the worker's.
         max_num_waiting: the most requests that may wait; beyond it new ones are refused.
         enable_prefix_caching: whether full blocks are kept and shared by content.
+        target_itl_ms: milliseconds that running streams may wait for their next token because prompts are
+            computed; default as long as max_num_batched_tokens take.
     """
 
     listen: tuple[str, ...]
@@ -27,8 +29,11 @@ class SchedulerConfig:
     max_num_batched_tokens: int | None = None
     max_num_waiting: int = 1024
     enable_prefix_caching: bool = True
+    target_itl_ms: float | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
         require(len(self.listen) > 0, "listen", self.listen, "at least one address")
         require_positive(self, "max_num_seqs", "max_num_batched_tokens", "max_num_waiting")
+        target = self.target_itl_ms
+        require(target is None or 0 < target < float("inf"), "target_itl_ms", target, "more than 0")

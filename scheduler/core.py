@@ -33,6 +33,7 @@ from scheduler.prefixes import Prefixes
 from scheduler.request import EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
 from scheduler.step import Counters, Draft, InFlight, StepLimits, StepOutput
+from scheduler.step_time import StepTimes
 from scheduler.waiting import WaitingQueue, check
 
 MAX_FAILURES = 2
@@ -48,6 +49,7 @@ class Scheduler:
         self.limits = limits
         self.pool = BlockPool(limits.num_blocks, enable_caching=limits.enable_prefix_caching)
         self.counters = Counters()
+        self.step_times = StepTimes()
         self.running: list[Request] = []
         self._step_limits = StepLimits.of(limits.records)
         self._waiting = WaitingQueue()
@@ -176,11 +178,19 @@ class Scheduler:
         for request in singles:
             if request.status is Status.RUNNING and draft.budget > 0:
                 preempted |= self._continue(draft, request, 1)
+        target = self.limits.target_itl
+        if target is not None and self._somebody_waits_for_a_token(draft):
+            draft.limit_prompts(self.step_times, target, self.limits.block_size)
         for request in wants.chunked:
             if request.status is Status.RUNNING and draft.budget > 0:
                 left = self._rows.num_left(request.row)
                 preempted |= self._continue(draft, request, min(left, draft.budget))
         return preempted
+
+    def _somebody_waits_for_a_token(self, draft: Draft) -> bool:
+        """Whether a running request gains a token in this step, or could but for its mask."""
+        rows = self._rows
+        return draft.work.num_decodes > 0 or bool(rows.blocked[rows.constrained].any())
 
     def _decode_all(self, draft: Draft, wants: Wants) -> bool:
         """Gives every decoding request its token; False, and nothing done, if budget or blocks are short."""
@@ -321,10 +331,13 @@ class Scheduler:
         plan = draft.plan(self._next_step_id, self._rows.take_freed())
         rows = draft.sampled_rows
         self._in_flight.append(
-            InFlight(plan.step_id, draft.scheduled, draft.sampled, rows, self._rows.arrivals(rows))
+            InFlight(
+                plan.step_id, draft.scheduled, draft.sampled, rows, self._rows.arrivals(rows), draft.work
+            )
         )
         self._next_step_id += 1
         self.counters.num_steps += 1
+        self.counters.num_short_steps += draft.is_short
         self.counters.num_computed_tokens += self.limits.max_num_batched_tokens - draft.budget
         return plan
 
@@ -349,6 +362,7 @@ class Scheduler:
             return self._fail(step, result.error)
         results.check(step, result)
         told = results.take_untold(step, result) if result.prompt_logprobs else []
+        self.step_times.observe(step.work, result.execute_us * 1e-6)
         output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
         rows = step.sampled_rows
         stayed = self._rows.arrivals(rows) == step.sampled_arrivals

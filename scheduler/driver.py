@@ -329,6 +329,7 @@ class EngineDriver:
             enable_prefix_caching=config.enable_prefix_caching,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            target_itl_ms=config.target_itl_ms,
         )
 
     def load(self) -> pb.GetLoadResponse:

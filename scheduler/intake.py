@@ -137,6 +137,7 @@ def make_limits(
     enable_prefix_caching: bool,
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
+    target_itl_ms: float | None = None,
 ) -> SchedulerLimits:
     """The limits of a scheduler over a worker: the worker's own, lowered where a number is given."""
     return SchedulerLimits(
@@ -151,4 +152,5 @@ def make_limits(
         hidden_size=facts.hidden_size,
         max_num_waiting=max_num_waiting,
         enable_prefix_caching=enable_prefix_caching,
+        target_itl=None if target_itl_ms is None else target_itl_ms / 1e3,
     )

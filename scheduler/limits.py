@@ -21,6 +21,7 @@ class SchedulerLimits:
         hidden_size: numbers of a pooled state.
         max_num_waiting: requests that may wait.
         enable_prefix_caching: whether blocks are shared by content.
+        target_itl: seconds that a step may take in which running requests gain tokens; None bounds none.
     """
 
     num_blocks: int
@@ -32,6 +33,7 @@ class SchedulerLimits:
     hidden_size: int = 1
     max_num_waiting: int = 1024
     enable_prefix_caching: bool = True
+    target_itl: float | None = None
 
     def __post_init__(self) -> None:
         capacity = self.num_blocks * self.block_size

@@ -134,6 +134,7 @@ class SchedulerMetrics(Collector):
 _COUNTERS = {
     "num_preemptions": "Requests sent back to wait for memory",
     "steps": "Steps planned",
+    "short_steps": "Steps that left out tokens of prompts for the target of the inter-token latency",
     "computed_tokens": "Tokens whose KV was computed",
     "generation_tokens": "Tokens generated",
     "prefix_cache_queries": "Tokens looked up in the prefix cache",
@@ -147,6 +148,7 @@ def _totals(core: Scheduler) -> dict[str, int]:
     return {
         "num_preemptions": counters.num_preemptions,
         "steps": counters.num_steps,
+        "short_steps": counters.num_short_steps,
         "computed_tokens": counters.num_computed_tokens,
         "generation_tokens": counters.num_generated_tokens,
         "prefix_cache_queries": counters.prefix_cache_queries,

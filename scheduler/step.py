@@ -20,6 +20,7 @@ from engine.dispatch.records import (
 )
 from scheduler.request import Request, Status
 from scheduler.rows import BoolArray, IntArray, Wants
+from scheduler.step_time import PromptTime, StepTimes, StepWork
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class Counters:
     """Totals since the start, in tokens where not said otherwise."""
 
     num_steps: int = 0
+    num_short_steps: int = 0
     num_preemptions: int = 0
     num_computed_tokens: int = 0
     num_generated_tokens: int = 0
@@ -77,6 +79,7 @@ class InFlight:
 
     Attributes:
         sampled_rows, sampled_arrivals: the rows and arrival numbers that the sampled requests had.
+        work: what it computes, by amount.
     """
 
     step_id: int
@@ -84,6 +87,7 @@ class InFlight:
     sampled: list[Request]
     sampled_rows: IntArray
     sampled_arrivals: IntArray
+    work: StepWork
     void: bool = False
 
     def request_at(self, column: int) -> Request:
@@ -124,6 +128,8 @@ class Draft:
         scheduled: requests placed.
         sampled: those of them that get a token.
         new_requests: see StepPlan; whoever appends one places its tokens too.
+        work: what it computes so far, by amount.
+        prompt_time: bounds the prompts in it, if the time of steps is bounded.
     """
 
     def __init__(self, limits: StepLimits) -> None:
@@ -133,6 +139,8 @@ class Draft:
         self.scheduled: list[Request] = []
         self.sampled: list[Request] = []
         self.new_requests: list[NewRequest] = []
+        self.work = StepWork()
+        self.prompt_time: PromptTime | None = None
         self._new_block_ids: list[int] = []
         self._decoding_rows: IntArray | None = None
         self._masks: dict[int, U32Array] = {}
@@ -148,9 +156,22 @@ class Draft:
         self.sampled += wants.decoding
         self._new_block_ids += blocks
         self.budget -= len(rows)
+        self.work.num_decodes += len(rows)
+        self.work.decode_context += int(starts.sum())
+
+    def limit_prompts(self, times: StepTimes, target: float, smallest: int) -> None:
+        """From here on, prompts get what time there is before the step takes `target` seconds."""
+        self.prompt_time = PromptTime(times, self.work, target, smallest)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether there was no time for prompts that there was room for."""
+        return self.prompt_time is not None and self.prompt_time.is_short
 
     def fit(self, request: Request, start: int, count: int) -> int:
-        """How many of `count` tokens, from `start`, the step can report on."""
+        """How many of `count` tokens, from `start`, the step has time for and can report on."""
+        if self.prompt_time is not None and count > 1:
+            count = self.prompt_time.fit(start, count)
         if request.sampling.prompt_logprobs >= 0 and start < request.num_prompt_tokens:
             count = min(count, self.num_prompt_logprobs)
         if request.is_pooling and not self.num_pooled and start + count == request.num_prompt_tokens:
@@ -172,6 +193,9 @@ class Draft:
             self.sampled.append(request)
         self._new_block_ids += blocks
         self.budget -= count
+        self.work.add(start, count)
+        if self.prompt_time is not None and count > 1:
+            self.prompt_time.spend(start, count)
 
     @property
     def sampled_rows(self) -> IntArray:

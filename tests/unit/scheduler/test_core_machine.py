@@ -59,9 +59,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         max_num_waiting=st.integers(1, 6),
         depth=st.integers(1, 3),
+        target_itl=st.sampled_from([None, 1e-6, 0.02]),
     )
     def start(
-        self, num_blocks: int, max_num_seqs: int, budget: int, caching: bool, max_num_waiting: int, depth: int
+        self,
+        num_blocks: int,
+        max_num_seqs: int,
+        budget: int,
+        caching: bool,
+        max_num_waiting: int,
+        depth: int,
+        target_itl: float | None,
     ) -> None:
         self.depth = depth
         block_size = 3
@@ -74,6 +82,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             vocab_size=VOCAB,
             max_num_waiting=max_num_waiting,
             enable_prefix_caching=caching,
+            target_itl=target_itl,
         )
         self.scheduler = Scheduler(self.limits)
         self.worker = MiniatureWorker(block_size, VOCAB, budget, max_num_seqs)
@@ -176,10 +185,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.allow(request, to_mask(allowed_after(request.token_ids.tolist()), VOCAB))
 
     @precondition(lambda self: self.in_flight)
-    @rule()
-    def step(self) -> None:
+    @rule(milliseconds=st.sampled_from([0, 1, 10, 60_000]))
+    def step(self, milliseconds: int = 0) -> None:
         doomed, self.doomed = self.doomed > 0, max(self.doomed - 1, 0)
-        self._apply(self.worker.execute(self.in_flight.popleft(), fail=doomed))
+        result = self.worker.execute(self.in_flight.popleft(), fail=doomed)
+        result.execute_us = milliseconds * 1000
+        self._apply(result)
 
     @precondition(lambda self: self.in_flight and not self.doomed)
     @rule()

@@ -1,0 +1,227 @@
+"""What the scheduler learns of its steps' times, and how it keeps to a target with that."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from array import array
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
+from scheduler.core import Scheduler
+from scheduler.limits import SchedulerLimits
+from scheduler.request import Request
+from scheduler.step_time import PromptTime, StepTimes, StepWork, context_of
+from tests.unit.scheduler.executor import MiniatureWorker
+
+VOCAB = 50
+Cost = Callable[[StepWork], float]
+
+
+def of_a_gpu(work: StepWork) -> float:
+    """10 ms, and 20 us for each prompt token, more the longer its context."""
+    return (
+        10e-3
+        + 20e-6 * work.num_decodes
+        + 1e-8 * work.decode_context
+        + 20e-6 * work.num_prompt
+        + 3e-9 * work.prompt_context
+    )
+
+
+def work_of(num_decodes: int, chunk: int, start: int = 0) -> StepWork:
+    work = StepWork(num_decodes, num_decodes * 500)
+    if chunk:
+        work.add(start, chunk)
+    return work
+
+
+def learned(cost: Cost, rng: random.Random, noise: float = 0.05) -> StepTimes:
+    times = StepTimes()
+    for _ in range(100):
+        work = work_of(rng.randrange(1, 64), rng.choice([0, 16, 128, 512, 2048]), rng.randrange(0, 8000))
+        times.observe(work, cost(work) * (1 + rng.uniform(-noise, noise)))
+    return times
+
+
+def test_times_of_steps_never_seen_are_predicted_from_those_that_were() -> None:
+    times = learned(of_a_gpu, random.Random(1))
+    for work in (work_of(7, 0), work_of(32, 300, 4000), work_of(1, 1000, 100), work_of(60, 2000, 7000)):
+        assert times.predict(work) == pytest.approx(of_a_gpu(work), rel=0.1)
+
+
+def test_a_step_that_compiled_for_a_minute_changes_next_to_nothing() -> None:
+    rng = random.Random(2)
+    times = learned(of_a_gpu, rng)
+    for chunk in (0, 16, 512, 2048):
+        times.observe(work_of(20, chunk), 60.0)
+    work = work_of(32, 300, 4000)
+    assert times.predict(work) == pytest.approx(of_a_gpu(work), rel=0.15)
+
+
+def test_a_machine_that_becomes_slower_is_learned_anew() -> None:
+    rng = random.Random(3)
+    times = learned(of_a_gpu, rng)
+    for _ in range(200):
+        work = work_of(rng.randrange(1, 64), rng.choice([0, 16, 512]), rng.randrange(0, 8000))
+        times.observe(work, 3 * of_a_gpu(work))
+    work = work_of(32, 300, 4000)
+    assert times.predict(work) == pytest.approx(3 * of_a_gpu(work), rel=0.1)
+
+
+def test_steps_without_prompts_do_not_make_it_forget_what_prompts_cost() -> None:
+    times = learned(of_a_gpu, random.Random(4))
+    for _ in range(10_000):
+        times.observe(work_of(20, 0), of_a_gpu(work_of(20, 0)))
+    work = work_of(20, 512)
+    assert times.predict(work) == pytest.approx(of_a_gpu(work), rel=0.1)
+
+
+def test_prompts_get_what_time_the_decodes_leave_and_never_nothing() -> None:
+    times = learned(of_a_gpu, random.Random(5), noise=0.0)
+    decodes = work_of(20, 0)
+    time = PromptTime(times, decodes, 0.02, 16)
+    count = time.fit(4000, 8000)
+    with_chunk = StepWork(20, decodes.decode_context, count, context_of(4000, count))
+    assert 0.018 < of_a_gpu(with_chunk) <= 0.0205
+    time.spend(4000, count)
+    assert time.fit(0, 8000) < 32
+    assert time.is_short
+    crowded = PromptTime(times, decodes, 0.001, 16)
+    assert crowded.fit(4000, 8000) == 16
+    crowded.spend(4000, 16)
+    assert crowded.fit(0, 100) == 0
+
+
+def test_before_anything_is_known_prompts_grow_step_by_step() -> None:
+    times, chunks = StepTimes(), []
+    for _ in range(8):
+        work = work_of(20, 0)
+        count = PromptTime(times, work, 0.05, 16).fit(0, 8000)
+        chunks.append(count)
+        work.add(0, count)
+        times.observe(work, of_a_gpu(work))
+    assert chunks[0] == 64
+    assert all(later <= 2 * sooner for sooner, later in itertools.pairwise(chunks))
+    assert chunks[-1] > 1000
+
+
+LIMITS = SchedulerLimits(
+    num_blocks=4096,
+    block_size=16,
+    max_num_seqs=32,
+    max_num_batched_tokens=2048,
+    max_model_len=16_384,
+    vocab_size=VOCAB,
+    enable_prefix_caching=False,
+    target_itl=0.015,
+)
+
+
+class SimulatedService:
+    """The core two steps ahead of a worker whose steps take what a function of their work says."""
+
+    def __init__(self, limits: SchedulerLimits, cost: Cost) -> None:
+        self.core = Scheduler(limits)
+        self.cost = cost
+        self.now = 0.0
+        self.times: dict[str, list[float]] = {}
+        self._plans: deque[StepPlan] = deque()
+
+    def add(self, name: str, prompt_tokens: int, max_tokens: int) -> Request:
+        self.times[name] = []
+        prompt = array("I", [1] * prompt_tokens)
+        request = Request(
+            name, prompt, prompt_tokens, SamplingRecord(), max_total_tokens=prompt_tokens + max_tokens
+        )
+        self.core.add(request)
+        return request
+
+    def step(self) -> bool:
+        while len(self._plans) < 2 and (plan := self.core.schedule()) is not None:
+            self._plans.append(plan)
+        if not self._plans:
+            return False
+        plan = self._plans.popleft()
+        work = StepWork()
+        for start, count in zip(plan.starts.tolist(), plan.counts.tolist(), strict=True):
+            work.add(start, count)
+        seconds = self.cost(work)
+        self.now += seconds
+        output = self.core.update(_result(plan, seconds))
+        for request in output.requests:
+            self.times[request.request_id].append(self.now)
+        return True
+
+
+def _result(plan: StepPlan, seconds: float) -> StepResult:
+    return StepResult(plan.step_id, u32([1] * int(plan.samples.sum())), execute_us=round(seconds * 1e6))
+
+
+def gaps(times: list[float]) -> list[float]:
+    return np.diff(times).tolist()
+
+
+def test_streams_keep_their_pace_while_long_prompts_arrive() -> None:
+    rng = random.Random(6)
+    service = SimulatedService(LIMITS, lambda work: of_a_gpu(work) * rng.uniform(0.97, 1.03))
+    streams = [service.add(f"s{i}", 32, 2000) for i in range(20)]
+    for _ in range(200):
+        service.step()
+    alone = np.percentile([gap for i in range(20) for gap in gaps(service.times[f"s{i}"])[5:]], 99)
+    began = {f"s{i}": len(service.times[f"s{i}"]) for i in range(20)}
+    for prompt in range(8):
+        service.add(f"p{prompt}", 8000, 1)
+        for _ in range(100):
+            service.step()
+    disturbed = [gap for name, first in began.items() for gap in gaps(service.times[name][first:])]
+    assert all(request.end_reason is None for request in streams)
+    assert all(service.times[f"p{prompt}"] for prompt in range(8)), "the prompts were computed meanwhile"
+    assert np.percentile(disturbed, 99) <= 1.5 * alone
+    assert service.core.counters.num_short_steps > 50
+
+
+def test_a_prompt_gets_the_whole_budget_when_no_stream_waits() -> None:
+    service = SimulatedService(LIMITS, of_a_gpu)
+    service.add("p", 8000, 1)
+    for _ in range(4):
+        assert service.step()
+    assert service.times["p"], "in four steps of 2048 tokens at most"
+
+
+def test_a_target_that_decodes_alone_exceed_starves_no_prompt() -> None:
+    limits = SchedulerLimits(
+        num_blocks=64,
+        block_size=16,
+        max_num_seqs=4,
+        max_num_batched_tokens=256,
+        max_model_len=512,
+        vocab_size=VOCAB,
+        target_itl=1e-6,
+    )
+    service = SimulatedService(limits, of_a_gpu)
+    service.add("s", 4, 400)
+    service.step()
+    service.add("p", 320, 1)
+    steps = 0
+    while not service.times["p"]:
+        assert service.step()
+        steps += 1
+    assert steps <= 320 // 16 + 4
+
+
+def test_plans_within_a_target_are_plans_a_worker_can_run() -> None:
+    service = Scheduler(LIMITS)
+    worker = MiniatureWorker(16, VOCAB, 2048, 32)
+    for length in (5, 40, 300):
+        prompt = array("I", [1] * length)
+        service.add(Request("r", prompt, length, SamplingRecord(), max_total_tokens=length + 30))
+        for _ in range(5):
+            if (plan := service.schedule()) is not None:
+                result = worker.execute(plan)
+                result.execute_us = 14_000 + 20 * int(plan.counts.sum())
+                service.update(result)
