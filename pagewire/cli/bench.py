@@ -14,6 +14,7 @@ from engine.config import WorkerConfig
 from pagewire.bench.shapes import SHAPES, shape_directory
 from pagewire.bench.targets import peer, settings, startup_targets, throughput_targets
 from pagewire.bench.workloads import NAMED, Lengths, Workload, named
+from pagewire.cli import bench_serve
 from pagewire.cli.options import arguments, build, with_options
 from pagewire.errors import ConfigError
 from pagewire.hub.aliases import DEFAULT_MODEL
@@ -71,11 +72,14 @@ with_worker_options = with_options(WorkerConfig, without=("socket",))
 def register(app: typer.Typer) -> None:
     """Adds the commands to the app."""
     bench = typer.Typer(
-        help="Measure an engine: throughput, latency, start-up.", no_args_is_help=True, rich_markup_mode=None
+        help="Measure an engine: throughput, latency, start-up; or any server under load.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
     )
     bench.command()(with_worker_options(throughput))
     bench.command()(with_worker_options(latency))
     bench.command()(with_worker_options(startup))
+    bench.command()(bench_serve.serve)
     app.add_typer(bench, name="bench")
 
 
