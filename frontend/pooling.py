@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from frontend.config import POOLINGS
 from pagewire.errors import ConfigError, InvalidRequest
 from pagewire.inference.v1 import inference_pb2
+from pagewire.model_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +46,17 @@ class EmbeddingFacts:
         Raises:
             ConfigError: a file is wrong.
         """
-        modules = _read(directory / "modules.json", list)
+        modules_file = directory / "modules.json"
+        modules = _read(modules_file, list)
         if modules is None:
             return cls(pooling=asked)
         kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
         own, obstacle = None, None
         for module, kind in zip(modules, kinds, strict=True):
             if kind == "Pooling":
-                own, obstacle = _own_pooling(directory / str(module.get("path", "")) / "config.json")
+                own, obstacle = _own_pooling(
+                    _module_directory(modules_file, str(module.get("path", ""))) / "config.json"
+                )
         strange = next((kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")), None)
         if strange is not None:
             obstacle = f"its modules.json has a {strange!r} module, which this server does not apply"
@@ -66,11 +69,12 @@ class EmbeddingFacts:
                 directory,
                 prompts["default_prompt_name"],
             )
-        limits = _read(directory / "sentence_bert_config.json", dict) or {}
+        limits_file = directory / "sentence_bert_config.json"
+        limits = _read(limits_file, dict) or {}
         return cls(
             pooling=asked or own,
             normalize="Normalize" in kinds,
-            max_tokens=limits.get("max_seq_length"),
+            max_tokens=_max_tokens(limits_file, limits.get("max_seq_length")),
             obstacle=None if asked else obstacle,
         )
 
@@ -106,6 +110,8 @@ def _own_pooling(path: Path) -> tuple[str | None, str | None]:
     if config is None:
         raise ConfigError(f"{path}: modules.json names it, but it is not there")
     mode = config.get("pooling_mode")
+    if not isinstance(mode, str | list | None):
+        raise ConfigError(f"{path}: pooling_mode is {mode!r}; it must be a name or a list of names")
     modes: list[str] = [mode] if isinstance(mode, str) else list(map(str, mode or ()))
     if not modes:
         prefix = "pooling_mode_"
@@ -116,14 +122,27 @@ def _own_pooling(path: Path) -> tuple[str | None, str | None]:
     return None, f"it pools by {' and '.join(modes) or 'nothing'}"
 
 
+def _max_tokens(path: Path, value: Any) -> int | None:
+    if value is None or (type(value) is int and value > 0):
+        return value
+    raise ConfigError(
+        f"{path}: max_seq_length is {value!r}; it must be a whole number of at least 1, or null"
+    )
+
+
+def _module_directory(modules_file: Path, path: str) -> Path:
+    """A module's own directory, which lies in the model's."""
+    directory = modules_file.parent
+    if "\0" in path or not (directory / path).resolve().is_relative_to(directory.resolve()):
+        raise ConfigError(f"{modules_file} names the path {path!r}; it must stay in the model's directory")
+    return directory / path
+
+
 def _read(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
     """A JSON file's content, None if there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    content = read_json(path)
     if not isinstance(content, kind) or (
         kind is list and not all(isinstance(each, dict) for each in content)
     ):

@@ -14,6 +14,7 @@ from frontend.chat.settings import ChatSettings
 from frontend.pooling import EmbeddingFacts
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.generation_defaults import load_generation_defaults
+from frontend.text.template_renderer import RENDERER
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.errors import ConfigError, InvalidRequest, NotFound
 from pagewire.sampling_params import SamplingParams
@@ -68,6 +69,7 @@ class ServedModel:
             ConfigError: a file is missing or wrong.
         """
         chat = chat or ChatSettings()
+        RENDERER.start()  # which takes as long as reading the tokenizer
         defaults = load_generation_defaults(directory)
         try:
             SamplingParams(**defaults)

@@ -48,6 +48,18 @@ def read_json_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str,
     Raises:
         ConfigError: it does not, or as `read_bytes`.
     """
+    content = read_json(path, max_bytes)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a JSON {type(content).__name__}; it must hold an object")
+    return content
+
+
+def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> Any:
+    """A file that holds any JSON in UTF-8, nested no deeper than MAX_JSON_DEPTH.
+
+    Raises:
+        ConfigError: it does not, or as `read_bytes`.
+    """
     data = read_bytes(path, max_bytes)
     try:
         content = json.loads(data.decode("utf-8"))
@@ -57,9 +69,8 @@ def read_json_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str,
         raise _too_deep(path) from error
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a JSON {type(content).__name__}; it must hold an object")
-    _require_shallow(path, content)
+    if isinstance(content, (dict, list)):
+        _require_shallow(path, content)
     return content
 
 

@@ -5,7 +5,6 @@ The template language and its variables are those of Hugging Face chat templates
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,33 +14,40 @@ import jinja2
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.settings import is_template
-from frontend.text.template_environment import PromptTooLong, compile_template, render_template
+from frontend.text.template_environment import PromptTooLong
 from frontend.text.template_messages import CONTINUED, messages_for
+from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
 from frontend.text.template_traits import TemplateTraits
 from frontend.text.untrusted_template import render_untrusted
 from pagewire.errors import ConfigError, InvalidRequest, Unsupported
+from pagewire.model_files import MAX_TEMPLATE_BYTES, read_bytes, read_json_object
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TRIED = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "Bye"},
+]
+"""A template that cannot render one of its beginnings or ends within the limits is refused at the start."""
 _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """One template, compiled once."""
+    """One template and where it comes from."""
 
+    origin: Path | str
     source: str
     traits: TemplateTraits
-    compiled: jinja2.Template
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """A model's chat template. Immutable and thread-safe.
 
-    It runs in Jinja's sandbox, on data that requests bring, but is itself the operator's: it comes with
-    the model. The size of its output is bounded, its time only by the sandbox's limit of 100,000 steps on
-    each range(). A template that comes with a request, where these are allowed, gets a process of its own
-    with limits on time and memory.
+    It runs in Jinja's sandbox, in another process, with limits on time, memory and what it writes: it comes
+    with the model, from whoever made that, and sees data that requests bring.
     """
 
     _by_name: Mapping[str, _Template]
@@ -63,14 +69,16 @@ class ChatTemplate:
             trust_requests: whether requests may bring templates.
 
         Raises:
-            ConfigError: a file cannot be read or a template has a syntax error.
+            ConfigError: a file cannot be read, or a template has an error or takes too much time or memory.
         """
         config = _read_tokenizer_config(model_dir / "tokenizer_config.json")
         sources = _sources(model_dir, override, config)
         if not sources:
             return None
-        by_name = {name: _compile(origin, source) for name, (origin, source) in sources.items()}
-        return cls(by_name, _special_token_texts(config), trust_requests)
+        by_name = {name: _read_template(origin, source) for name, (origin, source) in sources.items()}
+        loaded = cls(by_name, _special_token_texts(config), trust_requests)
+        loaded._try()
+        return loaded
 
     @property
     def source(self) -> str:
@@ -84,6 +92,7 @@ class ChatTemplate:
             InvalidRequest: the template refuses the conversation, the prompt is too large, or the variables
                 given are the template's own.
             Unsupported: the request brings a template and that is not allowed.
+            Overloaded: conversations that take long to render are being rendered already.
         """
         given = conversation.chat_template
         if given is not None and given not in self._by_name:
@@ -95,14 +104,35 @@ class ChatTemplate:
             template = self._by_name.get("tool_use", default) if conversation.tools else default
         variables = self._variables(conversation, template.traits)
         try:
-            rendered = render_template(template.compiled, variables)
+            rendered = RENDERER.render(template.source, variables)
         except PromptTooLong as error:
             raise InvalidRequest(str(error), param="messages") from error
-        except Exception as error:  # a template can raise what any expression can, such as None + "text"
+        except TooMuch as error:
+            raise InvalidRequest(
+                f"the chat template took {error} for this conversation", param="messages"
+            ) from error
+        except (TemplateFailed, TemplateWrong) as error:
             raise InvalidRequest(
                 f"the chat template refused the conversation: {error}", param="messages"
             ) from error
         return _left_open(rendered) if conversation.continue_final_message else rendered
+
+    def _try(self) -> None:
+        """Renders short conversations, so that a template that never ends is found at the start. One that
+        refuses them may take others."""
+        for template in self._by_name.values():
+            for messages in (_TRIED, _TRIED[:2], _TRIED[1:2]):
+                conversation = Conversation(messages=messages)
+                try:
+                    RENDERER.render(template.source, self._variables(conversation, template.traits))
+                except TemplateFailed:
+                    continue
+                except PromptTooLong as error:
+                    raise ConfigError(f"{template.origin}: of a short conversation, {error}") from error
+                except TooMuch as error:
+                    raise ConfigError(
+                        f"{template.origin}: the chat template takes {error} for a short conversation"
+                    ) from error
 
     def _render_theirs(self, source: str, conversation: Conversation) -> str:
         if not self._trust_requests:
@@ -213,26 +243,28 @@ def _special_token_texts(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_tokenizer_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(_read_text(path))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: must be a JSON object")
-    return config
+    return read_json_object(path) if path.exists() else {}
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the chat template: {error}") from error
+        return read_bytes(path, MAX_TEMPLATE_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def _compile(origin: Path | str, source: str) -> _Template:
+def _read_template(origin: Path | str, source: str) -> _Template:
+    """Compiles it where that can do no harm; what compiled there can also be parsed here."""
+    if len(source) > MAX_TEMPLATE_BYTES:
+        raise ConfigError(
+            f"{origin}: the chat template has {len(source)} characters; at most {MAX_TEMPLATE_BYTES} are read"
+        )
     try:
-        return _Template(source, TemplateTraits.read(source), compile_template(source))
-    except jinja2.TemplateError as error:
+        RENDERER.compile(source)
+        return _Template(origin, source, TemplateTraits.read(source))
+    except (TemplateWrong, jinja2.TemplateError) as error:
         raise ConfigError(f"{origin}: the chat template has an error: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: the chat template is nested too deeply") from error
+    except TooMuch as error:
+        raise ConfigError(f"{origin}: the chat template takes {error} to compile") from error

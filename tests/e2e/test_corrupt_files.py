@@ -39,6 +39,12 @@ def brackets(directory: Path) -> Path:
     return directory
 
 
+def endless_template(directory: Path) -> Path:
+    template = "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}"
+    (write_directory(directory) / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return directory
+
+
 def cut_gguf(directory: Path) -> Path:
     directory.mkdir()
     path = write_gguf(directory / "tiny.gguf")
@@ -63,9 +69,10 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ),
         (highest_token_id, "frontend: {}/tokenizer.json: a token has the id 4294967295; the highest"),
         (brackets, "{}/tokenizer_config.json is nested too deeply; at most 64 levels are read"),
+        (endless_template, "frontend: {}/tokenizer_config.json: the chat template takes more calls within"),
         (cut_gguf, "{}: truncated: tensor 'blk."),
     ],
-    ids=["config", "tokenizer", "settings", "gguf"],
+    ids=["config", "tokenizer", "settings", "template", "gguf"],
 )
 def test_serve_ends(tmp_path: Path, write: Callable[[Path], Path], said: str) -> None:
     model = write(tmp_path / "model")

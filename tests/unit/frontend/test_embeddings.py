@@ -263,6 +263,26 @@ def test_what_cannot_be_followed_is_refused_unless_asked_otherwise(tmp_path: Pat
         EmbeddingFacts.load(tmp_path, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("modules.json", "[" * 10**5, "nested too deeply"),
+        ("modules.json", '[{"type": "x.Pooling", "path": "../other"}]', "stay in the model's directory"),
+        ("modules.json", '[{"type": "x.Pooling", "path": "/etc"}]', "stay in the model's directory"),
+        ("1_Pooling/config.json", '{"pooling_mode": 3}', "must be a name or a list"),
+        ("sentence_bert_config.json", '{"max_seq_length": "512"}', "max_seq_length is '512'; it must be"),
+        ("sentence_bert_config.json", '{"max_seq_length": true}', "max_seq_length is True; it must be"),
+        ("sentence_bert_config.json", '{"max_seq_length": 0}', "max_seq_length is 0; it must be"),
+        ("config_sentence_transformers.json", "{", "not valid JSON"),
+    ],
+)
+def test_a_wrong_file_of_an_embedding_model_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
+    directory = as_embedding_model(tmp_path, LAST)
+    (directory / name).write_text(text)
+    with pytest.raises(ConfigError, match=f"{name}.*{said}"):
+        EmbeddingFacts.load(directory, None)
+
+
 async def test_an_embedding_model_needs_no_pooling_in_requests(
     start_frontend: FrontendFactory, scheduler, model_dir: Path, tmp_path: Path
 ) -> None:

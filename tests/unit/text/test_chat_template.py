@@ -11,8 +11,8 @@ import pytest
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.tools import Tool
-from frontend.text import template_environment
 from frontend.text.chat_template import ChatTemplate
+from frontend.text.template_environment import MAX_PROMPT_CHARACTERS
 from pagewire.errors import ConfigError, InvalidRequest
 
 CONVERSATION: list[dict[str, Any]] = [
@@ -158,12 +158,12 @@ def test_what_a_template_refuses_is_the_callers_error(tmp_path: Path, template: 
     assert raised.value.param == "messages"
 
 
-def test_output_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    template = load(tmp_path, "{% for i in range(100) %}{{ messages[0].content }}{% endfor %}")
-    monkeypatch.setattr(template_environment, "MAX_PROMPT_CHARACTERS", 1000)
-    assert len(render(template, [{"role": "user", "content": "x" * 10}])) == 1000
-    with pytest.raises(InvalidRequest, match="longer than 1,000 characters"):
-        render(template, [{"role": "user", "content": "x" * 11}])
+def test_output_is_bounded(tmp_path: Path) -> None:
+    template = load(tmp_path, "{% for i in range(1000) %}{{ messages[0].content }}{% endfor %}")
+    most = MAX_PROMPT_CHARACTERS // 1000
+    assert len(render(template, [{"role": "user", "content": "x" * most}])) == most * 1000
+    with pytest.raises(InvalidRequest, match="longer than 16,777,216 characters"):
+        render(template, [{"role": "user", "content": "x" * (most + 1)}])
 
 
 @pytest.mark.parametrize(
@@ -184,5 +184,5 @@ def test_a_missing_override_or_broken_configuration_is_named(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"nowhere\.jinja"):
         ChatTemplate.load(tmp_path, str(tmp_path / "nowhere.jinja"))
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"tokenizer_config\.json: not JSON"):
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json is not valid JSON"):
         ChatTemplate.load(tmp_path, None)

@@ -15,7 +15,7 @@ import pytest
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.tools import Tool, ToolChoice
-from frontend.text import untrusted_template
+from frontend.text import template_renderer
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.template_traits import TemplateTraits
 from pagewire.errors import InvalidRequest, Unsupported
@@ -225,7 +225,7 @@ def test_a_requests_own_template_is_used_where_the_server_trusts_it(tmp_path: Pa
             "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
             "memory",
         ),
-        ("{% for a in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "memory"),
+        ("{% for a in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "longer than 16,777,216"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{% if %}", "has an error"),
         ("{{ raise_exception('no') }}", "failed: no"),
@@ -238,7 +238,7 @@ def test_a_hostile_template_of_a_request_harms_nothing(tmp_path: Path, given: st
     with pytest.raises(InvalidRequest, match=said) as raised:
         ours(tmp_path, "x", [USER], chat_template=given)
     assert raised.value.param == "chat_template"
-    assert time.monotonic() - began < untrusted_template._WALL_SECONDS
+    assert time.monotonic() - began < template_renderer._WALL_SECONDS
 
 
 def test_inline_templates_and_files_replace_the_models_own(tmp_path: Path) -> None:
