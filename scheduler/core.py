@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,9 +35,8 @@ from scheduler.request import EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
 from scheduler.step import Counters, Draft, InFlight, StepLimits, StepOutput
 from scheduler.step_time import StepTimes
+from scheduler.suspects import Suspects, accuse, verdict
 from scheduler.waiting import WaitingQueue, check
-
-MAX_FAILURES = 2
 
 
 class Scheduler:
@@ -53,6 +53,7 @@ class Scheduler:
         self.running: list[Request] = []
         self._step_limits = StepLimits.of(limits.records)
         self._waiting = WaitingQueue()
+        self._suspects = Suspects()
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
         self.prefixes = Prefixes(limits, self.pool, self._rows)
         self._wants = Wants.nothing()
@@ -64,12 +65,12 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Requests that hold a worker row."""
-        return len(self.running)
+        return len(self.running) + len(self._suspects.running)
 
     @property
     def num_waiting(self) -> int:
         """Requests admitted but not running."""
-        return self._waiting.num_waiting
+        return self._waiting.num_waiting + len(self._suspects) - len(self._suspects.running)
 
     @property
     def num_in_flight(self) -> int:
@@ -84,7 +85,7 @@ class Scheduler:
     @property
     def all_are_constrained(self) -> bool:
         """Whether none but constrained requests hold rows."""
-        return self._rows.num_constrained == len(self.running) > 0
+        return self._rows.num_constrained == self.num_running > 0
 
     def add(self, request: Request, *, resumed: bool = False) -> None:
         """Queues a request.
@@ -99,10 +100,18 @@ class Scheduler:
         """
         self.check(request)
         if not resumed:
-            self._waiting.check_room(self.limits.max_num_waiting)
+            num_suspects = len(self._suspects) - len(self._suspects.running)
+            self._waiting.check_room(self.limits.max_num_waiting - num_suspects)
         request.arrival = self._num_arrivals
         self._num_arrivals += 1
-        self._waiting.add(request)
+        self._queue(request)
+
+    def _queue(self, request: Request) -> None:
+        """Has a request wait, among the suspects if it is one."""
+        if request.suspicion is None:
+            self._waiting.add(request)
+        else:
+            self._suspects.add(request)
 
     def check(self, request: Request) -> None:
         """Checks a request against the limits, and cuts its max_total_tokens to them.
@@ -129,12 +138,15 @@ class Scheduler:
     def _end(
         self, request: Request, reason: EndReason, *, stop_token_id: int | None = None, error: str = ""
     ) -> None:
-        was_running = request.status is Status.RUNNING
+        was_running, is_suspect = request.status is Status.RUNNING, request.suspicion is not None
         if was_running:
-            self.running.remove(request)
+            if not is_suspect:
+                self.running.remove(request)
             self._vacate(request)
         request.end(reason, stop_token_id=stop_token_id, error=error)
-        if not was_running:
+        if is_suspect:
+            self._suspects.forget(request)
+        elif not was_running:
             self._waiting.forget(request)
 
     def _vacate(self, request: Request) -> None:
@@ -150,10 +162,55 @@ class Scheduler:
         self._vacate(request)
         request.num_preemptions += 1
         self.counters.num_preemptions += 1
-        self._waiting.add(request)
+        self._queue(request)
 
     def schedule(self) -> StepPlan | None:
-        """Plans the next step and counts it as in flight; None if there is nothing to compute."""
+        """Plans the next step and counts it as in flight; None if there is nothing to compute, or nothing
+        that may be in flight together with what is.
+        """
+        if self._suspects.step is not None:
+            return None
+        if not self._suspects:
+            return self._schedule_together()
+        suspect = self._suspects.next(self._can_continue)
+        if suspect is None or self._suspects.take_turn():
+            plan = self._schedule_together()
+            if plan is not None or suspect is None:
+                return plan
+        return None if self._in_flight else self._schedule_alone(suspect)
+
+    def _can_continue(self, suspect: Request) -> bool:
+        """Whether something of a suspect can be computed now, or it waits for its mask."""
+        if suspect.status is Status.RUNNING:
+            return self._rows.num_left(suspect.row) > 0
+        return not suspect.is_blocked or self._can_begin(suspect)
+
+    def _schedule_alone(self, suspect: Request) -> StepPlan:
+        """Plans a step of a suspect, while none is in flight. Whoever holds what it needs makes room."""
+        draft = Draft(self._step_limits)
+        while not self._place_alone(draft, suspect):
+            others = [request for request in self._suspects.running if request is not suspect]
+            self._preempt(self.running.pop() if self.running else others[-1])
+        end = int(self._rows.num_computed[suspect.row])
+        plan = self._dispatch(draft)
+        self._suspects.tried(self._in_flight[-1], end)
+        return plan
+
+    def _place_alone(self, draft: Draft, suspect: Request) -> bool:
+        """Places what a suspect lacks, as far as one step goes; False if row or blocks are short."""
+        if suspect.status is Status.WAITING:
+            return self._rows.next_free is not None and self._admit(draft, suspect)
+        start = int(self._rows.num_computed[suspect.row])
+        count = draft.fit(suspect, start, min(self._rows.num_left(suspect.row), draft.budget))
+        needed = -(-(start + count) // self.limits.block_size) - len(suspect.block_ids)
+        if needed > self.pool.num_free:
+            return False
+        blocks = self.pool.allocate(max(needed, 0))
+        self._place(draft, suspect, count, blocks, appended=blocks)
+        return True
+
+    def _schedule_together(self) -> StepPlan | None:
+        """Plans a step of all requests that are not suspects."""
         draft = Draft(self._step_limits)
         preempted = self._schedule_running(draft)
         if not preempted:
@@ -265,7 +322,7 @@ class Scheduler:
         return len(self.prefixes.find(request)) * self.limits.block_size < len(request.token_ids) - 1
 
     def _admit(self, draft: Draft, request: Request) -> bool:
-        """Moves the first waiting request into a row, if everything it needs is there."""
+        """Moves the first waiting request, or a suspect, into a row, if everything it needs is there."""
         block_size, pool, num_tokens = self.limits.block_size, self.pool, len(request.token_ids)
         hits = self.prefixes.find(request)
         start = len(hits) * block_size
@@ -295,13 +352,14 @@ class Scheduler:
         return True
 
     def _enter(self, request: Request, hits: list[int], start: int) -> None:
-        """Turns the first waiting request into a running one that holds its prefix hits."""
-        self._waiting.take_first()
+        """Turns the first waiting request, or a suspect, into a running one that holds its prefix hits."""
+        if request.suspicion is None:
+            self._waiting.take_first()
+            insort(self.running, request, key=lambda running: running.order)
         request.status = Status.RUNNING
         request.block_ids = hits
         request.num_published_blocks = len(hits)
         self._rows.enter(request, start)
-        insort(self.running, request, key=lambda running: running.order)
         self.counters.prefix_cache_queries += len(request.token_ids)
         self.counters.prefix_cache_hits += start
         if request.num_cached_tokens < 0:
@@ -355,13 +413,13 @@ class Scheduler:
         """
         if not self._in_flight or self._in_flight[0].step_id != result.step_id:
             raise ValueError(f"result of step {result.step_id} is not of the oldest step in flight")
-        step = self._in_flight.popleft()
-        if step.void:
-            return StepOutput()
-        if result.error:
-            return self._fail(step, result.error)
+        step = self._in_flight[0]
+        if step.void or result.error:
+            self._in_flight.popleft()
+            return StepOutput() if step.void else self._fail(step, result.error)
         results.check(step, result)
         told = results.take_untold(step, result) if result.prompt_logprobs else []
+        self._in_flight.popleft()
         self.step_times.observe(step.work, result.execute_us * 1e-6)
         output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
         rows = step.sampled_rows
@@ -374,6 +432,10 @@ class Scheduler:
         for column, state in result.pooled.items():
             self._finish_pooling(output, step.request_at(column), state)
         self.counters.num_generated_tokens += len(output.token_ids)
+        cleared = self._suspects.came_through(step)
+        if cleared is not None:
+            insort(self.running, cleared, key=lambda running: running.order)
+            self._wants.num_steps = 0
         return output
 
     def _finish_pooling(self, output: StepOutput, request: Request, state: F32Array) -> None:
@@ -409,32 +471,51 @@ class Scheduler:
 
     def _fail(self, step: InFlight, error: str) -> StepOutput:
         """Handles a step the worker could not run: its KV is in doubt, so everything is recomputed from the
-        tokens known, and a request that was there for the second failure ends with the error.
+        tokens known, its requests one by one.
         """
-        output = StepOutput()
-        for request in step.scheduled:
-            if request.count_failure() >= MAX_FAILURES and request.status is not Status.ENDED:
-                self._end(request, EndReason.ERROR, error=error)
-                output.ended.append(request)
-        self._recompute_all()
         for later in self._in_flight:
             later.void = True
-        return output
+        return StepOutput(ended=self._lose([step], error))
+
+    def _lose(self, steps: Sequence[InFlight], cause: str) -> list[Request]:
+        """Makes suspects of the requests of lost steps, and all requests wait with the tokens they have;
+        returns those that end because it was their doing.
+        """
+        condemned = accuse(steps, self._reached)
+        self._recompute_all()
+        for request in condemned:
+            self._end(request, EndReason.ERROR, error=verdict(request, cause))
+            self.counters.num_quarantined += 1
+        return condemned
+
+    def _reached(self, request: Request) -> int:
+        """How many of a request's tokens would be computed at the end of the steps in flight, at most."""
+        if request.status is Status.RUNNING:
+            return int(self._rows.num_computed[request.row])
+        return len(request.token_ids) + request.num_pending
 
     def _recompute_all(self) -> None:
-        pending = self._waiting.waiting() + self.running
-        while self.running:
-            self._preempt(self.running.pop())
-        for request in pending:
+        live = self._waiting.waiting() + self._suspects.all + self.running
+        for request in self.running + self._suspects.running:
+            self._vacate(request)
+            self.counters.num_preemptions += 1
+            request.num_preemptions += 1
+        self.running, self._waiting, self._suspects = [], WaitingQueue(), Suspects()
+        for request in live:
             request.num_pending = 0
+            self._queue(request)
         self.pool.forget()
 
-    def evacuate(self) -> list[Request]:
-        """Takes every live request out, in order of service, ready to be added to another scheduler as
-        `resumed`: known tokens stay, everything else is forgotten.
+    def evacuate(self, cause: str) -> tuple[list[Request], list[Request]]:
+        """Takes every live request out, because the worker is lost.
+
+        Returns:
+            Those that live on, in order of service, ready to be added to another scheduler as `resumed`:
+            known tokens and suspicions stay, everything else is forgotten. And those that ended, because
+            they are to blame.
         """
-        self._recompute_all()
-        live = sorted(self._waiting.waiting(), key=lambda request: request.order)
-        self._waiting = WaitingQueue()
+        condemned = self._lose(self._in_flight, cause)
         self._in_flight.clear()
-        return live
+        live = sorted(self._waiting.waiting() + self._suspects.all, key=lambda request: request.order)
+        self._waiting, self._suspects = WaitingQueue(), Suspects()
+        return live, condemned

@@ -51,6 +51,7 @@ class EngineDriver:
         self._link: WorkerLink | None = None
         self._core: Scheduler | None = None
         self._lost = asyncio.Event()
+        self._cause = ""
         self._orphans: list[Request] = []
         self._outboxes: set[Outbox] = set()
         self._pump_scheduled = False
@@ -87,9 +88,10 @@ class EngineDriver:
         self._link = link
         self._core = Scheduler(self._limits(facts))
         self._lost.clear()
+        self._cause = ""
         loop = asyncio.get_running_loop()
         loop.add_reader(link.result_fd, self._on_results)
-        loop.add_reader(link.control_fd, self._lost.set)
+        loop.add_reader(link.control_fd, self._leave, "the engine-worker died")
         self.attached.set()
         self.detached.clear()
         logger.info(
@@ -107,6 +109,11 @@ class EngineDriver:
         self._pump()
         loop.call_later(_IDLE_SECONDS, self._prepare_masks)
 
+    def _leave(self, cause: str) -> None:
+        """Has the worker left, which is lost; the first cause is the true one."""
+        self._cause = self._cause or cause
+        self._lost.set()
+
     def _detach(self) -> None:
         """Leaves a worker that is lost: its requests wait, with the tokens they have, for the next one."""
         assert self._link is not None
@@ -115,14 +122,17 @@ class EngineDriver:
         loop.remove_reader(self._link.result_fd)
         loop.remove_reader(self._link.control_fd)
         self._link.close()
-        self._orphans = self._core.evacuate()
+        self._orphans, quarantined = self._core.evacuate(self._cause)
+        for request in quarantined:
+            self._finish(request)
+            ticket_of(request).outbox.flush(0)
         self.metrics.retire(self._core)
         self.metrics.num_worker_losses += 1
         self._link, self._core = None, None
         self.attached.clear()
         self.detached.set()
         self._tell_model()
-        logger.warning("detached from the worker; %d requests wait for the next", len(self._orphans))
+        logger.warning("detached: %s; %d requests wait for the next", self._cause, len(self._orphans))
 
     def _resume(self, request: Request) -> None:
         assert self._core is not None
@@ -230,7 +240,7 @@ class EngineDriver:
         """Keeps the worker one step ahead."""
         self._pump_scheduled = False
         self._masks.planned()
-        if self._core is None or self._link is None:
+        if self._core is None or self._link is None or self._lost.is_set():
             return
         core, pacing = self._core, self._pacing
         while (
@@ -242,7 +252,7 @@ class EngineDriver:
                 self._link.send_plan(plan)
             except RingError:
                 logger.exception("a plan cannot be sent to the worker; leaving it")
-                self._lost.set()
+                self._leave("a plan could not be sent to the engine-worker")
                 return
             self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
         now = time.perf_counter()
@@ -265,7 +275,7 @@ class EngineDriver:
                 outputs.append((result, output))
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")
-            self._lost.set()
+            self._leave("the engine-worker sent a broken result")
         self._masks.plan_with_masks(self._pacing.patience(self._core))
         for result, output in outputs:
             if result.error:

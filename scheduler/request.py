@@ -28,6 +28,20 @@ class EndReason(Enum):
     ERROR = auto()
 
 
+@dataclass(slots=True)
+class Suspicion:
+    """That a request makes steps fail; see scheduler/suspects.py.
+
+    Attributes:
+        past: it is cleared once so many of its tokens are computed.
+        num_failures: how often the engine failed while it computed this request alone, since it became a
+            suspect.
+    """
+
+    past: int = 0
+    num_failures: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One request. The scheduler core mutates it; whoever submitted it reads it.
@@ -49,6 +63,7 @@ class Request:
         num_cached_tokens: prompt tokens found in the prefix cache when it was first admitted.
         next_prompt_logprobs: index of the first prompt token whose log probabilities were not reported yet.
         mask: the tokens that may come after `mask_at` tokens.
+        suspicion: that it makes steps fail; None for nearly all requests. See scheduler/suspects.py.
     """
 
     request_id: str
@@ -68,8 +83,7 @@ class Request:
     num_pending: int = 0
     num_cached_tokens: int = -1
     num_preemptions: int = 0
-    num_failures: int = 0
-    num_tokens_at_failure: int = -1
+    suspicion: Suspicion | None = None
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)
     num_published_blocks: int = 0
@@ -86,14 +100,6 @@ class Request:
         self.end_reason = reason
         self.stop_token_id = stop_token_id
         self.error = error
-
-    def count_failure(self) -> int:
-        """Notes that a step with it failed; how often that happened since it last gained a token."""
-        if len(self.token_ids) > self.num_tokens_at_failure:
-            self.num_failures = 0
-        self.num_tokens_at_failure = len(self.token_ids)
-        self.num_failures += 1
-        return self.num_failures
 
     def allow(self, mask: U32Array) -> None:
         """Takes the mask for the token after those it has."""

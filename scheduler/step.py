@@ -32,6 +32,7 @@ class Counters:
     num_preemptions: int = 0
     num_computed_tokens: int = 0
     num_generated_tokens: int = 0
+    num_quarantined: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
 

@@ -22,6 +22,8 @@ from scheduler.block_hash import root_hash
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
+from scheduler.step import InFlight
+from scheduler.suspects import MAX_LONE_FAILURES
 from tests.unit.scheduler.executor import (
     MiniatureWorker,
     continuation,
@@ -93,6 +95,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.aborted: set[str] = set()
         self.received: dict[str, list[int]] = {}
         self.told: dict[str, list[float]] = {}
+        self.failed_alone: Counter[str] = Counter()
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=MAX_MODEL_LEN - 1),
@@ -164,7 +167,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = self.scheduler.schedule()
         if plan is not None:
             self._check_masks(plan)
+            self._check_suspects_are_alone()
             self.in_flight.append(plan)
+
+    def _check_suspects_are_alone(self) -> None:
+        *before, step = self.scheduler._in_flight
+        if any(request.suspicion is not None for request in step.scheduled):
+            assert len(step.scheduled) == 1
+            assert not before
 
     def _check_masks(self, plan: StepPlan) -> None:
         """Exactly the requests with a constraint are sampled under a mask, made for all their tokens."""
@@ -195,8 +205,33 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_flight and not self.doomed)
     @rule()
     def fail(self) -> None:
+        self._note_failure([self.scheduler._in_flight[0]])
         self._apply(self.worker.execute(self.in_flight.popleft(), fail=True))
         self.doomed = len(self.in_flight)  # planned before the failure was known, they build on it
+
+    @precondition(lambda self: hasattr(self, "requests"))
+    @rule()
+    def lose_worker(self) -> None:
+        """It dies, with whatever is in flight, and another takes its place."""
+        self._note_failure([step for step in self.scheduler._in_flight if not step.void])
+        live, condemned = self.scheduler.evacuate("the worker died")
+        self.in_flight.clear()
+        self.doomed = 0
+        self.terminal.update(request.request_id for request in condemned)
+        for request in condemned:
+            self._check_tokens(request)
+        self.scheduler = Scheduler(self.limits)
+        limits = self.limits
+        self.worker = MiniatureWorker(
+            limits.block_size, VOCAB, limits.max_num_batched_tokens, limits.max_num_seqs
+        )
+        for request in live:
+            self.scheduler.add(request, resumed=True)
+
+    def _note_failure(self, steps: list[InFlight]) -> None:
+        names = {request.request_id for step in steps for request in step.scheduled}
+        if len(names) == 1:
+            self.failed_alone.update(names)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -242,6 +277,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         received = self.received[request.request_id]
         if request.sampling.prompt_logprobs >= 0 and received:
             assert len(self.told[request.request_id]) == len(prompt) - 1
+        if request.end_reason is EndReason.ERROR:
+            assert self.failed_alone[request.request_id] >= MAX_LONE_FAILURES
+            assert "quarantined" in request.error
         if request.is_pooling:
             assert not received
             assert request.end_reason in (EndReason.STOP, EndReason.ERROR)
