@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import random
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pagewire.inference.v1 import inference_pb2_grpc
 from tests.e2e.client import complete_all
 from tests.e2e.prompts import greedy
 from tests.e2e.service import Service
+from tests.segments import segments_of
 
 PROMPT = [(31 * index) % 4000 + 300 for index in range(100)]
 SETTLE_SECONDS = 10.0
@@ -98,7 +98,7 @@ async def test_two_hundred_requests_started_and_dropped_leave_nothing_behind(
     # None more; what a process used to start, it may have closed meanwhile.
     for role, process in server.processes().items():
         assert process.num_fds() <= descriptors[role], role
-    assert [name for name in os.listdir("/dev/shm") if name.startswith("pagewire")] == []
+    assert segments_of(process.pid for process in server.processes().values()) == []
     (answer,) = await complete_all(server.grpc_target, [greedy(PROMPT, 4)], 1)
     assert len(answer.token_ids) == 4
 
@@ -140,6 +140,7 @@ async def test_a_long_prompt_does_not_stall_a_running_stream_beyond_its_chunks(t
 async def test_sigterm_lets_open_streams_finish_refuses_new_ones_and_exits_0(tmp_path: Path) -> None:
     runtime = Path(tempfile.mkdtemp(dir="/tmp"))  # a short path: it holds Unix sockets
     with Service(tmp_path, environment={"XDG_RUNTIME_DIR": str(runtime)}) as service:
+        pids = [process.pid for process in service.processes().values()]
         async with grpc.aio.insecure_channel(service.grpc_target) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             stream = stub.Generate(greedy(PROMPT, 60))
@@ -153,4 +154,4 @@ async def test_sigterm_lets_open_streams_finish_refuses_new_ones_and_exits_0(tmp
         assert await stopping == 0
         assert "Traceback" not in service.log
     runtime.rmdir()  # which succeeds only if it is empty
-    assert [name for name in os.listdir("/dev/shm") if name.startswith("pagewire")] == []
+    assert segments_of(pids) == []
