@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import math
+import secrets
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +105,7 @@ NumRequests = Annotated[
 ]
 Duration = Annotated[float | None, typer.Option(help="Seconds of each point in which requests are sent.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Requests before the first point; they are not measured.")]
-Seed = Annotated[int, typer.Option(help="Of contents, lengths and times.")]
+Seed = Annotated[int, typer.Option(help="Of lengths and times; contents are always new.")]
 Processes = Annotated[int, typer.Option(min=1, help="Processes that the load generator spreads over.")]
 Connections = Annotated[int, typer.Option(min=1, help="Over gRPC: connections of each process.")]
 Slo = Annotated[
@@ -258,7 +259,7 @@ def serve(
             seed=seed,
         ),
     )
-    chosen = _dataset(choices)
+    chosen = replace(_dataset(choices), contents=secrets.token_hex(8))
     sweep = Sweep(
         dataset=chosen,
         loads=_loads(choices, chosen.size),
@@ -286,6 +287,7 @@ def _run(target: Target, sweep: Sweep, processes: int, json: Path | None, pictur
             target = replace(target, model=generator.first_model())
             generator.use_model(target.model)
         about = {**describe_run("serve"), "target": _shown(target), "dataset": str(sweep.dataset)}
+        about["command"] = _without_secrets(about["command"], target)
         title = f"{target.model} at {target.url}, {sweep.dataset}"
         print(title, file=sys.stderr, flush=True)
 
@@ -432,6 +434,14 @@ def _extra_body(text: str | None) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ConfigError(f"extra_body is {text!r}; it must be a JSON object", param="extra_body")
     return fields
+
+
+def _without_secrets(command: str, target: Target) -> str:
+    """A command line as it may be kept: what headers say, keys among it, is left out."""
+    for _, value in target.headers:
+        for secret in (value, value.removeprefix("Bearer ")):
+            command = command.replace(secret, "...") if secret else command
+    return command
 
 
 def _shown(target: Target) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +23,11 @@ SHORTEST, LONGEST_PROMPT, LONGEST = 4, 1024, 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversations(Dataset):
-    """First questions of conversations, and answers as long as theirs were.
+    """First questions of conversations, and answers as long as theirs were. Where a run wants more requests
+    than there are, they begin again.
 
     Attributes:
-        entries: prompt, its tokens, tokens of the answer.
+        entries: prompt, its tokens, tokens of the answer, in a random order.
     """
 
     entries: tuple[tuple[str, int, int], ...]
@@ -36,10 +38,8 @@ class Conversations(Dataset):
         return len(self.entries)
 
     def ask(self, run: str, index: int) -> Ask:
-        """See Dataset. Each run has an order of its own."""
-        order = list(range(len(self.entries)))
-        self._generator("order", run).shuffle(order)
-        return Ask(*self.entries[order[index % len(order)]])
+        """See Dataset."""
+        return Ask(*self.entries[index % len(self.entries)])
 
     def __str__(self) -> str:
         return f"{len(self.entries)} conversations"
@@ -71,9 +71,8 @@ class Trace(Dataset):
         _, input_len, output_len, blocks = self.entries[index % len(self.entries)]
         token_ids: list[int] = []
         for block in blocks:
-            token_ids += self.maker.token_ids(self._generator(run, "block", block), TRACE_BLOCK)
-        lacking = max(0, input_len - len(token_ids))
-        own = self.maker.token_ids(self._generator(run, index), lacking)
+            token_ids += self._tokens(TRACE_BLOCK, run, "block", block)
+        own = self._tokens(max(0, input_len - len(token_ids)), run, index)
         return self._ask(token_ids[:input_len] + own, output_len)
 
     def __str__(self) -> str:
@@ -94,18 +93,19 @@ def read_conversations(path: Path, maker: PromptMaker, seed: int) -> Conversatio
             f'{path}: is no JSON list of {{"conversations": [{{"value": TEXT}}, ...]}}: {error!r}',
             param="dataset_path",
         ) from error
-    usual = tuple(
+    usual = [
         entry
         for entry in entries
         if SHORTEST <= entry[1] <= LONGEST_PROMPT and entry[2] >= SHORTEST and entry[1] + entry[2] <= LONGEST
-    )
+    ]
     if not usual:
         raise ConfigError(
             f"{path}: none of its {len(entries)} conversations has a prompt of {SHORTEST} to "
             f"{LONGEST_PROMPT} tokens and an answer that makes it {LONGEST} at most",
             param="dataset_path",
         )
-    return Conversations(maker=maker, seed=seed, entries=usual)
+    random.Random(seed).shuffle(usual)
+    return Conversations(maker=maker, seed=seed, entries=tuple(usual))
 
 
 def _entry(turns: list[dict[str, Any]], maker: PromptMaker) -> tuple[str, int, int]:

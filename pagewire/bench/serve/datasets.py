@@ -1,7 +1,9 @@
 """What is asked: synthetic requests, those of a file of conversations, or those of a trace.
 
-A dataset gives the same request for the same seed, run and index, in whichever process it is asked, so that
-processes can share a run without telling each other anything.
+A dataset gives the same request for the same run and index in whichever process it is asked, so that
+processes can share a run without telling each other anything. Lengths come from the seed alone: points of a
+sweep, and measurements of different servers, ask for the same. Contents are new in every run, lest a server
+answer from what it has cached of an earlier one.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ class Dataset(ABC):
 
     Attributes:
         maker: writes prompts.
-        seed: of everything that is drawn.
+        seed: of lengths, and of which requests share what.
+        contents: of tokens; no two measurements have the same.
     """
 
     maker: PromptMaker
     seed: int = 0
+    contents: str = ""
 
     @property
     def size(self) -> int | None:
@@ -51,8 +55,12 @@ class Dataset(ABC):
     def ask(self, run: str, index: int) -> Ask:
         """The request of an index; another run's have other contents."""
 
-    def _generator(self, *key: object) -> random.Random:
+    def _seeded(self, *key: object) -> random.Random:
         return random.Random(f"{self.seed} {key}")
+
+    def _tokens(self, count: int, *key: object) -> list[int]:
+        """Tokens that are the same for the same key, within this measurement."""
+        return self.maker.token_ids(random.Random(f"{self.contents} {self.seed} {key}"), count)
 
     def _ask(self, token_ids: list[int], output_len: int) -> Ask:
         return Ask(self.maker.prompt(token_ids), len(token_ids), output_len)
@@ -75,14 +83,13 @@ class RandomDataset(Dataset):
 
     def ask(self, run: str, index: int) -> Ask:
         """See Dataset."""
-        generator = self._generator(run, index)
+        generator = self._seeded(index)
         [input_len], [output_len] = self.input.draw(generator, 1), self.output.draw(generator, 1)
-        own = self.maker.token_ids(generator, input_len)
+        own = self._tokens(input_len, run, index)
         if not self.prefix_len:
             return self._ask(own, output_len)
         chosen = generator.randrange(self.num_prefixes)
-        prefix = self.maker.token_ids(self._generator(run, "prefix", chosen), self.prefix_len)
-        return self._ask(prefix + own, output_len)
+        return self._ask(self._tokens(self.prefix_len, run, "prefix", chosen) + own, output_len)
 
     def __str__(self) -> str:
         if not self.prefix_len:
@@ -126,9 +133,9 @@ class ShareGptLike(Dataset):
 
     def ask(self, run: str, index: int) -> Ask:
         """See Dataset."""
-        generator = self._generator(run, index)
+        generator = self._seeded(index)
         input_len, output_len = SHAREGPT_INPUT.draw(generator), SHAREGPT_OUTPUT.draw(generator)
-        return self._ask(self.maker.token_ids(generator, input_len), output_len)
+        return self._ask(self._tokens(input_len, run, index), output_len)
 
     def __str__(self) -> str:
         return "lengths like ShareGPT's"

@@ -250,12 +250,12 @@ _FRAME_HEAD = struct.Struct(">IBI")
 def encode_headers(headers: Iterable[tuple[str, str]]) -> bytes:
     """A header block that changes no state of the connection's compression, so that it serves many requests:
     every field as a literal without indexing (RFC 7541, 6.2.2)."""
-    parts = []
-    for name, value in headers:
-        for text in (name, value):
-            data = text.encode("latin-1")
-            parts.append((b"\x00" if text is name else b"") + _length(len(data)) + data)
-    return b"".join(parts)
+    return b"".join(b"\x00" + _literal(name) + _literal(value) for name, value in headers)
+
+
+def _literal(text: str) -> bytes:
+    data = text.encode("latin-1")
+    return _length(len(data)) + data
 
 
 def _length(value: int) -> bytes:

@@ -13,6 +13,8 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 980, 420
 PANEL_WIDTH, PANEL_HEIGHT, TOP, LEFT, GAP = 360, 270, 70, 80, 130
+_WIDEST = 1e6
+"""Between the ends of a logarithmic axis; what is less is drawn at its end."""
 _COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#8d6a9f")
 _PANELS = (("ttft_ms", "time to first token, ms"), ("itl_ms", "gap between tokens, ms"))
 _LINES = ("p50", "p90", "p99")
@@ -37,7 +39,8 @@ class Axis:
         of 20."""
         positive = [value for value in values if value > 0]
         if positive and max(positive) > 20 * min(positive):
-            return cls(10 ** math.floor(math.log10(min(positive))), max(positive) * 1.15, True)
+            least = max(min(positive), max(positive) / _WIDEST)
+            return cls(10 ** math.floor(math.log10(least)), max(positive) * 1.15, True)
         return cls(0.0, max([*values, 1e-9]) * 1.1)
 
     def place(self, value: float) -> float:
