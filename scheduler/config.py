@@ -21,6 +21,8 @@ class SchedulerConfig:
         enable_prefix_caching: whether full blocks are kept and shared by content.
         target_itl_ms: milliseconds that running streams may wait for their next token because prompts are
             computed; default as long as max_num_batched_tokens take.
+        step_timeout: seconds after which a worker that has not finished a step counts as hung and is killed;
+            five times as many for the first steps after it was attached.
     """
 
     listen: tuple[str, ...]
@@ -30,6 +32,7 @@ class SchedulerConfig:
     max_num_waiting: int = 1024
     enable_prefix_caching: bool = True
     target_itl_ms: float | None = None
+    step_timeout: float = 120.0
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
@@ -37,3 +40,5 @@ class SchedulerConfig:
         require_positive(self, "max_num_seqs", "max_num_batched_tokens", "max_num_waiting")
         target = self.target_itl_ms
         require(target is None or 0 < target < float("inf"), "target_itl_ms", target, "more than 0")
+        timeout = self.step_timeout
+        require(0 < timeout < float("inf"), "step_timeout", timeout, "more than 0")

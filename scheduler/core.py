@@ -77,6 +77,10 @@ class Scheduler:
         """Steps planned whose result has not been applied."""
         return len(self._in_flight)
 
+    def describe_oldest(self) -> str:
+        """The oldest step in flight, for people."""
+        return self._in_flight[0].describe() if self._in_flight else "no step"
+
     @property
     def awaits_masked_tokens(self) -> bool:
         """Whether steps in flight sample constrained requests, which no step can go on with before."""

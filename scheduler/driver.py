@@ -31,6 +31,7 @@ from scheduler.pacing import Pacing
 from scheduler.request import EndReason, Request
 from scheduler.status import load_message, model_message
 from scheduler.step import StepOutput
+from scheduler.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class EngineDriver:
         self._core: Scheduler | None = None
         self._lost = asyncio.Event()
         self._cause = ""
+        self._watchdog: Watchdog | None = None
         self._orphans: list[Request] = []
         self._outboxes: set[Outbox] = set()
         self._pump_scheduled = False
@@ -91,7 +93,8 @@ class EngineDriver:
         self._cause = ""
         loop = asyncio.get_running_loop()
         loop.add_reader(link.result_fd, self._on_results)
-        loop.add_reader(link.control_fd, self._leave, "the engine-worker died")
+        loop.add_reader(link.control_fd, self._on_worker_gone)
+        self._watchdog = Watchdog(link, self._config.step_timeout, self._core.describe_oldest, self._leave)
         self.attached.set()
         self.detached.clear()
         logger.info(
@@ -109,6 +112,12 @@ class EngineDriver:
         self._pump()
         loop.call_later(_IDLE_SECONDS, self._prepare_masks)
 
+    def _on_worker_gone(self) -> None:
+        """Takes what it has finished, because that was not what killed it, and plans no more."""
+        self._lost.set()
+        self._on_results()
+        self._leave("the engine-worker died")
+
     def _leave(self, cause: str) -> None:
         """Has the worker left, which is lost; the first cause is the true one."""
         self._cause = self._cause or cause
@@ -122,8 +131,11 @@ class EngineDriver:
         loop.remove_reader(self._link.result_fd)
         loop.remove_reader(self._link.control_fd)
         self._link.close()
+        assert self._watchdog is not None
+        self._watchdog.close()
         self._orphans, quarantined = self._core.evacuate(self._cause)
         for request in quarantined:
+            logger.error("request %s is quarantined: %s", request.request_id, self._cause)
             self._finish(request)
             ticket_of(request).outbox.flush(0)
         self.metrics.retire(self._core)
@@ -255,6 +267,8 @@ class EngineDriver:
                 self._leave("a plan could not be sent to the engine-worker")
                 return
             self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
+        if core.num_in_flight and self._watchdog is not None:
+            self._watchdog.began()
         now = time.perf_counter()
         for request in core.take_admitted():
             ticket = ticket_of(request)
@@ -265,10 +279,15 @@ class EngineDriver:
         """Applies every result that has come, plans on, then hands the tokens out."""
         assert self._link is not None
         assert self._core is not None
+        assert self._watchdog is not None
         self._link.clear()
         outputs: list[tuple[StepResult, StepOutput]] = []
         try:
             while (result := self._link.poll_result()) is not None:
+                if result.is_last:
+                    logger.error("step %d was the worker's last: %s", result.step_id, result.error)
+                    self._leave(result.error)
+                    break
                 output = self._core.update(result)
                 self._masks.advance(output)
                 self._pacing.ran(result.execute_us)
@@ -276,10 +295,13 @@ class EngineDriver:
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")
             self._leave("the engine-worker sent a broken result")
+        self._watchdog.finished(len(outputs), self._core.num_in_flight)
         self._masks.plan_with_masks(self._pacing.patience(self._core))
         for result, output in outputs:
             if result.error:
                 logger.error("step %d failed: %s", result.step_id, result.error)
+                for request in output.ended:
+                    logger.error("request %s is quarantined: %s", request.request_id, result.error)
             self._hand_out(result, output)
 
     def _hand_out(self, result: StepResult, output: StepOutput) -> None:

@@ -22,6 +22,9 @@ from scheduler.request import Request, Status
 from scheduler.rows import BoolArray, IntArray, Wants
 from scheduler.step_time import PromptTime, StepTimes, StepWork
 
+# Requests that a line of the log names.
+_MAX_NAMED = 4
+
 
 @dataclass(slots=True)
 class Counters:
@@ -90,6 +93,13 @@ class InFlight:
     sampled_arrivals: IntArray
     work: StepWork
     void: bool = False
+
+    def describe(self) -> str:
+        """For people."""
+        names = [request.request_id for request in self.scheduled]
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        num_requests = "1 request" if len(names) == 1 else f"{len(names)} requests"
+        return f"step {self.step_id} with {num_requests} ({', '.join(names[:_MAX_NAMED])}{more})"
 
     def request_at(self, column: int) -> Request:
         """The request in a column of the plan.

@@ -23,6 +23,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.peer import PeerProcess
 from engine.dispatch.records import (
     DISPATCH_VERSION,
     RecordLimits,
@@ -299,14 +300,16 @@ class WorkerSession:
 class WorkerLink:
     """A scheduler's attachment to one worker.
 
-    `facts` are the worker's; `result_fd` and `control_fd` are readable when a result has come and when the
-    worker is gone, for an event loop to watch.
+    `facts` are the worker's, and `worker_pid` the id that it gives itself; `process` is it as seen from here.
+    `result_fd` and `control_fd` are readable when a result has come and when the worker is gone, for an event
+    loop to watch.
     """
 
-    def __init__(self, channel: _Channel, facts: WorkerFacts, worker_pid: int) -> None:
+    def __init__(self, channel: _Channel, facts: WorkerFacts, worker_pid: int, process: PeerProcess) -> None:
         self._channel = channel
         self.facts = facts
         self.worker_pid = worker_pid
+        self.process = process
         self.result_fd = channel._wait_fd
         self.control_fd = channel._sock.fileno()
 
@@ -322,13 +325,18 @@ class WorkerLink:
         try:
             sock.settimeout(HANDSHAKE_SECONDS)
             sock.connect(str(path))
-            return cls._attach(sock)
+            process = PeerProcess(sock)
+            try:
+                return cls._attach(sock, process)
+            except BaseException:
+                process.close()
+                raise
         except BaseException:
             sock.close()
             raise
 
     @classmethod
-    def _attach(cls, sock: socket.socket) -> WorkerLink:
+    def _attach(cls, sock: socket.socket, process: PeerProcess) -> WorkerLink:
         _send(sock, "hello", pb.Hello(dispatch_version=DISPATCH_VERSION, pid=os.getpid()))
         welcome = _receive(sock, "welcome")[0].welcome
         _check_version(welcome.dispatch_version)
@@ -353,7 +361,7 @@ class WorkerLink:
         finally:
             for ring in rings:
                 ring.unlink()
-        return cls(channel, facts, welcome.pid)
+        return cls(channel, facts, welcome.pid, process)
 
     def send_plan(self, plan: StepPlan) -> None:
         """Publishes a plan and wakes the worker."""
@@ -390,6 +398,7 @@ class WorkerLink:
     def close(self) -> None:
         """Leaves the worker, which keeps its weights and waits for the next scheduler."""
         self._channel.close()
+        self.process.close()
 
 
 def _facts(welcome: pb.Welcome) -> WorkerFacts:
