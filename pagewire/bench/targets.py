@@ -34,3 +34,8 @@ def throughput_targets(model: str, workload: str) -> dict[str, float]:
 def startup_targets(model: str) -> dict[str, dict[str, float]]:
     """`peer` and `goal` of "cold" and "warm" starts, in seconds to ready; empty where there are none."""
     return dict(_all()["shapes"].get(model, {}).get("startup", {}))
+
+
+def served_targets(model: str) -> dict[str, dict[str, dict[str, float]]]:
+    """`peer` and `goal` of the served cases, by case and measure; empty where there are none."""
+    return dict(_all()["shapes"].get(model, {}).get("served", {}))
