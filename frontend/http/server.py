@@ -25,6 +25,7 @@ from frontend.http.request_id import REQUEST_ID
 from frontend.http.responses import ResponseHandlers
 from frontend.metrics import FrontendMetrics
 from pagewire.errors import ConfigError, InvalidRequest, PagewireError
+from pagewire.tls import ReloadingTls
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ _WITHOUT_KEY = frozenset(endpoint.path for endpoint in ENDPOINTS if not endpoint
 
 _PROBES = frozenset(("/health", "/ping", "/ready", "/metrics", "/load"))
 """Paths that monitoring asks for every few seconds: not worth a line each in the log."""
+
+_BACKLOG = 4096
+"""Connections that wait to be accepted; a client beyond them tries again after a second, or is reset. (Linux
+takes no more than net.core.somaxconn.)"""
 
 _FLUSH_TIMEOUT = 2.0
 """Seconds that connections get to take what was written, once everything has ended."""
@@ -53,7 +58,9 @@ class HttpServer:
         pipeline: GenerationPipeline,
         metrics: FrontendMetrics,
         access_log: AccessLog,
+        tls: ReloadingTls | None = None,
     ) -> None:
+        self._tls = tls
         self._config = config
         self._pipeline = pipeline
         self._access_log = access_log
@@ -82,7 +89,12 @@ class HttpServer:
         """
         await self._runner.setup()
         site = web.TCPSite(
-            self._runner, self._config.host, self._config.port, reuse_port=self._config.reuse_port
+            self._runner,
+            self._config.host,
+            self._config.port,
+            ssl_context=None if self._tls is None else self._tls.context,
+            reuse_port=self._config.reuse_port,
+            backlog=_BACKLOG,
         )
         try:
             await site.start()
