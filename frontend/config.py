@@ -8,6 +8,7 @@ from pathlib import Path
 
 from frontend.chat.settings import ChatSettings, is_template
 from pagewire.settings import require, require_positive
+from pagewire.tls import ClientTls, ServerTls
 
 POOLINGS = ("last", "mean", "cls")
 """The ways to pool hidden states, by the names that options and requests use."""
@@ -24,10 +25,18 @@ class FrontendConfig:
         model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias; only its
             tokenizer, templates and defaults are read.
         scheduler: gRPC address of the scheduler, "unix:/path" or "host:port".
+        scheduler_ssl_ca_certs: PEM file of the authorities that may have signed the scheduler's certificate;
+            with it, or scheduler_ssl_certfile, the connection to a scheduler at host:port is TLS.
+        scheduler_ssl_certfile: PEM file with the certificate that is shown to the scheduler (mTLS).
+        scheduler_ssl_keyfile: PEM file with its private key; default the same file.
         served_model_names: what requests may call the model; default its alias or directory name.
         host: address to listen on, for HTTP and gRPC.
         port: HTTP port; 0 takes a free one.
         grpc_port: gRPC port; 0 takes a free one.
+        ssl_certfile: PEM file with the servers' certificate and its chain; with it HTTP and gRPC are TLS
+            only. It is read again when it changes.
+        ssl_keyfile: PEM file with its private key; default the same file.
+        ssl_ca_certs: PEM file of authorities; with it clients must show a certificate of one of them (mTLS).
         api_keys: if not empty, every request must carry one of them.
         api_key_file: a file with further keys, one a line; empty lines and lines that begin with # are
             skipped.
@@ -58,10 +67,16 @@ class FrontendConfig:
 
     model: str
     scheduler: str
+    scheduler_ssl_ca_certs: Path | None = None
+    scheduler_ssl_certfile: Path | None = None
+    scheduler_ssl_keyfile: Path | None = None
     served_model_names: tuple[str, ...] = ()
     host: str = "0.0.0.0"
     port: int = 8000
     grpc_port: int = 50051
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    ssl_ca_certs: Path | None = None
     api_keys: tuple[str, ...] = ()
     api_key_file: Path | None = None
     chat_template: str | None = None
@@ -119,6 +134,26 @@ class FrontendConfig:
             template,
             "a file that exists, or a Jinja template",
         )
+
+    def tls(self) -> ServerTls | None:
+        """How clients are talked to; None for plainly.
+
+        Raises:
+            ConfigError: a file is missing or wrong.
+        """
+        return ServerTls.of(self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certs)
+
+    def scheduler_tls(self) -> ClientTls | None:
+        """How the scheduler is talked to; None for plainly, as over a Unix socket always.
+
+        Raises:
+            ConfigError: a key has no certificate.
+        """
+        files = (self.scheduler_ssl_ca_certs, self.scheduler_ssl_certfile, self.scheduler_ssl_keyfile)
+        if self.scheduler.startswith("unix:") or not any(files):
+            return None
+        ca_certs, certfile, keyfile = files
+        return ClientTls(ca_certs=ca_certs, certfile=certfile, keyfile=keyfile, prefix="scheduler_ssl")
 
     def chat(self) -> ChatSettings:
         """What concerns conversations."""

@@ -18,6 +18,7 @@ import grpc
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup, ended_by_drain, ended_with
 from pagewire.errors import DeadlineExceeded, Overloaded, Unavailable, from_code
 from pagewire.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from pagewire.tls import ClientTls
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,16 @@ class SchedulerLink:
         failed: completes with the exception if the link itself breaks; it never does otherwise.
     """
 
-    def __init__(self, target: str, *, reconnect_timeout: float = 30.0) -> None:
+    def __init__(self, target: str, *, reconnect_timeout: float = 30.0, tls: ClientTls | None = None) -> None:
         """Args:
         target: gRPC address of the scheduler.
         reconnect_timeout: seconds that open requests wait for a lost scheduler before they are ended.
+        tls: how the scheduler is to prove who it is; None for a plain connection.
+
+        Raises:
+            ConfigError: a file of `tls` is wrong.
         """
+        self._credentials = None if tls is None else tls.credentials()
         self._target = target
         self._reconnect_timeout = reconnect_timeout
         self.model: scheduler_pb2.GetModelResponse | None = None
@@ -95,7 +101,10 @@ class SchedulerLink:
     async def start(self) -> None:
         """Starts connecting; returns at once."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._channel = grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
+        if self._credentials is None:
+            self._channel = grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(self._target, self._credentials, options=_CHANNEL_OPTIONS)
         self._stub = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._task = asyncio.create_task(self._run(), name="scheduler-link")
         self._task.add_done_callback(self._task_done)

@@ -41,7 +41,11 @@ class Frontend:
     def __init__(self, config: FrontendConfig, *, reconnect_timeout: float = 30.0) -> None:
         self._config = config
         self.metrics = FrontendMetrics()
-        self.link = SchedulerLink(config.scheduler, reconnect_timeout=reconnect_timeout)
+        tls = config.tls()
+        self._tls = None if tls is None else tls.reloading()
+        self.link = SchedulerLink(
+            config.scheduler, reconnect_timeout=reconnect_timeout, tls=config.scheduler_tls()
+        )
         self.link.on_change(self._show_link)
 
     async def start(self) -> None:
@@ -61,8 +65,8 @@ class Frontend:
             max_prompt_tokens=config.max_prompt_tokens,
         )
         access_log = AccessLog(enabled=self._config.access_log)
-        self.http = HttpServer(self._config, self.pipeline, self.metrics, access_log)
-        self.grpc = GrpcServer(self._config, self.pipeline, access_log)
+        self.http = HttpServer(self._config, self.pipeline, self.metrics, access_log, self._tls)
+        self.grpc = GrpcServer(self._config, self.pipeline, access_log, self._tls)
         await self.http.start()
         await self.grpc.start()
         self.link.on_change(self.grpc.report_health)

@@ -21,6 +21,7 @@ from pagewire.errors import ConfigError, InvalidRequest, PagewireError, from_cod
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.sampling_params import SamplingParams
 from pagewire.sampling_wire import to_message
+from pagewire.tls import ClientTls
 
 Completion = inference_pb2.GenerateOnceResponse
 """A whole completion: `request_id`, `token_ids`, `text`, `logprobs` and `finished` (reason and usage). Where
@@ -65,12 +66,19 @@ class RequestFields(ConversationFields, total=False):
 class Client:
     """Blocking. Safe to use from several threads; close it, or use it as a context manager."""
 
-    def __init__(self, url_or_target: str, api_key: str | None = None) -> None:
+    def __init__(
+        self, url_or_target: str, api_key: str | None = None, *, tls: ClientTls | None = None
+    ) -> None:
         """Args:
-        url_or_target: the server's gRPC address: "host:port", "unix:/path" or "grpc://host:port".
+        url_or_target: the server's gRPC address: "host:port", "unix:/path", "grpc://host:port" or, for TLS,
+            "grpcs://host:port".
         api_key: sent with every call.
+        tls: authorities to trust and a certificate to show, with either form of address.
+
+        Raises:
+            ConfigError: the address is of another kind, or a file of `tls` is wrong.
         """
-        self._channel = grpc.insecure_channel(_target(url_or_target), options=_OPTIONS)
+        self._channel = _channel(grpc, url_or_target, tls)
         self._stub = _stub(self._channel)
         self._metadata = _metadata(api_key)
 
@@ -185,9 +193,11 @@ class Client:
 class AsyncClient:
     """The same for asyncio. Make and use it on one event loop."""
 
-    def __init__(self, url_or_target: str, api_key: str | None = None) -> None:
+    def __init__(
+        self, url_or_target: str, api_key: str | None = None, *, tls: ClientTls | None = None
+    ) -> None:
         """Takes what `Client` takes."""
-        self._channel = grpc.aio.insecure_channel(_target(url_or_target), options=_OPTIONS)
+        self._channel = _channel(grpc.aio, url_or_target, tls)
         self._stub = _stub(self._channel)
         self._metadata = _metadata(api_key)
 
@@ -299,7 +309,16 @@ def _target(url_or_target: str) -> str:
         raise ConfigError(
             f"{url_or_target} is an HTTP address; give the server's gRPC address, such as 127.0.0.1:50051"
         )
-    return url_or_target.removeprefix("grpc://").rstrip("/")
+    return url_or_target.removeprefix("grpc://").removeprefix("grpcs://").rstrip("/")
+
+
+def _channel(library: Any, url_or_target: str, tls: ClientTls | None) -> Any:
+    """A channel of grpc or grpc.aio."""
+    if tls is None and url_or_target.startswith("grpcs://"):
+        tls = ClientTls()
+    if tls is None:
+        return library.insecure_channel(_target(url_or_target), options=_OPTIONS)
+    return library.secure_channel(_target(url_or_target), tls.credentials(), options=_OPTIONS)
 
 
 def _stub(channel: Any) -> inference_pb2_grpc.InferenceServiceStub:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagewire.settings import require, require_positive
+from pagewire.tls import ServerTls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +15,10 @@ class SchedulerConfig:
 
     Attributes:
         listen: gRPC addresses, each "unix:/path" or "host:port".
+        ssl_certfile: PEM file with the certificate for frontends that connect over TCP, and its chain; with
+            it these connections are TLS only. It is read again when it changes.
+        ssl_keyfile: PEM file with its private key; default the same file.
+        ssl_ca_certs: PEM file of authorities; with it such frontends must show a certificate of one (mTLS).
         worker_socket: control socket of the engine-worker it drives; it waits for the worker to appear.
         max_num_seqs: the most requests computed at once; at most the worker's.
         max_num_batched_tokens: the most tokens computed in a step; at most the worker's.
@@ -27,6 +32,9 @@ class SchedulerConfig:
 
     listen: tuple[str, ...]
     worker_socket: Path
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    ssl_ca_certs: Path | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_num_waiting: int = 1024
@@ -42,3 +50,11 @@ class SchedulerConfig:
         require(target is None or 0 < target < float("inf"), "target_itl_ms", target, "more than 0")
         timeout = self.step_timeout
         require(0 < timeout < float("inf"), "step_timeout", timeout, "more than 0")
+
+    def tls(self) -> ServerTls | None:
+        """How frontends on other hosts are talked to; None for plainly.
+
+        Raises:
+            ConfigError: a file is missing or wrong.
+        """
+        return ServerTls.of(self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certs)

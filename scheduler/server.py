@@ -39,6 +39,8 @@ class SchedulerServer:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
+        tls = config.tls()
+        self._tls = None if tls is None else tls.reloading()
         self._driver = EngineDriver(config)
         self._server = grpc.aio.server(options=_OPTIONS)
         self._health = health.aio.HealthServicer()
@@ -65,12 +67,24 @@ class SchedulerServer:
     def _listen(self, address: str) -> None:
         previous = os.umask(0o177)
         try:
-            if self._server.add_insecure_port(address) == 0:
+            if self._add_port(address) == 0:
                 raise ConfigError(f"cannot listen on {address}", param="listen")
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {address}: {error}", param="listen") from error
         finally:
             os.umask(previous)
+
+    def _add_port(self, address: str) -> int:
+        """Binds it. Unix sockets are this user's alone and stay plain."""
+        if not address.startswith("unix:"):
+            if self._tls is not None:
+                return int(self._server.add_secure_port(address, self._tls.grpc_credentials()))
+            logger.warning(
+                "%s takes plain connections: whoever reaches it can submit requests; see --ssl-certfile and "
+                "--ssl-ca-certs",
+                address,
+            )
+        return int(self._server.add_insecure_port(address))
 
     async def _report_health(self) -> None:
         """Serving while an engine is attached."""

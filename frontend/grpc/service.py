@@ -29,6 +29,7 @@ from frontend.grpc.interceptor import ErrorInterceptor
 from pagewire.errors import ConfigError, InvalidRequest
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.sampling_wire import given_fields
+from pagewire.tls import ReloadingTls
 
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
@@ -167,7 +168,13 @@ class GrpcServer:
         port: the port it listens on.
     """
 
-    def __init__(self, config: FrontendConfig, pipeline: GenerationPipeline, access_log: AccessLog) -> None:
+    def __init__(
+        self,
+        config: FrontendConfig,
+        pipeline: GenerationPipeline,
+        access_log: AccessLog,
+        tls: ReloadingTls | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._health = health.aio.HealthServicer()
         self._reports: set[asyncio.Task[None]] = set()
@@ -183,7 +190,11 @@ class GrpcServer:
         host = f"[{config.host}]" if ":" in config.host else config.host
         address = f"{host}:{config.grpc_port}"
         try:
-            self.port: int = self._server.add_insecure_port(address)
+            self.port: int = (
+                self._server.add_insecure_port(address)
+                if tls is None
+                else self._server.add_secure_port(address, tls.grpc_credentials())
+            )
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {address} for gRPC: {error}") from error
 
