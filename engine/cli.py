@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +20,7 @@ from engine.model_config import load_model_config
 from engine.timeline import Timeline
 from pagewire.cli.options import build, with_options
 from pagewire.errors import ConfigError
+from pagewire.exit_status import CONFIG_ERROR, DEVICE_LOST
 from pagewire.hub import resolve_checkpoint
 from pagewire.lifeline import end_with_parent
 
@@ -56,9 +59,14 @@ def _serve_model(config: WorkerConfig, timeline: Timeline) -> int:
     if target is not None:
         timeline.mark("CUDA")
     compile_ahead = _compiler(target) if target else None
-    return run(
+    status = run(
         config, partial(build_worker, config, compile_ahead=compile_ahead, timeline=timeline), timeline
     )
+    if status == DEVICE_LOST:
+        # Whatever the interpreter and its libraries would tidy up asks a device that may hang or abort.
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 def _check_model(config: WorkerConfig) -> None:
@@ -97,14 +105,24 @@ def _set_thread_policy() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def _tell_stacks() -> None:
+    """Has the stacks of all threads written to stderr when the process crashes, and on SIGUSR1, with which
+    the scheduler asks where a worker hangs. C code writes them, whatever Python waits for.
+    """
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and ends the process.
 
-    Status 0: terminated by SIGTERM. 2: the command line, a setting or a model is wrong.
+    Status 0: terminated by SIGTERM. 2: the command line, a setting or a model is wrong. 69: the device
+    failed.
     """
+    _tell_stacks()
     end_with_parent()
     try:
         app(args=arguments, prog_name="engine-worker")
     except ConfigError as error:
         print(f"engine-worker: {error.message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(CONFIG_ERROR)

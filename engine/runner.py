@@ -19,6 +19,10 @@ class PendingStep(Protocol):
         """The step's result; waits for the device. An error is a result too."""
 
 
+class DeviceLost(Exception):
+    """The device failed in a way from which this process cannot recover."""
+
+
 class FinishedStep:
     """A step whose result is known."""
 
@@ -26,9 +30,9 @@ class FinishedStep:
         self._result = result
 
     @classmethod
-    def failed(cls, step_id: int, error: str) -> FinishedStep:
-        """A step that ended with an error."""
-        return cls(StepResult(step_id, u32([]), error=error))
+    def failed(cls, step_id: int, error: str, *, is_last: bool = False) -> FinishedStep:
+        """A step that ended with an error; see StepResult."""
+        return cls(StepResult(step_id, u32([]), error=error, is_last=is_last))
 
     def done(self) -> bool:
         return True
@@ -44,11 +48,16 @@ class Runner(Protocol):
         """Forgets every request."""
 
     def launch(self, plan: StepPlan) -> PendingStep:
-        """Starts one step. Never raises: a failure becomes a result with an error."""
+        """Starts one step. Never raises: a failure becomes a result with an error, the last one if the device
+        is lost.
+        """
 
     def work_ahead(self) -> bool:
         """Does one piece of work, of some tens of milliseconds, that only makes later steps faster. To be
         called between launches while it says that there is more.
+
+        Raises:
+            DeviceLost: the device failed over it.
         """
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from engine.config import WorkerConfig
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
 from engine.dispatch.records import RecordError
-from engine.runner import LoadedWorker, PendingStep, Runner
+from engine.runner import DeviceLost, LoadedWorker, PendingStep, Runner
 from engine.timeline import Timeline
 from pagewire.errors import ConfigError
+from pagewire.exit_status import DEVICE_LOST
 from pagewire.notify import notify_ready
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class _Termination:
 
 
 def run(config: WorkerConfig, build: Callable[[], LoadedWorker], timeline: Timeline) -> int:
-    """Loads the model, listens, and serves schedulers until SIGTERM or SIGINT; the exit status.
+    """Loads the model, listens, and serves schedulers until SIGTERM or SIGINT, or until the device is lost;
+    the exit status.
 
     Args:
         config: what this worker runs.
@@ -96,6 +98,9 @@ def run(config: WorkerConfig, build: Callable[[], LoadedWorker], timeline: Timel
     except _Terminated:
         logger.info("terminated")
         return 0
+    except DeviceLost as error:
+        logger.critical("the device is lost, ending with status %d: %s", DEVICE_LOST, error)
+        return DEVICE_LOST
 
 
 def _profiler(config: WorkerConfig) -> StepProfiler | None:
@@ -134,9 +139,12 @@ def _serve(
         logger.error("scheduler %d sent a malformed plan: %s", session.scheduler_pid, error)
     finally:
         session.close()
-        runner.reset()
+    runner.reset()
 
 
 def _send_finished(session: WorkerSession, pending: deque[PendingStep]) -> None:
     while pending and pending[0].done():
-        session.send_result(pending.popleft().result())
+        result = pending.popleft().result()
+        session.send_result(result)
+        if result.is_last:
+            raise DeviceLost(result.error)

@@ -20,6 +20,7 @@ from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerGone, WorkerLink
 from engine.dispatch.facts import WorkerFacts
 from pagewire.cli.options import arguments
 from pagewire.errors import ConfigError, Unavailable
+from pagewire.exit_status import CONFIG_ERROR
 from pagewire.lifeline import Lifeline
 from scheduler.core import Scheduler
 from scheduler.intake import make_limits
@@ -28,7 +29,6 @@ from scheduler.pacing import Pacing
 from scheduler.request import EndReason, Request, Status
 from scheduler.step import StepOutput
 
-_CONFIG_ERROR_STATUS = 2
 _LAST_BYTES = 4096
 _RETRY_SECONDS = 0.02
 _STOP_SECONDS = 10.0
@@ -97,7 +97,7 @@ class OfflineEngine:
         self._process.wait()
         self._log.seek(0)
         log = self._log.read()[-_LAST_BYTES:].decode(errors="replace").strip()
-        if self._process.returncode == _CONFIG_ERROR_STATUS:
+        if self._process.returncode == CONFIG_ERROR:
             return ConfigError(log.splitlines()[-1].removeprefix("engine-worker: "))
         return Unavailable(f"the engine-worker ended with status {self._process.returncode}:\n{log}")
 

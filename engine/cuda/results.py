@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from engine.attention.backend import IntArray
+from engine.cuda.device_errors import failed_step
 from engine.cuda.logprobs import LogprobsRequest
 from engine.cuda.prompt_states import PromptTransfer
 from engine.cuda.staging import NUM_TURNS
@@ -103,14 +104,20 @@ class LaunchedStep:
     copied: torch.cuda.Event | None
 
     def done(self) -> bool:
-        return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
+        try:
+            return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            return True  # it failed; `result` tells
 
     def result(self) -> StepResult:
+        try:
+            return self._result()
+        except RuntimeError as error:
+            return failed_step(self.step_id, error, self.buffers.token_ids.device).result()
+
+    def _result(self) -> StepResult:
         if self.copied is not None:
-            try:
-                self.copied.synchronize()
-            except RuntimeError as error:
-                return FinishedStep.failed(self.step_id, f"the device failed: {error}").result()
+            self.copied.synchronize()
         token_ids, largest = self.buffers.sampled(self.index)
         if not np.isfinite(largest[self.slots]).all():
             return FinishedStep.failed(self.step_id, NOT_FINITE).result()

@@ -20,6 +20,7 @@ from engine.attention.triton_backend import (
     TritonAttentionBackend,
     TritonAttentionMetadata,
 )
+from engine.cuda.device_errors import failed_step, is_lost
 from engine.cuda.graphs import GraphSize, StepGraphs
 from engine.cuda.prompt_states import PromptStates, PromptTransfer
 from engine.cuda.results import ResultBuffers
@@ -41,7 +42,7 @@ from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, s
 from engine.models.base import CausalLM
 from engine.prompt_work import PromptWork, find_prompt_work
 from engine.row_ledger import PlanError
-from engine.runner import FinishedStep, PendingStep
+from engine.runner import DeviceLost, FinishedStep, PendingStep
 from engine.sampling.masks import mask_batch
 from engine.sampling.parameters import SamplingBatch
 
@@ -175,6 +176,8 @@ class CudaModelRunner:
         try:
             self.capture([self._sizes_left.pop()])
         except RuntimeError as error:  # such steps are launched kernel by kernel, as before
+            if is_lost(error, self.device):
+                raise DeviceLost(f"while a graph was captured: {error}") from error
             logger.warning("%d graphs are not captured: %s", len(self._sizes_left) + 1, error)
             self._sizes_left = []
         if not self._sizes_left:
@@ -196,7 +199,7 @@ class CudaModelRunner:
         except Exception as error:
             self.rows.take_changes()
             logger.exception("step %d failed", plan.step_id)
-            return FinishedStep.failed(plan.step_id, f"{type(error).__name__}: {error}")
+            return failed_step(plan.step_id, error, self.device)
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> PendingStep:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pagewire.errors import ConfigError, PagewireError
+from pagewire.exit_status import CONFIG_ERROR, MEANINGS
 from pagewire.lifeline import Lifeline
 
 # Seconds before the 1st, 2nd, ... restart in a row; the last is repeated.
@@ -23,8 +24,6 @@ BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STABLE_SECONDS = 30.0
 # A process that dies this many times before it was ever ready is given up.
 MAX_FAILED_STARTS = 4
-# The exit status of a process whose configuration is wrong: starting it again cannot help.
-CONFIG_ERROR_STATUS = 2
 LAST_LINES = 30
 MAX_LOG_LINE = 64 * 1024
 MAX_NOTIFICATION = 4096
@@ -227,9 +226,9 @@ class Child:
         self._report.log_line(self.spec.name, line)
 
     def _give_up_if_hopeless(self, returncode: int, failures: int) -> None:
-        if self._was_ready or (returncode != CONFIG_ERROR_STATUS and failures < MAX_FAILED_STARTS):
+        if self._was_ready or (returncode != CONFIG_ERROR and failures < MAX_FAILED_STARTS):
             return
-        if returncode == CONFIG_ERROR_STATUS and self._last_lines:
+        if returncode == CONFIG_ERROR and self._last_lines:
             said = self._last_lines[-1].removeprefix("engine-worker: ").removeprefix("pagewire: ")
             raise ChildRefused(f"{self.spec.name}: {said}", returncode)
         times = "" if failures == 1 else f" {failures} times in a row"
@@ -300,5 +299,6 @@ async def _wait_for_exit(process: subprocess.Popen[bytes]) -> int:
 def describe(returncode: int) -> str:
     """How a process ended, in words."""
     if returncode >= 0:
-        return f"exited with status {returncode}"
+        meaning = f" ({MEANINGS[returncode]})" if returncode in MEANINGS else ""
+        return f"exited with status {returncode}{meaning}"
     return f"was killed by {signal.Signals(-returncode).name}"
