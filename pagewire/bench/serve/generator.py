@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -226,6 +227,7 @@ async def _serve_parent(connection: Connection, target: Target) -> None:
             messages.put_nowait(message)
 
     asyncio.get_running_loop().add_reader(connection.fileno(), read)
+    os.set_blocking(connection.fileno(), True)  # uvloop has changed it, and answers may be larger than a pipe
     client = new_client(target)
     while (message := await messages.get()) is not None:
         try:
