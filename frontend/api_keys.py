@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Sequence
 from pathlib import Path
 
+from frontend.caller import identity_of
 from pagewire.errors import ConfigError, Unauthenticated
 
 
@@ -24,14 +25,17 @@ class ApiKeys:
         """
         return cls([*keys, *(_keys_of(file) if file is not None else ())])
 
-    def check(self, authorization: str | None, x_api_key: str | None) -> None:
+    def check(self, authorization: str | None, x_api_key: str | None) -> str:
         """Looks at the values of the two headers (or metadata entries) that may carry a key.
+
+        Returns:
+            Whose the request is: what stands for its key, or "" if none is asked for.
 
         Raises:
             Unauthenticated: there is no key, or it is not one of those accepted.
         """
         if not self._keys:
-            return
+            return ""
         given = x_api_key or ""
         if authorization is not None and authorization[:7].lower() == "bearer ":
             given = authorization[7:].strip()
@@ -44,6 +48,7 @@ class ApiKeys:
         matches = [hmac.compare_digest(encoded, key) for key in self._keys]
         if not any(matches):
             raise Unauthenticated("the API key is wrong")
+        return identity_of(encoded)
 
 
 def _keys_of(file: Path) -> list[str]:

@@ -43,6 +43,7 @@ class EmbeddingRequest:
         truncate_prompt_tokens: how many tokens of each input are kept, from its beginning; -1 keeps what the
             model takes, None refuses longer ones.
         priority: lower goes first.
+        client: whose it is; see frontend/caller.py.
         timeout: seconds from now until the request is ended, or None.
 
     Raises:
@@ -57,6 +58,7 @@ class EmbeddingRequest:
     dimensions: int | None = None
     truncate_prompt_tokens: int | None = None
     priority: int = 0
+    client: str = ""
     timeout: float | None = None
 
     def __post_init__(self) -> None:
@@ -120,6 +122,7 @@ async def embed(pipeline: GenerationPipeline, request: EmbeddingRequest) -> Embe
                 prompt_ids=ids,
                 sampling=inference_pb2.SamplingParams(max_tokens=1),
                 priority=request.priority,
+                client=request.client,
                 deadline=admitted.deadline,
                 pooling=pooling,
             )

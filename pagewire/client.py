@@ -398,5 +398,12 @@ def _status_as_error() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         status = error.code()
-        raised: PagewireError = from_code(status.value[0], error.details() or status.name)
+        metadata = dict(error.trailing_metadata() or ())
+        seconds = metadata.get("retry-after")
+        raised: PagewireError = from_code(
+            status.value[0],
+            error.details() or status.name,
+            param=metadata.get("x-param"),
+            retry_after=None if seconds is None else float(seconds),
+        )
         raise raised from error

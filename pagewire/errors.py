@@ -30,14 +30,16 @@ class PagewireError(Exception):
         code: the gRPC status it maps to.
         message: for people: what was wrong, what is allowed, what to do.
         param: the request field at fault, if one is.
+        retry_after: seconds after which the same request is likely to be taken, where that can be said.
     """
 
     code = Code.INTERNAL
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_after = retry_after
 
 
 class InvalidRequest(PagewireError, ValueError):
@@ -123,7 +125,11 @@ _BY_CODE: dict[int, type[PagewireError]] = {
 }
 
 
-def from_code(code: int, message: str, *, param: str | None = None) -> PagewireError:
+def from_code(
+    code: int, message: str, *, param: str | None = None, retry_after: float | None = None
+) -> PagewireError:
     """The error for a gRPC status number received from another process, which may have named the field at
     fault. An empty name is none."""
-    return _BY_CODE.get(code, PagewireError)(message, param=param or None)
+    error = _BY_CODE.get(code, PagewireError)(message, param=param or None)
+    error.retry_after = retry_after
+    return error

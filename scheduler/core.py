@@ -27,16 +27,21 @@ from engine.dispatch.records import (
     U32Array,
     u32,
 )
+from pagewire.errors import Overloaded
 from scheduler import results
 from scheduler.block_pool import BlockPool
 from scheduler.limits import SchedulerLimits
 from scheduler.prefixes import Prefixes
-from scheduler.request import EndReason, Request, Status
+from scheduler.request import NO_TURN, EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
+from scheduler.shares import Shares
 from scheduler.step import Counters, Draft, InFlight, StepLimits, StepOutput
 from scheduler.step_time import StepTimes
 from scheduler.suspects import Suspects, accuse, verdict
 from scheduler.waiting import WaitingQueue, check
+
+_BILLED_EVERY = 16
+"""Steps after which clients are charged for what their running requests have generated, at the latest."""
 
 
 class Scheduler:
@@ -52,7 +57,8 @@ class Scheduler:
         self.step_times = StepTimes()
         self.running: list[Request] = []
         self._step_limits = StepLimits.of(limits.records)
-        self._waiting = WaitingQueue()
+        self.shares = Shares()
+        self._waiting = WaitingQueue(self.shares)
         self._suspects = Suspects()
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
         self.prefixes = Prefixes(limits, self.pool, self._rows)
@@ -91,29 +97,50 @@ class Scheduler:
         """Whether none but constrained requests hold rows."""
         return self._rows.num_constrained == self.num_running > 0
 
-    def add(self, request: Request, *, resumed: bool = False) -> None:
+    def add(self, request: Request, *, resumed: bool = False) -> Request | None:
         """Queues a request.
 
         Args:
             request: a new one, at its beginning or with some output already.
             resumed: it was accepted before, by a scheduler that is gone; the queue's limit does not apply.
 
+        Returns:
+            The request that was ended with an error for this one to have room: the newest of a client that
+            has more waiting than this one's.
+
         Raises:
             InvalidRequest: it could never be served.
-            Overloaded: too many requests wait already.
+            Overloaded: too many requests wait already, and its client has its part of them.
         """
         self.check(request)
-        if not resumed:
-            num_suspects = len(self._suspects) - len(self._suspects.running)
-            self._waiting.check_room(self.limits.max_num_waiting - num_suspects)
+        refused = None
+        if not resumed and self.num_waiting >= self.limits.max_num_waiting:
+            refused = self._refuse_for(request)
         request.arrival = self._num_arrivals
+        request.turn = NO_TURN + request.arrival
         self._num_arrivals += 1
-        self._queue(request)
+        self._queue(request, may_be_refused=not resumed)
+        return refused
 
-    def _queue(self, request: Request) -> None:
+    def _refuse_for(self, request: Request) -> Request:
+        """Ends a waiting request because another has a better claim to its place."""
+        refused = self._waiting.to_be_refused(self.shares.of(request.client))
+        if refused is None:
+            raise Overloaded(
+                f"{self.num_waiting} requests are waiting, the most this server queues; try again later"
+            )
+        self._end(
+            refused,
+            EndReason.ERROR,
+            error=f"{self.num_waiting} requests are waiting, the most this server queues, and this client "
+            "has the most of them; try again later",
+        )
+        return refused
+
+    def _queue(self, request: Request, *, may_be_refused: bool = False) -> None:
         """Has a request wait, among the suspects if it is one."""
         if request.suspicion is None:
-            self._waiting.add(request)
+            self._waiting.add(request, may_be_refused=may_be_refused)
         else:
             self._suspects.add(request)
 
@@ -160,6 +187,15 @@ class Scheduler:
         request.num_published_blocks = 0
         self._rows.leave(request)
         self._wants.num_steps = 0
+        self._bill(request)
+        assert request.share is not None
+        self.shares.run_no_more(request.share)
+
+    def _bill(self, request: Request) -> None:
+        """Charges a client for what its request has generated."""
+        assert request.share is not None
+        self.shares.charge(request.share, len(request.token_ids) - request.num_billed_tokens)
+        request.num_billed_tokens = len(request.token_ids)
 
     def _preempt(self, request: Request) -> None:
         """Sends a running request back to wait; it will recompute what the prefix cache has lost."""
@@ -216,19 +252,53 @@ class Scheduler:
     def _schedule_together(self) -> StepPlan | None:
         """Plans a step of all requests that are not suspects."""
         draft = Draft(self._step_limits)
-        preempted = self._schedule_running(draft)
+        if self._waiting.num_waiting and self.shares.is_contended:
+            if self._rows.next_free is not None or self._next_step_id % _BILLED_EVERY == 0:
+                for request in self.running:
+                    self._bill(request)
+            self._make_room()
+        preempted = self._schedule_decodes(draft)
+        wants = self._wants
+        if wants.chunked and not preempted and self.shares.is_contended:
+            self._schedule_waiting(draft, before=wants.chunked[0])
+        preempted |= self._schedule_chunks(draft, wants)
         if not preempted:
             self._schedule_waiting(draft)
         if not draft.scheduled:
             return None
         return self._dispatch(draft)
 
-    def _schedule_running(self, draft: Draft) -> bool:
-        """Gives running requests their tokens; True if one had to be preempted.
+    def _make_room(self) -> None:
+        """Takes rows from a client that has many more of them than the one whose request is next, if that
+        cannot be served otherwise.
+        """
+        request = self._waiting.first()
+        if request is None or request.num_pending or (request.is_blocked and not self._can_begin(request)):
+            return
+        assert request.share is not None
+        rich = self.shares.most_running(request.share)
+        hits = self.prefixes.find(request)
+        lacking = -(-len(request.token_ids) // self.limits.block_size) - len(hits)
+        lacking -= self.pool.num_free - self.pool.num_free_among(hits)
+        if rich is None or (self._rows.next_free is not None and lacking <= 0):
+            return
+        victims = []
+        for victim in reversed(self.running):
+            if victim.share is rich and victim.priority >= request.priority:
+                victims.append(victim)
+                lacking -= sum(self.pool.ref_count(block_id) == 1 for block_id in victim.block_ids)
+                if lacking <= 0:
+                    break
+        if lacking > 0 or len(victims) > self.shares.surplus(rich, request.share):
+            return
+        for victim in victims:
+            self.running.remove(victim)
+            self._preempt(victim)
 
-        Those that need one token go first, so that no stream waits for another's prompt; the rest of the
-        budget goes to chunks. Within both, in order of service. When blocks run out the last in that order
-        makes room, unless this step computes it already.
+    def _schedule_decodes(self, draft: Draft) -> bool:
+        """Gives running requests that need one token theirs, so that no stream waits for another's prompt;
+        True if one had to be preempted. They go in order of service. When blocks run out the last in that
+        order makes room, or that of a client with many more rows, unless this step computes it already.
         """
         if self._wants.num_steps == 0:
             self._wants = self._rows.wants(self.running)
@@ -242,6 +312,13 @@ class Scheduler:
         target = self.limits.target_itl
         if target is not None and self._somebody_waits_for_a_token(draft):
             draft.limit_prompts(self.step_times, target, self.limits.block_size)
+        return preempted
+
+    def _schedule_chunks(self, draft: Draft, wants: Wants) -> bool:
+        """Gives the rest of the budget to running requests that need more, in order of service; True if one
+        had to be preempted.
+        """
+        preempted = False
         for request in wants.chunked:
             if request.status is Status.RUNNING and draft.budget > 0:
                 left = self._rows.num_left(request.row)
@@ -289,12 +366,12 @@ class Scheduler:
         count = draft.fit(request, start, count)
         needed = -(-(start + count) // block_size) - num_held
         while needed > pool.num_free:
-            victim = self.running[-1]
-            if victim in draft.scheduled:
+            victim = self._victim(draft)
+            if victim is None:
                 count = min(count, (num_held + pool.num_free) * block_size - start)
                 needed = -(-(start + count) // block_size) - num_held
                 break
-            self.running.pop()
+            self.running.remove(victim)
             self._preempt(victim)
             preempted = True
             if victim is request:
@@ -304,22 +381,42 @@ class Scheduler:
             self._place(draft, request, count, blocks, appended=blocks)
         return preempted
 
-    def _schedule_waiting(self, draft: Draft) -> None:
+    def _victim(self, draft: Draft) -> Request | None:
+        """Who is to give up its row when blocks run out; None if the step computes it already."""
+        last = self.running[-1]
+        assert last.share is not None
+        rich = self.shares.most_running(last.share)
+        if rich is not None:
+            for request in reversed(self.running):
+                if request.share is rich and request.priority == last.priority:
+                    if request not in draft.scheduled:
+                        return request
+                    break
+        return None if last in draft.scheduled else last
+
+    def _schedule_waiting(self, draft: Draft, *, before: Request | None = None) -> None:
         """Admits waiting requests while budget, rows, blocks and the plan record have room. Those of which
         nothing can be computed before they get a mask are passed over.
+
+        Args:
+            draft: the step.
+            before: a running request; only those are admitted that are as urgent and whose clients were
+                served less than its own.
         """
-        passed_over = []
         while draft.budget > 0 and self._rows.next_free is not None:
             request = self._waiting.first()
-            if request is None:
+            if request is None or (before is not None and not self._is_due_before(request, before)):
                 break
             if request.is_blocked and not self._can_begin(request):
-                self._waiting.take_first()
-                passed_over.append(request)
+                self._waiting.set_aside()
             elif request.num_pending or not self._admit(draft, request):
                 break
-        for request in passed_over:
-            self._waiting.add(request)
+        self._waiting.restore()
+
+    def _is_due_before(self, request: Request, other: Request) -> bool:
+        assert request.share is not None
+        assert other.share is not None
+        return request.priority <= other.priority and self.shares.is_behind(request.share, other.share)
 
     def _can_begin(self, request: Request) -> bool:
         """Whether anything but the last token of a waiting request is left to compute."""
@@ -357,6 +454,12 @@ class Scheduler:
 
     def _enter(self, request: Request, hits: list[int], start: int) -> None:
         """Turns the first waiting request, or a suspect, into a running one that holds its prefix hits."""
+        is_new = request.num_cached_tokens < 0
+        if request.suspicion is not None:
+            request.share = self.shares.of(request.client)
+        assert request.share is not None
+        request.num_billed_tokens = len(request.token_ids)
+        self.shares.run(request.share, len(request.token_ids) - start if is_new else 0)
         if request.suspicion is None:
             self._waiting.take_first()
             insort(self.running, request, key=lambda running: running.order)
@@ -366,7 +469,7 @@ class Scheduler:
         self._rows.enter(request, start)
         self.counters.prefix_cache_queries += len(request.token_ids)
         self.counters.prefix_cache_hits += start
-        if request.num_cached_tokens < 0:
+        if is_new:
             request.num_cached_tokens = start
             self._admitted.append(request)
 
@@ -499,12 +602,12 @@ class Scheduler:
         return len(request.token_ids) + request.num_pending
 
     def _recompute_all(self) -> None:
-        live = self._waiting.waiting() + self._suspects.all + self.running
+        live = self._waiting.take_all() + self._suspects.all + self.running
         for request in self.running + self._suspects.running:
             self._vacate(request)
             self.counters.num_preemptions += 1
             request.num_preemptions += 1
-        self.running, self._waiting, self._suspects = [], WaitingQueue(), Suspects()
+        self.running, self._suspects = [], Suspects()
         for request in live:
             request.num_pending = 0
             self._queue(request)
@@ -520,6 +623,6 @@ class Scheduler:
         """
         condemned = self._lose(self._in_flight, cause)
         self._in_flight.clear()
-        live = sorted(self._waiting.waiting() + self._suspects.all, key=lambda request: request.order)
-        self._waiting, self._suspects = WaitingQueue(), Suspects()
+        live = sorted(self._waiting.take_all() + self._suspects.all, key=lambda request: request.order)
+        self._suspects = Suspects()
         return live, condemned

@@ -184,7 +184,11 @@ class EngineDriver:
         """
         if self._core is None:
             raise Unavailable("no engine is attached; try again later")
-        self._core.add(request, resumed=resumed)
+        refused = self._core.add(request, resumed=resumed)
+        if refused is not None:
+            self.metrics.refused(Code.RESOURCE_EXHAUSTED.name.lower())
+            self._finish(refused, Code.RESOURCE_EXHAUSTED)
+            ticket_of(refused).outbox.flush(0)
         if request.constraint is not None:
             assert self.facts is not None
             self._masks.begin(request, self.facts)

@@ -23,6 +23,7 @@ def make_request(
     *,
     num_prompt_tokens: int = 0,
     priority: int = 0,
+    client: str = "",
     owner: object = None,
     bad_words: Sequence[Sequence[int]] = (),
     cache_salt: str = "",
@@ -38,6 +39,7 @@ def make_request(
         facts: of the model.
         num_prompt_tokens: how many of `token_ids` are prompt; 0 means all.
         priority: lower goes first.
+        client: whose it is; see `Shares.of`.
         owner: kept in the request.
         bad_words: token sequences that may not appear in the output.
         cache_salt: cached prefixes are shared only between requests of the same salt.
@@ -54,7 +56,7 @@ def make_request(
     except OverflowError:
         raise InvalidRequest("token ids must not be negative, nor beyond 32 bits", param="prompt") from None
     if pooling != Pooling.NONE:
-        return _pooling_request(request_id, known, pooling, priority, owner, cache_salt)
+        return _pooling_request(request_id, known, pooling, priority, client, owner, cache_salt)
     sampling.check_token_ids(facts.vocab_size)
     _check_bad_words(bad_words, facts.vocab_size)
     max_tokens = facts.max_model_len if sampling.max_tokens is None else sampling.max_tokens
@@ -68,6 +70,7 @@ def make_request(
         max_total_tokens=num_prompt_tokens + max_tokens,
         stop_token_ids=stop_token_ids,
         priority=priority,
+        client=client,
         owner=owner,
         root_hash=root_hash(cache_salt),
         constraint=sampling.structured_output,
@@ -75,7 +78,13 @@ def make_request(
 
 
 def _pooling_request(
-    request_id: str, token_ids: array[int], pooling: int, priority: int, owner: object, cache_salt: str
+    request_id: str,
+    token_ids: array[int],
+    pooling: int,
+    priority: int,
+    client: str,
+    owner: object,
+    cache_salt: str,
 ) -> Request:
     if pooling not in list(Pooling):
         known = ", ".join(f"{each.value} ({each.name.lower()})" for each in Pooling)
@@ -87,6 +96,7 @@ def _pooling_request(
         SamplingRecord(pooling=pooling),
         max_total_tokens=len(token_ids) + 1,
         priority=priority,
+        client=client,
         owner=owner,
         root_hash=root_hash(cache_salt),
     )

@@ -85,9 +85,16 @@ class Outbox:
         self._admitted.append(pb.Admitted(handle=handle, num_cached_tokens=num_cached_tokens))
 
     def add_ended(
-        self, handle: int, request: Request, status: Code = Code.INTERNAL, param: str | None = None
+        self,
+        handle: int,
+        request: Request,
+        status: Code = Code.INTERNAL,
+        param: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
-        """A request ended; `status` and the field at fault matter if it ended with an error."""
+        """A request ended; `status`, the field at fault and when to come again matter if it ended with an
+        error.
+        """
         ended = pb.Ended(
             handle=handle,
             reason=_END_REASONS[request.end_reason or EndReason.ABORT],
@@ -97,6 +104,8 @@ class Outbox:
         )
         if request.end_reason is EndReason.ERROR:
             ended.status, ended.error, ended.param = status, request.error, param or ""
+            if retry_after is not None:
+                ended.retry_after = retry_after
         self._ended.append(ended)
 
     def add_refused(self, handle: int, error: PagewireError) -> None:
@@ -108,6 +117,7 @@ class Outbox:
                 status=error.code,
                 error=error.message,
                 param=error.param or "",
+                retry_after=error.retry_after,
             )
         )
 

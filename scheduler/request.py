@@ -9,6 +9,10 @@ from enum import Enum, auto
 from engine.dispatch.records import Pooling, SamplingRecord, U32Array
 from pagewire.sampling_params import StructuredOutput
 from scheduler.block_hash import ROOT_HASH, BlockHash, hash_blocks
+from scheduler.shares import Share
+
+NO_TURN = 1 << 62
+"""Before this are turns of requests that had theirs; behind it, by arrival, those that have not."""
 
 
 class Status(Enum):
@@ -53,11 +57,16 @@ class Request:
         sampling: sent to the worker.
         max_total_tokens: it ends with LENGTH when `token_ids` has grown to this.
         stop_token_ids: it ends with STOP after one of these.
-        priority: lower goes first; ties by arrival.
+        priority: lower goes first; ties by turn.
+        client: whose it is; see `Shares.of`.
         owner: whatever the submitter wants to find again; the core does not look at it.
         root_hash: parent of its first block; see `block_hash.root_hash`.
         constraint: what its output must look like. It is sampled only under a mask, which its submitter gives
             for one token at a time: see `allow`.
+        share: what its client's user was served, while a scheduler has the request.
+        num_billed_tokens: how many of `token_ids` were charged to that, while it runs.
+        turn: which request of its scheduler it was to be the first to be served; NO_TURN and more, by
+            arrival, as long as it was not.
         row: the worker row it holds while it runs, where `Rows` knows how far it is; else -1.
         num_pending: while it waits, tokens that steps in flight will have sampled nevertheless.
         num_cached_tokens: prompt tokens found in the prefix cache when it was first admitted.
@@ -73,12 +82,16 @@ class Request:
     max_total_tokens: int
     stop_token_ids: frozenset[int] = frozenset()
     priority: int = 0
+    client: str = ""
     owner: object = None
     root_hash: BlockHash = ROOT_HASH
     constraint: StructuredOutput | None = None
 
     status: Status = Status.WAITING
     arrival: int = 0
+    turn: int = NO_TURN
+    share: Share | None = None
+    num_billed_tokens: int = 0
     row: int = -1
     num_pending: int = 0
     num_cached_tokens: int = -1
@@ -134,8 +147,8 @@ class Request:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Sort key of service: priority, then arrival."""
-        return (self.priority, self.arrival)
+        """Sort key of service: priority, then who was first in the queue, then arrival."""
+        return (self.priority, self.turn)
 
     def hash_up_to(self, count: int, block_size: int) -> None:
         """Extends `block_hashes` to its first `count` blocks, which must be full of known tokens."""

@@ -162,6 +162,7 @@ class Connection:
             facts,
             num_prompt_tokens=submit.num_prompt_tokens,
             priority=submit.priority,
+            client=submit.client,
             owner=ticket,
             bad_words=[each.ids[:] for each in submit.bad_words],
             cache_salt=submit.cache_salt,
@@ -198,6 +199,7 @@ def _as_submit(request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -
         token_ids=request.token_ids,
         sampling=request.sampling,
         priority=request.priority,
+        client=request.client,
     )
     remaining = context.time_remaining()
     if remaining is not None and not math.isinf(remaining):
@@ -218,7 +220,8 @@ def _events(deltas: pb.StepDeltas) -> list[pb.GenerateResponse]:
         events.append(pb.GenerateResponse(token=token))
     for ended in deltas.ended:
         if ended.reason == pb.END_REASON_ERROR:
-            raise from_code(ended.status, ended.error, param=ended.param)
+            retry_after = ended.retry_after if ended.HasField("retry_after") else None
+            raise from_code(ended.status, ended.error, param=ended.param, retry_after=retry_after)
         events.append(pb.GenerateResponse(ended=ended))
     return events
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 
 import numpy as np
 
 from engine.dispatch.records import U32
-from pagewire.errors import InvalidRequest, Overloaded
+from pagewire.errors import InvalidRequest
 from scheduler.limits import SchedulerLimits
-from scheduler.request import Request, Status
+from scheduler.request import NO_TURN, Request, Status
+from scheduler.shares import Share, Shares
 
 _HEAP_SLACK = 64
 
@@ -42,55 +44,206 @@ def check(request: Request, limits: SchedulerLimits) -> None:
 
 
 class WaitingQueue:
-    """Requests in order of service. Those that ended while they waited stay until they surface, or until they
-    are most of it.
+    """Requests in order of service: by priority; then by what their clients, and the clients' users, were
+    served so far, least first; then those that ran already; then by arrival. Those that ended while they
+    waited stay until they surface, or until they are most of it.
 
     Attributes:
         num_waiting: requests in it that have not ended.
     """
 
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Request]] = []
-        self.num_waiting = 0
-
-    def check_room(self, max_num_waiting: int) -> None:
-        """Raises:
-        Overloaded: so many wait already.
+    def __init__(self, shares: Shares) -> None:
+        """Args:
+        shares: what clients were served; the queue tells it who waits.
         """
-        if self.num_waiting >= max_num_waiting:
-            raise Overloaded(
-                f"{self.num_waiting} requests are waiting, the most this server queues; try again later"
-            )
+        self.num_waiting = 0
+        self._shares = shares
+        self._levels: dict[int, _Level] = {}
+        self._priorities: list[int] = []
+        self._num_entries = 0
+        self._num_turns = 0
+        self._set_aside: list[Request] = []
+        self._refusable: dict[Share, dict[Request, None]] = {}
 
-    def add(self, request: Request) -> None:
-        """Has a request wait."""
+    def add(self, request: Request, *, may_be_refused: bool = False) -> None:
+        """Has a request wait.
+
+        Args:
+            request: new, or without its row again.
+            may_be_refused: whether it may be refused yet, to make room for another.
+        """
         request.status = Status.WAITING
-        heapq.heappush(self._heap, (request.priority, request.arrival, request))
+        share = request.share = self._shares.of(request.client)
+        self._shares.begin_to_wait(share)
+        if may_be_refused:
+            self._refusable.setdefault(share, {})[request] = None
         self.num_waiting += 1
+        self._push(request)
+
+    def _push(self, request: Request) -> None:
+        level = self._levels.get(request.priority)
+        if level is None:
+            level = self._levels[request.priority] = _Level()
+            heapq.heappush(self._priorities, request.priority)
+        level.add(request)
+        self._num_entries += 1
 
     def first(self) -> Request | None:
-        """The request to be served first, which stays."""
-        heap = self._heap
-        while heap:
-            request = heap[0][2]
-            if request.status is not Status.ENDED:
+        """The request to be served first, which stays. It has its turn from now on: what comes to be first
+        later is served after it as long as both run.
+        """
+        while self._priorities:
+            level = self._levels[self._priorities[0]]
+            request = level.first()
+            if request is not None:
+                if request.turn >= NO_TURN:
+                    request.turn, self._num_turns = self._num_turns, self._num_turns + 1
                 return request
-            heapq.heappop(heap)
+            del self._levels[heapq.heappop(self._priorities)]
         return None
 
     def take_first(self) -> None:
         """Takes out what `first` returned last."""
-        heapq.heappop(self._heap)
-        self.num_waiting -= 1
+        self._count_out(self._pop())
+
+    def set_aside(self) -> None:
+        """Has what `first` returned last wait without being first, until `restore`."""
+        self._set_aside.append(self._pop())
+
+    def restore(self) -> None:
+        """Ends what `set_aside` began."""
+        while self._set_aside:
+            self._push(self._set_aside.pop())
+
+    def _pop(self) -> Request:
+        self._num_entries -= 1
+        return self._levels[self._priorities[0]].pop()
 
     def forget(self, request: Request) -> None:
         """Counts out a request that has just ended."""
         assert request.status is Status.ENDED
+        self._count_out(request)
+        if self._num_entries > 2 * self.num_waiting + _HEAP_SLACK:
+            self._rebuild()
+
+    def _count_out(self, request: Request) -> None:
+        share = request.share
+        assert share is not None
         self.num_waiting -= 1
-        if len(self._heap) > 2 * self.num_waiting + _HEAP_SLACK:
-            self._heap = [entry for entry in self._heap if entry[2].status is Status.WAITING]
-            heapq.heapify(self._heap)
+        self._shares.wait_no_more(share)
+        refusable = self._refusable.get(share)
+        if refusable is not None:
+            refusable.pop(request, None)
+            if not refusable:
+                del self._refusable[share]
+
+    def _rebuild(self) -> None:
+        """Leaves out those that ended."""
+        live = self.waiting()
+        self._levels, self._priorities, self._num_entries = {}, [], 0
+        for request in live:
+            self._push(request)
 
     def waiting(self) -> list[Request]:
         """All of them, in no order."""
-        return [request for _, _, request in self._heap if request.status is Status.WAITING]
+        return [request for level in self._levels.values() for request in level.live()]
+
+    def take_all(self) -> list[Request]:
+        """Empties it."""
+        taken = self.waiting()
+        for request in taken:
+            self._count_out(request)
+        self._levels, self._priorities, self._num_entries = {}, [], 0
+        return taken
+
+    def to_be_refused(self, share: Share) -> Request | None:
+        """The request that is to make room for one of a share's: the newest of the user with the most, of the
+        client with the most. None if the share would have the most then, or all have been promised service.
+        """
+        most = self._shares.most_waiting(share)
+        refusable = self._refusable.get(most) if most is not None else None
+        return next(reversed(refusable)) if refusable else None
+
+
+class _Level:
+    """The requests of one priority."""
+
+    def __init__(self) -> None:
+        self._clients = _LeastServed()
+        self._users: dict[Share, _LeastServed] = {}
+        self._queues: dict[Share, list[tuple[tuple[int, int], Request]]] = {}
+
+    def add(self, request: Request) -> None:
+        user = request.share
+        assert user is not None
+        queue = self._queues.get(user)
+        if queue is None:
+            queue = self._queues[user] = []
+            client = user.client
+            users = self._users.get(client)
+            if users is None:
+                users = self._users[client] = _LeastServed()
+                self._clients.add(client)
+            users.add(user)
+        heapq.heappush(queue, (request.order, request))
+
+    def first(self) -> Request | None:
+        while (client := self._clients.first()) is not None:
+            users = self._users[client]
+            while (user := users.first()) is not None:
+                if _drop_ended(self._queues[user]):
+                    return self._queues[user][0][1]
+                users.pop()
+                del self._queues[user]
+            self._clients.pop()
+            del self._users[client]
+        return None
+
+    def pop(self) -> Request:
+        """Takes out what `first` has just returned."""
+        client = self._clients.top
+        return heapq.heappop(self._queues[self._users[client].top])[1]
+
+    def live(self) -> Iterator[Request]:
+        """Those that wait."""
+        for queue in self._queues.values():
+            for _, request in queue:
+                if request.status is Status.WAITING:
+                    yield request
+
+
+def _drop_ended(queue: list[tuple[tuple[int, int], Request]]) -> bool:
+    """Has a request that waits come first; whether there is one."""
+    while queue and queue[0][1].status is Status.ENDED:
+        heapq.heappop(queue)
+    return bool(queue)
+
+
+class _LeastServed:
+    """Shares by what they were served, which may grow while they are here."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Share]] = []
+        self._num_added = 0
+
+    @property
+    def top(self) -> Share:
+        """What `first` returned last."""
+        return self._heap[0][2]
+
+    def add(self, share: Share) -> None:
+        heapq.heappush(self._heap, (share.served, self._num_added, share))
+        self._num_added += 1
+
+    def first(self) -> Share | None:
+        """The one served the least, which stays."""
+        heap = self._heap
+        while heap:
+            served, number, share = heap[0]
+            if served == share.served:
+                return share
+            heapq.heapreplace(heap, (share.served, number, share))
+        return None
+
+    def pop(self) -> None:
+        heapq.heappop(self._heap)

@@ -57,6 +57,7 @@ class Submission:
         prompt_ids: the prompt's token ids.
         sampling: resolved parameters, `seed` and `max_tokens` set.
         priority: lower goes first.
+        client: whose it is, as the scheduler is told; see frontend/caller.py.
         deadline: event loop time at which the request is ended, or None.
         cache_salt: cached prefixes are shared only among requests of the same one.
         bad_words: token sequences that the output may not have.
@@ -67,6 +68,7 @@ class Submission:
     prompt_ids: Sequence[int]
     sampling: inference_pb2.SamplingParams
     priority: int = 0
+    client: str = ""
     deadline: float | None = None
     cache_salt: str = ""
     bad_words: Sequence[Sequence[int]] = ()
@@ -177,6 +179,7 @@ class OpenRequest:
             bad_words=[inference_pb2.TokenIds(ids=ids) for ids in asked.bad_words],
             cache_salt=asked.cache_salt,
             pooling=asked.pooling,
+            client=asked.client,
         )
         self._submitted = True
         submit.token_ids.extend(self.output_ids)
@@ -188,13 +191,18 @@ class OpenRequest:
 def ended_with(error: PagewireError) -> scheduler_pb2.Ended:
     """The terminal message for an error that the frontend itself found."""
     return scheduler_pb2.Ended(
-        reason=scheduler_pb2.END_REASON_ERROR, status=error.code, error=error.message, param=error.param or ""
+        reason=scheduler_pb2.END_REASON_ERROR,
+        status=error.code,
+        error=error.message,
+        param=error.param or "",
+        retry_after=error.retry_after,
     )
 
 
 def error_in(ended: scheduler_pb2.Ended) -> PagewireError:
     """The error that a terminal message tells of."""
-    return from_code(ended.status, ended.error, param=ended.param)
+    retry_after = ended.retry_after if ended.HasField("retry_after") else None
+    return from_code(ended.status, ended.error, param=ended.param, retry_after=retry_after)
 
 
 def ended_by_drain() -> scheduler_pb2.Ended:

@@ -46,6 +46,7 @@ class GenerationRequest:
         prompts: what to continue; each gets `sampling.n` completions.
         sampling: how to sample and when to stop, the model's own defaults already in it.
         priority: lower goes first.
+        client: whose it is; see frontend/caller.py.
         timeout: seconds from now until the request is ended, or None.
         cache_salt: cached prefixes are shared only among requests of the same one.
         truncate_prompt_tokens: keeps this many tokens at each prompt's end; -1 keeps what has room.
@@ -62,6 +63,7 @@ class GenerationRequest:
     prompts: Sequence[Prompt]
     sampling: SamplingParams
     priority: int = 0
+    client: str = ""
     timeout: float | None = None
     cache_salt: str = ""
     truncate_prompt_tokens: int | None = None

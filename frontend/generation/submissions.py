@@ -68,6 +68,7 @@ class Submissions:
                 prompt_ids=prompt_ids,
                 sampling=sampling,
                 priority=self._request.priority,
+                client=self._request.client,
                 deadline=self._deadline,
                 cache_salt=self._request.cache_salt,
                 bad_words=self._bad_words,

@@ -6,6 +6,7 @@ import math
 
 import grpc
 
+from frontend.caller import client_of
 from frontend.embedding import EmbeddingRequest, embed
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import TextPrompt, TokenPrompt, check_request_id
@@ -59,5 +60,6 @@ def _request(message: inference_pb2.EmbedRequest, remaining: float | None) -> Em
             message.truncate_prompt_tokens if message.HasField("truncate_prompt_tokens") else None
         ),
         priority=message.priority,
+        client=client_of(message.user),
         timeout=None if remaining is None or math.isinf(remaining) else remaining,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
+from frontend.caller import set_caller
 from frontend.generation.request import check_request_id
 from pagewire.errors import Code, InvalidRequest, PagewireError, Unauthenticated
 
@@ -24,6 +26,12 @@ MAX_STATUS_MESSAGE = 512
 
 REQUEST_ID_METADATA = "x-request-id"
 """Metadata that may name a request whose message does not, and that tells every call's id at its end."""
+
+PARAM_METADATA = "x-param"
+"""Trailing metadata of an error: the request's field at fault."""
+
+RETRY_AFTER_METADATA = "retry-after"
+"""Trailing metadata of an error: seconds after which the same request is likely to be taken."""
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _WITHOUT_KEY = "/grpc.health.v1.Health/"
@@ -57,8 +65,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         metadata = dict(handler_call_details.invocation_metadata)
         call = _Call(method, _text(metadata.get(REQUEST_ID_METADATA)), self._access_log)
         if not method.startswith(_WITHOUT_KEY):
+            authorization, x_api_key = _text(metadata.get("authorization")), _text(metadata.get("x-api-key"))
             try:
-                self._api_keys.check(_text(metadata.get("authorization")), _text(metadata.get("x-api-key")))
+                call.caller = self._api_keys.check(authorization, x_api_key)
             except Unauthenticated as error:
                 return call.refuse(error)
         if handler.request_streaming:
@@ -82,18 +91,21 @@ class _Call:
     Attributes:
         offered_id: what the metadata call the request.
         request_id: its id, once it is known.
+        caller: whose it is; see frontend/caller.py.
     """
 
     method: str
     offered_id: str | None
     access_log: AccessLog
     request_id: str = ""
+    caller: str = ""
     began: float = field(default_factory=time.perf_counter)
 
     def answering(self, behave: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         """The handler, with what it raises answered as a status."""
 
         async def answering(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            set_caller(self.caller)
             try:
                 self._identify(request, context)
                 if isinstance(request, _Undecodable):
@@ -171,4 +183,9 @@ async def _abort(context: grpc.aio.ServicerContext, request_id: str, error: Page
         message = message[: MAX_STATUS_MESSAGE - 1] + "…"
     if error.code is Code.INTERNAL:
         logger.error("request %s failed: %s", request_id, message)
-    await context.abort(_STATUS[int(error.code)], message)
+    metadata = [(REQUEST_ID_METADATA, request_id)]
+    if error.param:
+        metadata.append((PARAM_METADATA, error.param.encode("ascii", "backslashreplace").decode()))
+    if error.retry_after is not None:
+        metadata.append((RETRY_AFTER_METADATA, str(math.ceil(error.retry_after))))
+    await context.abort(_STATUS[int(error.code)], message, tuple(metadata))

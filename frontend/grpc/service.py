@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
+from frontend.caller import client_of
 from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import (
@@ -128,6 +129,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             prompts=[_prompt(request, ("text", "token_ids", "messages"))],
             sampling=resolve_sampling(self._model.defaults, given_fields(request.sampling)),
             priority=request.priority,
+            client=client_of(request.user),
             timeout=_timeout(request, context),
             cache_salt=request.cache_salt,
             truncate_prompt_tokens=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,10 @@ def error_body(error: PagewireError) -> dict[str, Any]:
 def error_response(error: PagewireError) -> web.Response:
     """The answer to a request that failed before anything was sent."""
     status, _, _ = _shape(error)
-    headers = CIMultiDict({"Retry-After": "1"}) if status in (429, 503) else None
+    headers = None
+    if status in (429, 503) or error.retry_after is not None:
+        seconds = 1 if error.retry_after is None else max(1, math.ceil(error.retry_after))
+        headers = CIMultiDict({"Retry-After": str(seconds)})
     return web.json_response(error_body(error), status=status, headers=headers, dumps=_dumps)
 
 

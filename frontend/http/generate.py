@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from aiohttp import web
 
+from frontend.caller import client_of
 from frontend.generation.answer import Answer
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import GenerationRequest, check_request_id, resolve_sampling
@@ -59,6 +60,7 @@ class GenerateHandlers:
             prompts=body.prompts_to_continue(),
             sampling=resolve_sampling(model.defaults, body.sampling_given()),
             priority=body.priority or 0,
+            client=client_of(body.user),
             timeout=body.timeout,
             cache_salt=body.cache_salt or "",
             truncate_prompt_tokens=body.truncate_prompt_tokens,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from aiohttp import web
 
+from frontend.caller import client_of
 from frontend.chat.conversation import Conversation
 from frontend.generation.answer import Answer
 from frontend.generation.events import Delta, Finished
@@ -45,6 +46,7 @@ class ResponseHandlers:
             prompts=[conversation],
             sampling=resolve_sampling(model.defaults, body.sampling_given()),
             priority=body.priority or 0,
+            client=client_of(body.user),
             timeout=body.timeout,
             cache_salt=body.cache_salt or "",
         )

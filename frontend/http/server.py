@@ -11,6 +11,7 @@ from aiohttp import web
 
 from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
+from frontend.caller import set_caller
 from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import check_request_id
@@ -148,7 +149,8 @@ class HttpServer:
         if preflight is not None:
             return preflight  # browsers send it without a key
         if request.path not in _WITHOUT_KEY:
-            self._api_keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"))
+            headers = request.headers
+            set_caller(self._api_keys.check(headers.get("authorization"), headers.get("x-api-key")))
         limit = self._config.max_body_bytes
         if (request.content_length or 0) > limit:
             # Refused by its header alone, before any of it is read.

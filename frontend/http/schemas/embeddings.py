@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from frontend.caller import client_of
 from frontend.embedding import EmbeddingRequest
 from frontend.generation.request import TextPrompt, TokenPrompt
 from frontend.http.schemas.base import Body, Seconds, TokenIdList
@@ -49,6 +50,7 @@ class EmbeddingBody(Body):
             dimensions=self.dimensions,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             priority=self.priority or 0,
+            client=client_of(self.user),
             timeout=self.timeout,
         )
 

@@ -96,6 +96,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.received: dict[str, list[int]] = {}
         self.told: dict[str, list[float]] = {}
         self.failed_alone: Counter[str] = Counter()
+        self.refused: set[str] = set()
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=MAX_MODEL_LEN - 1),
@@ -106,6 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt_logprobs=st.sampled_from([-1, -1, 0, 2]),
         constrained=st.booleans(),
         salt=st.sampled_from(["", "", "a"]),
+        client=st.sampled_from(["", "", "a/1", "a/2", "b"]),
     )
     def submit(
         self,
@@ -117,6 +119,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt_logprobs: int,
         constrained: bool,
         salt: str,
+        client: str,
     ) -> None:
         name = f"r{len(self.requests)}"
         request = Request(
@@ -127,6 +130,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_total_tokens=len(prompt) + max_tokens,
             stop_token_ids=frozenset([STOP_TOKEN] if stops else []),
             priority=priority,
+            client=client,
             owner=(prompt, max_tokens),
             root_hash=root_hash(salt),
             constraint=CONSTRAINT if constrained else None,
@@ -152,11 +156,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         name = request.request_id
         full = self.scheduler.num_waiting >= self.limits.max_num_waiting
         try:
-            self.scheduler.add(request)
+            refused = self.scheduler.add(request)
         except Overloaded:
             assert full
         else:
-            assert not full
+            assert full == (refused is not None)
+            if refused is not None:
+                assert refused.client.partition("/") != request.client.partition("/")
+                assert refused.num_cached_tokens < 0, "nobody heard of it yet"
+                self.refused.add(refused.request_id)
+                self.terminal[refused.request_id] += 1
             self.requests[name] = request
             self.received[name] = []
             self.told[name] = []
@@ -308,6 +317,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(rows) == len(set(rows)) == self.scheduler.num_running <= self.limits.max_num_seqs
         waiting = [r for r in self.requests.values() if r.status is Status.WAITING]
         assert len(waiting) == self.scheduler.num_waiting
+        self._check_shares(waiting)
+
+    def _check_shares(self, waiting: list[Request]) -> None:
+        """Who has how many rows, and how many requests that wait, is known of every client and user."""
+        shares = self.scheduler.shares
+        queued = [request for request in waiting if request.suspicion is None]
+        running = [r for r in self.requests.values() if r.status is Status.RUNNING]
+        for tally, requests in ((shares.clients.waiting, queued), (shares.clients.running, running)):
+            counts = Counter(r.client.partition("/")[0] for r in requests)
+            assert Counter({share.name: tally[share] for share in tally._counts}) == counts
+            assert (tally.most() is None) == (not counts)
+            if (most := tally.most()) is not None:
+                assert tally[most] == max(counts.values())
+        for request in queued:
+            assert request.share is not None
+            same = [each for each in queued if each.client == request.client]
+            assert request.share.client.group.waiting[request.share] == len(same)  # type: ignore[union-attr]
 
     @invariant()
     def what_is_remembered_of_running_requests_is_true(self) -> None:

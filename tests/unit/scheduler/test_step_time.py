@@ -5,32 +5,19 @@ from __future__ import annotations
 import itertools
 import random
 from array import array
-from collections import deque
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
+from engine.dispatch.records import SamplingRecord
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
 from scheduler.request import Request
 from scheduler.step_time import PromptTime, StepTimes, StepWork, context_of
 from tests.unit.scheduler.executor import MiniatureWorker
+from tests.unit.scheduler.simulation import Cost, SimulatedService, of_a_gpu
 
 VOCAB = 50
-Cost = Callable[[StepWork], float]
-
-
-def of_a_gpu(work: StepWork) -> float:
-    """10 ms, and 20 us for each prompt token, more the longer its context."""
-    return (
-        10e-3
-        + 20e-6 * work.num_decodes
-        + 1e-8 * work.decode_context
-        + 20e-6 * work.num_prompt
-        + 3e-9 * work.prompt_context
-    )
 
 
 def work_of(num_decodes: int, chunk: int, start: int = 0) -> StepWork:
@@ -120,46 +107,6 @@ LIMITS = SchedulerLimits(
     enable_prefix_caching=False,
     target_itl=0.015,
 )
-
-
-class SimulatedService:
-    """The core two steps ahead of a worker whose steps take what a function of their work says."""
-
-    def __init__(self, limits: SchedulerLimits, cost: Cost) -> None:
-        self.core = Scheduler(limits)
-        self.cost = cost
-        self.now = 0.0
-        self.times: dict[str, list[float]] = {}
-        self._plans: deque[StepPlan] = deque()
-
-    def add(self, name: str, prompt_tokens: int, max_tokens: int) -> Request:
-        self.times[name] = []
-        prompt = array("I", [1] * prompt_tokens)
-        request = Request(
-            name, prompt, prompt_tokens, SamplingRecord(), max_total_tokens=prompt_tokens + max_tokens
-        )
-        self.core.add(request)
-        return request
-
-    def step(self) -> bool:
-        while len(self._plans) < 2 and (plan := self.core.schedule()) is not None:
-            self._plans.append(plan)
-        if not self._plans:
-            return False
-        plan = self._plans.popleft()
-        work = StepWork()
-        for start, count in zip(plan.starts.tolist(), plan.counts.tolist(), strict=True):
-            work.add(start, count)
-        seconds = self.cost(work)
-        self.now += seconds
-        output = self.core.update(_result(plan, seconds))
-        for request in output.requests:
-            self.times[request.request_id].append(self.now)
-        return True
-
-
-def _result(plan: StepPlan, seconds: float) -> StepResult:
-    return StepResult(plan.step_id, u32([1] * int(plan.samples.sum())), execute_us=round(seconds * 1e6))
 
 
 def gaps(times: list[float]) -> list[float]:

@@ -1,0 +1,94 @@
+"""A service in simulated time: the real core, and a worker of which only the time that it takes is real."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable
+
+from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
+from scheduler.core import Scheduler
+from scheduler.limits import SchedulerLimits
+from scheduler.request import Request
+from scheduler.step_time import StepWork
+
+Cost = Callable[[StepWork], float]
+
+
+def of_a_gpu(work: StepWork) -> float:
+    """10 ms, and 20 us for each prompt token, more the longer its context."""
+    return (
+        10e-3
+        + 20e-6 * work.num_decodes
+        + 1e-8 * work.decode_context
+        + 20e-6 * work.num_prompt
+        + 3e-9 * work.prompt_context
+    )
+
+
+class SimulatedService:
+    """The core two steps ahead of a worker whose steps take what a function of their work says.
+
+    Attributes:
+        now: seconds since the start, of a clock that only steps move.
+        times: when each request got its tokens.
+        added: when each was submitted.
+        refused: what had to make room in the queue.
+    """
+
+    def __init__(self, limits: SchedulerLimits, cost: Cost) -> None:
+        self.core = Scheduler(limits)
+        self.cost = cost
+        self.now = 0.0
+        self.times: dict[str, list[float]] = {}
+        self.added: dict[str, float] = {}
+        self.refused: list[Request] = []
+        self._plans: deque[StepPlan] = deque()
+
+    def add(
+        self, name: str, prompt_tokens: int, max_tokens: int, *, client: str = "", priority: int = 0
+    ) -> Request:
+        """Submits a request whose prompt no other begins with."""
+        prompt = array("I", [len(self.times) % 49 + 1] * prompt_tokens)
+        request = Request(
+            name,
+            prompt,
+            prompt_tokens,
+            SamplingRecord(),
+            max_total_tokens=prompt_tokens + max_tokens,
+            client=client,
+            priority=priority,
+        )
+        refused = self.core.add(request)
+        if refused is not None:
+            self.refused.append(refused)
+        self.times[name] = []
+        self.added[name] = self.now
+        return request
+
+    def first_token_after(self, name: str) -> float:
+        """Seconds from submission to the first token, steps run until then."""
+        while not self.times[name]:
+            assert self.step()
+        return self.times[name][0] - self.added[name]
+
+    def step(self) -> bool:
+        """Runs the oldest step in flight; False if there is none."""
+        while len(self._plans) < 2 and (plan := self.core.schedule()) is not None:
+            self._plans.append(plan)
+        if not self._plans:
+            return False
+        plan = self._plans.popleft()
+        work = StepWork()
+        for start, count in zip(plan.starts.tolist(), plan.counts.tolist(), strict=True):
+            work.add(start, count)
+        seconds = self.cost(work)
+        self.now += seconds
+        output = self.core.update(_result(plan, seconds))
+        for request in output.requests:
+            self.times[request.request_id].append(self.now)
+        return True
+
+
+def _result(plan: StepPlan, seconds: float) -> StepResult:
+    return StepResult(plan.step_id, u32([1] * int(plan.samples.sum())), execute_us=round(seconds * 1e6))
