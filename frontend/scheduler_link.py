@@ -29,9 +29,10 @@ UNARY_TIMEOUT = 5.0
 """Seconds that GetLoad and GetMetrics may take."""
 
 _CHANNEL_OPTIONS = (
+    # A scheduler that starts again listens within a second; an attempt costs some microseconds.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # Links of one process (in a test) must not share a connection, nor its fate.
@@ -172,6 +173,7 @@ class SchedulerLink:
         if self._open.pop(request.handle, None) is not None:
             self._abort(request.handle)
         request.end(ended)
+        request.wakeup.tell()
 
     def _abort(self, handle: int) -> None:
         if self._unsent.pop(handle, False):
@@ -295,6 +297,7 @@ class SchedulerLink:
     def _spread(self, deltas: scheduler_pb2.StepDeltas) -> None:
         """Gives each open request its part of a step. Handles no longer open were aborted meanwhile."""
         get = self._open.get
+        told: list[Wakeup] = []
         for admitted in deltas.admitted:
             request = get(admitted.handle)
             if request is not None:
@@ -303,12 +306,17 @@ class SchedulerLink:
             request = get(prompt_logprobs.handle)
             if request is not None:
                 request.add_prompt_logprobs(prompt_logprobs)
+                told.append(request.wakeup)
         if deltas.logprobs:
             self._spread_logprobs(deltas)
         for handle, token_id in zip(deltas.handles, deltas.token_ids, strict=True):
             request = get(handle)
             if request is not None:
-                request.add_token(token_id)
+                request.output_ids.append(token_id)
+                wakeup = request.wakeup
+                if not wakeup.news:
+                    wakeup.news = True
+                    told.append(wakeup)
         for state in deltas.pooled_states:
             request = get(state.handle)
             if request is not None:
@@ -318,6 +326,9 @@ class SchedulerLink:
             if request is not None:
                 _note_cached(request, ended.num_cached_tokens)
                 request.end(ended)
+                told.append(request.wakeup)
+        for wakeup in told:
+            wakeup.tell()
 
     def _spread_logprobs(self, deltas: scheduler_pb2.StepDeltas) -> None:
         for index, logprobs in zip(deltas.logprob_indices, deltas.logprobs, strict=True):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerLink
 from engine.dispatch.facts import WorkerFacts
@@ -24,7 +24,6 @@ from scheduler.core import Scheduler
 from scheduler.intake import make_limits
 from scheduler.limits import SchedulerLimits
 from scheduler.mask_relay import MaskRelay
-from scheduler.masks import MaskOutcome
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outbox import Outbox, Ticket, by_outbox, ticket_of
 from scheduler.pacing import Pacing
@@ -32,6 +31,9 @@ from scheduler.request import EndReason, Request
 from scheduler.status import load_message, model_message
 from scheduler.step import StepOutput
 from scheduler.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from scheduler.masks import MaskOutcome
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from engine.dispatch.facts import WorkerFacts
-from scheduler.masks import MaskMaker, MaskOutcome
 from scheduler.pacing import MASK_SECONDS
 from scheduler.request import Request, Status
 from scheduler.step import StepOutput
+
+if TYPE_CHECKING:
+    from scheduler.masks import MaskMaker, MaskOutcome
 
 # The shortest time that is worth a timer.
 _LEAST_SECONDS = 0.001
@@ -46,6 +49,8 @@ class MaskRelay:
 
     def _open(self, facts: WorkerFacts) -> MaskMaker:
         if self._maker is None:
+            from scheduler.masks import MaskMaker  # a tenth of what a scheduler imports, and seldom needed
+
             loop = asyncio.get_running_loop()
 
             def wake() -> None:

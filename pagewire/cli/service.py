@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from os import environ
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from engine.config import WorkerConfig
@@ -22,12 +23,17 @@ from pagewire.supervisor import ProcessSpec, Report, Supervisor
 from scheduler.config import SchedulerConfig
 
 # What the service decides by itself, so that `pagewire serve` has no option for it.
-WIRING = ("socket", "listen", "worker_socket", "scheduler", "reuse_port")
+WIRING = (
+    *("socket", "listen", "worker_socket", "scheduler", "admin_socket", "reuse_port"),
+    *("scheduler_ssl_ca_certs", "scheduler_ssl_certfile", "scheduler_ssl_keyfile"),
+)
 # Longest path of a Unix socket, its closing NUL included (sockaddr_un).
 MAX_SOCKET_PATH = 108
 # Seconds a frontend gets, beyond its own drain timeout, before it is killed.
 STOP_MARGIN = 5.0
 RECONNECT_SECONDS = 0.2
+# Frontends and schedulers multiply no matrices: without threads for it numpy is imported in half the time.
+_NO_BLAS_THREADS = MappingProxyType({"OPENBLAS_NUM_THREADS": "1"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,7 @@ class ServiceConfig:
             SchedulerConfig, {**values, "listen": (scheduler_address,), "worker_socket": socket}
         )
         frontend = build(FrontendConfig, {**values, "scheduler": scheduler_address})
+        frontend.tls()  # its files are looked at before anything is started
 
         from pagewire.hub import resolve_checkpoint
 
@@ -79,7 +86,7 @@ class ServiceConfig:
         """
         scheduler_socket = f"unix:{runtime_dir / 'scheduler.sock'}"
         worker_socket = runtime_dir / "worker.sock"
-        if len(str(worker_socket)) + len("scheduler.notify") >= MAX_SOCKET_PATH:
+        if len(str(runtime_dir / "frontend-999.999.notify")) >= MAX_SOCKET_PATH:
             raise ConfigError(
                 f"the runtime directory {runtime_dir} has too long a path for Unix sockets (at most "
                 f"{MAX_SOCKET_PATH} bytes); set XDG_RUNTIME_DIR to a shorter one"
@@ -95,20 +102,28 @@ class ServiceConfig:
 
     def stages(self) -> list[list[ProcessSpec]]:
         """The processes in the order in which they stop."""
-        frontends = [
-            _process(
-                f"frontend-{index}" if self.frontends > 1 else "frontend",
-                ("pagewire", "frontend"),
-                self.frontend,
-                stop_timeout=self.frontend.drain_timeout + STOP_MARGIN,
-            )
-            for index in range(self.frontends)
-        ]
+        frontends = [self._frontend(index) for index in range(self.frontends)]
         return [
             frontends,
-            [_process("scheduler", ("pagewire", "scheduler"), self.scheduler)],
+            [_process("scheduler", ("pagewire", "scheduler"), self.scheduler, more=_NO_BLAS_THREADS)],
             [_process("engine-worker", ("engine",), self.worker)],
         ]
+
+    def _frontend(self, index: int, generation: int = 0) -> ProcessSpec:
+        """A frontend, or the one that is to take its place, whose sockets have names of their own."""
+        name = f"frontend-{index}" if self.frontends > 1 else "frontend"
+        if generation:
+            name = f"{name}.{generation}"
+        socket = self.worker.socket.with_name(f"{name}.sock")
+        return _process(
+            name,
+            ("pagewire", "frontend"),
+            replace(self.frontend, admin_socket=socket),
+            stop_timeout=self.frontend.drain_timeout + STOP_MARGIN,
+            leave_timeout=self.frontend.leave_timeout + STOP_MARGIN,
+            successor=lambda: self._frontend(index, generation + 1),
+            more=_NO_BLAS_THREADS,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +156,8 @@ class RunningService:
             ChildFailed: a process cannot be brought up.
         """
         await self.supervisor.until_ready()
-        await watch_until_serving(self.grpc_address)
+        sockets = self.config.worker.socket.parent
+        await watch_until_serving(f"unix:{sockets / self.supervisor.children[0].spec.name}.sock")
 
 
 @asynccontextmanager
@@ -194,12 +210,19 @@ def _runtime_directory() -> tempfile.TemporaryDirectory[str]:
         ) from error
 
 
-def _process(name: str, command: tuple[str, ...], config: Any, *, stop_timeout: float = 10.0) -> ProcessSpec:
+def _process(
+    name: str,
+    command: tuple[str, ...],
+    config: Any,
+    *,
+    more: Mapping[str, str] = MappingProxyType({}),
+    **settings: Any,
+) -> ProcessSpec:
     return ProcessSpec(
         name=name,
         command=(sys.executable, "-m", *command, *arguments(config)),
-        environment=environment(config),
-        stop_timeout=stop_timeout,
+        environment={**more, **environment(config)},
+        **settings,
     )
 
 

@@ -20,8 +20,9 @@ from pagewire.lifeline import Lifeline
 
 # Seconds before the 1st, 2nd, ... restart in a row; the last is repeated.
 BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-# A process that was ready for this many seconds starts again at the first of them.
-STABLE_SECONDS = 30.0
+# A process that was ready for this many seconds starts again at the first of them. What dies of its own work
+# does so earlier; what somebody kills now and then should not have to wait.
+STABLE_SECONDS = 10.0
 # A process that dies this many times before it was ever ready is given up.
 MAX_FAILED_STARTS = 4
 LAST_LINES = 30
@@ -38,12 +39,16 @@ class ProcessSpec:
         command: program and arguments.
         environment: added to the supervisor's own.
         stop_timeout: seconds from SIGTERM to SIGKILL.
+        successor: how to run one that takes its place while it still runs; None if that cannot be.
+        leave_timeout: seconds from SIGUSR2, which tells it that another one has taken its place, to SIGKILL.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_timeout: float = 10.0
+    successor: Callable[[], ProcessSpec] | None = None
+    leave_timeout: float = 10.0
 
 
 class Report(Protocol):
@@ -148,15 +153,22 @@ class Child:
 
     async def stop(self) -> None:
         """Asks the process to stop, waits for it, and kills it and its group after its `stop_timeout`."""
+        await self._end(signal.SIGTERM, self.spec.stop_timeout)
+
+    async def leave(self) -> None:
+        """The same for one whose place another one has taken, after its `leave_timeout`."""
+        await self._end(signal.SIGUSR2, self.spec.leave_timeout)
+
+    async def _end(self, number: signal.Signals, timeout: float) -> None:
         self._stopping.set()
         if self._process is not None:
             self._report.stopping(self.spec.name)
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(number)
         try:
-            async with asyncio.timeout(self.spec.stop_timeout):
+            async with asyncio.timeout(timeout):
                 await self._ended.wait()
         except TimeoutError:
-            self._report.killed(self.spec.name, self.spec.stop_timeout)
+            self._report.killed(self.spec.name, timeout)
             self.kill()
             await self._ended.wait()
 
