@@ -293,7 +293,6 @@ def _run(target: Target, sweep: Sweep, processes: int, json: Path | None, pictur
 
         def report(result: dict[str, Any]) -> None:
             results.append(result)
-            print(f"\n{result['load']['text']}", flush=True)
             for line in point_lines(result):
                 print(line, flush=True)
             console.print(latency_table(result))
@@ -302,7 +301,7 @@ def _run(target: Target, sweep: Sweep, processes: int, json: Path | None, pictur
             if picture is not None:
                 picture.write_text(draw(results, title), encoding="utf-8")
 
-        interrupted = sweep.run(generator, report)
+        interrupted = sweep.run(generator, report, lambda load: print(f"\n{load}", flush=True))
     if len(results) > 1:
         print()
         console.print(sweep_table(results))

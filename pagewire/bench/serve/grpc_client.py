@@ -161,6 +161,9 @@ class _Call:
         """See StreamReader."""
         if self._rest:
             data = self._rest + data
+        elif len(data) == 5 + int.from_bytes(data[1:5]):
+            self._on_message(data[5:], now)
+            return
         at, size = 0, len(data)
         while size - at >= 5:
             end = at + 5 + int.from_bytes(data[at + 1 : at + 5])

@@ -50,7 +50,7 @@ class ResponseDecoder:
             data = self._rest + data
             self._rest = b""
         if self._state == _CHUNKED:
-            return self._chunks(data)
+            return (not self._left and _one_chunk(data)) or self._chunks(data)
         if self._state == _HEAD:
             return self._head(data)
         if self._state == _SIZED:
@@ -150,6 +150,19 @@ class ResponseDecoder:
         self._state = _COMPLETE
 
 
+def _one_chunk(data: bytes) -> bytes:
+    """The content of data that is just one chunk; b"" if it is anything else."""
+    end = data.find(b"\r\n", 1, 10)
+    digits = data[:end]
+    if end > 0 and digits.isalnum():
+        try:
+            if len(data) == end + 4 + int(digits, 16) and data[-2:] == b"\r\n":
+                return data[end + 2 : -2]
+        except ValueError:
+            return b""
+    return b""
+
+
 def _chunk_size(line: bytes) -> int:
     digits = line.partition(b";")[0].strip()
     try:
@@ -172,10 +185,9 @@ class EventSplitter:
 
     def feed(self, body: bytes) -> list[bytes]:
         """The data of every event that is whole now, in order. Events without data are left out."""
-        if not self._rest and not self._data and body.startswith(b"data: ") and body.endswith(b"\n\n"):
-            events = body[6:-2].split(b"\n\ndata: ")
-            if body.count(b"\n") == 2 * len(events) and b"\r" not in body:
-                return events
+        is_one = body.find(b"\n") == len(body) - 2 and body[-1:] == b"\n" and body[-3:-2] != b"\r"
+        if is_one and body[:6] == b"data: " and not self._rest and not self._data:
+            return [body[6:-2]]
         return self._lines(body)
 
     def _lines(self, body: bytes) -> list[bytes]:

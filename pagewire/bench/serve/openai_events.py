@@ -7,7 +7,7 @@ from typing import Any
 
 from pagewire.bench.serve.answer import Answer
 
-_OPEN = (b'"finish_reason":null', b'"finish_reason": null')
+_OPEN, _OPEN_SPACED = b'"finish_reason":null', b'"finish_reason": null'
 _SAID = (b'"content":"', b'"content": "')
 _SAID_NOTHING = (b'"content":""', b'"content": ""')
 MAX_MESSAGE = 200
@@ -31,7 +31,7 @@ class EventReader:
         """Takes events that arrived at `now`."""
         times = self._answer.times
         for event in events:
-            if (_OPEN[0] in event or _OPEN[1] in event) and (not self._chat or _has_content(event)):
+            if (_OPEN_SPACED in event or _OPEN in event) and (not self._chat or _has_content(event)):
                 times.append(now)
             else:
                 self._decode(event, now)

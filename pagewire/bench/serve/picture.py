@@ -120,7 +120,7 @@ def _series(
         )
         if names:
             parts.append(
-                f'<text x="{x:.1f}" y="{y - 8:.1f}" font-size="10" text-anchor="middle">{text}</text>'
+                f'<text x="{x - 6:.1f}" y="{y - 5:.1f}" font-size="10" text-anchor="end">{text}</text>'
             )
     return parts
 

@@ -60,8 +60,13 @@ class Sweep:
     objectives: Objectives
     save_requests: bool = False
 
-    def run(self, generator: Generator, on_result: Callable[[dict[str, Any]], None]) -> bool:
-        """Measures every point and tells of each as soon as it is done.
+    def run(
+        self,
+        generator: Generator,
+        on_result: Callable[[dict[str, Any]], None],
+        on_begin: Callable[[str], None] = lambda load: None,
+    ) -> bool:
+        """Measures every point, and tells of each when it begins and as soon as it is done.
 
         Returns:
             Whether Ctrl-C ended it.
@@ -71,6 +76,7 @@ class Sweep:
         """
         self._warm_up(generator)
         for number, load in enumerate(self.loads):
+            on_begin(self._text(load))
             measured = generator.measure(
                 Point(run=f"run {number}", load=load, dataset=self.dataset, uses_trace=self.uses_trace)
             )

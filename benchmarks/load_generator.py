@@ -1,0 +1,195 @@
+"""What `pagewire bench serve` itself costs: CPU time of its process for each token it receives.
+
+First its parsing alone, from memory. Then whole clients against the null engine, whose step is slow enough
+that every token of every stream arrives alone, which is what costs most: ours, and the libraries a load
+generator would otherwise be made of, aiohttp with a JSON decoder and grpc's asyncio API. CPU time is that of
+this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import uvloop
+
+from benchmarks import record
+from pagewire.bench.serve.answer import Answer
+from pagewire.bench.serve.generator import new_client
+from pagewire.bench.serve.grpc_client import _Call, _read
+from pagewire.bench.serve.http2_wire import Http2Client, encode_headers
+from pagewire.bench.serve.http_wire import EventSplitter, ResponseDecoder
+from pagewire.bench.serve.openai_events import EventReader
+from pagewire.bench.serve.target import Target
+from pagewire.inference.v1 import inference_pb2 as pb
+from pagewire.inference.v1 import inference_pb2_grpc
+from tests.e2e.service import Service
+
+STREAMS, TOKENS, STEP_MS, ROUNDS = 128, 100, 25, 3
+PARSED = 100_000
+PROMPT = list(range(100, 116))
+
+Exchange = Callable[[], Awaitable[int]]
+
+
+def parse_http() -> dict[str, float]:
+    """Events of a completion, each a chunk and a piece of its own."""
+    event = {
+        "id": "cmpl-0123456789abcdef0123456789abcdef",
+        "object": "text_completion",
+        "created": 1_790_000_000,
+        "model": "smollm2-135m",
+        "choices": [{"index": 0, "text": " token", "logprobs": None, "finish_reason": None}],
+    }
+    data = f"data: {json.dumps(event)}\n\n".encode()
+    piece = b"%x\r\n%s\r\n" % (len(data), data)
+    decoder, splitter, answer = ResponseDecoder(), EventSplitter(), Answer(0, 1, PARSED)
+    reader = EventReader(answer, chat=False)
+    decoder.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    began = time.process_time()
+    for _ in range(PARSED):
+        now = time.perf_counter()
+        reader.read(splitter.feed(decoder.feed(piece)), now)
+    seconds = time.process_time() - began
+    assert len(answer.times) == PARSED
+    return _parsed(seconds, len(piece))
+
+
+async def parse_grpc() -> dict[str, float]:
+    """Events of Generate, each a frame and a piece of its own."""
+    delta = pb.Delta(
+        token_ids=[12_345], text=" token", usage=pb.Usage(prompt_tokens=16, completion_tokens=50)
+    )
+    message = pb.GenerateResponse(
+        request_id="0123456789abcdef0123456789abcdef", delta=delta
+    ).SerializeToString()
+    framed = b"\x00" + len(message).to_bytes(4) + message
+    answer, state = Answer(0, 1, PARSED), Http2Client()
+    call = _Call(lambda data, now: _read(answer, data, now))
+    number = state.request(encode_headers([]), b"", call)
+    piece = len(framed).to_bytes(3) + b"\x00\x00" + number.to_bytes(4) + framed
+    began = time.process_time()
+    for _ in range(PARSED):
+        state.feed(piece, time.perf_counter())
+    seconds = time.process_time() - began
+    assert len(answer.times) == PARSED
+    return _parsed(seconds, len(piece))
+
+
+def _parsed(seconds: float, size: int) -> dict[str, float]:
+    return {
+        "us_per_token": round(seconds / PARSED * 1e6, 2),
+        "bytes_per_token": size,
+        "mb_per_s": round(size * PARSED / seconds / 1e6, 1),
+    }
+
+
+async def cpu_per_token(exchange: Exchange) -> dict[str, float]:
+    """All streams at once; an exchange returns how many pieces of output it saw."""
+    began, cpu_began = time.perf_counter(), time.process_time()
+    pieces = sum(await asyncio.gather(*(exchange() for _ in range(STREAMS))))
+    cpu, wall = time.process_time() - cpu_began, time.perf_counter() - began
+    return {"us_per_token": cpu / pieces * 1e6, "pieces": pieces, "pieces_per_s": pieces / wall}
+
+
+async def ours(url: str, model: str) -> dict[str, float]:
+    """The client of `pagewire bench serve`."""
+    client = new_client(Target(url=url, model=model))
+    await client.prepare(STREAMS)
+    request = client.request(PROMPT, TOKENS)
+
+    async def exchange() -> int:
+        answer = Answer(0, len(PROMPT), TOKENS)
+        await client.send(request, answer)
+        assert answer.is_complete, answer.error
+        return len(answer.times)
+
+    result = await cpu_per_token(exchange)
+    await client.close()
+    return result
+
+
+async def with_aiohttp(url: str, model: str) -> dict[str, float]:
+    """Lines of the stream, each decoded."""
+    body = Target(url=url, model=model).body(PROMPT, TOKENS)
+    headers = {"content-type": "application/json"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def exchange() -> int:
+            times = []
+            async with session.post(f"{url}/v1/completions", data=body, headers=headers) as response:
+                async for line in response.content:
+                    if line.startswith(b"data: {"):
+                        event = json.loads(line[6:])
+                        if event["choices"] and event["choices"][0]["finish_reason"] is None:
+                            times.append(time.perf_counter())
+            return len(times)
+
+        return await cpu_per_token(exchange)
+
+
+async def with_grpc(target: str, model: str) -> dict[str, float]:
+    """grpc's own client."""
+    sampling = pb.SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True)
+    request = pb.GenerateRequest(model=model, token_ids=pb.TokenIds(ids=PROMPT), sampling=sampling)
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+
+        async def exchange() -> int:
+            times = [time.perf_counter() async for event in stub.Generate(request) if event.HasField("delta")]
+            return len(times)
+
+        return await cpu_per_token(exchange)
+
+
+async def measure(service: Service) -> dict[str, Any]:
+    """Every client in turn, several times over; medians."""
+    clients: dict[str, Callable[[], Awaitable[dict[str, float]]]] = {
+        "HTTP, ours": lambda: ours(service.http_url, service.model),
+        "HTTP, aiohttp and json": lambda: with_aiohttp(service.http_url, service.model),
+        "gRPC, ours": lambda: ours(f"grpc://{service.grpc_target}", service.model),
+        "gRPC, grpc.aio": lambda: with_grpc(service.grpc_target, service.model),
+    }
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
+    for _ in range(ROUNDS):
+        for name, client in clients.items():
+            runs[name].append(await client())
+    return {
+        name: {
+            "us_per_token": round(statistics.median(run["us_per_token"] for run in each), 1),
+            "all_us_per_token": [round(run["us_per_token"], 1) for run in each],
+            "pieces": each[0]["pieces"],
+            "pieces_per_s": round(statistics.median(run["pieces_per_s"] for run in each)),
+        }
+        for name, each in runs.items()
+    }
+
+
+async def measure_all(service: Service) -> dict[str, Any]:
+    """Parsing, then clients."""
+    return {
+        "parsing": {"HTTP": parse_http(), "gRPC": await parse_grpc()},
+        f"{STREAMS} streams x {TOKENS} tokens, a step every {STEP_MS} ms": await measure(service),
+    }
+
+
+def main() -> None:
+    """Measures and reports."""
+    arguments = record.parser(__doc__).parse_args()
+    options = ("--engine", "null", "--null-step-ms", str(STEP_MS))
+    with tempfile.TemporaryDirectory() as directory, Service(Path(directory), options=options) as service:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            results = runner.run(measure_all(service))
+    record.write(arguments.json, results)
+
+
+if __name__ == "__main__":
+    main()
