@@ -30,13 +30,14 @@ from engine.dispatch.records import (
 from pagewire.errors import Overloaded
 from scheduler import results
 from scheduler.block_pool import BlockPool
+from scheduler.forecast import Forecast, Progress
 from scheduler.limits import SchedulerLimits
 from scheduler.prefixes import Prefixes
 from scheduler.request import NO_TURN, EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
 from scheduler.shares import Shares
 from scheduler.step import Counters, Draft, InFlight, StepLimits, StepOutput
-from scheduler.step_time import StepTimes
+from scheduler.step_time import StepTimes, StepWork
 from scheduler.suspects import Suspects, accuse, verdict
 from scheduler.waiting import WaitingQueue, check
 
@@ -62,11 +63,13 @@ class Scheduler:
         self._suspects = Suspects()
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
         self.prefixes = Prefixes(limits, self.pool, self._rows)
+        self._forecast = Forecast(limits, self.step_times, self._waiting, self.shares, self.prefixes)
         self._wants = Wants.nothing()
         self._in_flight: deque[InFlight] = deque()
         self._admitted: list[Request] = []
         self._num_arrivals = 0
         self._next_step_id = 0
+        self._is_held_up = False
 
     @property
     def num_running(self) -> int:
@@ -77,6 +80,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Requests admitted but not running."""
         return self._waiting.num_waiting + len(self._suspects) - len(self._suspects.running)
+
+    @property
+    def num_clients_waiting(self) -> int:
+        """Clients that have requests waiting."""
+        return len(self.shares.clients.waiting)
 
     @property
     def num_in_flight(self) -> int:
@@ -97,12 +105,13 @@ class Scheduler:
         """Whether none but constrained requests hold rows."""
         return self._rows.num_constrained == self.num_running > 0
 
-    def add(self, request: Request, *, resumed: bool = False) -> Request | None:
+    def add(self, request: Request, *, resumed: bool = False, timeout: float | None = None) -> Request | None:
         """Queues a request.
 
         Args:
             request: a new one, at its beginning or with some output already.
-            resumed: it was accepted before, by a scheduler that is gone; the queue's limit does not apply.
+            resumed: it was accepted before, by a scheduler that is gone; no limit of the queue applies.
+            timeout: seconds that it has. It is refused if its first token is not likely to come in time.
 
         Returns:
             The request that was ended with an error for this one to have room: the newest of a client that
@@ -110,10 +119,12 @@ class Scheduler:
 
         Raises:
             InvalidRequest: it could never be served.
-            Overloaded: too many requests wait already, and its client has its part of them.
+            Overloaded: too many requests wait already, and its client has its part of them; or for too long.
         """
         self.check(request)
         refused = None
+        if not resumed and timeout is not None:
+            self._forecast.check(request, timeout, self._progress())
         if not resumed and self.num_waiting >= self.limits.max_num_waiting:
             refused = self._refuse_for(request)
         request.arrival = self._num_arrivals
@@ -122,12 +133,26 @@ class Scheduler:
         self._queue(request, may_be_refused=not resumed)
         return refused
 
+    def retry_after(self, request: Request) -> float:
+        """Seconds after which a request that found no place in the queue had better come again."""
+        return self._forecast.retry_after(request, self._progress())
+
+    def _progress(self) -> Progress:
+        """How far what runs is."""
+        chunked = [request for request in self._wants.chunked if request.status is Status.RUNNING]
+        return Progress(
+            self._in_flight[-1].work.without_prompts() if self._in_flight else StepWork(),
+            sum(self._rows.num_left(request.row) for request in chunked),
+            self._is_held_up,
+        )
+
     def _refuse_for(self, request: Request) -> Request:
         """Ends a waiting request because another has a better claim to its place."""
         refused = self._waiting.to_be_refused(self.shares.of(request.client))
         if refused is None:
             raise Overloaded(
-                f"{self.num_waiting} requests are waiting, the most this server queues; try again later"
+                f"{self.num_waiting} requests are waiting, the most this server queues; try again later",
+                retry_after=self.retry_after(request),
             )
         self._end(
             refused,
@@ -174,6 +199,7 @@ class Scheduler:
             if not is_suspect:
                 self.running.remove(request)
             self._vacate(request)
+            self._forecast.row_left()
         request.end(reason, stop_token_id=stop_token_id, error=error)
         if is_suspect:
             self._suspects.forget(request)
@@ -264,6 +290,7 @@ class Scheduler:
         preempted |= self._schedule_chunks(draft, wants)
         if not preempted:
             self._schedule_waiting(draft)
+        self._is_held_up = self._waiting.num_waiting > 0 and draft.budget > 0 and not draft.is_short
         if not draft.scheduled:
             return None
         return self._dispatch(draft)
@@ -528,6 +555,7 @@ class Scheduler:
         told = results.take_untold(step, result) if result.prompt_logprobs else []
         self._in_flight.popleft()
         self.step_times.observe(step.work, result.execute_us * 1e-6)
+        self._forecast.ran(result.execute_us * 1e-6)
         output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
         rows = step.sampled_rows
         stayed = self._rows.arrivals(rows) == step.sampled_arrivals

@@ -186,10 +186,10 @@ class EngineDriver:
         """
         if self._core is None:
             raise Unavailable("no engine is attached; try again later")
-        refused = self._core.add(request, resumed=resumed)
+        refused = self._core.add(request, resumed=resumed, timeout=timeout)
         if refused is not None:
             self.metrics.refused(Code.RESOURCE_EXHAUSTED.name.lower())
-            self._finish(refused, Code.RESOURCE_EXHAUSTED)
+            self._finish(refused, Code.RESOURCE_EXHAUSTED, retry_after=self._core.retry_after(refused))
             ticket_of(refused).outbox.flush(0)
         if request.constraint is not None:
             assert self.facts is not None
@@ -334,11 +334,17 @@ class EngineDriver:
         for outbox in touched:
             outbox.flush(result.step_id)
 
-    def _finish(self, request: Request, status: Code = Code.INTERNAL, param: str | None = None) -> None:
+    def _finish(
+        self,
+        request: Request,
+        status: Code = Code.INTERNAL,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         """Tells the outbox of a request that it ended."""
         ticket = ticket_of(request)
         self._settle(request)
-        ticket.outbox.add_ended(ticket.handle, request, status, param)
+        ticket.outbox.add_ended(ticket.handle, request, status, param, retry_after)
 
     def _settle(self, request: Request) -> None:
         ticket = ticket_of(request)

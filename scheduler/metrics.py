@@ -160,12 +160,15 @@ def _totals(core: Scheduler) -> dict[str, int]:
 
 
 def _gauges(core: Scheduler | None) -> Iterator[tuple[str, str, float]]:
-    running, waiting, used, cached, total, steps = 0, 0, 0, 0, 0, 0
+    running, waiting, used, cached, total, steps, clients, margin = 0, 0, 0, 0, 0, 0, 0, 1.0
     if core is not None:
+        clients, margin = core.num_clients_waiting, core.step_times.margin
         running, waiting, steps = core.num_running, core.num_waiting, core.num_in_flight
         used, cached, total = core.pool.num_used, core.pool.num_cached, core.pool.num_blocks
     yield "num_requests_running", "Requests being computed", running
     yield "num_requests_waiting", "Requests admitted but not being computed", waiting
+    yield "num_clients_waiting", "Clients that have requests waiting", clients
+    yield "step_time_margin", "How many times their predicted time the slower steps with prompts take", margin
     yield "num_steps_in_flight", "Steps whose result has not come back", steps
     yield "kv_cache_usage_perc", "Share of KV blocks held by requests, 0 to 1", used / total if total else 0.0
     yield "kv_cache_used_blocks", "KV blocks held by requests", used

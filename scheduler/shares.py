@@ -157,6 +157,13 @@ class Shares:
         """Whether more than one, of clients or of a client's users, have requests."""
         return _is_contended(self.clients)
 
+    def num_parties(self, share: Share) -> int:
+        """Of how many parts of what is served a share gets one while it waits."""
+        parts = 1
+        for group, member in share.path:
+            parts *= len(group.waiting) + (not group.waiting[member])
+        return parts
+
     def begin_to_wait(self, share: Share) -> None:
         """One more of its requests waits."""
         for group, member in share.path:

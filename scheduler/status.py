@@ -36,4 +36,5 @@ def load_message(core: Scheduler) -> pb.GetLoadResponse:
         max_num_seqs=core.limits.max_num_seqs,
         max_num_waiting=core.limits.max_num_waiting,
         num_steps_in_flight=core.num_in_flight,
+        num_clients_waiting=core.num_clients_waiting,
     )

@@ -58,6 +58,10 @@ class StepWork:
             self.num_prompt += count
             self.prompt_context += context_of(start, count)
 
+    def without_prompts(self) -> StepWork:
+        """Its decodes alone."""
+        return StepWork(self.num_decodes, self.decode_context)
+
     def features(self) -> tuple[float, float, float, float, float]:
         """What the time is linear in."""
         return 1.0, self.num_decodes, self.decode_context, self.num_prompt, self.prompt_context

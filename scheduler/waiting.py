@@ -63,6 +63,7 @@ class WaitingQueue:
         self._num_entries = 0
         self._num_turns = 0
         self._set_aside: list[Request] = []
+        self._loads: dict[int, _Load] = {}
         self._refusable: dict[Share, dict[Request, None]] = {}
 
     def add(self, request: Request, *, may_be_refused: bool = False) -> None:
@@ -79,6 +80,7 @@ class WaitingQueue:
             self._refusable.setdefault(share, {})[request] = None
         self.num_waiting += 1
         self._push(request)
+        self._count(request, 1)
 
     def _push(self, request: Request) -> None:
         level = self._levels.get(request.priority)
@@ -130,6 +132,7 @@ class WaitingQueue:
         share = request.share
         assert share is not None
         self.num_waiting -= 1
+        self._count(request, -1)
         self._shares.wait_no_more(share)
         refusable = self._refusable.get(share)
         if refusable is not None:
@@ -156,6 +159,31 @@ class WaitingQueue:
         self._levels, self._priorities, self._num_entries = {}, [], 0
         return taken
 
+    def has(self, share: Share) -> bool:
+        """Whether requests of a share wait."""
+        return any(share in load.of_users for load in self._loads.values())
+
+    def ahead_of(self, request: Request) -> tuple[int, int]:
+        """How many requests, and prompt tokens of theirs, are likely to be served before a new one: those of
+        its user, and as many of every other that has some.
+        """
+        share = self._shares.of(request.client)
+        loads = [load for priority, load in self._loads.items() if priority <= request.priority]
+        num_requests = sum(load.num_requests for load in loads)
+        if not num_requests:
+            return 0, 0
+        num_own = sum(load.of_users.get(share, 0) for load in loads)
+        num_parties = self._shares.num_parties(share)
+        num_ahead = min(num_requests, num_own * num_parties + num_parties - 1)
+        num_tokens = sum(load.num_tokens for load in loads)
+        return num_ahead, num_tokens * num_ahead // num_requests
+
+    def _count(self, request: Request, change: int) -> None:
+        load = self._loads.setdefault(request.priority, _Load())
+        load.count(request, change)
+        if not load.num_requests:
+            del self._loads[request.priority]
+
     def to_be_refused(self, share: Share) -> Request | None:
         """The request that is to make room for one of a share's: the newest of the user with the most, of the
         client with the most. None if the share would have the most then, or all have been promised service.
@@ -163,6 +191,23 @@ class WaitingQueue:
         most = self._shares.most_waiting(share)
         refusable = self._refusable.get(most) if most is not None else None
         return next(reversed(refusable)) if refusable else None
+
+
+class _Load:
+    """How much of one priority waits."""
+
+    def __init__(self) -> None:
+        self.num_requests = self.num_tokens = 0
+        self.of_users: dict[Share, int] = {}
+
+    def count(self, request: Request, change: int) -> None:
+        user = request.share
+        assert user is not None
+        self.num_requests += change
+        self.num_tokens += change * request.num_prompt_tokens
+        count = self.of_users.pop(user, 0) + change
+        if count:
+            self.of_users[user] = count
 
 
 class _Level:

@@ -46,7 +46,14 @@ class SimulatedService:
         self._plans: deque[StepPlan] = deque()
 
     def add(
-        self, name: str, prompt_tokens: int, max_tokens: int, *, client: str = "", priority: int = 0
+        self,
+        name: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        *,
+        client: str = "",
+        priority: int = 0,
+        timeout: float | None = None,
     ) -> Request:
         """Submits a request whose prompt no other begins with."""
         prompt = array("I", [len(self.times) % 49 + 1] * prompt_tokens)
@@ -59,7 +66,7 @@ class SimulatedService:
             client=client,
             priority=priority,
         )
-        refused = self.core.add(request)
+        refused = self.core.add(request, timeout=timeout)
         if refused is not None:
             self.refused.append(refused)
         self.times[name] = []

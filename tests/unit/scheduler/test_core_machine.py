@@ -108,6 +108,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         constrained=st.booleans(),
         salt=st.sampled_from(["", "", "a"]),
         client=st.sampled_from(["", "", "a/1", "a/2", "b"]),
+        timeout=st.sampled_from([None, None, 0.01, 60.0]),
     )
     def submit(
         self,
@@ -120,6 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         constrained: bool,
         salt: str,
         client: str,
+        timeout: float | None,
     ) -> None:
         name = f"r{len(self.requests)}"
         request = Request(
@@ -135,7 +137,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             root_hash=root_hash(salt),
             constraint=CONSTRAINT if constrained else None,
         )
-        self._add(request)
+        self._add(request, timeout)
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=MAX_MODEL_LEN),
@@ -152,13 +154,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
         )
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: Request, timeout: float | None = None) -> None:
         name = request.request_id
         full = self.scheduler.num_waiting >= self.limits.max_num_waiting
         try:
-            refused = self.scheduler.add(request)
+            refused = self.scheduler.add(request, timeout=timeout)
         except Overloaded:
-            assert full
+            assert full or timeout is not None
         else:
             assert full == (refused is not None)
             if refused is not None:

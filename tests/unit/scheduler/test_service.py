@@ -392,3 +392,30 @@ async def test_a_handle_used_twice_ends_the_stream_that_did_it(
     async with asyncio.timeout(2):
         while await used_blocks(stub):
             await asyncio.sleep(0.01)
+
+
+async def test_a_full_queue_makes_room_for_a_client_that_has_none_in_it(
+    worker: WorkerThread, stub: scheduler_pb2_grpc.SchedulerServiceStub
+) -> None:
+    worker.step_seconds = 0.02
+    flood, other = Frontend(stub), Frontend(stub)
+    for handle in range(1, 5):  # all rows
+        await flood.call.write(submit(handle, [handle] * 4, 20, client="key/flood"))
+    async with asyncio.timeout(10):
+        while (await stub.GetLoad(pb.GetLoadRequest())).num_requests_running < 4:
+            await asyncio.sleep(0.01)
+    for handle in range(5, 9):  # all places in the queue, and one more
+        await flood.call.write(submit(handle, [handle] * 4, 20, client="key/flood"))
+    await flood.until_ended(8)
+    await other.call.write(submit(1, [9] * 4, 2, client="key/other"))
+    await other.until_ended(1)
+    await flood.until_ended(*range(1, 9))
+    for handle, reason in ((8, "the most this server queues"), (7, "has the most of them")):
+        ended = flood.ended[handle]
+        assert ended.status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert reason in ended.error
+        assert ended.retry_after >= 1
+    assert other.ended[1].reason == pb.END_REASON_LENGTH
+    assert all(flood.ended[handle].reason == pb.END_REASON_LENGTH for handle in range(1, 7))
+    exposition = (await stub.GetMetrics(pb.GetMetricsRequest())).exposition.decode()
+    assert 'pagewire:request_refused_total{code="resource_exhausted"} 2.0' in exposition
