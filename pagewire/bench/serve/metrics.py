@@ -20,6 +20,8 @@ from pagewire.bench.serve.health import MAX_CPU, MAX_LAG_MS, Health
 from pagewire.errors import ConfigError
 
 PERCENTILES = (50, 90, 99)
+BUSY_CPU = 0.5
+"""Below this share of a core, a process of the load generator that is late is kept waiting by others."""
 OBJECTIVES = ("ttft", "tpot", "itl", "e2e")
 Floats = NDArray[np.float64]
 
@@ -161,6 +163,8 @@ def client_health(health: Sequence[Health], answers: Sequence[Answer]) -> dict[s
 
 def _warnings(cpu: float, lag: dict[str, float] | None, late: dict[str, float] | None) -> list[str]:
     advice = "the figures may be the load generator's limit, not the server's; try more --processes"
+    if cpu < BUSY_CPU:
+        advice = "it had to wait for a processor; run it where other programs leave it one"
     found = []
     if cpu > MAX_CPU:
         found.append(f"a process of the load generator used {cpu:.0%} of a core: {advice}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from pagewire.bench.serve.dataset_files import Trace
 from pagewire.bench.serve.datasets import Dataset
 from pagewire.bench.serve.health import Health, LagMeter
 from pagewire.bench.serve.load import Load
+
+WRITTEN_AHEAD = 4096
+"""Requests that are written before a run begins; others, for which there may be no room, when due."""
 
 
 class LoadClient(Protocol):
@@ -86,13 +90,13 @@ class ShareRun:
         self.answers: list[Answer] = []
 
     async def prepare(self) -> None:
-        """Writes all requests whose number is known, and opens the connections that will be needed at once.
+        """Writes requests ahead, and opens the connections that will be needed at once.
 
         Raises:
             Unavailable: the server cannot be reached.
         """
-        if not (self._load.is_closed and self._load.num_requests is None):
-            self._planned = iter(list(self._planned))
+        ahead = None if self._load.is_burst else WRITTEN_AHEAD
+        self._planned = itertools.chain(list(itertools.islice(self._planned, ahead)), self._planned)
         await self._client.prepare(self._connections())
         gc.collect()  # takes a tenth of a second where much is imported: now, lest the run begin late
 
