@@ -18,7 +18,7 @@ from typing import IO
 from engine.config import WorkerConfig
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerGone, WorkerLink
 from engine.dispatch.facts import WorkerFacts
-from pagewire.cli.options import arguments
+from pagewire.cli.command_line import arguments
 from pagewire.errors import ConfigError, Unavailable
 from pagewire.exit_status import CONFIG_ERROR
 from pagewire.lifeline import Lifeline

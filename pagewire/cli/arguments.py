@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.config import WorkerConfig
-from pagewire.cli.options import arguments, build, with_options
+from pagewire.cli.command_line import arguments
+from pagewire.cli.options import build, with_options
 from pagewire.cli.service import ServiceConfig
 from pagewire.errors import ConfigError
 from pagewire.sampling_params import SamplingParams

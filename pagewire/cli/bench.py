@@ -15,7 +15,8 @@ from pagewire.bench.shapes import SHAPES, shape_directory
 from pagewire.bench.targets import peer, settings, startup_targets, throughput_targets
 from pagewire.bench.workloads import NAMED, Lengths, Workload, named
 from pagewire.cli import bench_serve
-from pagewire.cli.options import arguments, build, with_options
+from pagewire.cli.command_line import arguments
+from pagewire.cli.options import build, with_options
 from pagewire.errors import ConfigError
 from pagewire.hub.aliases import DEFAULT_MODEL
 

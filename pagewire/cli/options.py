@@ -1,8 +1,8 @@
-"""Command-line options made from the configuration dataclasses, and back.
+"""Command-line options made from the configuration dataclasses.
 
 A field of WorkerConfig, SchedulerConfig or FrontendConfig is the one place that defines an option: its
 name, type, default and (from the class's docstring) help. `with_options` gives a command the options of
-some classes; `arguments` turns a configuration into the arguments that reproduce it in another process.
+some classes. The way back, from a configuration to a command line, is in command_line.py.
 """
 
 from __future__ import annotations
@@ -13,16 +13,11 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-Config = TypeVar("Config")
-
-# A repeatable option is named after one of its values.
-SINGULAR = {"api_keys": "api_key", "served_model_names": "served_model_name"}
-# Options that may come from the environment. Keys do, so that they need not appear in lists of processes.
-ENVIRONMENT = {"api_keys": "PAGEWIRE_API_KEY"}
+from pagewire.cli.command_line import ENVIRONMENT, Config, flag
 
 
 def with_options(*configs: type, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Any]:
@@ -75,41 +70,6 @@ def build(config: type[Config], values: dict[str, Any]) -> Config:
     return config(**chosen)
 
 
-def arguments(config: Any) -> list[str]:
-    """The arguments that give a command the same configuration: MODEL first, then what differs from the
-    defaults. Fields that travel in the environment are left out; see `environment`."""
-    positional: list[str] = []
-    options: list[str] = []
-    for field in _fields(type(config)):
-        value = getattr(config, field.name)
-        if field.name == "model":
-            positional.append(value)
-        elif field.name not in ENVIRONMENT and value != field.default:
-            options += _option(field.name, value)
-    return [*positional, *options]
-
-
-def environment(config: Any) -> dict[str, str]:
-    """The environment variables that complete `arguments`. Empty ones too, lest a process inherit others."""
-    return {
-        variable: " ".join(getattr(config, name))
-        for name, variable in ENVIRONMENT.items()
-        if hasattr(config, name)
-    }
-
-
-def _option(name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [_flag(name, value)]
-    if isinstance(value, tuple):
-        return [part for item in value for part in (_flag(name), str(item))]
-    return [_flag(name), str(value)]
-
-
-def _flag(name: str, value: bool = True) -> str:
-    return f"--{'' if value else 'no-'}{SINGULAR.get(name, name).replace('_', '-')}"
-
-
 def _parameters(config: type) -> dict[str, inspect.Parameter]:
     hints = typing.get_type_hints(config)
     helps = _help(config)
@@ -122,9 +82,9 @@ def _parameters(config: type) -> dict[str, inspect.Parameter]:
         if field.name == "model":
             info = typer.Argument(metavar="MODEL", help=helps.get(field.name))
         else:
-            flag = f"{_flag(field.name)}/{_flag(field.name, False)}" if kind is bool else _flag(field.name)
+            name = f"{flag(field.name)}/{flag(field.name, False)}" if kind is bool else flag(field.name)
             info = typer.Option(
-                flag,
+                name,
                 help=helps.get(field.name),
                 envvar=ENVIRONMENT.get(field.name),
                 show_envvar=field.name in ENVIRONMENT,

@@ -15,7 +15,8 @@ from typing import Any
 
 from engine.config import WorkerConfig
 from frontend.config import FrontendConfig
-from pagewire.cli.options import arguments, build, environment
+from pagewire.cli.command_line import arguments, environment
+from pagewire.cli.options import build
 from pagewire.cli.ports import ReservedPort
 from pagewire.errors import ConfigError
 from pagewire.model_name import default_model_name
@@ -105,7 +106,7 @@ class ServiceConfig:
         frontends = [self._frontend(index) for index in range(self.frontends)]
         return [
             frontends,
-            [_process("scheduler", ("pagewire", "scheduler"), self.scheduler, more=_NO_BLAS_THREADS)],
+            [_process("scheduler", ("scheduler",), self.scheduler, more=_NO_BLAS_THREADS)],
             [_process("engine-worker", ("engine",), self.worker)],
         ]
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from engine.config import WorkerConfig
 from frontend.config import FrontendConfig
-from pagewire.cli.options import arguments, build, environment, with_options
+from pagewire.cli.command_line import arguments, environment, read
+from pagewire.cli.options import build, with_options
 from pagewire.errors import ConfigError
 from scheduler.config import SchedulerConfig
 
@@ -70,6 +71,28 @@ def parsed(config: type, command_line: list[str], env: dict[str, str] | None = N
 @pytest.mark.parametrize("config", [WORKER, SCHEDULER, FRONTEND], ids=lambda c: type(c).__name__)
 def test_arguments_and_environment_reproduce_a_configuration(config: Any) -> None:
     assert parsed(type(config), arguments(config), environment(config)) == config
+
+
+@pytest.mark.parametrize("config", [WORKER, SCHEDULER, FRONTEND], ids=lambda c: type(c).__name__)
+def test_a_started_process_reads_the_same_configuration(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(config).items():
+        monkeypatch.setenv(name, value)
+    assert read(type(config), arguments(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--listen", "unix:/s"], "missing"),
+        (["--listen", "unix:/s", "--worker-socket"], "--worker-socket"),
+        (["--listen", "unix:/s", "--worker-socket", "/w", "--max-num-seqs", "many"], "--max-num-seqs"),
+        (["--listen", "unix:/s", "--worker-socket", "/w", "--max-num-seqs", "0"], "max_num_seqs is 0"),
+        (["--listen", "unix:/s", "--worker-socket", "/w", "--color", "red"], "--color"),
+    ],
+)
+def test_a_started_process_refuses_what_nobody_wrote_for_it(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(SchedulerConfig, words)
 
 
 def test_defaults_need_no_arguments() -> None:

@@ -1,0 +1,30 @@
+"""`python -m scheduler`: the `pagewire scheduler` that `pagewire serve` starts, without the imports of the
+other commands. Streams wait while a scheduler starts again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from pagewire.cli.command_line import read
+from pagewire.errors import ConfigError
+from pagewire.exit_status import CONFIG_ERROR
+from pagewire.lifeline import end_with_parent
+from scheduler.config import SchedulerConfig
+from scheduler.server import run
+
+
+def main() -> None:
+    """Runs a scheduler and ends the process, with the statuses of the `pagewire` command."""
+    end_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        sys.exit(run(read(SchedulerConfig, sys.argv[1:])))
+    except ConfigError as error:
+        print(f"pagewire: {error.message}", file=sys.stderr)
+        sys.exit(CONFIG_ERROR)
+
+
+if __name__ == "__main__":
+    main()
