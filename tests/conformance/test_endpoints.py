@@ -55,7 +55,12 @@ def test_embeddings_are_one_vector_for_each_input(target: Target) -> None:
         extra = {"pooling": "mean"} if target.directory else {}
         return target.client.embeddings.create(model=target.model, extra_body=extra, **fields)
 
-    answer = embed(input=inputs, encoding_format="float")
+    try:
+        answer = embed(input=inputs, encoding_format="float")
+    except (openai.BadRequestError, openai.NotFoundError) as refusal:
+        if target.directory:
+            raise
+        pytest.skip(f"the server's model makes no embeddings: {refusal.message}")
     vectors = np.array([each.embedding for each in answer.data])
     assert [each.index for each in answer.data] == [0, 1, 2]
     assert answer.usage.prompt_tokens == sum(len(target.tokenize(prompt=text)) for text in inputs)
