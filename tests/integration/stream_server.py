@@ -43,8 +43,17 @@ class StreamServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
@@ -53,6 +62,7 @@ class StreamServer:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 if head[0].startswith("PRI"):
                     writer.write(_whole(400, {"error": "this is no HTTP/2 server"}))
+                    await reader.read()  # closing with bytes unread would take the answer back
                     break
                 headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:])}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
