@@ -79,7 +79,8 @@ TokenizerName = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="Send text, of this model's tokens, instead of token ids: a directory, id or alias.",
+        help="Send text, of this model's tokens, instead of token ids: a tokenizer.json or its directory, "
+        "a Hugging Face id or an alias.",
     ),
 ]
 Text = Annotated[
@@ -371,9 +372,9 @@ def _maker(choices: _Choices, kind: Literal["ids", "text"]) -> Any:
 
     if choices.tokenizer is None:
         return PromptMaker(kind, choices.vocab_size)
-    from pagewire.hub import resolve_model
+    from pagewire.bench.serve.tokenizer_file import find_tokenizer
 
-    return PromptMaker(kind, choices.vocab_size, resolve_model(choices.tokenizer, progress=True))
+    return PromptMaker(kind, choices.vocab_size, find_tokenizer(choices.tokenizer))
 
 
 def _loads(choices: _Choices, size: int | None) -> list[Load]:

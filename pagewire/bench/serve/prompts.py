@@ -38,12 +38,12 @@ class PromptMaker:
     Attributes:
         kind: "ids" sends token ids; "text" sends text, of a tokenizer's tokens or of common words.
         vocab_size: ids are smaller than this.
-        tokenizer_dir: a directory with a tokenizer.json; None has none.
+        tokenizer_file: its tokenizer.json; None has none.
     """
 
     kind: Literal["ids", "text"] = "ids"
     vocab_size: int = 32_000
-    tokenizer_dir: Path | None = None
+    tokenizer_file: Path | None = None
     _tokenizer: Tokenizer | None = field(default=None, repr=False, compare=False)
     _usual: Sequence[int] = field(default=(), repr=False, compare=False)
 
@@ -51,7 +51,7 @@ class PromptMaker:
         """`count` token ids, or what stands for them until `prompt` writes them out."""
         if self.kind == "ids":
             choices: Sequence[int] = range(self.vocab_size)
-        elif self.tokenizer_dir is None:
+        elif self.tokenizer_file is None:
             choices = range(len(_WORDS))
         else:
             choices = self._usual or self._read()[1]
@@ -62,13 +62,13 @@ class PromptMaker:
         begins like the text of other ids that begin like these."""
         if self.kind == "ids":
             return token_ids
-        if self.tokenizer_dir is None:
+        if self.tokenizer_file is None:
             return " ".join(_WORDS[token_id] for token_id in token_ids)
         return self._text(token_ids)
 
     def count(self, text: str) -> int:
         """A text's tokens; without a tokenizer a guess by its length."""
-        if self.tokenizer_dir is None:
+        if self.tokenizer_file is None:
             return max(1, len(text) // CHARACTERS_PER_TOKEN)
         tokenizer = self._tokenizer or self._read()[0]
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
@@ -92,9 +92,9 @@ class PromptMaker:
     def _read(self) -> tuple[Tokenizer, Sequence[int]]:
         from tokenizers import Tokenizer
 
-        if self.tokenizer_dir is None:
+        if self.tokenizer_file is None:
             raise ConfigError("there is no tokenizer to read")
-        path = self.tokenizer_dir / "tokenizer.json"
+        path = self.tokenizer_file
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more precise

@@ -32,7 +32,7 @@ def point_lines(result: dict[str, Any]) -> list[str]:
     lines += [f"error, {count:,} times: {error}" for error, count in result["errors"].items()]
     if result["wrong_output_length"]:
         lines.append(
-            f"warning: {result['wrong_output_length']:,} outputs are not as long as asked; finish reasons: "
+            f"{result['wrong_output_length']:,} outputs are not as long as asked; finish reasons: "
             + ", ".join(f"{reason or 'none'} {count:,}" for reason, count in result["finish_reasons"].items())
         )
     lines += [f"warning: {warning}" for warning in result["client"]["warnings"]]

@@ -117,7 +117,7 @@ def test_conversations_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--header", "nothing"), "header is 'nothing'; it must be 'NAME: VALUE'"),
         (("--header", "a: b\nc: d"), "header is"),
         (("--extra-body", "[1]"), "extra_body is '[1]'; it must be a JSON object"),
-        (("--tokenizer", "no-such-model"), "unknown model 'no-such-model'"),
+        (("--tokenizer", "no-such-model"), "tokenizer is 'no-such-model'; it must be"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], message: str) -> None:

@@ -21,6 +21,7 @@ from pagewire.bench.serve.datasets import (
     ShareGptLike,
 )
 from pagewire.bench.serve.prompts import PromptMaker
+from pagewire.bench.serve.tokenizer_file import find_tokenizer
 from pagewire.bench.workloads import Lengths
 from pagewire.errors import ConfigError
 
@@ -80,7 +81,7 @@ def test_words_stand_for_tokens_where_there_is_no_tokenizer() -> None:
 
 
 def test_text_has_as_many_tokens_as_its_tokenizer_counts(smollm2_dir: Path) -> None:
-    maker = PromptMaker("text", tokenizer_dir=smollm2_dir)
+    maker = PromptMaker("text", tokenizer_file=find_tokenizer(str(smollm2_dir)))
     exact = 0
     for seed in range(20):
         text = maker.prompt(maker.token_ids(random.Random(seed), 100))
@@ -94,7 +95,9 @@ def test_text_has_as_many_tokens_as_its_tokenizer_counts(smollm2_dir: Path) -> N
 def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"tokenizer\.json: cannot be read"):
-        PromptMaker("text", tokenizer_dir=tmp_path).count("x")
+        PromptMaker("text", tokenizer_file=find_tokenizer(str(tmp_path / "tokenizer.json"))).count("x")
+    with pytest.raises(ConfigError, match=r"it must be a tokenizer\.json"):
+        find_tokenizer(str(tmp_path / "missing"))
 
 
 def write(path: Path, *rows: object) -> Path:
