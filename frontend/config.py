@@ -61,6 +61,10 @@ class FrontendConfig:
         access_log: whether a line is logged for every request, with its id, status and time.
         enable_log_requests: whether the parameters of every request are logged.
         max_log_len: how many characters (or token ids) of its prompt are logged with them; default none.
+        admin_socket: path of a Unix socket for this user alone, on which the frontend can be drained (see
+            `pagewire drain`); default none.
+        max_connection_age: seconds after which a gRPC client is asked to connect anew, so that it reaches
+            another frontend; calls under way go on on the old connection.
         reuse_port: whether several frontends share the ports (SO_REUSEPORT).
         drain_timeout: seconds that open streams get to finish after SIGTERM.
     """
@@ -95,6 +99,8 @@ class FrontendConfig:
     access_log: bool = True
     enable_log_requests: bool = False
     max_log_len: int = 0
+    admin_socket: Path | None = None
+    max_connection_age: float = 60.0
     reuse_port: bool = True
     drain_timeout: float = 30.0
 
@@ -120,6 +126,8 @@ class FrontendConfig:
         )
         require(self.pooling in (None, *POOLINGS), "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
         require_positive(self, "max_body_bytes", "max_prompt_tokens")
+        age = self.max_connection_age
+        require(0 < age < 10**6, "max_connection_age", age, "more than 0 and less than 1000000")
         require(self.request_timeout > 0, "request_timeout", self.request_timeout, "more than 0")
         require(self.max_log_len >= 0, "max_log_len", self.max_log_len, "at least 0")
         self._check_cors()
@@ -142,6 +150,11 @@ class FrontendConfig:
             ConfigError: a file is missing or wrong.
         """
         return ServerTls.of(self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certs)
+
+    @property
+    def leave_timeout(self) -> float:
+        """Seconds in which a frontend that another one replaces has ended."""
+        return self.max_connection_age * 1.2 + self.drain_timeout
 
     def scheduler_tls(self) -> ClientTls | None:
         """How the scheduler is talked to; None for plainly, as over a Unix socket always.

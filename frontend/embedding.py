@@ -103,7 +103,7 @@ async def embed(pipeline: GenerationPipeline, request: EmbeddingRequest) -> Embe
         Overloaded: too much is waiting.
         DeadlineExceeded: the timeout is over.
     """
-    with pipeline.admit(request.model, request.timeout) as admitted:
+    async with pipeline.admit(request.model, request.timeout) as admitted:
         own = pipeline.model.embedding
         pooling = own.choose(request.pooling)
         facts = admitted.facts

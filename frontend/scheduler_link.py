@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 MAX_UNSENT = 4096
 """Submissions waiting to be written; beyond it new requests are refused."""
+
+_REPLACED_SOON = 10.0
+"""Seconds that new requests wait for a scheduler or engine that was lost: a scheduler is back within two."""
 
 UNARY_TIMEOUT = 5.0
 """Seconds that GetLoad and GetMetrics may take."""
@@ -84,6 +87,9 @@ class SchedulerLink:
         """Handle -> True for a submission, False for an abort, in the order they are to be written."""
         self._has_unsent = asyncio.Event()
         self._next_handle = 1
+        self._heard = asyncio.Event()
+        self._is_ready = asyncio.Event()
+        self._num_waiting = 0
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -95,7 +101,29 @@ class SchedulerLink:
         """Calls `listener` whenever `ready` or `model` may have changed."""
         self._listeners.append(listener)
 
+    async def heard_within(self, seconds: float) -> bool:
+        """Waits for the scheduler's first news; whether they came in time."""
+        return await _within(seconds, self._heard.wait())
+
+    async def back_soon(self) -> bool:
+        """Waits for a scheduler or an engine that was lost to be replaced; whether it was in time. Before the
+        first engine, and when too many wait already, nothing is waited for."""
+        if self.ready or self.model is None or self._num_waiting >= MAX_UNSENT:
+            return self.ready
+        self._num_waiting += 1
+        try:
+            return await _within(min(_REPLACED_SOON, self._reconnect_timeout), self._until_ready())
+        finally:
+            self._num_waiting -= 1
+
+    async def _until_ready(self) -> None:
+        while not self.ready:
+            self._is_ready.clear()
+            await self._is_ready.wait()
+
     def _changed(self) -> None:
+        if self.ready:
+            self._is_ready.set()
         for listener in self._listeners:
             listener()
 
@@ -287,6 +315,7 @@ class SchedulerLink:
         if message.HasField("deltas"):
             self._spread(message.deltas)
         elif message.HasField("model"):
+            self._heard.set()
             self._engine_ready = message.model.ready
             if message.model.vocab_size:  # 0 from a scheduler that has not seen an engine yet
                 self.model = message.model
@@ -360,6 +389,15 @@ class SchedulerLink:
         with _status_as_error():
             response = await self._stub.GetMetrics(scheduler_pb2.GetMetricsRequest(), timeout=UNARY_TIMEOUT)
             return bytes(response.exposition)
+
+
+async def _within(seconds: float, awaited: Coroutine[Any, Any, Any]) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await awaited
+    except TimeoutError:
+        return False
+    return True
 
 
 @contextmanager

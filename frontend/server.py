@@ -11,6 +11,7 @@ import uvloop
 from frontend.access_log import AccessLog
 from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
+from frontend.grpc.admin import AdminServer
 from frontend.grpc.service import GrpcServer
 from frontend.http.server import HttpServer
 from frontend.metrics import FrontendMetrics
@@ -27,6 +28,15 @@ _REFUSE_GRACE = 0.25
 """Seconds after the drain in which calls that are on their way still get their refusal: a gRPC server that
 is being stopped would answer them CANCELLED."""
 
+_FIRST_NEWS = 0.5
+"""Seconds in which a scheduler that is there answers; at a service's start it may not be there yet."""
+
+_LINGER = 1.0
+"""Seconds in which a frontend that leaves still answers on idle HTTP connections. Closing one while a request
+is on its way would lose that; who has been silent for so long is unlikely to speak at that very moment."""
+
+_LOOK_AGAIN = 0.1
+
 _FLUSH_GRACE = 1.0
 """Seconds that a gRPC client gets to take the end of its stream, after the drain."""
 
@@ -41,6 +51,7 @@ class Frontend:
     def __init__(self, config: FrontendConfig, *, reconnect_timeout: float = 30.0) -> None:
         self._config = config
         self.metrics = FrontendMetrics()
+        self._admin: AdminServer | None = None
         tls = config.tls()
         self._tls = None if tls is None else tls.reloading()
         self.link = SchedulerLink(
@@ -64,20 +75,43 @@ class Frontend:
             request_log=RequestLog(enabled=config.enable_log_requests, max_log_len=config.max_log_len),
             max_prompt_tokens=config.max_prompt_tokens,
         )
+        # Who listens and refuses everything, because it has yet to reach a scheduler that is there, takes
+        # requests from frontends that would serve them.
+        await self.link.heard_within(_FIRST_NEWS)
         access_log = AccessLog(enabled=self._config.access_log)
         self.http = HttpServer(self._config, self.pipeline, self.metrics, access_log, self._tls)
         self.grpc = GrpcServer(self._config, self.pipeline, access_log, self._tls)
         await self.http.start()
         await self.grpc.start()
         self.link.on_change(self.grpc.report_health)
+        self.pipeline.on_drain = self.grpc.report_health
+        if config.admin_socket is not None:
+            self._admin = AdminServer(
+                config.admin_socket, self.pipeline, self.grpc.health, config.drain_timeout
+            )
+            await self._admin.start()
+
+    async def leave(self) -> None:
+        """Leaves the ports to other frontends: takes no new connection, and serves those it has until their
+        clients have gone to another one, which they are asked to. Nothing is refused."""
+        self.pipeline.leaving = True
+        self.grpc.report_health()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.leave_timeout - self._config.drain_timeout
+        await self.http.stop_listening()
+        self.grpc.stop_listening()
+        await asyncio.sleep(_LINGER)
+        # gRPC says nothing when a connection ends.
+        while loop.time() < deadline and (self.http.close_idle() or self.grpc.num_connections()):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def stop(self, drain_timeout: float) -> None:
         """Refuses new requests, lets open ones finish for `drain_timeout` seconds, then closes everything."""
-        self.pipeline.draining = True
-        self.grpc.report_health()
         await self.pipeline.drain(drain_timeout)
         await asyncio.sleep(_REFUSE_GRACE)
         await asyncio.gather(self.grpc.stop(_FLUSH_GRACE), self.http.stop())
+        if self._admin is not None:
+            await self._admin.stop()
         await self.link.stop()
         self.pipeline.close()
 
@@ -102,13 +136,16 @@ async def _serve(config: FrontendConfig) -> int:
     signalled = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled.set)
+    leaving = asyncio.Event()
+    loop.add_signal_handler(signal.SIGUSR2, leaving.set)
     frontend = Frontend(config)
     await frontend.start()
     status = f"HTTP on {config.host}:{frontend.http.port}, gRPC on {config.host}:{frontend.grpc.port}"
     logger.info("serving %s: %s", ", ".join(frontend.pipeline.model.names), status)
     notify_ready(status)
     stopping = asyncio.create_task(signalled.wait())
-    await asyncio.wait((stopping, frontend.link.failed), return_when=asyncio.FIRST_COMPLETED)
+    handed_over = asyncio.create_task(_leave_when(leaving, frontend))
+    await asyncio.wait((stopping, handed_over, frontend.link.failed), return_when=asyncio.FIRST_COMPLETED)
     if frontend.link.failed.done():
         logger.critical("the link to the scheduler broke", exc_info=frontend.link.failed.exception())
         return 1
@@ -117,8 +154,15 @@ async def _serve(config: FrontendConfig) -> int:
     return 0
 
 
+async def _leave_when(leaving: asyncio.Event, frontend: Frontend) -> None:
+    await leaving.wait()
+    logger.info("leaving: another frontend takes new connections")
+    await frontend.leave()
+
+
 def run(config: FrontendConfig) -> int:
-    """Serves until SIGTERM or SIGINT, drains, and returns the process's exit status.
+    """Serves until SIGTERM or SIGINT, drains, and returns the process's exit status. On SIGUSR2 it leaves the
+    ports to other frontends and ends when its clients have gone there.
 
     Raises:
         ConfigError: the frontend cannot start as configured.

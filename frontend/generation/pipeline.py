@@ -60,7 +60,9 @@ class GenerationPipeline:
         self.model = model
         self.link = link
         self.max_prompt_tokens = max_prompt_tokens
+        self.leaving = False
         self.draining = False
+        self.on_drain: Callable[[], None] = lambda: None
         self._request_log = request_log
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenize")
@@ -68,14 +70,14 @@ class GenerationPipeline:
         self._constraints = ConstraintChecker()
         self._constraint_thread = ThreadPoolExecutor(1, thread_name_prefix="constraints")
         self._num_checking = 0
-        self._num_open = 0
+        self.num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def ready(self) -> bool:
         """Whether a request sent now would be served."""
-        return self.link.ready and not self.draining
+        return self.link.ready and not (self.leaving or self.draining)
 
     @asynccontextmanager
     async def start(self, request: GenerationRequest) -> AsyncIterator[Answer]:
@@ -87,7 +89,7 @@ class GenerationPipeline:
             Overloaded: too much is waiting.
             DeadlineExceeded: the timeout is over already.
         """
-        with self.admit(request.model, request.timeout) as admitted:
+        async with self.admit(request.model, request.timeout) as admitted:
             deadline, facts = admitted.deadline, admitted.facts
             prompts, bad_words = await self._read(request, admitted)
             asked = request.sampling.structured_output
@@ -108,9 +110,10 @@ class GenerationPipeline:
             finally:
                 submissions.close_all()
 
-    @contextmanager
-    def admit(self, model: str, timeout: float | None) -> Iterator[Admitted]:
-        """Lets a request in and, when the context is left for whatever reason, counts how it ended.
+    @asynccontextmanager
+    async def admit(self, model: str, timeout: float | None) -> AsyncIterator[Admitted]:
+        """Lets a request in and, when the context is left for whatever reason, counts how it ended. While a
+        scheduler or an engine is being replaced, it waits for the next one.
 
         Raises:
             NotFound: there is no such model.
@@ -122,7 +125,7 @@ class GenerationPipeline:
                 raise Unavailable("this server is shutting down; send the request again")
             self.model.check_name(model)
             admitted.deadline = _deadline(timeout)
-            admitted.facts = self._facts()
+            admitted.facts = await admitted.in_time(self._facts())
             yield admitted
 
     def _check_length(self, num_tokens: int) -> None:
@@ -199,14 +202,28 @@ class GenerationPipeline:
             lambda: self.model.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens),
         )
 
-    async def drain(self, timeout: float) -> None:
-        """Refuses new requests and waits for the open ones; after `timeout` seconds these end as aborted."""
+    async def drain(self, timeout: float) -> int:
+        """Refuses new requests and waits for the open ones; after `timeout` seconds these end as aborted.
+
+        Returns:
+            How many were.
+        """
         self.draining = True
+        self.on_drain()
+        if await self.idle_within(timeout):
+            return 0
+        num_aborted = self.num_open
+        self.link.abort_all()
+        return num_aborted
+
+    async def idle_within(self, seconds: float) -> bool:
+        """Waits until no request is open; whether that was so in time."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await self._idle.wait()
         except TimeoutError:
-            self.link.abort_all()
+            return False
+        return True
 
     def close(self) -> None:
         """Lets the threads end."""
@@ -214,7 +231,8 @@ class GenerationPipeline:
         self._constraint_thread.shutdown(wait=False, cancel_futures=True)
         self._constraints.close()
 
-    def _facts(self) -> scheduler_pb2.GetModelResponse:
+    async def _facts(self) -> scheduler_pb2.GetModelResponse:
+        await self.link.back_soon()
         if not self.link.ready or self.link.model is None:
             raise Unavailable(self.link.why_not_ready())
         return self.link.model
@@ -223,7 +241,7 @@ class GenerationPipeline:
     def _watched(self) -> Iterator[Admitted]:
         """Counts a request in and out, with its latencies and outcome."""
         admitted = Admitted()
-        self._num_open += 1
+        self.num_open += 1
         self._idle.clear()
         self._metrics.open_requests.inc()
         error = None
@@ -235,8 +253,8 @@ class GenerationPipeline:
         finally:
             self._metrics.open_requests.dec()
             self._metrics.observe(admitted.began, admitted.first_token_at, admitted.outcome_of(error))
-            self._num_open -= 1
-            if self._num_open == 0:
+            self.num_open -= 1
+            if self.num_open == 0:
                 self._idle.set()
 
 

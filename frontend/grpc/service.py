@@ -27,6 +27,7 @@ from frontend.grpc.answer import AnswerMessages
 from frontend.grpc.conversation import read_conversation
 from frontend.grpc.embedding import answer_embed
 from frontend.grpc.interceptor import ErrorInterceptor
+from frontend.listeners import num_connections, stop_listening
 from pagewire.errors import ConfigError, InvalidRequest
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.sampling_wire import given_fields
@@ -168,6 +169,7 @@ class GrpcServer:
 
     Attributes:
         port: the port it listens on.
+        health: what it tells of itself (grpc.health.v1).
     """
 
     def __init__(
@@ -178,7 +180,7 @@ class GrpcServer:
         tls: ReloadingTls | None = None,
     ) -> None:
         self._pipeline = pipeline
-        self._health = health.aio.HealthServicer()
+        self.health = health.aio.HealthServicer()
         self._reports: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
             interceptors=(ErrorInterceptor(ApiKeys.load(config.api_keys, config.api_key_file), access_log),),
@@ -186,7 +188,7 @@ class GrpcServer:
         )
         service = InferenceService(pipeline)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         host = f"[{config.host}]" if ":" in config.host else config.host
@@ -218,7 +220,15 @@ class GrpcServer:
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
         for service in ("", SERVICE_NAME):
-            await self._health.set(service, status)
+            await self.health.set(service, status)
+
+    def stop_listening(self) -> None:
+        """Closes the port, and no connection. Clients are told to make new ones as theirs get old."""
+        stop_listening(self.port)
+
+    def num_connections(self) -> int:
+        """How many clients are connected."""
+        return num_connections(self.port)
 
     async def stop(self, grace: float) -> None:
         """Closes the port; calls still open get `grace` seconds."""
@@ -235,4 +245,6 @@ def _options(config: FrontendConfig) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
+        # Clients connect anew now and then, to whichever frontend listens then, without losing a call.
+        ("grpc.max_connection_age_ms", round(config.max_connection_age * 1000)),
     )

@@ -89,7 +89,7 @@ class HttpServer:
             ConfigError: the address cannot be had.
         """
         await self._runner.setup()
-        site = web.TCPSite(
+        self._site = web.TCPSite(
             self._runner,
             self._config.host,
             self._config.port,
@@ -98,11 +98,26 @@ class HttpServer:
             backlog=_BACKLOG,
         )
         try:
-            await site.start()
+            await self._site.start()
         except OSError as error:
             address = f"{self._config.host}:{self._config.port}"
             raise ConfigError(f"cannot listen on {address} for HTTP: {error}") from error
         self.port = self._runner.addresses[0][1]
+
+    async def stop_listening(self) -> None:
+        """Closes the port, and no connection."""
+        await self._site.stop()
+
+    def close_idle(self) -> int:
+        """Closes every connection that no request is being answered on, the others when that is over.
+
+        Returns:
+            How many are left.
+        """
+        server = self._runner.server
+        assert server is not None
+        server.pre_shutdown()
+        return len(server.connections)
 
     async def stop(self) -> None:
         """Closes the port and the connections."""
@@ -169,7 +184,8 @@ class HttpServer:
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID) or check_request_id(None)
         self._cors.add_headers(request, response)
-        if self._pipeline.draining:
+        if self._pipeline.leaving or self._pipeline.draining:
+            response.headers["Connection"] = "close"  # aiohttp has decided on this header already
             response.force_close()
 
 

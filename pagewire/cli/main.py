@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pagewire import __version__
-from pagewire.cli import bench, chat, generate, models, processes, serve, warmup
+from pagewire.cli import bench, chat, drain, generate, models, processes, serve, warmup
 from pagewire.errors import ConfigError, PagewireError
 from pagewire.lifeline import end_with_parent
 
@@ -29,6 +29,7 @@ processes.register(app)
 chat.register(app)
 generate.register(app)
 models.register(app)
+drain.register(app)
 warmup.register(app)
 bench.register(app)
 

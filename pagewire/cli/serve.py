@@ -65,13 +65,14 @@ def _announce(console: Console, service: RunningService, seconds: float) -> None
     body = {"model": service.model, "messages": [message], "max_tokens": 64, "temperature": 0}
     keys = service.config.frontend.api_keys or service.config.frontend.api_key_file
     key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if keys else ""
+    url = f"{'http' if service.config.frontend.ssl_certfile is None else 'https'}://{service.http_address}/v1"
     lines = f"""
 ready after {seconds:.1f} s; Ctrl-C stops it
-  HTTP  http://{service.http_address}/v1
+  HTTP  {url}
   gRPC  {service.grpc_address}
 
 try:
-  curl http://{service.http_address}/v1/chat/completions -H 'Content-Type: application/json' \\{key}
+  curl {url}/chat/completions -H 'Content-Type: application/json' \\{key}
     -d '{json.dumps(body)}'
 """
     console.print(lines, soft_wrap=True, markup=False)

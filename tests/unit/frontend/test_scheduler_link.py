@@ -42,7 +42,7 @@ async def test_request_goes_on_where_it_was_when_the_scheduler_is_replaced(
         await successor.stop()
 
 
-async def test_request_waits_for_the_successors_engine(
+async def test_requests_open_and_new_wait_for_the_successors_engine(
     frontend: RunningFrontend, scheduler: ScriptedScheduler
 ) -> None:
     async with AsyncClient(frontend.target) as client:
@@ -53,11 +53,11 @@ async def test_request_waits_for_the_successors_engine(
         await successor.start()
         await successor.until(lambda scheduler: scheduler.num_streams == 1)
         assert successor.submits == []
-        with pytest.raises(Unavailable):
-            await client.generate("new")
+        new = asyncio.ensure_future(client.generate("new"))
         successor.reply = b"done"
         await successor.attach_engine()
         assert (await asking).text == "done"
+        assert (await new).text == "done"
         await successor.stop()
 
 

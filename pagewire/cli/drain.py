@@ -1,0 +1,83 @@
+"""pagewire drain: takes frontends out of service, and says when nobody is being answered any more."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import tempfile
+from os import environ, getuid
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pagewire.errors import ConfigError, from_code
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the app."""
+    app.command("drain")(drain)
+
+
+def drain(
+    socket: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A frontend's --admin-socket. Default: those of every service that this user runs here."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that open requests get. Default: the --drain-timeout.")
+    ] = None,
+) -> None:
+    """Take frontends out of service: no new requests, and open ones finish.
+
+    Ends with status 0 when none is open any more, 1 if some had to be ended. The processes stay until
+    SIGTERM.
+    """
+    sockets = socket or _sockets()
+    if not sockets:
+        raise ConfigError("no frontend of this user runs here; name one's --admin-socket with --socket")
+    num_aborted = asyncio.run(_drain_all(sockets, timeout))
+    typer.echo(f"drained; {num_aborted} requests were ended" if num_aborted else "drained")
+    raise typer.Exit(1 if num_aborted else 0)
+
+
+def _sockets() -> list[Path]:
+    """The admin sockets in the runtime directories of `pagewire serve`, of this user's alone."""
+    parent = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    found = sorted(parent.glob("pagewire-*/frontend*.sock"))
+    return [path for path in found if _is_ours(path)]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        facts = path.stat()
+    except OSError:  # it ended meanwhile
+        return False
+    return stat.S_ISSOCK(facts.st_mode) and facts.st_uid == getuid()
+
+
+async def _drain_all(sockets: list[Path], timeout: float | None) -> int:
+    counts = await asyncio.gather(*(_drain(path, timeout) for path in sockets))
+    return sum(counts)
+
+
+async def _drain(path: Path, timeout: float | None) -> int:
+    """Drains one frontend; returns how many requests had to be ended."""
+    import grpc
+
+    from pagewire.admin.v1 import admin_pb2, admin_pb2_grpc
+
+    num_aborted = 0
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
+        try:
+            async for progress in stub.Drain(admin_pb2.DrainRequest(timeout=timeout)):
+                if not progress.drained:
+                    typer.echo(f"{path.stem}: {progress.num_open_requests} requests are open")
+                num_aborted = progress.num_aborted
+        except grpc.aio.AioRpcError as error:
+            message = f"{path}: {error.details()}"
+            raise from_code(error.code().value[0], message) from error
+    return num_aborted
