@@ -136,12 +136,13 @@ class Load:
     async def _grpc(self, drop: bool) -> None:
         sampling = pb.SamplingParams(temperature=1, max_tokens=400 if drop else 20, ignore_eos=drop)
         call = self._stub.Generate(pb.GenerateRequest(text="over gRPC", sampling=sampling), timeout=120)
-        last = None
-        async for last in call:
+        finished = False
+        async for event in call:
+            finished = event.HasField("finished")
             if drop and self._random.random() < 0.2:
                 call.cancel()
                 return
-        if last is None or not last.HasField("finished"):
+        if not finished:
             raise RuntimeError("no terminal message")
 
     async def grpc_stream(self) -> None:
