@@ -119,7 +119,11 @@ def measure(shape: str, arguments: argparse.Namespace, directory: Path) -> dict[
         for case in cases
         if PRESETS[case].rate is None
     }
-    options = (*engine_options(arguments.device), "--frontends", str(arguments.frontends), "--no-access-log")
+    options = (
+        *engine_options(arguments.device),
+        *("--frontends", str(arguments.frontends), "--no-access-log"),
+        *arguments.serve_options.split(),
+    )
     with Service(directory, model=str(model), options=options) as service:
         results["served"] = {
             case: served(service, case, vocab_size, arguments.processes, arguments.repeat, directory)
@@ -138,6 +142,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--frontends", type=int, default=4)
     parser.add_argument("--processes", type=int, default=4, help="of the load generator")
+    parser.add_argument("--serve-options", default="", help="further options of pagewire serve")
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     results = {}
