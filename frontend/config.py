@@ -52,7 +52,10 @@ class FrontendConfig:
             the model's own way, which most models do not have.
         max_body_bytes: largest HTTP body or gRPC message accepted.
         max_prompt_tokens: longest prompt accepted, in tokens; default what the model's context holds.
-        request_timeout: seconds that a client gets to send an HTTP request, its body included.
+        request_timeout: seconds that a client gets to send an HTTP request, its body included, and to begin one
+            on a new connection.
+        idle_timeout: seconds that an HTTP connection is kept between two requests.
+        max_connections: the most connections that each protocol takes at once; beyond it new ones are refused.
         allowed_origins: origins whose pages may call the HTTP API (CORS), such as https://example.org; * is
             all of them, "none" is none.
         allowed_methods: HTTP methods that such pages may use; * is all of them.
@@ -92,6 +95,8 @@ class FrontendConfig:
     max_body_bytes: int = 8 * 1024 * 1024
     max_prompt_tokens: int | None = None
     request_timeout: float = 60.0
+    idle_timeout: float = 600.0
+    max_connections: int = 16384
     allowed_origins: tuple[str, ...] = ("*",)
     allowed_methods: tuple[str, ...] = ("*",)
     allowed_headers: tuple[str, ...] = ("*",)
@@ -125,7 +130,8 @@ class FrontendConfig:
             "keys without white space",
         )
         require(self.pooling in (None, *POOLINGS), "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
-        require_positive(self, "max_body_bytes", "max_prompt_tokens")
+        require_positive(self, "max_body_bytes", "max_prompt_tokens", "max_connections")
+        require(self.idle_timeout > 0, "idle_timeout", self.idle_timeout, "more than 0")
         age = self.max_connection_age
         require(0 < age < 10**6, "max_connection_age", age, "more than 0 and less than 1000000")
         require(self.request_timeout > 0, "request_timeout", self.request_timeout, "more than 0")

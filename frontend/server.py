@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 
 import uvloop
@@ -36,6 +37,8 @@ _LINGER = 1.0
 is on its way would lose that; who has been silent for so long is unlikely to speak at that very moment."""
 
 _LOOK_AGAIN = 0.1
+
+_OTHER_FILES = 200
 
 _FLUSH_GRACE = 1.0
 """Seconds that a gRPC client gets to take the end of its stream, after the drain."""
@@ -131,7 +134,25 @@ def load_model(config: FrontendConfig) -> ServedModel:
     return ServedModel.load(directory, names, config.chat(), pooling=config.pooling)
 
 
+def _raise_file_limit(config: FrontendConfig) -> None:
+    """Every connection is an open file, and the usual limit on these is for programs that have few."""
+    needed = 2 * config.max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < possible:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    if possible < needed:
+        logger.warning(
+            "this process may have %d files open, too few for max_connections=%d on both protocols: raise the "
+            "limit (ulimit -n) to %d, or lower --max-connections",
+            possible,
+            config.max_connections,
+            needed,
+        )
+
+
 async def _serve(config: FrontendConfig) -> int:
+    _raise_file_limit(config)
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

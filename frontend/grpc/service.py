@@ -27,6 +27,7 @@ from frontend.grpc.answer import AnswerMessages
 from frontend.grpc.conversation import read_conversation
 from frontend.grpc.embedding import answer_embed
 from frontend.grpc.interceptor import ErrorInterceptor
+from frontend.grpc.stall import StallWatch
 from frontend.listeners import num_connections, stop_listening
 from pagewire.errors import ConfigError, InvalidRequest
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -39,8 +40,10 @@ SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].ful
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Translates messages; everything else is the pipeline's. Errors are raised for the interceptor."""
 
-    def __init__(self, pipeline: GenerationPipeline) -> None:
+    def __init__(self, pipeline: GenerationPipeline, stall_timeout: float) -> None:
+        """`stall_timeout`: seconds that a client may take nothing of a stream until that is given up."""
         self._pipeline = pipeline
+        self._stall_timeout = stall_timeout
         self._model = pipeline.model
 
     async def Generate(  # noqa: N802
@@ -49,11 +52,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Streams a completion. The client's cancel and deadline arrive here as CancelledError."""
         async with self._pipeline.start(self._request(request, context)) as answer:
             messages = AnswerMessages(self._model.tokenizer, answer, request)
-            async with aclosing(answer.rounds()) as rounds:
-                async for events in rounds:
-                    for response in messages.responses(events):
-                        await context.write(response)
-            await context.write(messages.finished())
+            time = asyncio.get_running_loop().time
+            with StallWatch(self._stall_timeout, answer.request_id) as watch:
+                async with aclosing(answer.rounds()) as rounds:
+                    async for events in rounds:
+                        for response in messages.responses(events):
+                            watch.writing_since = time()
+                            await context.write(response)
+                        watch.writing_since = None
+                watch.writing_since = time()
+                await context.write(messages.finished())
 
     async def GenerateOnce(  # noqa: N802
         self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext
@@ -186,7 +194,7 @@ class GrpcServer:
             interceptors=(ErrorInterceptor(ApiKeys.load(config.api_keys, config.api_key_file), access_log),),
             options=_options(config),
         )
-        service = InferenceService(pipeline)
+        service = InferenceService(pipeline, config.stall_timeout)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -245,6 +253,8 @@ def _options(config: FrontendConfig) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.max_allowed_incoming_connections", config.max_connections),
+        ("grpc.server_handshake_timeout_ms", round(config.request_timeout * 1000)),
         # Clients connect anew now and then, to whichever frontend listens then, without losing a call.
         ("grpc.max_connection_age_ms", round(config.max_connection_age * 1000)),
     )

@@ -31,16 +31,30 @@ logging.getLogger("aiohttp.server").addFilter(_NoMalformedRequests())
 class ApiConnection(web.RequestHandler):
     """One client's connection.
 
-    A client that begins a request and does not get to the end of its headers in time is answered 408 and cut
-    off (its body is the middleware's to time). One that is silent between requests is left alone.
+    A client that does not get to the end of a request's headers in time is answered 408 and cut off (its body
+    is the middleware's to time); for its first request the time begins with the connection, for others with
+    their first byte. Beyond the most connections there may be, a client is answered 503 and cut off.
     """
 
-    __slots__ = ("_head_timeout", "_head_timer")
+    __slots__ = ("_head_timeout", "_head_timer", "_max_connections")
 
-    def __init__(self, *arguments: Any, head_timeout: float, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, head_timeout: float, max_connections: int, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._head_timeout = head_timeout
+        self._max_connections = max_connections
         self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self._manager is not None
+        if len(self._manager.connections) > self._max_connections:
+            message = f"this server has {self._max_connections} connections already; try again later"
+            body = error_object_response(
+                503, message, "service_unavailable_error", "too_many_connections"
+            ).body
+            self._cut_off("503 Service Unavailable", body, "Retry-After: 1\r\n")
+            return
+        self._head_timer = self._loop.call_later(self._head_timeout, self._give_up)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -68,9 +82,13 @@ class ApiConnection(web.RequestHandler):
             return
         message = f"the request's headers did not arrive within {self._head_timeout:g} s"
         body = error_object_response(408, message, "timeout_error", "request_timeout").body
-        assert isinstance(body, bytes)
+        self._cut_off("408 Request Timeout", body)
+
+    def _cut_off(self, status: str, body: Any, headers: str = "") -> None:
+        """Answers, to no request in particular, and closes."""
+        assert self.transport is not None
         head = (
-            "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
+            f"HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\n{headers}"
             f"Content-Length: {len(body)}\r\n{REQUEST_ID_HEADER}: {check_request_id(None)}\r\n"
             "Connection: close\r\n\r\n"
         )
@@ -117,8 +135,10 @@ class _ApiServer(web.Server):
 class ApiRunner(web.AppRunner):
     """Runs an application over `ApiConnection`s."""
 
-    def __init__(self, app: web.Application, *, head_timeout: float, **settings: Any) -> None:
-        super().__init__(app, head_timeout=head_timeout, **settings)
+    def __init__(
+        self, app: web.Application, *, head_timeout: float, max_connections: int, **settings: Any
+    ) -> None:
+        super().__init__(app, head_timeout=head_timeout, max_connections=max_connections, **settings)
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()

@@ -77,6 +77,8 @@ class HttpServer:
         self._runner = ApiRunner(
             app,
             head_timeout=config.request_timeout,
+            max_connections=config.max_connections,
+            keepalive_timeout=config.idle_timeout,
             handler_cancellation=True,
             access_log=None,
             shutdown_timeout=_FLUSH_TIMEOUT,

@@ -13,7 +13,8 @@ import pytest
 
 from frontend.api_keys import ApiKeys
 from frontend.config import FrontendConfig
-from pagewire.errors import ConfigError
+from pagewire.client import AsyncClient
+from pagewire.errors import ConfigError, Unavailable
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.scheduler.v1 import scheduler_pb2
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
@@ -148,6 +149,86 @@ async def test_a_quiet_connection_and_a_long_answer_are_not_cut_off(start_fronte
         await asyncio.sleep(0.3)
         async with session.get("/health") as response:
             assert response.status == 200
+
+
+async def ended_within(seconds: float, reader: asyncio.StreamReader) -> bool:
+    try:
+        await asyncio.wait_for(reader.read(), seconds)
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        pass
+    return True
+
+
+async def test_clients_that_send_nothing_or_a_byte_at_a_time_disturb_nobody_and_are_cut_off(
+    start_frontend: FrontendFactory, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.reply = b"done"
+    frontend = await start_frontend(request_timeout=2.0)
+    silent = [
+        await asyncio.open_connection("127.0.0.1", port)
+        for port in (frontend.http.port, frontend.grpc.port)
+        for _ in range(50)
+    ]
+    slow = [await asyncio.open_connection("127.0.0.1", frontend.http.port) for _ in range(200)]
+
+    async def trickle() -> None:
+        for byte in b"GET /health HTTP/1.1":
+            for _, writer in slow:
+                writer.write(bytes([byte]))
+            await asyncio.sleep(0.1)
+
+    trickling = asyncio.create_task(trickle())
+    async with aiohttp.ClientSession(frontend.url) as session:
+        for _ in range(10):
+            body = {"prompt": "p", "max_tokens": 4}
+            async with session.post("/v1/completions", json=body) as response:
+                assert (await response.json())["choices"][0]["text"] == "done"
+    assert not any(reader.at_eof() for reader, _ in slow), "the others were served while these were open"
+    assert all(await asyncio.gather(*(ended_within(10, reader) for reader, _ in (*slow, *silent))))
+    trickling.cancel()
+    for _, writer in (*slow, *silent):
+        writer.close()
+
+
+async def test_an_idle_connection_is_closed_in_the_end(start_frontend: FrontendFactory) -> None:
+    frontend = await start_frontend(idle_timeout=0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", frontend.http.port)
+    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    assert await ended_within(5, reader)
+    writer.close()
+
+
+async def test_connections_beyond_the_limit_are_refused_until_others_end(
+    start_frontend: FrontendFactory,
+) -> None:
+    frontend = await start_frontend(max_connections=3)
+    held = [await asyncio.open_connection("127.0.0.1", frontend.http.port) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    status, headers, body = await raw(frontend, b"")
+    assert status == "HTTP/1.1 503 Service Unavailable"
+    assert (headers["retry-after"], body["error"]["code"]) == ("1", "too_many_connections")
+    held[0][1].close()
+    await asyncio.sleep(0.1)
+    status, *_ = await raw(frontend, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert status == "HTTP/1.1 200 OK"
+    for _, writer in held:
+        writer.close()
+
+
+async def test_grpc_connections_beyond_the_limit_are_refused(start_frontend: FrontendFactory) -> None:
+    frontend = await start_frontend(max_connections=3)
+    clients = [AsyncClient(frontend.target) for _ in range(3)]
+    for client in clients:
+        await client.models()
+    async with AsyncClient(frontend.target) as refused:
+        with pytest.raises(Unavailable):
+            await refused.models()
+    for client in clients:
+        assert await client.models()
+        await client.close()
 
 
 MALFORMED = [
