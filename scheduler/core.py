@@ -239,7 +239,7 @@ class Scheduler:
         if not self._suspects:
             return self._schedule_together()
         suspect = self._suspects.next(self._can_continue)
-        if suspect is None or self._suspects.take_turn():
+        if suspect is None or self._suspects.take_turn(self.limits.max_num_batched_tokens):
             plan = self._schedule_together()
             if plan is not None or suspect is None:
                 return plan
@@ -258,8 +258,9 @@ class Scheduler:
             others = [request for request in self._suspects.running if request is not suspect]
             self._preempt(self.running.pop() if self.running else others[-1])
         end = int(self._rows.num_computed[suspect.row])
+        num_tokens = self.limits.max_num_batched_tokens - draft.budget
         plan = self._dispatch(draft)
-        self._suspects.tried(self._in_flight[-1], end)
+        self._suspects.tried(self._in_flight[-1], end - num_tokens, end)
         return plan
 
     def _place_alone(self, draft: Draft, suspect: Request) -> bool:

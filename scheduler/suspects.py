@@ -17,6 +17,9 @@ from scheduler.request import Request, Status, Suspicion
 from scheduler.step import InFlight
 
 MAX_LONE_FAILURES = 2
+# After so many of suspects' steps, or a full step's worth of their tokens, the others get a step. Fewer would
+# make the last suspect wait for longer, more everybody else.
+_STEPS_BETWEEN = 8
 
 
 def accuse(steps: Iterable[InFlight], reached: Callable[[Request], int]) -> list[Request]:
@@ -65,7 +68,7 @@ class Suspects:
 
     def __init__(self) -> None:
         self._all: list[Request] = []
-        self._others_turn = False
+        self._num_steps = self._num_tokens = 0
         self._end = 0
         self.step: InFlight | None = None
 
@@ -94,19 +97,22 @@ class Suspects:
         """Takes out what has ended."""
         self._all.remove(request)
 
-    def take_turn(self) -> bool:
-        """Whether the next step is for others than suspects, if it may be: after each suspect's it is."""
-        others_turn, self._others_turn = self._others_turn, False
-        return others_turn
+    def take_turn(self, max_num_batched_tokens: int) -> bool:
+        """Whether the next step is for others than suspects, because suspects have had theirs."""
+        if self._num_steps < _STEPS_BETWEEN and self._num_tokens < max_num_batched_tokens:
+            return False
+        self._num_steps = self._num_tokens = 0
+        return True
 
     def next(self, is_plannable: Callable[[Request], bool]) -> Request | None:
         """Whose step is next; a suspect that waits for a mask is passed over."""
         return next((request for request in self._all if is_plannable(request)), None)
 
-    def tried(self, step: InFlight, end: int) -> None:
-        """A step of one of them is in flight, after which `end` of its tokens are computed."""
+    def tried(self, step: InFlight, start: int, end: int) -> None:
+        """A step of one of them is in flight, which computes its tokens from `start` to `end`."""
         self.step, self._end = step, end
-        self._others_turn = True
+        self._num_steps += 1
+        self._num_tokens += end - start
 
     def came_through(self, step: InFlight) -> Request | None:
         """Takes notice of a step that succeeded; the suspect that it cleared, which runs on as others do."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -218,7 +218,7 @@ def test_a_single_kill_amid_full_batches_takes_each_request_at_most_two_steps_al
     assert engine.num_failures == 1
 
 
-def test_others_take_every_other_step_while_a_suspect_recomputes_a_long_prompt() -> None:
+def test_others_get_a_step_after_each_full_one_of_a_suspect_with_a_long_prompt() -> None:
     engine = Engine(kills=frozenset([3]))
     long = engine.submit(make("long", [1] * 26, 4))
     engine.run(3)
@@ -233,6 +233,23 @@ def test_others_take_every_other_step_while_a_suspect_recomputes_a_long_prompt()
     assert seen[:4] == [[long], [other], [long], [other]]
     engine.run()
     engine.check([long, other])
+
+
+def test_many_small_suspects_do_not_keep_the_others_waiting() -> None:
+    limits = replace(LIMITS, max_num_batched_tokens=200, max_num_seqs=16, num_blocks=64)
+    engine = Engine(kills=frozenset([1]), limits=limits)
+    requests = [engine.submit(make(f"r{i}", [i, 1], 4)) for i in range(16)]
+    engine.run(1)
+    other = engine.submit(make("other", [2], 12))
+    turns = []
+    while other.status is not Status.ENDED:
+        if engine.plan() is not None:
+            turns.append(other in engine.scheduler._in_flight[-1].scheduled)
+        else:
+            engine.step()
+    assert turns[:9] == [False] * 8 + [True]
+    engine.run()
+    engine.check([*requests, other])
 
 
 def test_a_suspect_that_waits_for_its_mask_lets_the_others_pass() -> None:
