@@ -91,7 +91,7 @@ class StreamServer:
         await asyncio.sleep(3600 if self.behaviour == "hang" else self.first)
         count = request["max_tokens"]
         for number in range(count):
-            if number:
+            if number and self.gap:
                 await asyncio.sleep(self.gap)
             if self.behaviour == "break off" and number == 2:
                 return

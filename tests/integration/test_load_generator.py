@@ -97,11 +97,6 @@ def test_arrivals_at_a_rate_are_spread_over_processes_and_none_is_sent_twice(ser
     assert due - 0.1 < result["seconds"] < due + 2  # the first may be sent late
 
 
-def test_answers_that_are_larger_than_a_pipe_reach_the_parent(server: StreamServer) -> None:
-    [result] = measure(server.url, Load(num_requests=6), output=6000, processes=2)
-    assert (result["requests"]["complete"], result["outputs"]) == (6, 36_000)
-
-
 def test_a_duration_ends_a_closed_loop_and_waits_for_what_is_open() -> None:
     with StreamServer(first=0.1) as server:
         [result] = measure(server.url, Load(concurrency=2, duration=0.35), output=1)
