@@ -56,6 +56,8 @@ class FrontendConfig:
             on a new connection.
         idle_timeout: seconds that an HTTP connection is kept between two requests.
         max_connections: the most connections that each protocol takes at once; beyond it new ones are refused.
+        stall_timeout: seconds that a client may take nothing of a stream that waits for it, until the stream
+            is given up.
         allowed_origins: origins whose pages may call the HTTP API (CORS), such as https://example.org; * is
             all of them, "none" is none.
         allowed_methods: HTTP methods that such pages may use; * is all of them.
@@ -97,6 +99,7 @@ class FrontendConfig:
     request_timeout: float = 60.0
     idle_timeout: float = 600.0
     max_connections: int = 16384
+    stall_timeout: float = 60.0
     allowed_origins: tuple[str, ...] = ("*",)
     allowed_methods: tuple[str, ...] = ("*",)
     allowed_headers: tuple[str, ...] = ("*",)
@@ -135,6 +138,7 @@ class FrontendConfig:
         age = self.max_connection_age
         require(0 < age < 10**6, "max_connection_age", age, "more than 0 and less than 1000000")
         require(self.request_timeout > 0, "request_timeout", self.request_timeout, "more than 0")
+        require(self.stall_timeout > 0, "stall_timeout", self.stall_timeout, "more than 0")
         require(self.max_log_len >= 0, "max_log_len", self.max_log_len, "at least 0")
         self._check_cors()
         require(self.drain_timeout >= 0, "drain_timeout", self.drain_timeout, "at least 0")

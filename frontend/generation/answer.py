@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 from frontend.generation.completion import Completion, position
 from frontend.generation.events import Delta, Event, Finished, PositionLogprobs, PromptRead, Usage
@@ -36,6 +38,16 @@ class WholeAnswer:
     usage: Usage
 
 
+class Sink(Protocol):
+    """Takes rounds of events where they arise, for as long as its client keeps up."""
+
+    def ready(self) -> bool:
+        """Whether it can take some now, without making anybody wait."""
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Takes a round."""
+
+
 class Answer(ABC):
     """One request's events, to be read once, by `rounds` or by `whole`.
 
@@ -59,9 +71,13 @@ class Answer(ABC):
         """Counts so far: every prompt once, and everything generated."""
 
     @abstractmethod
-    def rounds(self) -> AsyncGenerator[list[Event], None]:
+    def rounds(self, sink: Sink | None = None) -> AsyncGenerator[list[Event], None]:
         """Events, those together that came together: what goes into one write. A prompt comes before its
         completions, and every completion ends with one Finished.
+
+        Args:
+            sink: gets rounds in place of the caller while the caller waits for the next one, if it is ready.
+                That spares most rounds the switch of tasks.
 
         Raises:
             PagewireError: the request failed, if only in one completion; what was generated until then has
@@ -140,6 +156,9 @@ class SampledAnswer(Answer):
         """
         super().__init__(request_id)
         self._completions = completions
+        self._unread = list(completions)
+        self._any_over = False
+        self._per_prompt = len(completions) // len(prompts)
         self._prompts = prompts
         self._wakeup = wakeup
 
@@ -157,39 +176,51 @@ class SampledAnswer(Answer):
             sum(completion.num_output_tokens for completion in self._completions),
         )
 
-    async def rounds(self) -> AsyncGenerator[list[Event], None]:
-        unread = list(self._completions)
-        per_prompt = len(unread) // len(self._prompts)
-        while unread:
-            await self._wakeup.wait()
-            events: list[Event] = []
-            any_over = False
-            for completion in unread:
-                prompt = self._prompts[completion.index // per_prompt]
-                if not prompt.told:
-                    events += prompt.read()
-                if prompt.told or prompt.lead.ended is not None:
-                    events += completion.read()
-                    any_over |= completion.is_over
+    async def rounds(self, sink: Sink | None = None) -> AsyncGenerator[list[Event], None]:
+        take = None if sink is None else partial(self._hand_over, sink)
+        while self._unread:
+            await self._wakeup.wait(take)
+            events = self._read()
             if events:
-                self._note(events)
                 yield events
-            if any_over:
-                self._check(unread, per_prompt)
-                unread = [completion for completion in unread if not completion.is_over]
+            if self._any_over:
+                self._any_over = False
+                self._check()
+                self._unread = [completion for completion in self._unread if not completion.is_over]
 
-    def _check(self, completions: Sequence[Completion], per_prompt: int) -> None:
-        """Raises the failure of one of them."""
-        for completion in completions:
+    def _read(self) -> list[Event]:
+        """What came since the last call."""
+        events: list[Event] = []
+        for completion in self._unread:
+            prompt = self._prompts[completion.index // self._per_prompt]
+            if not prompt.told:
+                events += prompt.read()
+            if prompt.told or prompt.lead.ended is not None:
+                events += completion.read()
+                self._any_over |= completion.is_over
+        if events and self.finished is None and isinstance(events[-1], Finished):
+            self.finished = events[-1]
+        return events
+
+    def _hand_over(self, sink: Sink) -> bool:
+        """Gives the sink what came; whether `rounds` can go on waiting. Of an end `rounds` makes the best."""
+        if not sink.ready():
+            return False
+        for completion in self._unread:
+            if completion.request.ended is not None:
+                return False
+        events = self._read()
+        if events:
+            sink.take(events)
+        return not self._any_over
+
+    def _check(self) -> None:
+        """Raises the failure of one of the completions."""
+        for completion in self._unread:
             if completion.failure is not None:
                 raise completion.failure
-            if completion.is_over and not self._prompts[completion.index // per_prompt].told:
+            if completion.is_over and not self._prompts[completion.index // self._per_prompt].told:
                 raise Unavailable("the request was ended before its prompt was read; send it again")
-
-    def _note(self, events: Sequence[Event]) -> None:
-        last = events[-1]
-        if self.finished is None and isinstance(last, Finished):
-            self.finished = last
 
 
 def _whole(finished: Finished, deltas: Sequence[Delta]) -> WholeChoice:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from frontend.generation.answer import Answer, PromptProgress
+from frontend.generation.answer import Answer, PromptProgress, Sink
 from frontend.generation.beam_search import BeamSearcher, Candidates, Hypothesis
 from frontend.generation.events import Delta, Event, Finished, FinishReason, PositionLogprobs, Usage
 from frontend.generation.open_request import OpenRequest, Wakeup, error_in
@@ -104,7 +104,7 @@ class BeamAnswer(Answer):
             self._num_output_tokens,
         )
 
-    async def rounds(self) -> AsyncGenerator[list[Event], None]:
+    async def rounds(self, sink: Sink | None = None) -> AsyncGenerator[list[Event], None]:
         tasks = [asyncio.create_task(self._run(search)) for search in self._searches]
         try:
             await asyncio.gather(*tasks)

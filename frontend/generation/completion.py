@@ -49,6 +49,8 @@ class Completion:
         self._close = close
         self._parser = parser
         self._made_calls = False
+        self._wants_nothing = sampling.max_tokens == 0
+        self._num_prompt_tokens = len(request.prompt_ids)
         self.num_output_tokens = 0
         self.is_over = False
         self.failure: PagewireError | None = None
@@ -57,13 +59,15 @@ class Completion:
     def read(self) -> list[Delta | Finished]:
         """What there is to say since the last call: a delta, the end, both or neither. After a failure, what
         was generated until then."""
-        request = self.request
-        if self._sampling.max_tokens == 0 and not self.is_over:
-            return [self._finish(FinishReason.LENGTH)]  # only the prompt was wanted
-        if not request.has_news or self.is_over:
+        if self.is_over:
             return []
-        token_ids, logprobs = request.take()
+        if self._wants_nothing:
+            return [self._finish(FinishReason.LENGTH)]  # only the prompt was wanted
+        request = self.request
         ended = request.ended
+        token_ids, logprobs = request.take()
+        if not token_ids and ended is None:
+            return []
         text = self._read(token_ids, ended)
         stop_string = self._text.stop_string
         if stop_string is not None:
@@ -78,9 +82,8 @@ class Completion:
         if self._parser is not None:
             events += self._parsed(token_ids, self._parser.push(text, last=self.is_over), logprobs)
         elif token_ids or text:
-            events.append(
-                Delta(token_ids, text, _positions(token_ids, logprobs), self.usage(), index=self.index)
-            )
+            positions = _positions(token_ids, logprobs)
+            events.append(Delta(token_ids, text, positions, self.usage(), self.index))
         if stop_string is not None:
             events.append(self._finish(FinishReason.STOP, stop_string=stop_string))
         elif ended is not None:
@@ -89,8 +92,7 @@ class Completion:
 
     def usage(self) -> Usage:
         """This completion's counts so far."""
-        request = self.request
-        return Usage(len(request.prompt_ids), request.num_cached_tokens or 0, self.num_output_tokens)
+        return Usage(self._num_prompt_tokens, self.request.num_cached_tokens or 0, self.num_output_tokens)
 
     def _parsed(
         self, token_ids: list[int], part: MessagePart, logprobs: list[scheduler_pb2.TokenLogprobs]
@@ -112,9 +114,13 @@ class Completion:
 
     def _read(self, token_ids: list[int], ended: scheduler_pb2.Ended | None) -> str:
         """The text that new ids complete. Ids after a stop string are removed: they are not output."""
+        if ended is None:
+            text, num_used = self._text.push(token_ids)
+            if num_used < len(token_ids):
+                del token_ids[num_used:]
+            return text
         ended_by_token = (
-            ended is not None
-            and ended.reason == scheduler_pb2.END_REASON_STOP
+            ended.reason == scheduler_pb2.END_REASON_STOP
             and token_ids
             and token_ids[-1] == ended.stop_token_id
         )
@@ -122,7 +128,7 @@ class Completion:
         text, num_used = self._text.push(token_ids[: len(token_ids) - hidden])
         if self._text.stop_string is not None:
             del token_ids[num_used:]
-        elif ended is not None:
+        else:
             text += self._text.finish()
         return text
 

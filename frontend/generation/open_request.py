@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pagewire.errors import PagewireError, from_code
@@ -21,30 +21,46 @@ class Wakeup:
     the consumer looks at them once in any case.
 
     Attributes:
-        news: whether something came since the consumer last looked.
+        news: whether something came since the consumer last looked. Whoever sets it calls `tell` when all
+            that came together is there.
     """
 
-    __slots__ = ("_waiter", "news")
+    __slots__ = ("_take", "_waiter", "news")
 
     def __init__(self) -> None:
         self.news = True
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[], bool] | None = None
 
-    def notify(self) -> None:
-        """There is something new."""
-        self.news = True
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def tell(self) -> None:
+        """Lets the consumer know of the news. Never raises: what its own code raises, it gets."""
+        waiter = self._waiter
+        if not self.news or waiter is None or waiter.done():
+            return
+        if self._take is not None:
+            try:
+                if self._take():
+                    self.news = False
+                    return
+            except Exception as error:
+                waiter.set_exception(error)
+                return
+        waiter.set_result(None)
 
-    async def wait(self) -> None:
-        """Returns once there is news, which the caller is about to take."""
+    async def wait(self, take: Callable[[], bool] | None = None) -> None:
+        """Returns once there is news, which the caller is about to take.
+
+        Args:
+            take: takes news while the caller waits, where it arises, which saves the switch to the caller's
+                task. It says whether the caller can go on waiting. What it raises is raised here.
+        """
         if not self.news:
             self._waiter = asyncio.get_running_loop().create_future()
+            self._take = take
             try:
                 await self._waiter
             finally:
-                self._waiter = None
+                self._waiter = self._take = None
         self.news = False
 
 
@@ -76,7 +92,8 @@ class Submission:
 
 
 class OpenRequest:
-    """A submitted request. The link appends to it, one consumer takes from it, both on one event loop.
+    """A submitted request. The link appends to it and tells its wakeup, one consumer takes from it, both on
+    one event loop.
 
     It holds everything needed to submit the request again to another scheduler: the prompt and every
     token received so far. Tokens that arrive while the consumer is busy simply accumulate, so a slow
@@ -126,17 +143,6 @@ class OpenRequest:
     def prompt_ids(self) -> Sequence[int]:
         return self.submission.prompt_ids
 
-    @property
-    def has_news(self) -> bool:
-        """Whether there is a token not taken yet, or the end."""
-        return self._num_taken < len(self.output_ids) or self.ended is not None
-
-    def add_token(self, token_id: int) -> None:
-        """Appends one generated token and wakes the consumer."""
-        self.output_ids.append(token_id)
-        if not self.wakeup.news:
-            self.wakeup.notify()
-
     def add_logprobs(self, logprobs: scheduler_pb2.TokenLogprobs) -> bool:
         """Appends the log probabilities of a token; False if the consumer is too far behind to take more."""
         self._logprobs.append(logprobs)
@@ -146,21 +152,23 @@ class OpenRequest:
         """Appends those that are new: a scheduler that took over tells them again from the beginning."""
         num_known = len(self.prompt_logprobs) + 1 - entry.first
         self.prompt_logprobs.extend(entry.logprobs[max(num_known, 0) :])
-        self.wakeup.notify()
+        self.wakeup.news = True
 
     def end(self, ended: scheduler_pb2.Ended) -> None:
-        """Sets the terminal message and wakes the consumer. The first one stands."""
+        """Sets the terminal message. The first one stands."""
         if self.ended is not None:
             return
         self.ended = ended
         if self.timer is not None:
             self.timer.cancel()
-        self.wakeup.notify()
+        self.wakeup.news = True
 
     def take(self) -> tuple[list[int], list[scheduler_pb2.TokenLogprobs]]:
         """The tokens that arrived since the last call, and their log probabilities if they were asked for."""
         tokens = self.output_ids[self._num_taken :]
         self._num_taken += len(tokens)
+        if not self._logprobs:
+            return tokens, []
         logprobs = list(self._logprobs)
         self._logprobs.clear()
         return tokens, logprobs

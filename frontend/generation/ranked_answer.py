@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 
-from frontend.generation.answer import Answer, SampledAnswer, WholeChoice
+from frontend.generation.answer import Answer, SampledAnswer, Sink, WholeChoice
 from frontend.generation.events import Delta, Event, Finished, Usage
 
 
@@ -32,7 +32,7 @@ class RankedAnswer(Answer):
     def usage(self) -> Usage:
         return self._sampled.usage
 
-    async def rounds(self) -> AsyncGenerator[list[Event], None]:
+    async def rounds(self, sink: Sink | None = None) -> AsyncGenerator[list[Event], None]:
         whole = await self._sampled.whole()
         prompts: Sequence[Event | None] = whole.prompts or [None] * (len(whole.choices) // self._best_of)
         events: list[Event] = []

@@ -34,9 +34,18 @@ class AnswerMessages:
         self._answer = answer
         self._request = request
         self._several = request.sampling.n > 1
+        # Used again for every delta that has only text, as nearly all have: a fifth of what making one costs.
+        self._plain = pb.GenerateResponse(request_id=answer.request_id)
+        self._plain_delta = self._plain.delta
+        self._plain_usage = self._plain_delta.usage
 
     def responses(self, events: Sequence[Event]) -> list[pb.GenerateResponse]:
-        """The messages for events that came together. `finished` tells the end of a single completion."""
+        """The messages for events that came together, to be written before the next ones are asked for.
+        `finished` tells the end of a single completion."""
+        if len(events) == 1:
+            event = events[0]
+            if isinstance(event, Delta) and not (event.logprobs or event.reasoning or event.tool_calls):
+                return [self._text_delta(event)]
         return [self._response(event) for event in events if self._several or not isinstance(event, Finished)]
 
     def finished(self) -> pb.GenerateResponse:
@@ -71,6 +80,16 @@ class AnswerMessages:
         else:
             response.prompt.CopyFrom(self._prompt(event))
         return response
+
+    def _text_delta(self, event: Delta) -> pb.GenerateResponse:
+        delta, usage = self._plain_delta, self._plain_usage
+        delta.token_ids[:] = event.token_ids
+        delta.text = event.text
+        delta.index = event.index
+        usage.prompt_tokens = event.usage.prompt_tokens
+        usage.cached_tokens = event.usage.cached_tokens
+        usage.completion_tokens = event.usage.completion_tokens
+        return self._plain
 
     def _delta(self, delta: Delta) -> pb.Delta:
         message = pb.Delta(

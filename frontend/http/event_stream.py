@@ -2,68 +2,140 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from pagewire.errors import PagewireError
 
 logger = logging.getLogger(__name__)
 
+LAGGING_BYTES = 1 << 16
+"""A client that more waits for lags: its stream waits for it, and further tokens go into fewer frames."""
 
-async def send_events(
-    http_request: web.Request,
-    frames: AsyncGenerator[bytes, None],
-    *,
-    request_id: str,
-    failed: Callable[[PagewireError], bytes],
-) -> web.StreamResponse:
-    """Writes frames as they come. Headers go out with the first, so that a request the scheduler refuses gets
-    its proper status.
 
-    Args:
-        http_request: what is answered.
-        frames: the events; empty ones only let the headers out.
-        request_id: for logs.
-        failed: makes the last frame of a stream that fails after it began; the connection is closed then.
+class EventStream:
+    """The answer to one request, an event at a time.
+
+    Frames go two ways. `send` writes what a generator yields, and waits for a client that lags. `write` puts
+    a frame on its way at once, without a switch of tasks; it is for whoever finds the stream `ready`.
     """
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-cache",
-            "X-Accel-Buffering": "no",
-        }
-    )
-    try:
-        async with aclosing(frames):
-            async for frame in frames:
-                if not response.prepared:
-                    await response.prepare(http_request)
-                if frame:
-                    await response.write(frame)
-    except PagewireError as error:
-        if not response.prepared:
-            raise
-        await _fail(http_request, response, failed(error))
-    except ConnectionError:
-        logger.debug("request %s: the client is gone", request_id)
-    except Exception:
-        if not response.prepared:
-            raise
-        logger.exception("request %s failed while it was streamed", request_id)
-        unexpected = PagewireError("internal error; the server's log has the details")
-        await _fail(http_request, response, failed(unexpected))
-    else:
-        await response.write_eof()
-    return response
+
+    def __init__(self, http_request: web.Request, *, request_id: str, stall_timeout: float) -> None:
+        """Args:
+        http_request: what is answered.
+        request_id: for logs.
+        stall_timeout: seconds that a client may take nothing of what waits for it until it is given up.
+        """
+        self._http_request = http_request
+        self._request_id = request_id
+        self._stall_timeout = stall_timeout
+        self._response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+            }
+        )
+        self._chunked = http_request.version >= HttpVersion11
+        if self._chunked:
+            self._response.enable_chunked_encoding()
+        self._transport: asyncio.Transport | None = None
+
+    def ready(self) -> bool:
+        """Whether the stream has begun and its client keeps up."""
+        transport = self._transport
+        return transport is not None and transport.get_write_buffer_size() < LAGGING_BYTES
+
+    def write(self, frame: bytes) -> None:
+        """Writes frames, which are not empty, to a stream that is ready."""
+        assert self._transport is not None
+        self._transport.write(b"%x\r\n%b\r\n" % (len(frame), frame) if self._chunked else frame)
+
+    async def send(
+        self, frames: AsyncGenerator[bytes, None], *, failed: Callable[[PagewireError], bytes]
+    ) -> web.StreamResponse:
+        """Writes frames as they come. Headers go out with the first, so that a request the scheduler refuses
+        gets its proper status.
+
+        Args:
+            frames: the events; empty ones only let the headers out.
+            failed: makes the last frame of a stream that fails after it began; the connection is closed then.
+        """
+        response = self._response
+        try:
+            async with aclosing(frames):
+                async for frame in frames:
+                    if not response.prepared:
+                        await response.prepare(self._http_request)
+                    if frame:
+                        await self._write_or_wait(frame)
+        except PagewireError as error:
+            if not response.prepared:
+                raise
+            await self._fail(failed(error))
+        except ConnectionError:
+            logger.debug("request %s: the client is gone", self._request_id)
+        except Exception:
+            if not response.prepared:
+                raise
+            logger.exception("request %s failed while it was streamed", self._request_id)
+            unexpected = PagewireError("internal error; the server's log has the details")
+            await self._fail(failed(unexpected))
+        else:
+            with self._watched():
+                await response.write_eof()
+        return response
+
+    async def _write_or_wait(self, frame: bytes) -> None:
+        """Writes a frame; returns when the client has taken enough of what came before it."""
+        if self.ready():
+            self.write(frame)
+            return
+        with self._watched():
+            await self._response.write(frame)
+        # From the first frame on, which the headers had to go with, frames may be written without waiting.
+        self._transport = self._http_request.transport
+
+    def _watched(self) -> AbstractContextManager[object]:
+        transport = self._http_request.transport
+        if transport is None:
+            return nullcontext()
+        return _StallWatch(transport, self._stall_timeout, self._request_id)
+
+    async def _fail(self, frame: bytes) -> None:
+        """The status went out long ago: a last frame, then the connection is closed."""
+        response, transport = self._response, self._http_request.transport
+        response.force_close()
+        with self._watched():
+            await response.write(frame)
+            await response.write_eof()
+        if transport is not None:
+            transport.close()
 
 
-async def _fail(http_request: web.Request, response: web.StreamResponse, frame: bytes) -> None:
-    """The status went out long ago: a last frame, then the connection is closed."""
-    response.force_close()
-    await response.write(frame)
-    await response.write_eof()
-    if http_request.transport is not None:
-        http_request.transport.close()
+class _StallWatch:
+    """Closes a connection whose client takes nothing for too long, while somebody waits for it. Its handler
+    is cancelled by that, as when a client leaves."""
+
+    def __init__(self, transport: asyncio.Transport, seconds: float, request_id: str) -> None:
+        self._transport = transport
+        self._seconds = seconds
+        self._request_id = request_id
+
+    def __enter__(self) -> None:
+        self._size = self._transport.get_write_buffer_size()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._transport.get_write_buffer_size() < self._size:
+            self.__enter__()
+            return
+        logger.info("request %s: the client took nothing for %g s", self._request_id, self._seconds)
+        self._transport.abort()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from aiohttp import web
 
 from frontend.caller import client_of
 from frontend.generation.answer import Answer
+from frontend.generation.events import Event
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import GenerationRequest, check_request_id, resolve_sampling
 from frontend.http.chat_shape import ChatShape
 from frontend.http.errors import error_body
-from frontend.http.event_stream import send_events
+from frontend.http.event_stream import EventStream
 from frontend.http.request_id import REQUEST_ID
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.chat import ChatCompletionBody
@@ -29,8 +30,10 @@ from pagewire.errors import InvalidRequest
 class GenerateHandlers:
     """The two generating endpoints."""
 
-    def __init__(self, pipeline: GenerationPipeline) -> None:
+    def __init__(self, pipeline: GenerationPipeline, stall_timeout: float) -> None:
+        """`stall_timeout`: see EventStream."""
         self._pipeline = pipeline
+        self._stall_timeout = stall_timeout
 
     async def chat_completions(self, http_request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
@@ -80,20 +83,33 @@ class GenerateHandlers:
             async with self._pipeline.start(request) as answer:
                 if not body.stream:
                     return web.json_response(shape.whole(await answer.whole()))
-                return await _stream(http_request, answer, shape)
+                stream = EventStream(
+                    http_request, request_id=request.request_id, stall_timeout=self._stall_timeout
+                )
+                return await _send(stream, answer, shape)
         except InvalidRequest as error:
             raise named_after(body.constraint_field(), error) from None
 
 
-async def _stream(http_request: web.Request, answer: Answer, shape: ResponseShape) -> web.StreamResponse:
+async def _send(stream: EventStream, answer: Answer, shape: ResponseShape) -> web.StreamResponse:
     async def frames() -> AsyncGenerator[bytes, None]:
-        async with aclosing(answer.rounds()) as rounds:
+        async with aclosing(answer.rounds(_StreamSink(stream, answer, shape))) as rounds:
             async for events in rounds:
                 yield shape.frames(events, answer)
 
-    return await send_events(
-        http_request,
-        frames(),
-        request_id=answer.request_id,
-        failed=lambda error: event_frame(error_body(error)),
-    )
+    return await stream.send(frames(), failed=lambda error: event_frame(error_body(error)))
+
+
+class _StreamSink:
+    """Renders an answer's events where they arise. See Sink."""
+
+    def __init__(self, stream: EventStream, answer: Answer, shape: ResponseShape) -> None:
+        self._stream = stream
+        self._answer = answer
+        self._shape = shape
+        self.ready = stream.ready
+
+    def take(self, events: Sequence[Event]) -> None:
+        frames = self._shape.frames(events, self._answer)
+        if frames:
+            self._stream.write(frames)

@@ -15,7 +15,7 @@ from frontend.generation.events import Delta, Finished
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import GenerationRequest, TextPrompt, check_request_id, resolve_sampling
 from frontend.http.errors import error_object_response
-from frontend.http.event_stream import send_events
+from frontend.http.event_stream import EventStream
 from frontend.http.request_id import REQUEST_ID
 from frontend.http.response_shape import ResponseBuilder, event_frame
 from frontend.http.schemas.base import parse
@@ -27,8 +27,10 @@ from pagewire.errors import InvalidRequest
 class ResponseHandlers:
     """The endpoints around responses."""
 
-    def __init__(self, pipeline: GenerationPipeline) -> None:
+    def __init__(self, pipeline: GenerationPipeline, stall_timeout: float) -> None:
+        """`stall_timeout`: see EventStream."""
         self._pipeline = pipeline
+        self._stall_timeout = stall_timeout
 
     async def create(self, http_request: web.Request) -> web.StreamResponse:
         """POST /v1/responses. aiohttp cancels this when the client disconnects, which aborts the request."""
@@ -68,11 +70,11 @@ class ResponseHandlers:
         async with self._pipeline.start(request) as answer:
             frames = self._frames(answer, builder)
             if stream:
-                return await send_events(
-                    http_request,
-                    frames,
-                    request_id=request.request_id,
-                    failed=lambda error: b"".join(map(event_frame, builder.fail(error))),
+                events = EventStream(
+                    http_request, request_id=request.request_id, stall_timeout=self._stall_timeout
+                )
+                return await events.send(
+                    frames, failed=lambda error: b"".join(map(event_frame, builder.fail(error)))
                 )
             async for _ in frames:
                 pass  # the builder keeps everything

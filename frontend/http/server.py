@@ -202,8 +202,8 @@ def _handlers(
     config: FrontendConfig, pipeline: GenerationPipeline, metrics: FrontendMetrics
 ) -> Mapping[str, Handler]:
     """What answers each endpoint, by the endpoint's name."""
-    generate = GenerateHandlers(pipeline)
-    responses = ResponseHandlers(pipeline)
+    generate = GenerateHandlers(pipeline, config.stall_timeout)
+    responses = ResponseHandlers(pipeline, config.stall_timeout)
     operations = OperationHandlers(config, pipeline, metrics)
     return {
         "createChatCompletion": generate.chat_completions,

@@ -10,6 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring
 from typing import Any
 
 from frontend.generation.answer import Answer, WholeAnswer, WholeChoice
@@ -76,6 +77,12 @@ class ResponseShape(ABC):
         self._prefix = f'data: {chunk[:-1]}, "choices": [{{"index": '
         self._suffix = ', "usage": null' if options.include_usage else ""
         self._opened: dict[int, _Held] = {}
+        # Of choices that have begun: what comes before and behind the text of a frame that has only text.
+        # Nothing where frames have more than that.
+        self._around: dict[int, tuple[str, str]] = {}
+        self._only_text = options.logprobs is None and not (
+            options.continuous_usage or options.return_token_ids
+        )
         self._num_unfinished = options.num_choices
 
     def whole(self, answer: WholeAnswer) -> dict[str, Any]:
@@ -101,6 +108,10 @@ class ResponseShape(ABC):
 
     def frames(self, events: Sequence[Event], answer: Answer) -> bytes:
         """Server-sent events for what came together; at the end also the counts, if wanted, and [DONE]."""
+        if len(events) == 1:
+            frame = self._text_frame(events[0])
+            if frame is not None:
+                return frame.encode()
         if self._options.continuous_usage:
             self._suffix = f', "usage": {_json(usage_object(answer.usage))}'
         frames = []
@@ -115,6 +126,15 @@ class ResponseShape(ABC):
         if self._num_unfinished:
             return rendered
         return rendered + self._closing(answer.usage)
+
+    def _text_frame(self, event: Event) -> str | None:
+        """The frame of a delta that has nothing but text, as nearly all have, in a choice that has begun."""
+        around = self._around.get(event.index)
+        if around is None or not isinstance(event, Delta):
+            return None
+        if not event.text or event.logprobs or event.reasoning or event.tool_calls:
+            return None
+        return f"{around[0]}{encode_basestring(event.text)}{around[1]}"
 
     def _closing(self, usage: Usage) -> bytes:
         if not self._options.include_usage:
@@ -150,7 +170,17 @@ class ResponseShape(ABC):
             frames += self._said(delta, held.token_ids, held.logprobs)
             if held.token_ids or held.logprobs:
                 self._opened[delta.index] = _Held()
+            elif self._only_text and delta.index not in self._around:
+                self._around[delta.index] = self._around_text(delta.index)
         return frames
+
+    def _around_text(self, index: int) -> tuple[str, str]:
+        """What is before and behind the text of a choice's frame, cut from one with a text of its own."""
+        mark = "\0"  # which JSON has only escaped
+        before, _, behind = self._said(Delta([], mark, [], Usage(0, 0, 0), index), (), ()).partition(
+            encode_basestring(mark)
+        )
+        return before, behind
 
     def _end(self, finished: Finished) -> str:
         held, frames = self._open(finished.index)

@@ -5,14 +5,13 @@ Whatever the pushes, their concatenation with the flush equals the tokenizer's o
 
 from __future__ import annotations
 
-import codecs
+from codecs import utf_8_decode
 from collections.abc import Sequence
 from typing import Protocol
 
 from pagewire.token_pieces import Piece
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class IncrementalDetokenizer(Protocol):
@@ -31,18 +30,27 @@ class ByteLevelDetokenizer:
     def __init__(self, token_bytes: Sequence[bytes]) -> None:
         """Takes the bytes of each id; empty for a token that is not to be shown."""
         self._token_bytes = token_bytes
-        self._decoder = _new_utf8_decoder("replace")
+        self._incomplete = b""
 
     def push(self, token_ids: Sequence[int]) -> str:
         table = self._token_bytes
         try:
-            joined = b"".join([table[token_id] for token_id in token_ids])
+            if len(token_ids) == 1:
+                joined = table[token_ids[0]]
+            else:
+                joined = b"".join([table[token_id] for token_id in token_ids])
         except IndexError:  # the model's vocabulary is padded beyond the tokenizer's
             joined = b"".join([table[token_id] for token_id in token_ids if token_id < len(table)])
-        return self._decoder.decode(joined)
+        if self._incomplete:
+            joined = self._incomplete + joined
+        text, num_used = utf_8_decode(joined, "replace", False)
+        self._incomplete = joined[num_used:]
+        return text
 
     def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        text, _ = utf_8_decode(self._incomplete, "replace", True)
+        self._incomplete = b""
+        return text
 
 
 class SentencePieceDetokenizer:
