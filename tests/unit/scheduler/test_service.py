@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.records import StepResult, u32
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
@@ -45,6 +46,8 @@ class WorkerThread:
         step_seconds: how long each step takes.
         fail_steps: how many of the next steps fail.
         leave_at: leaves the scheduler, as if killed, when it is to run this many more steps.
+        deadly: leaves when it is given a request with this token.
+        lose_device: says with the next step that it was the last.
     """
 
     def __init__(self, path: Path, facts: WorkerFacts = FACTS) -> None:
@@ -52,6 +55,8 @@ class WorkerThread:
         self.step_seconds = 0.0
         self.fail_steps = 0
         self.leave_at = -1
+        self.deadly = -1
+        self.lose_device = False
         self.num_sessions = 0
         self._endpoint = WorkerEndpoint(path)
         self._closed = False
@@ -67,6 +72,13 @@ class WorkerThread:
             try:
                 while self.leave_at != 0 and (plan := session.next_plan(block=True)) is not None:
                     time.sleep(self.step_seconds)
+                    if any(self.deadly in new.token_ids for new in plan.new_requests):
+                        break
+                    if self.lose_device:
+                        self.lose_device = False
+                        error = "CUDA error: misaligned address"
+                        session.send_result(StepResult(plan.step_id, u32([]), error=error, is_last=True))
+                        break
                     if self.fail_steps and not doomed:
                         self.fail_steps -= 1
                         doomed = 2  # this one, and the one that was planned on top of it
@@ -336,6 +348,43 @@ async def test_a_step_that_fails_once_is_recomputed_and_twice_is_an_error(
     assert "quarantined" in frontend.ended[2].error
     assert "the step failed" in frontend.ended[2].error
     assert await used_blocks(stub) == 0
+
+
+async def test_a_request_that_kills_the_worker_is_quarantined_and_the_others_live(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    frontend = Frontend(stub)
+    worker.deadly = 40
+    worker.step_seconds = 0.01
+    for handle, first in ((1, 1), (3, 3), (2, 40)):
+        await frontend.call.write(submit(handle, [first, 5, 6], 25))
+    await frontend.until_ended(1, 2, 3)
+    assert frontend.ended[2].status == grpc.StatusCode.INTERNAL.value[0]
+    assert frontend.ended[2].error.startswith("this request is quarantined: the engine failed 2 times")
+    assert "the engine-worker died" in frontend.ended[2].error
+    for handle in (1, 3):
+        assert frontend.tokens[handle] == continuation([handle, 5, 6], 25, VOCAB)
+    assert worker.num_sessions <= 4
+    text = (await stub.GetMetrics(pb.GetMetricsRequest())).exposition.decode()
+    assert "pagewire:requests_quarantined_total 1.0" in text
+    assert await used_blocks(stub) == 0
+
+
+async def test_a_device_that_fails_counts_once_and_its_error_is_told(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    frontend = Frontend(stub)
+    worker.step_seconds = 0.01
+    for handle in (1, 2):
+        await frontend.call.write(submit(handle, [handle] * 5, 25))
+    while not {1, 2} <= frontend.tokens.keys():
+        await frontend.receive()
+    worker.lose_device = True
+    await frontend.until_ended(1, 2)
+    for handle in (1, 2):
+        assert frontend.tokens[handle] == continuation([handle] * 5, 25, VOCAB)
+    assert worker.num_sessions == 2
+    assert "detached: CUDA error: misaligned address" in caplog.text
 
 
 async def test_health_metrics_and_load(stub: scheduler_pb2_grpc.SchedulerServiceStub, tmp_path: Path) -> None:
