@@ -17,7 +17,7 @@ GRPC_PORT ?= 50051
 ARGS ?=
 
 SOURCES := pagewire scheduler frontend engine
-BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu
+BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
 LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
 
 .PHONY: help serve test test-gpu lint format proto bench clean

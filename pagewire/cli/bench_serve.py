@@ -226,6 +226,8 @@ def serve(
     from pagewire.bench.serve.metrics import Objectives
     from pagewire.bench.serve.sweep import Sweep
 
+    if save_requests and json is None:
+        raise ConfigError("--save-requests belongs to --json, which is where they go", param="save_requests")
     target = Target(
         url=url,
         model=model or "",
@@ -339,15 +341,8 @@ def _dataset(choices: _Choices) -> Dataset:
     from pagewire.bench.serve.dataset_files import read_conversations, read_trace
     from pagewire.bench.serve.datasets import RandomDataset, ShareGptLike
 
+    _check_dataset(choices)
     name, path, seed = choices.dataset, choices.dataset_path, choices.seed
-    if name not in DATASETS:
-        raise ConfigError(f"dataset is {name!r}; it must be one of {', '.join(DATASETS)}", param="dataset")
-    if (name in ("sharegpt", "trace")) != (path is not None):
-        raise ConfigError(
-            "--dataset-path belongs to the datasets sharegpt and trace, which need it", param="dataset_path"
-        )
-    if not choices.speed > 0:
-        raise ConfigError(f"speed is {choices.speed}; it must be more than 0", param="speed")
     maker = _maker(choices, "text" if choices.text or choices.tokenizer or name == "sharegpt" else "ids")
     if path is not None:
         if name == "trace":
@@ -355,8 +350,6 @@ def _dataset(choices: _Choices) -> Dataset:
         return read_conversations(path, maker, seed)
     if name == "sharegpt-like":
         return ShareGptLike(maker=maker, seed=seed)
-    if (choices.prefix_len is not None or choices.num_prefixes > 1) and name != "prefix":
-        raise ConfigError("--prefix-len and --num-prefixes belong to --dataset prefix", param="dataset")
     return RandomDataset(
         maker=maker,
         seed=seed,
@@ -365,6 +358,31 @@ def _dataset(choices: _Choices) -> Dataset:
         prefix_len=(choices.prefix_len or DEFAULT_PREFIX_LEN) if name == "prefix" else 0,
         num_prefixes=choices.num_prefixes,
     )
+
+
+def _check_dataset(choices: _Choices) -> None:
+    """Refuses options that would change nothing: who gives one believes that it does."""
+    name = choices.dataset
+    if name not in DATASETS:
+        raise ConfigError(f"dataset is {name!r}; it must be one of {', '.join(DATASETS)}", param="dataset")
+    if (name in ("sharegpt", "trace")) != (choices.dataset_path is not None):
+        raise ConfigError(
+            "--dataset-path belongs to the datasets sharegpt and trace, which need it", param="dataset_path"
+        )
+    has_lengths = choices.input_len is not None or choices.output_len is not None
+    if has_lengths and name not in ("random", "prefix"):
+        raise ConfigError(
+            f"--input-len and --output-len belong to random and prefix; {name} has lengths of its own",
+            param="input_len",
+        )
+    if (choices.prefix_len is not None or choices.num_prefixes > 1) and name != "prefix":
+        raise ConfigError("--prefix-len and --num-prefixes belong to --dataset prefix", param="dataset")
+    if not choices.speed > 0:
+        raise ConfigError(f"speed is {choices.speed}; it must be more than 0", param="speed")
+    if choices.speed != 1 and not choices.uses_trace:
+        raise ConfigError(
+            "--speed belongs to --dataset trace without --rate and --concurrency", param="speed"
+        )
 
 
 def _maker(choices: _Choices, kind: Literal["ids", "text"]) -> Any:
@@ -383,6 +401,8 @@ def _loads(choices: _Choices, size: int | None) -> list[Load]:
     limits: list[float | None] = [*_numbers(choices.concurrency, "concurrency")] or [None]
     if len(rates) > 1 and len(limits) > 1:
         raise ConfigError("--rate and --concurrency are both lists; one of them may be", param="rate")
+    if choices.burstiness != 1 and all(map(math.isinf, rates)):
+        raise ConfigError("--burstiness belongs to a --rate that is not inf", param="burstiness")
     count = choices.num_requests
     if count is None and choices.duration is None:
         count = size or DEFAULT_NUM_REQUESTS

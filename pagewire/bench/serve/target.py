@@ -56,6 +56,10 @@ class Target:
                 "grpcs://HOST:PORT",
                 param="url",
             )
+        if (self.ca_file or self.insecure) and not self.uses_tls:
+            raise ConfigError(
+                "ca_file and insecure are for https:// and grpcs://; this url has no TLS", param="url"
+            )
         if self.is_grpc and self.chat:
             raise ConfigError("chat is for HTTP; over gRPC prompts are token ids", param="chat")
         if self.is_grpc and self.extra_body:
@@ -65,6 +69,11 @@ class Target:
     def is_grpc(self) -> bool:
         """Whether the protocol is pagewire's gRPC."""
         return self.url.startswith("grpc")
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return urlsplit(self.url).scheme.endswith("s")
 
     @property
     def host(self) -> str:
@@ -93,7 +102,7 @@ class Target:
         Raises:
             ConfigError: the CA file cannot be read.
         """
-        if not urlsplit(self.url).scheme.endswith("s"):
+        if not self.uses_tls:
             return None
         try:
             context = ssl.create_default_context(cafile=self.ca_file)

@@ -77,8 +77,8 @@ def test_a_trace_comes_at_its_own_times_unless_told_otherwise(
 ) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text(json.dumps({"timestamp": 1, "input_length": 5, "output_length": 2}))
-    arguments = ("--dataset", "trace", "--dataset-path", str(path), "--speed", "4")
-    _, sweep = asked(monkeypatch, *arguments)
+    arguments = ("--dataset", "trace", "--dataset-path", str(path))
+    _, sweep = asked(monkeypatch, *arguments, "--speed", "4")
     assert (sweep.uses_trace, sweep.loads[0].num_requests) == (True, 1)
     assert not asked(monkeypatch, *arguments, "--rate", "3")[1].uses_trace
 
@@ -113,6 +113,11 @@ def test_conversations_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--rate", "2", "--burstiness", "0"), "burstiness is 0"),
         (("--input-len", "0"), "input-len is '0'"),
         (("--speed", "0"), "speed is 0"),
+        (("--speed", "2"), "--speed belongs to --dataset trace"),
+        (("--dataset", "sharegpt-like", "--input-len", "5"), "sharegpt-like has lengths of its own"),
+        (("--concurrency", "2", "--burstiness", "2"), "--burstiness belongs to a --rate"),
+        (("--save-requests",), "--save-requests belongs to --json"),
+        (("--insecure",), "this url has no TLS"),
         (("--slo", "fast"), "slo is 'fast'"),
         (("--header", "nothing"), "header is 'nothing'; it must be 'NAME: VALUE'"),
         (("--header", "a: b\nc: d"), "header is"),
