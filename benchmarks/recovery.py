@@ -2,10 +2,10 @@
 
 A real `pagewire serve` with streams that are always open, before the null engine (what processes cost) and
 before SmolLM2. In turns the worker and the scheduler are killed with SIGKILL; what counts is the time from
-the kill to the next token, of the stream that goes on first and of the one that goes on last. Tokens that come
-within 50 ms of the kill were on their way already and do not count. Between two kills of a process it runs
-for longer than the supervisor's back-off remembers. The processor time is the successor's, until the last
-stream goes on; how busy the machine was meanwhile is told with it.
+the kill to the next token, of the stream that goes on first and of the one that goes on last. Tokens that
+come within 50 ms of the kill were on their way already and do not count. Between two kills of a process it
+runs for longer than the supervisor's back-off remembers. The processor time is the successor's, until the
+last stream goes on; how busy the machine was meanwhile is told with it.
 """
 
 from __future__ import annotations
