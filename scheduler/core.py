@@ -41,9 +41,6 @@ from scheduler.step_time import StepTimes, StepWork
 from scheduler.suspects import Suspects, accuse, verdict
 from scheduler.waiting import WaitingQueue, check
 
-_BILLED_EVERY = 16
-"""Steps after which clients are charged for what their running requests have generated, at the latest."""
-
 
 class Scheduler:
     """Continuous batching over one KV pool.
@@ -69,7 +66,7 @@ class Scheduler:
         self._admitted: list[Request] = []
         self._num_arrivals = 0
         self._next_step_id = 0
-        self._is_held_up = False
+        self._is_held_up = self._has_arrivals = False
 
     @property
     def num_running(self) -> int:
@@ -164,6 +161,7 @@ class Scheduler:
 
     def _queue(self, request: Request, *, may_be_refused: bool = False) -> None:
         """Has a request wait, among the suspects if it is one."""
+        self._has_arrivals = True
         if request.suspicion is None:
             self._waiting.add(request, may_be_refused=may_be_refused)
         else:
@@ -280,9 +278,10 @@ class Scheduler:
         """Plans a step of all requests that are not suspects."""
         draft = Draft(self._step_limits)
         if self._waiting.num_waiting and self.shares.is_contended:
-            if self._rows.next_free is not None or self._next_step_id % _BILLED_EVERY == 0:
+            if self._has_arrivals or self._rows.next_free is not None:
                 for request in self.running:
                     self._bill(request)
+                self._has_arrivals = False
             self._make_room()
         preempted = self._schedule_decodes(draft)
         wants = self._wants

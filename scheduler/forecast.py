@@ -126,7 +126,7 @@ class Forecast:
         a_step = max(self._limits.max_num_batched_tokens - decodes.num_decodes, 1)
         target = self._limits.target_itl
         if target is not None and decodes.num_decodes and per_token > 0:
-            in_time = int((target / self._times.margin - alone) / per_token)
+            in_time = int((target - alone) / self._times.margin / per_token)
             a_step = max(min(a_step, in_time), self._limits.block_size)
         return num_tokens * (alone / a_step + per_token)
 

@@ -179,7 +179,8 @@ class PromptTime:
         target: seconds that it may take.
         smallest: tokens that chunks are multiples of, where time cuts them.
         """
-        self._seconds = target / times.margin - times.predict(work)
+        # What makes decodes slow, such as a busy machine, is not made better by keeping prompts out.
+        self._seconds = (target - times.predict(work)) / times.margin
         self._per_token, self._per_context = times.per_prompt_token()
         self._tokens = max(times.largest_prompt * _MAX_GROWTH, 4 * smallest)
         self._smallest = smallest

@@ -104,18 +104,21 @@ def test_what_was_served_while_nobody_else_waited_is_not_held_against_a_client()
 
 
 def newcomers_ttft(flood: int, **limits: object) -> list[float]:
-    """Times to first token of a client that sends a prompt of 500 tokens every second, beside a flood of long
-    answers."""
+    """Times to first token of a client that sends a prompt of 1,000 tokens every second, beside a flood of
+    long answers."""
     served, rng = service(**limits), random.Random(7)
     for index in range(flood):
         served.add(f"flood{index}", rng.randrange(50, 150), rng.randrange(100, 900), client="flood")
     ttft = []
-    for second in range(40):
-        while served.now < second:
+    for second in range(1, 60):
+        arrival = second + rng.random()
+        while served.now < arrival:
             if not served.step():
-                served.now = float(second)
-        served.add(f"new{second}", 500, 4, client="new")
-        ttft.append(served.first_token_after(f"new{second}"))
+                served.now = arrival
+        name = f"new{second}"
+        served.add(name, 1000, 4, client="new")
+        served.added[name] = arrival  # while the step went on that is over now
+        ttft.append(served.first_token_after(name))
     if flood:
         assert served.core.num_waiting > 0, "the flood lasts"
     return ttft
@@ -124,15 +127,9 @@ def newcomers_ttft(flood: int, **limits: object) -> list[float]:
 @pytest.mark.parametrize("caching", [True, False])
 def test_a_newcomer_is_served_at_once_though_a_flood_holds_every_row(caching: bool) -> None:
     limits = {"max_num_seqs": 16, "enable_prefix_caching": caching, "max_num_batched_tokens": 2048}
-    alone = max(newcomers_ttft(0, **limits))
+    alone = newcomers_ttft(0, **limits)
     beside = newcomers_ttft(1000, **limits)
-    # A request alone finds no step in flight; beside others there are two, of which one has begun.
-    assert np.percentile(beside, 90) <= alone + 3 * of_a_gpu_step()
-    assert np.median(beside) <= 2.2 * alone
-
-
-def of_a_gpu_step() -> float:
-    return 0.0115
+    assert np.percentile(beside, 99) <= 2 * np.percentile(alone, 99)
 
 
 def test_a_newcomer_is_served_at_once_though_a_flood_holds_the_memory() -> None:
