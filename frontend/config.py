@@ -52,10 +52,11 @@ class FrontendConfig:
             the model's own way, which most models do not have.
         max_body_bytes: largest HTTP body or gRPC message accepted.
         max_prompt_tokens: longest prompt accepted, in tokens; default what the model's context holds.
-        request_timeout: seconds that a client gets to send an HTTP request, its body included, and to begin one
-            on a new connection.
+        request_timeout: seconds that a client gets to send an HTTP request, its body included, and to begin
+            one on a new connection.
         idle_timeout: seconds that an HTTP connection is kept between two requests.
-        max_connections: the most connections that each protocol takes at once; beyond it new ones are refused.
+        max_connections: the most connections that each protocol takes at once; beyond it new ones are
+            refused.
         stall_timeout: seconds that a client may take nothing of a stream that waits for it, until the stream
             is given up.
         allowed_origins: origins whose pages may call the HTTP API (CORS), such as https://example.org; * is

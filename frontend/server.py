@@ -143,8 +143,8 @@ def _raise_file_limit(config: FrontendConfig) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
     if possible < needed:
         logger.warning(
-            "this process may have %d files open, too few for max_connections=%d on both protocols: raise the "
-            "limit (ulimit -n) to %d, or lower --max-connections",
+            "this process may have %d files open, too few for max_connections=%d on both protocols: raise "
+            "the limit (ulimit -n) to %d, or lower --max-connections",
             possible,
             config.max_connections,
             needed,

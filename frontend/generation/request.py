@@ -144,6 +144,16 @@ def check_truncation(kept: int | None) -> None:
         )
 
 
+def require_at_most(most: int, count: int, param: str) -> None:
+    """Refuses a list before anything is made of its entries.
+
+    Raises:
+        InvalidRequest: it has more than `most`.
+    """
+    if count > most:
+        raise InvalidRequest(f"{param} has {count} entries; at most {most} are taken", param=param)
+
+
 def check_request_id(request_id: str | None) -> str:
     """The caller's request id, or a fresh one if it gave none.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from frontend.chat.conversation import Conversation
-from frontend.chat.tools import Tool, ToolChoice
+from frontend.chat.conversation import MAX_MESSAGES, Conversation
+from frontend.chat.tools import MAX_TOOLS, Tool, ToolChoice
+from frontend.generation.request import require_at_most
 from pagewire.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2 as pb
 
@@ -17,6 +18,8 @@ def read_conversation(given: pb.ChatMessages) -> Conversation:
     Raises:
         InvalidRequest: a text that must be JSON is none, or the rest contradicts itself.
     """
+    require_at_most(MAX_MESSAGES, len(given.messages), "messages")
+    require_at_most(MAX_TOOLS, len(given.tools), "tools")
     documents = _json(given.documents_json or "null", "messages.documents_json", (list, type(None)))
     if not all(isinstance(document, dict) for document in documents or ()):
         raise InvalidRequest("messages.documents_json must be a list of objects", param="documents_json")

@@ -7,9 +7,9 @@ import math
 import grpc
 
 from frontend.caller import client_of
-from frontend.embedding import EmbeddingRequest, embed
+from frontend.embedding import MAX_INPUTS, EmbeddingRequest, embed
 from frontend.generation.pipeline import GenerationPipeline
-from frontend.generation.request import TextPrompt, TokenPrompt, check_request_id
+from frontend.generation.request import TextPrompt, TokenPrompt, check_request_id, require_at_most
 from pagewire.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
 
@@ -47,6 +47,7 @@ def _request(message: inference_pb2.EmbedRequest, remaining: float | None) -> Em
             f"pooling is {message.pooling}; it must be one of {', '.join(inference_pb2.Pooling.keys())}",
             param="pooling",
         )
+    require_at_most(MAX_INPUTS, len(message.texts) + len(message.token_ids), "texts")
     inputs: list[TextPrompt | TokenPrompt] = [TextPrompt(text=text) for text in message.texts]
     inputs += [TokenPrompt(token_ids=list(each.ids)) for each in message.token_ids]
     return EmbeddingRequest(

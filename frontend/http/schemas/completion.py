@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from frontend.generation.request import Prompt, TextPrompt, TokenPrompt
+from frontend.generation.request import MAX_CHOICES, Prompt, TextPrompt, TokenPrompt, require_at_most
 from frontend.http.schemas.base import TokenIdList
 from frontend.http.schemas.generation import GenerationBody
 
@@ -25,6 +25,8 @@ class CompletionBody(GenerationBody):
     def prompts_to_continue(self) -> Sequence[Prompt]:
         prompt = self.prompt
         several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
+        if several:
+            require_at_most(MAX_CHOICES, len(prompt), "prompt")
         return [
             TextPrompt(text=each, add_special_tokens=self.add_special_tokens)
             if isinstance(each, str)

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from frontend.caller import client_of
-from frontend.embedding import EmbeddingRequest
-from frontend.generation.request import TextPrompt, TokenPrompt
+from frontend.embedding import MAX_INPUTS, EmbeddingRequest
+from frontend.generation.request import TextPrompt, TokenPrompt, require_at_most
 from frontend.http.schemas.base import Body, Seconds, TokenIdList
 
 
@@ -60,6 +60,7 @@ class EmbeddingBody(Body):
             return [self._text(given)]
         if given and isinstance(given[0], int):
             return [TokenPrompt(token_ids=given)]
+        require_at_most(MAX_INPUTS, len(given), "input")
         return [
             self._text(each) if isinstance(each, str) else TokenPrompt(token_ids=each)  # type: ignore[arg-type]
             for each in given

@@ -112,7 +112,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": 5}, "input must be a string"),
     ({"input": [300]}, "token id 300; ids must be between 0 and 256"),
     ({"input": [-1]}, "token id -1"),
-    ({"input": ["a"] * 2049}, "list of 2049 inputs; it must have 1 to 2048"),
+    ({"input": ["a"] * 2049}, "input has 2049 entries; at most 2048 are taken"),
     ({"input": "a", "dimensions": 5}, "this model's vectors have 4 numbers"),
     ({"input": "a", "dimensions": 0}, "dimensions is 0"),
     ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
