@@ -56,6 +56,12 @@ class Outbox:
         self._model: pb.GetModelResponse | None = None
         self._step_id = 0
         self._wake = asyncio.Event()
+        self.is_closed = False
+
+    def close(self) -> None:
+        """Nobody takes anything any more; whoever waits to goes on with nothing."""
+        self.is_closed = True
+        self._wake.set()
 
     def add_tokens(
         self, handles: list[int], token_ids: list[int], logprobs: list[tuple[int, TokenLogprobs]]
@@ -135,6 +141,8 @@ class Outbox:
         """Waits until there is something and takes all of it: at most one message of each kind."""
         await self._wake.wait()
         self._wake.clear()
+        if self.is_closed:
+            return []
         messages = []
         if self._model is not None:
             messages.append(pb.ConnectResponse(model=self._model))

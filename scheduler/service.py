@@ -34,6 +34,7 @@ from scheduler.request import Request, Status
 logger = logging.getLogger(__name__)
 
 _TEXT_FIELDS = ("stop", "include_stop_str_in_output", "skip_special_tokens", "bad_words")
+_LAST_WRITE_SECONDS = 1.0
 # What only frontends serve, and what says nothing.
 _FRONTEND_FIELDS = {"n": 1, "best_of": 1, "beam_search": None, "prompt_logprobs": None}
 
@@ -53,14 +54,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         writer = asyncio.create_task(connection.write(context))
         try:
             done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reader.cancel()
+            connection.close()
+            # A write that is cut off under way keeps gRPC from sending the status after it.
+            await asyncio.wait((writer,), timeout=_LAST_WRITE_SECONDS)
+            writer.cancel()
+        try:
             for task in done:
                 task.result()
         except InvalidRequest as error:
             await context.abort(_status(error.code), error.message)
-        finally:
-            reader.cancel()
-            writer.cancel()
-            connection.close()
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -124,7 +128,7 @@ class Connection:
 
     async def write(self, context: grpc.aio.ServicerContext) -> None:
         """Writes what the outbox gathers, at the pace the frontend reads."""
-        while True:
+        while not self.outbox.is_closed:
             for message in await self.outbox.take():
                 for ended in message.deltas.ended:
                     self._requests.pop(ended.handle, None)
@@ -177,8 +181,9 @@ class Connection:
         return self._driver.facts
 
     def close(self) -> None:
-        """Aborts what is open."""
+        """Aborts what is open; nothing more is to be written."""
         self._driver.unsubscribe(self.outbox, self._requests.values())
+        self.outbox.close()
 
 
 def _as_submit(request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> pb.Submit:
