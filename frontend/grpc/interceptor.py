@@ -33,6 +33,9 @@ PARAM_METADATA = "x-param"
 RETRY_AFTER_METADATA = "retry-after"
 """Trailing metadata of an error: seconds after which the same request is likely to be taken."""
 
+RETRY_PUSHBACK_METADATA = "grpc-retry-pushback-ms"
+"""The same in the form that gRPC clients with a retry policy obey (gRFC A6)."""
+
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _WITHOUT_KEY = "/grpc.health.v1.Health/"
 
@@ -187,5 +190,6 @@ async def _abort(context: grpc.aio.ServicerContext, request_id: str, error: Page
     if error.param:
         metadata.append((PARAM_METADATA, error.param.encode("ascii", "backslashreplace").decode()))
     if error.retry_after is not None:
-        metadata.append((RETRY_AFTER_METADATA, str(math.ceil(error.retry_after))))
+        seconds = math.ceil(error.retry_after)
+        metadata += [(RETRY_AFTER_METADATA, str(seconds)), (RETRY_PUSHBACK_METADATA, str(1000 * seconds))]
     await context.abort(_STATUS[int(error.code)], message, tuple(metadata))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import aiohttp
@@ -14,7 +15,7 @@ from pagewire.errors import Code, InvalidRequest, Overloaded
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
-from tests.unit.frontend.scripted_scheduler import ScriptedScheduler, failure
+from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, failure, stop
 
 KEYS = ("first-secret", "second-secret")
 
@@ -105,6 +106,32 @@ async def test_when_to_come_again_is_told_over_grpc(
         with pytest.raises(Overloaded, match="too long") as caught:
             await asking
     assert caught.value.retry_after == 8
+
+
+async def test_a_grpc_client_with_a_retry_policy_comes_again_when_it_is_told_to(
+    frontend: RunningFrontend, scheduler: ScriptedScheduler
+) -> None:
+    policy = {
+        "maxAttempts": 2,
+        "initialBackoff": "0.001s",
+        "maxBackoff": "0.001s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+    }
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    async with grpc.aio.insecure_channel(
+        frontend.target, options=[("grpc.service_config", config)]
+    ) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        asking = asyncio.ensure_future(stub.GenerateOnce(pb.GenerateRequest(text="p")))
+        refused = failure(Code.RESOURCE_EXHAUSTED, "too much")
+        refused.retry_after = 0.2
+        began = asyncio.get_running_loop().time()
+        await scheduler.say((await scheduler.submitted()).handle, [], end=refused)
+        again = await scheduler.submitted(2)
+        assert asyncio.get_running_loop().time() - began > 0.9, "a second, as it is told in whole ones"
+        await scheduler.say(again.handle, [97], end=stop(EOS))
+        assert (await asking).text == "a"
 
 
 async def test_the_field_at_fault_is_told_over_grpc(frontend: RunningFrontend) -> None:
