@@ -46,7 +46,8 @@ class ApiKeys:
             )
         # Every key is compared, each in constant time, and digests are, which are all of one length: so the
         # time taken tells nothing about the keys, not even how long they are.
-        digest = _digest(given.encode("utf-8", "surrogateescape"))
+        encoded = given.encode("utf-8", "surrogateescape")
+        digest = _digest(encoded)
         matches = [hmac.compare_digest(digest, each) for each in self._digests]
         if not any(matches):
             raise Unauthenticated("the API key is wrong")

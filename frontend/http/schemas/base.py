@@ -79,7 +79,7 @@ def parse(kind: type[BodyT], data: bytes) -> BodyT:
 def _require_few(data: bytes) -> None:
     """Refuses a body that would take seconds to read, which nobody else would be served in: one of 8 MiB has
     room for a million small objects. Of texts it may be as long as it likes."""
-    if len(data) <= _SMALL_BODY or _num_nested(data) <= MAX_NESTED and data.count(b",") <= MAX_VALUES:
+    if len(data) <= _SMALL_BODY or (_num_nested(data) <= MAX_NESTED and data.count(b",") <= MAX_VALUES):
         return
     bare = _without_strings(data)
     if (num_nested := _num_nested(bare)) > MAX_NESTED:
