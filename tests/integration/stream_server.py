@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-Behaviour = Literal["answer", "refuse", "break off", "hang", "no stream", "no usage", "leave"]
+Behaviour = Literal["answer", "refuse", "break off", "hang", "no stream", "no usage", "leave", "slam"]
 
 
 @dataclass
@@ -19,7 +19,7 @@ class StreamServer:
 
     Attributes:
         first, gap: seconds from a request to its first token, and between tokens.
-        behaviour: "leave" closes a connection after its answer without having said so.
+        behaviour: "leave" closes a connection after its answer without having said so, "slam" at once.
         requests: the bodies it was sent; `headers`, theirs.
         num_connections: how many were made.
     """
@@ -57,6 +57,9 @@ class StreamServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
+        if self.behaviour == "slam":
+            writer.close()
+            return
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")

@@ -122,6 +122,15 @@ def test_failures_are_told_by_kind(server: StreamServer, behaviour: Behaviour, e
     assert {row["error"] for row in result["per_request"]} == {error}
 
 
+@pytest.mark.parametrize("load", [Load(num_requests=20), Load(rate=1000, num_requests=20)])
+def test_a_server_that_slams_its_door_lets_nothing_wait(server: StreamServer, load: Load) -> None:
+    server.behaviour = "slam"
+    [result] = measure(server.url, load)
+    assert result["requests"]["failed"] == 20
+    assert all(error.startswith("connection lost: ") for error in result["errors"])
+    assert result["seconds"] < 10
+
+
 def test_a_server_that_closes_connections_it_has_kept_is_asked_again(server: StreamServer) -> None:
     server.behaviour = "leave"
     [result] = measure(server.url, Load(concurrency=1, num_requests=5))

@@ -103,7 +103,7 @@ class GrpcClient:
     async def _connection(self) -> _Connection:
         """The next one in turn; a fresh one until there are as many as there may be."""
         async with self._opening:
-            self._connections = [each for each in self._connections if not each.state.is_closing]
+            self._connections = [each for each in self._connections if not each.state.closed]
             if len(self._connections) < self._target.connections:
                 _, connection = await asyncio.get_running_loop().create_connection(
                     _Connection, self._target.host, self._target.port, ssl=self._tls
@@ -173,7 +173,7 @@ class _Call:
             at = end
         self._rest = data[at:]
 
-    def end(self, failure: str, now: float) -> None:
+    def end(self, failure: str) -> None:
         """See StreamReader."""
         if not self.failure:
             self.failure = failure or ("" if self._status else "the stream ended without a status")
@@ -213,17 +213,17 @@ class _Connection(asyncio.Protocol):
         try:
             self.state.feed(data, now)
         except BadHttp2 as error:
-            self.state.lost(f"bad HTTP/2: {error}", now)
+            self.state.lost(f"bad HTTP/2: {error}")
             self._transport.abort()
             return
         self._write()
-        if self.state.is_closing and not self.state.num_open:
+        if self.state.closed and not self.state.num_open:
             self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Of asyncio.Protocol."""
         reason = _reason(error) if error else "closed by the server"
-        self.state.lost(f"connection lost: {reason}", time.perf_counter())
+        self.state.lost(f"connection lost: {reason}")
 
     def _write(self) -> None:
         output = self.state.take_output()

@@ -51,7 +51,7 @@ class StreamReader(Protocol):
     def data(self, data: bytes, now: float) -> None:
         """More of the body."""
 
-    def end(self, failure: str, now: float) -> None:
+    def end(self, failure: str) -> None:
         """Nothing more comes; `failure` is "" if that is how it should be."""
 
 
@@ -67,10 +67,10 @@ class Http2Client:
     """The state of one connection. What `take_output` returns is to be written after every other call.
 
     Attributes:
-        is_closing: whether the server takes no further requests on it.
+        closed: why it takes no further requests; "" while it does.
     """
 
-    is_closing: bool = False
+    closed: str = ""
     _streams: dict[int, _Stream] = field(default_factory=dict)
     _blocked: dict[int, _Stream] = field(default_factory=dict)
     _output: list[bytes] = field(default_factory=list)
@@ -94,7 +94,11 @@ class Http2Client:
         return len(self._streams)
 
     def request(self, header_block: bytes, body: bytes, reader: StreamReader) -> int:
-        """Sends a request; returns its stream's number. `header_block`: see encode_headers."""
+        """Sends a request; returns its stream's number. `header_block`: see encode_headers. Where the
+        connection is closed its reader is told so at once."""
+        if self.closed:
+            reader.end(self.closed)
+            return 0
         number = self._next_stream
         self._next_stream += 2
         stream = _Stream(reader, self._stream_window, memoryview(body))
@@ -117,11 +121,11 @@ class Http2Client:
         self._output.clear()
         return output
 
-    def lost(self, reason: str, now: float) -> None:
-        """The connection is gone: so is every stream."""
-        self.is_closing = True
+    def lost(self, reason: str) -> None:
+        """The connection is gone: so is every stream. The first reason counts."""
+        self.closed = self.closed or reason
         for number in list(self._streams):
-            self._end(number, reason, now)
+            self._end(number, self.closed)
 
     def feed(self, data: bytes, now: float) -> None:
         """Takes what arrived.
@@ -144,7 +148,7 @@ class Http2Client:
             if word & 0xFF == DATA:
                 self._data(number, flags, data[start:end], now)
             else:
-                self._other(word & 0xFF, flags, number & LARGEST_WINDOW, data[start:end], now)
+                self._other(word & 0xFF, flags, number & LARGEST_WINDOW, data[start:end])
         self._rest = data[at:]
 
     def _data(self, number: int, flags: int, payload: bytes, now: float) -> None:
@@ -159,9 +163,9 @@ class Http2Client:
             payload = _unpadded(payload)
         stream.reader.data(payload, now)
         if flags & END_STREAM:
-            self._end(number, "", now)
+            self._end(number, "")
 
-    def _other(self, kind: int, flags: int, number: int, payload: bytes, now: float) -> None:
+    def _other(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == HEADERS:
             if flags & PADDED:
                 payload = _unpadded(payload)
@@ -170,7 +174,7 @@ class Http2Client:
             self._block = (number, self._block[1] | flags, self._block[2] + payload)
         if kind in (HEADERS, CONTINUATION):
             if flags & END_HEADERS:
-                self._headers(now)
+                self._headers()
         elif kind == SETTINGS and not flags & ACK:
             self._settings(payload)
         elif kind == PING and not flags & ACK:
@@ -178,11 +182,11 @@ class Http2Client:
         elif kind == WINDOW_UPDATE:
             self._opened(number, int.from_bytes(payload) & LARGEST_WINDOW)
         elif kind == RST_STREAM:
-            self._end(number, f"the server reset the stream: {_error(payload)}", now)
+            self._end(number, f"the server reset the stream: {_error(payload)}")
         elif kind == GOAWAY:
-            self._go_away(payload, now)
+            self._go_away(payload)
 
-    def _headers(self, now: float) -> None:
+    def _headers(self) -> None:
         number, flags, block = self._block
         try:
             pairs = self._decoder.decode(block, raw=True)
@@ -193,7 +197,7 @@ class Http2Client:
             return
         stream.reader.headers({bytes(name).decode("latin-1"): _text(value) for name, value, *_ in pairs})
         if flags & END_STREAM:
-            self._end(number, "", now)
+            self._end(number, "")
 
     def _settings(self, payload: bytes) -> None:
         for name, value in struct.iter_unpack(">HI", payload):
@@ -213,11 +217,11 @@ class Http2Client:
             self._streams[number].window += more
         self._send_bodies()
 
-    def _go_away(self, payload: bytes, now: float) -> None:
-        self.is_closing = True
+    def _go_away(self, payload: bytes) -> None:
+        self.closed = f"the server takes no more requests: {_error(payload[4:8])}"
         last = int.from_bytes(payload[:4]) & LARGEST_WINDOW
         for number in [number for number in self._streams if number > last]:
-            self._end(number, f"the server takes no more requests: {_error(payload[4:8])}", now)
+            self._end(number, self.closed)
 
     def _send_bodies(self) -> None:
         """Sends what the server's windows allow of the bodies that it lacks, oldest first."""
@@ -237,11 +241,11 @@ class Http2Client:
             elif self._window <= 0:
                 return
 
-    def _end(self, number: int, failure: str, now: float) -> None:
+    def _end(self, number: int, failure: str) -> None:
         self._blocked.pop(number, None)
         stream = self._streams.pop(number, None)
         if stream is not None:
-            stream.reader.end(failure, now)
+            stream.reader.end(failure)
 
 
 _FRAME_HEAD = struct.Struct(">IBI")

@@ -199,6 +199,9 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, request: bytes, exchange: _Exchange) -> None:
         """Sends a request; returns when its answer, or the connection, has ended."""
+        if self._transport.is_closing():
+            exchange.fail("connection lost: closed by the server")
+            return
         self._exchange, self._decoder = exchange, ResponseDecoder()
         self._done = asyncio.get_running_loop().create_future()
         self._transport.write(request)

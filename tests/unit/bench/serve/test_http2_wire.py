@@ -40,7 +40,7 @@ class Reader:
     def data(self, data: bytes, now: float) -> None:
         self.body += data
 
-    def end(self, failure: str, now: float) -> None:
+    def end(self, failure: str) -> None:
         self.ended.append(failure)
 
 
@@ -148,9 +148,23 @@ def test_streams_end_as_the_server_says() -> None:
     assert reset.ended == ["the server reset the stream: REFUSED_STREAM"]
     client.feed(frame(wire.GOAWAY, 0, 0, struct.pack(">II", number + 2, 11)), 0.0)
     assert refused.ended == ["the server takes no more requests: ENHANCE_YOUR_CALM"]
-    assert client.is_closing
-    client.lost("connection lost", 0.0)
-    assert lost.ended == ["connection lost"]
+    client.take_output()
+    late = Reader()
+    client.request(b"", b"", late)
+    assert late.ended == refused.ended
+    assert client.take_output() == b""
+    assert lost.ended == []  # it was taken before
+    client.lost("connection lost")
+    assert lost.ended == refused.ended
+
+
+def test_a_connection_that_is_lost_says_why_to_whoever_comes_later() -> None:
+    client, reader, _ = opened()
+    client.lost("bad HTTP/2")
+    client.lost("closed by the server")
+    late = Reader()
+    client.request(b"", b"", late)
+    assert reader.ended == late.ended == ["bad HTTP/2"]
 
 
 def test_a_cancelled_stream_hears_nothing_more() -> None:
