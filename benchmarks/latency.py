@@ -46,7 +46,7 @@ class Plan:
         flood: how many requests come at once, of prompts and answers of so many tokens.
         flood_prompt, flood_answer: the range of each.
         newcomer_prompt: tokens of the other client's prompts.
-        newcomers: how many of them, one a second.
+        newcomers: how many of them, one a second; half as many alone.
     """
 
     options: tuple[str, ...]
@@ -85,7 +85,7 @@ NULL = Plan(
     flood_prompt=(50, 250),
     flood_answer=(100, 900),
     newcomer_prompt=2000,
-    newcomers=60,
+    newcomers=120,
 )
 MODEL = Plan(
     options=("--max-num-seqs", "32", "--no-access-log"),
@@ -121,6 +121,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "count": len(listed),
         **{name: round(1e3 * record.percentile(listed, share), 1) for name, share in shares.items()},
     }
+
+
+def slowest(values: Sequence[float], count: int = 5) -> dict[int, float]:
+    """Milliseconds of the largest, by their place."""
+    places = sorted(range(len(values)), key=lambda place: -values[place])[:count]
+    return {place: round(1e3 * values[place], 1) for place in sorted(places)}
 
 
 class Client:
@@ -221,7 +227,7 @@ async def beside_a_flood(directory: Path, plan: Plan) -> dict[str, Any]:
                 client = Client(channel)
                 await newcomer(client, plan, "warm", 500, 3)
                 if name == "two_clients":
-                    results["alone"] = spread(await newcomer(client, plan, user, 1000, plan.newcomers))
+                    results["alone"] = spread(await newcomer(client, plan, user, 1000, plan.newcomers // 2))
                 flooding = [asyncio.create_task(client.complete(request)) for request in flood]
                 await asyncio.sleep(1.0)
                 waited = await newcomer(client, plan, user, 5000, count)
@@ -232,6 +238,7 @@ async def beside_a_flood(directory: Path, plan: Plan) -> dict[str, Any]:
                 preempted = service.metrics()["pagewire:num_preemptions_total"]
         results[name] = {
             **spread(waited),
+            "slowest_ms_by_second": slowest(waited),
             "flood_left_at_the_end": remaining,
             "requests_preempted": round(preempted),
         }

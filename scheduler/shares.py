@@ -144,6 +144,7 @@ class Shares:
 
     def __init__(self) -> None:
         self.clients = Group()
+        self._is_contended: bool | None = False
 
     def of(self, client: str) -> Share:
         """The share of a client's user: "client/user". What has no slash is a client's nameless user."""
@@ -155,7 +156,9 @@ class Shares:
     @property
     def is_contended(self) -> bool:
         """Whether more than one, of clients or of a client's users, have requests."""
-        return _is_contended(self.clients)
+        if self._is_contended is None:
+            self._is_contended = _is_contended(self.clients)
+        return self._is_contended
 
     def num_parties(self, share: Share) -> int:
         """Of how many parts of what is served a share gets one while it waits."""
@@ -166,6 +169,7 @@ class Shares:
 
     def begin_to_wait(self, share: Share) -> None:
         """One more of its requests waits."""
+        self._is_contended = None
         for group, member in share.path:
             if not group.waiting[member]:
                 member.served = max(member.served, group.virtual_time)
@@ -173,12 +177,14 @@ class Shares:
 
     def wait_no_more(self, share: Share) -> None:
         """One less does."""
+        self._is_contended = None
         for group, member in share.path:
             group.waiting.remove(member)
             group.forget_if_idle()
 
     def run(self, share: Share, num_tokens: int) -> None:
         """One of its requests was chosen to run, and `num_tokens` of it are to be computed."""
+        self._is_contended = None
         for group, member in share.path:
             group.virtual_time = max(group.virtual_time, member.served)
             member.served += num_tokens
@@ -186,6 +192,7 @@ class Shares:
 
     def run_no_more(self, share: Share) -> None:
         """One of its requests lost its row."""
+        self._is_contended = None
         for group, member in share.path:
             group.running.remove(member)
             group.forget_if_idle()

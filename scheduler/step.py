@@ -168,7 +168,7 @@ class Draft:
         self._new_block_ids += blocks
         self.budget -= len(rows)
         self.work.num_decodes += len(rows)
-        self.work.decode_context += int(starts.sum())
+        self.work.decode_context += int(np.add.reduce(starts))
 
     def limit_prompts(self, times: StepTimes, target: float, smallest: int) -> None:
         """From here on, prompts get what time there is before the step takes `target` seconds."""
