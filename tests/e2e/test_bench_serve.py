@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pagewire.cli.main import app
+from pagewire.errors import PagewireError
 from tests.e2e.service import Service
 
 OPTIONS = ("--input-len", "20:40", "--output-len", "30", "--num-requests", "24", "--concurrency", "6")
@@ -33,7 +36,7 @@ def test_both_protocols_see_every_token(null_service: Service, scheme: str, tmp_
     assert result["finish_reasons"] == {"length": 24}
     assert 20 * 24 <= result["input_tokens"] <= 40 * 24
     rows = result["per_request"]
-    assert all(0 < row["ttft_ms"] < row["e2e_ms"] for row in rows)
+    assert all(0 < row["ttft_ms"] <= row["e2e_ms"] for row in rows)
     # the service counts the same, and the request that warmed it up
     after = null_service.metrics()
     generated = "pagewire:generation_tokens_total"
@@ -43,8 +46,5 @@ def test_both_protocols_see_every_token(null_service: Service, scheme: str, tmp_
 
 def test_a_service_that_refuses_is_told_of(null_service: Service) -> None:
     command = ["bench", "serve", "--url", f"grpc://{null_service.grpc_target}", "--model", "another"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pagewire", *command], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert run.returncode == 1
-    assert "the server answered no request of the warm-up: gRPC NOT_FOUND: " in run.stderr
+    with pytest.raises(PagewireError, match="no request of the warm-up: gRPC NOT_FOUND: "):
+        CliRunner().invoke(app, command, catch_exceptions=False)
