@@ -20,7 +20,7 @@ SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
 LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
 
-.PHONY: help serve test test-gpu lint format proto bench clean
+.PHONY: help serve test test-gpu lint audit format proto bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -43,6 +43,12 @@ lint: $(VENV)/.installed-dev ## Check style, types and wire contracts
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/python tools/buf_breaking.py
 	$(BIN)/python tools/stubs.py --check
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml $(SOURCES) tools
+
+audit: $(VENV)/.installed-dev ## Look the installed packages up in the advisory database (needs the network)
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --path $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')
 
 format: $(VENV)/.installed-dev ## Rewrite Python and protos in the house style
 	$(BIN)/ruff check --fix $(LINTED)

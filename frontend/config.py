@@ -81,7 +81,7 @@ class FrontendConfig:
     scheduler_ssl_certfile: Path | None = None
     scheduler_ssl_keyfile: Path | None = None
     served_model_names: tuple[str, ...] = ()
-    host: str = "0.0.0.0"
+    host: str = "0.0.0.0"  # nosec B104 # a server is to be reached; SECURITY.md says what else it needs
     port: int = 8000
     grpc_port: int = 50051
     ssl_certfile: Path | None = None

@@ -20,7 +20,13 @@ _VALUES = {
     "cls": inference_pb2.POOLING_CLS,
 }
 
-_MODES = {"lasttoken": "last", "mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
+_MODES = {
+    "lasttoken": "last",
+    "mean_tokens": "mean",
+    "mean": "mean",
+    "cls_token": "cls",  # nosec B105 # no password
+    "cls": "cls",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ _LENGTH = struct.Struct("<Q")
 # What is reserved of a slot at first.
 _RESERVED = 1 << 16
 
-_SHM = Path("/dev/shm")
+_SHM = Path("/dev/shm")  # nosec B108 # names cannot be guessed, and are never opened if they exist
 _PREFIX = "pagewire"
 _NAME = re.compile(rf"{_PREFIX}-(\d+)-[0-9a-f]{{16}}")
 

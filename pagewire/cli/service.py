@@ -229,6 +229,6 @@ def _process(
 
 def _reachable(host: str) -> str:
     """An address that a client on this machine can connect to."""
-    if host in ("", "0.0.0.0", "::"):
+    if host in ("", "0.0.0.0", "::"):  # nosec B104 # binds nothing
         return "localhost"
     return f"[{host}]" if ":" in host else host

@@ -75,7 +75,7 @@ def write_tokenizer(gguf: GgufFile, directory: Path, max_length: int) -> None:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": None,
+            "unk_token": None,  # nosec B105 # no password
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": False,

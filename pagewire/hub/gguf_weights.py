@@ -23,7 +23,7 @@ from pagewire.hub.gguf_reader import GgufFile, GgufTensor
 from pagewire.hub.progress import Advance
 
 _OUTER = {
-    "token_embd.weight": "model.embed_tokens.weight",
+    "token_embd.weight": "model.embed_tokens.weight",  # nosec B105 # no password
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }

@@ -47,7 +47,8 @@ def fetch_snapshot(model: str, cache: Path, *, progress: bool) -> Path:
     if not progress:
         disable_progress_bars()
     try:
-        snapshot = snapshot_download(
+        # The user says which model; only weights and settings are fetched, never code.
+        snapshot = snapshot_download(  # nosec B615
             model, cache_dir=cache, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
         )
     except RepositoryNotFoundError as error:  # includes gated repositories
