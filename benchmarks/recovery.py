@@ -1,11 +1,11 @@
 """How long open streams pause when a process behind them is killed.
 
-A real `pagewire serve` with streams that are always open, before the null engine (what processes cost) and
-before SmolLM2. In turns the worker and the scheduler are killed with SIGKILL; what counts is the time from
-the kill to the next token, of the stream that goes on first and of the one that goes on last. Tokens that
-come within 50 ms of the kill were on their way already and do not count. Between two kills of a process it
-runs for longer than the supervisor's back-off remembers. The processor time is the successor's, until the
-last stream goes on; how busy the machine was meanwhile is told with it.
+A real `pagewire serve` with open streams of 64 tokens of prompt and 16 of output, before the null engine
+(what processes cost) and before SmolLM2. In turns the worker and the scheduler are killed with SIGKILL; what
+counts is the time from the kill to the next token, of the stream that goes on first and of the one that goes
+on last. Tokens that come within 50 ms of the kill were on their way already and do not count. Between two
+kills of a process it runs for longer than the supervisor's back-off remembers. The processor time is the
+successor's, until the last stream goes on; how busy the machine was meanwhile is told with it.
 """
 
 from __future__ import annotations
@@ -30,36 +30,38 @@ from pagewire.supervisor.child import STABLE_SECONDS
 from tests.e2e.service import Service
 
 IN_TRANSIT_SECONDS = 0.05
-PROMPT_TOKENS = 64
+PROMPT_TOKENS, TOKENS_BEFORE, MAX_TOKENS = 64, 16, 2000
 RECOVER_SECONDS = 120.0
 ROLES = ("engine-worker", "scheduler")
 OPTIONS: dict[str, tuple[str, ...]] = {"null": ("--engine", "null", "--null-step-ms", "10"), "model": ()}
 
 
 class Streams:
-    """Greedy streams that are opened anew when they end, and when each last gained a token."""
+    """Greedy streams, and when each gained tokens."""
 
-    def __init__(self, channel: grpc.aio.Channel, count: int, max_tokens: int) -> None:
+    def __init__(self, channel: grpc.aio.Channel, count: int, salt: int) -> None:
         self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        self._max_tokens = max_tokens
         self.arrivals: list[list[float]] = [[] for _ in range(count)]
         self.failures: list[str] = []
-        self._tasks = [asyncio.create_task(self._stream(index)) for index in range(count)]
+        self._tasks = [asyncio.create_task(self._stream(index, salt + index)) for index in range(count)]
 
-    async def _stream(self, index: int) -> None:
-        salt = index
+    async def _stream(self, index: int, salt: int) -> None:
+        ids = [(salt * 7919 + position * 31) % 40_000 + 100 for position in range(PROMPT_TOKENS)]
+        sampling = pb.SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
+        request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), sampling=sampling)
+        try:
+            async for event in self._stub.Generate(request):
+                if event.HasField("delta"):
+                    self.arrivals[index].append(time.monotonic())
+        except grpc.aio.AioRpcError as error:
+            self.failures.append(f"{error.code().name}: {error.details()}")
+
+    async def until_each_has(self, count: int) -> None:
+        """Returns when every stream has gained so many tokens."""
         while True:
-            ids = [(salt * 7919 + position * 31) % 40_000 + 100 for position in range(PROMPT_TOKENS)]
-            sampling = pb.SamplingParams(temperature=0, max_tokens=self._max_tokens, ignore_eos=True)
-            request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), sampling=sampling)
-            try:
-                async for event in self._stub.Generate(request):
-                    if event.HasField("delta"):
-                        self.arrivals[index].append(time.monotonic())
-            except grpc.aio.AioRpcError as error:
-                self.failures.append(f"{error.code().name}: {error.details()}")
-                await asyncio.sleep(0.5)
-            salt += len(self.arrivals)
+            if all(len(times) >= count for times in self.arrivals):
+                return
+            await asyncio.sleep(0.005)
 
     async def next_tokens(self, after: float) -> list[float]:
         """When each stream first gained a token after this time."""
@@ -97,20 +99,19 @@ async def kill_once(service: Service, streams: Streams, role: str) -> dict[str, 
 async def measure(service: Service, arguments: argparse.Namespace) -> dict[str, Any]:
     """All kills."""
     kills: dict[str, list[dict[str, float]]] = {role: [] for role in ROLES}
+    failures: list[str] = []
     async with grpc.aio.insecure_channel(service.grpc_target) as channel:
-        streams = Streams(channel, arguments.streams, arguments.max_tokens)
-        for _ in range(arguments.kills):
-            for role in ROLES:
-                await streams.next_tokens(time.monotonic())
-                await asyncio.sleep(STABLE_SECONDS / len(ROLES) + 1)
-                kills[role].append(await kill_once(service, streams, role))
-                print(role, kills[role][-1], flush=True)
-        await streams.close()
-    results: dict[str, Any] = {
-        role: {**summary(kills[role]), "failed_requests": streams.failures, "kills": kills[role]}
-        for role in ROLES
-    }
-    return results
+        for turn in range(arguments.kills * len(ROLES)):
+            role = ROLES[turn % len(ROLES)]
+            await asyncio.sleep(STABLE_SECONDS / len(ROLES) + 1)
+            streams = Streams(channel, arguments.streams, turn * arguments.streams)
+            await streams.until_each_has(TOKENS_BEFORE)
+            kills[role].append(await kill_once(service, streams, role))
+            print(role, kills[role][-1], flush=True)
+            await streams.close()
+            failures += streams.failures
+    results: dict[str, Any] = {role: {**summary(kills[role]), "kills": kills[role]} for role in ROLES}
+    return {**results, "failed_requests": failures, "streams": arguments.streams}
 
 
 def summary(kills: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -127,7 +128,6 @@ def main() -> None:
     parser = record.parser(__doc__)
     parser.add_argument("--kills", type=int, default=20, help="of each process")
     parser.add_argument("--streams", type=int, default=4)
-    parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--engines", default=",".join(OPTIONS))
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
