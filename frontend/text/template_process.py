@@ -15,7 +15,7 @@ import resource
 import signal
 import sys
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 
 import jinja2
 
@@ -27,6 +27,7 @@ TEXT, TOO_LONG, TOO_DEEP, FAILED, WRONG = b"T", b"L", b"D", b"F", b"W"
 """Answers: what the template wrote; that it wrote too much, or calls itself too often; why it raised; why it
 does not compile."""
 
+NESTED = "it has values that are nested too deeply"
 LENGTH_BYTES = 8
 READY = b"R"
 """Written once, before the first answer."""
@@ -74,24 +75,31 @@ def _limit() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, whatever it is doing
 
 
+def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    while length := requests.read(LENGTH_BYTES):
+        body = requests.read(int.from_bytes(length, "little"))
+        try:
+            request = json.loads(body)
+            signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+            kind, text = _answer(request)
+        except RecursionError:
+            kind, text = FAILED, NESTED
+        data = text.encode("utf-8", "surrogatepass")
+        answers.write(kind + len(data).to_bytes(LENGTH_BYTES, "little") + data)
+        answers.flush()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def main() -> None:
     """Answers requests from standard input until it ends, or until one takes too much."""
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    answers = sys.stdout.buffer
     _limit()
     answers.write(READY)
     answers.flush()
-    while length := requests.read(LENGTH_BYTES):
-        body = requests.read(int.from_bytes(length, "little"))
-        request = json.loads(body)
-        signal.setitimer(signal.ITIMER_PROF, request["seconds"])
-        try:
-            kind, text = _answer(request)
-            data = text.encode("utf-8", "surrogatepass")
-            answers.write(kind + len(data).to_bytes(LENGTH_BYTES, "little") + data)
-            answers.flush()
-        except MemoryError:
-            sys.exit(1)
-        signal.setitimer(signal.ITIMER_PROF, 0)
+    try:
+        _serve(sys.stdin.buffer, answers)
+    except MemoryError:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,10 @@ class RenderProcess:
         request: dict[str, Any] = {"source": source, "seconds": CPU_SECONDS}
         if variables is not None:
             request["variables"] = variables
-        body = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        try:
+            body = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        except RecursionError as error:
+            raise TemplateFailed(protocol.NESTED) from error
         try:
             self._wait_for_start()
             self._send(len(body).to_bytes(protocol.LENGTH_BYTES, "little") + body)

@@ -104,6 +104,21 @@ def test_of_many_slow_renders_most_are_refused_so_that_quick_ones_find_a_process
     assert say(template, "hi") == "done"
 
 
+@pytest.mark.parametrize("depth", [*range(960, 1000, 3), 5000])
+def test_values_of_any_depth_are_rendered_or_refused(tmp_path: Path, depth: int) -> None:
+    nested: list[object] = []
+    for _ in range(depth):
+        nested = [nested]
+    conversation = Conversation(
+        messages=[{"role": "user", "content": "hi"}], template_variables={"nested": nested}
+    )
+    template = load(tmp_path, "{{ nested | length }}")
+    try:
+        assert template.render(conversation) == "1"
+    except InvalidRequest as error:
+        assert "nested too deeply" in str(error)
+
+
 def test_processes_that_died_while_idle_are_replaced(tmp_path: Path) -> None:
     template = load(tmp_path, "done")
     children = [
