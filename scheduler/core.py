@@ -28,7 +28,7 @@ from engine.dispatch.records import (
     u32,
 )
 from pagewire.errors import Overloaded
-from scheduler import results
+from scheduler import results, victims
 from scheduler.block_pool import BlockPool
 from scheduler.forecast import Forecast, Progress
 from scheduler.limits import SchedulerLimits
@@ -303,22 +303,14 @@ class Scheduler:
         if request is None or request.num_pending or (request.is_blocked and not self._can_begin(request)):
             return
         assert request.share is not None
-        rich = self.shares.most_running(request.share)
+        if self.shares.most_running(request.share) is None:
+            return
         hits = self.prefixes.find(request)
-        lacking = -(-len(request.token_ids) // self.limits.block_size) - len(hits)
-        lacking -= self.pool.num_free - self.pool.num_free_among(hits)
-        if rich is None or (self._rows.next_free is not None and lacking <= 0):
+        num_lacking = -(-len(request.token_ids) // self.limits.block_size) - len(hits)
+        num_lacking -= self.pool.num_free - self.pool.num_free_among(hits)
+        if self._rows.next_free is not None and num_lacking <= 0:
             return
-        victims = []
-        for victim in reversed(self.running):
-            if victim.share is rich and victim.priority >= request.priority:
-                victims.append(victim)
-                lacking -= sum(self.pool.ref_count(block_id) == 1 for block_id in victim.block_ids)
-                if lacking <= 0:
-                    break
-        if lacking > 0 or len(victims) > self.shares.surplus(rich, request.share):
-            return
-        for victim in victims:
+        for victim in victims.for_newcomer(request, self.running, self.shares, self.pool, num_lacking):
             self.running.remove(victim)
             self._preempt(victim)
 
@@ -393,7 +385,7 @@ class Scheduler:
         count = draft.fit(request, start, count)
         needed = -(-(start + count) // block_size) - num_held
         while needed > pool.num_free:
-            victim = self._victim(draft)
+            victim = victims.for_memory(self.running, self.shares, draft.scheduled)
             if victim is None:
                 count = min(count, (num_held + pool.num_free) * block_size - start)
                 needed = -(-(start + count) // block_size) - num_held
@@ -407,19 +399,6 @@ class Scheduler:
             blocks = pool.allocate(needed) if needed > 0 else []
             self._place(draft, request, count, blocks, appended=blocks)
         return preempted
-
-    def _victim(self, draft: Draft) -> Request | None:
-        """Who is to give up its row when blocks run out; None if the step computes it already."""
-        last = self.running[-1]
-        assert last.share is not None
-        rich = self.shares.most_running(last.share)
-        if rich is not None:
-            for request in reversed(self.running):
-                if request.share is rich and request.priority == last.priority:
-                    if request not in draft.scheduled:
-                        return request
-                    break
-        return None if last in draft.scheduled else last
 
     def _schedule_waiting(self, draft: Draft, *, before: Request | None = None) -> None:
         """Admits waiting requests while budget, rows, blocks and the plan record have room. Those of which
