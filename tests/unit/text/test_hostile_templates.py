@@ -114,9 +114,13 @@ def test_values_of_any_depth_are_rendered_or_refused(tmp_path: Path, depth: int)
     )
     template = load(tmp_path, "{{ nested | length }}")
     try:
-        assert template.render(conversation) == "1"
+        said = template.render(conversation)
     except InvalidRequest as error:
-        assert "nested too deeply" in str(error)
+        said = error.message
+    assert said in (
+        "1",
+        "the chat template refused the conversation: it has values that are nested too deeply",
+    )
 
 
 def test_processes_that_died_while_idle_are_replaced(tmp_path: Path) -> None:
