@@ -34,6 +34,7 @@ from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.sampling_wire import given_fields
 from pagewire.tls import ReloadingTls
 
+MAX_PENDING_CALLS = 1 << 16
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
 
@@ -254,6 +255,10 @@ def _options(config: FrontendConfig) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
+        # Calls that have come and were not looked at yet. Beyond a thousand the library would cancel some at
+        # random; the pipeline refuses with a reason.
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         ("grpc.server_handshake_timeout_ms", round(config.request_timeout * 1000)),
         # Clients connect anew now and then, to whichever frontend listens then, without losing a call.
         ("grpc.max_connection_age_ms", round(config.max_connection_age * 1000)),
