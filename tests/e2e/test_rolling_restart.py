@@ -141,7 +141,7 @@ async def test_the_scheduler_is_replaced_and_no_request_is_lost(service: Service
         await asyncio.sleep(0.3)
         before.terminate()
         await asyncio.to_thread(before.wait)
-        await asyncio.sleep(3)
+        await asyncio.sleep(2)
     assert load.lost == {}, load.outcomes
 
 

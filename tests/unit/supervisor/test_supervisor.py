@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -292,3 +293,56 @@ async def test_a_terminal_interrupt_reaches_only_the_supervisor(tmp_path: Path, 
         child: Child = supervisor.children[0]
         assert child.pid is not None
         assert os.getsid(child.pid) == child.pid != os.getsid(0)
+
+
+# Says how it was asked to end, by the signal's name.
+REPLACEABLE = """
+    import os, signal, sys
+    from pagewire.notify import notify_ready
+    def stop(number, _):
+        with open(sys.argv[1], "a") as journal:
+            print(sys.argv[2], signal.Signals(number).name, file=journal)
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGUSR2, stop)
+    notify_ready()
+    while True:
+        signal.pause()
+"""
+
+
+def replaceable(name: str, ends: Path, then: Callable[[], ProcessSpec] | None = None) -> ProcessSpec:
+    return replace(script(REPLACEABLE, name, ends, name), successor=then)
+
+
+async def test_processes_are_replaced_one_after_another_and_told_to_leave(
+    tmp_path: Path, report: Journal
+) -> None:
+    ends = tmp_path / "ends"
+    stage = [
+        replaceable(name, ends, lambda name=name: replaceable(f"{name}.1", ends)) for name in ("one", "two")
+    ]
+    async with Supervisor([stage], tmp_path, report) as supervisor:
+        await supervisor.until_ready()
+        await supervisor.replace_all()
+        assert ends.read_text().splitlines() == ["one SIGUSR2", "two SIGUSR2"]
+        assert [child.spec.name for child in supervisor.children] == ["one.1", "two.1"]
+        events = [event[:2] for event in report.events if event[0] in ("ready", "stopping")]
+        assert events[2:] == [
+            ("ready", "one.1"),
+            ("stopping", "one"),
+            ("ready", "two.1"),
+            ("stopping", "two"),
+        ]
+    assert sorted(ends.read_text().splitlines()[2:]) == ["one.1 SIGTERM", "two.1 SIGTERM"]
+
+
+async def test_a_process_stays_if_its_successor_cannot_be_brought_up(tmp_path: Path, report: Journal) -> None:
+    ends = tmp_path / "ends"
+    refusing = script("import sys; print('no such file'); sys.exit(2)", "refusing")
+    async with Supervisor([[replaceable("one", ends, lambda: refusing)]], tmp_path, report) as supervisor:
+        await supervisor.until_ready()
+        with pytest.raises(ChildRefused, match="refusing: no such file"):
+            await supervisor.replace_all()
+        [child] = supervisor.children
+        assert (child.spec.name, child.ready.is_set(), ends.exists()) == ("one", True, False)
