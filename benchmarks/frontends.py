@@ -24,7 +24,7 @@ from benchmarks import record
 from tests.e2e.service import Service
 
 STREAMS = 256
-PACED_STEP_MS = 20
+PACED_STEP_MS = 40
 SECONDS = 6.0
 REQUEST_TOKENS = 16
 MANY_STREAMS = 10_000
@@ -167,7 +167,7 @@ def main() -> None:
                     }
         if "memory" in parts:
             many = ("--max-num-seqs", str(MANY_STREAMS), "--max-num-batched-tokens", str(4 * MANY_STREAMS))
-            many += ("--null-step-ms", str(MANY_STEP_MS))
+            many += ("--max-num-waiting", str(MANY_STREAMS), "--null-step-ms", str(MANY_STEP_MS))
             for kind in ("sse", "grpc"):
                 with Service(directory, options=(*base, *many)) as service:
                     results[f"{MANY_STREAMS} open streams, {kind}"] = memory(service, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import grpc
@@ -53,3 +54,15 @@ def test_structured_output_ends_when_it_may(null_service: Service) -> None:
     answer = httpx.post(f"{null_service.http_url}/v1/completions", json=body, timeout=30).json()
     assert answer["choices"][0]["text"] in ("left", "right")
     assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_every_call_of_a_burst_is_answered_or_refused_for_a_reason(null_service: Service) -> None:
+    """More calls at once than the scheduler lets wait, and than gRPC's library lets by default."""
+    request = pb.GenerateRequest(text="Once", sampling=pb.SamplingParams(max_tokens=1))
+    async with grpc.aio.insecure_channel(null_service.grpc_target) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        calls = [stub.GenerateOnce(request, timeout=60) for _ in range(2500)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    codes = {answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
+    assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert sum(isinstance(answer, pb.GenerateOnceResponse) for answer in answers) > 256
