@@ -49,7 +49,8 @@ class RequestFields(ConversationFields, total=False):
     token_ids: the prompt as token ids. messages: the prompt as a conversation, as OpenAI's API writes it; see
     `chat_wire.Message`, and `ConversationFields` for what goes with it. model: one of `models()`; empty means
     the server's only one. request_id: a name for logs.
-    priority: lower goes first. cache_salt: cached prefixes are shared only with requests of the same one.
+    priority: lower goes first. user: the caller's end user, with whom it shares fairly what it gets.
+    cache_salt: cached prefixes are shared only with requests of the same one.
     truncate_prompt_tokens: keeps this many tokens at the prompt's end. echo: returns the prompt too.
     """
 
@@ -58,6 +59,7 @@ class RequestFields(ConversationFields, total=False):
     model: str
     request_id: str
     priority: int
+    user: str
     cache_salt: str
     truncate_prompt_tokens: int
     echo: bool
@@ -338,6 +340,7 @@ def _request(
     model: str = "",
     request_id: str = "",
     priority: int = 0,
+    user: str = "",
     cache_salt: str = "",
     truncate_prompt_tokens: int | None = None,
     echo: bool = False,
@@ -350,6 +353,7 @@ def _request(
         model=model,
         request_id=request_id,
         priority=priority,
+        user=user,
         cache_salt=cache_salt,
         truncate_prompt_tokens=truncate_prompt_tokens,
         echo=echo,

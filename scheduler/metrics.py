@@ -132,7 +132,7 @@ class SchedulerMetrics(Collector):
 
 
 _COUNTERS = {
-    "num_preemptions": "Requests sent back to wait for memory",
+    "num_preemptions": "Requests sent back to wait, for memory or for another client",
     "steps": "Steps planned",
     "short_steps": "Steps that left out tokens of prompts for the target of the inter-token latency",
     "computed_tokens": "Tokens whose KV was computed",

@@ -28,10 +28,8 @@ async def over_http(frontend: RunningFrontend, key: str, path: str, body: dict[s
 
 
 async def over_grpc(frontend: RunningFrontend, key: str, user: str) -> None:
-    async with grpc.aio.insecure_channel(frontend.target) as channel:
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        request = pb.GenerateRequest(text="p", user=user)
-        await stub.GenerateOnce(request, metadata=(("x-api-key", key),))
+    async with AsyncClient(frontend.target, api_key=key) as client:
+        await client.generate("p", user=user)
 
 
 async def test_a_client_is_its_key_over_any_protocol_and_endpoint(
