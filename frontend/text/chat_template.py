@@ -14,8 +14,8 @@ import jinja2
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.settings import is_template
-from frontend.text.template_environment import PromptTooLong
 from frontend.text.template_messages import CONTINUED, messages_for
+from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
 from frontend.text.template_traits import TemplateTraits
 from frontend.text.untrusted_template import render_untrusted

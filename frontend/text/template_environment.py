@@ -13,11 +13,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from frontend.text.template_protocol import PromptTooLong
+
 MAX_PROMPT_CHARACTERS = 16 * 1024 * 1024
-
-
-class PromptTooLong(Exception):
-    """A template wrote more than MAX_PROMPT_CHARACTERS."""
 
 
 def compile_template(source: str) -> jinja2.Template:

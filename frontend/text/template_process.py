@@ -4,8 +4,7 @@ Jinja's sandbox keeps a template from reaching anything, but not from looping fo
 `'x' * 10**10` does the latter when it is compiled. A process can be limited, and stopped by the kernel in the
 middle of any instruction.
 
-A request is 8 bytes of length and JSON {"source", "seconds", "variables"}, without variables if the source is
-only to be compiled. The answer is a letter, 8 bytes of length and UTF-8. See `template_renderer`.
+See `template_protocol` for what it is told and tells, `template_renderer` for the other side.
 """
 
 from __future__ import annotations
@@ -19,18 +18,20 @@ from typing import Any, BinaryIO
 
 import jinja2
 
-from frontend.text.template_environment import PromptTooLong, compile_template, render_template
+from frontend.text.template_environment import compile_template, render_template
+from frontend.text.template_protocol import (
+    FAILED,
+    LENGTH_BYTES,
+    MEMORY_BYTES,
+    NESTED,
+    READY,
+    TEXT,
+    TOO_DEEP,
+    TOO_LONG,
+    WRONG,
+    PromptTooLong,
+)
 
-MEMORY_BYTES = 512 * 1024**2
-
-TEXT, TOO_LONG, TOO_DEEP, FAILED, WRONG = b"T", b"L", b"D", b"F", b"W"
-"""Answers: what the template wrote; that it wrote too much, or calls itself too often; why it raised; why it
-does not compile."""
-
-NESTED = "it has values that are nested too deeply"
-LENGTH_BYTES = 8
-READY = b"R"
-"""Written once, before the first answer."""
 _MAX_REASON = 1000
 
 _compiled = lru_cache(maxsize=8)(compile_template)

@@ -18,8 +18,8 @@ import threading
 import time
 from typing import Any
 
-from frontend.text import template_process as protocol
-from frontend.text.template_environment import PromptTooLong
+from frontend.text import template_protocol as protocol
+from frontend.text.template_protocol import PromptTooLong
 from pagewire.errors import Overloaded, Unavailable
 
 CPU_SECONDS = 2.0
@@ -64,7 +64,7 @@ class RenderProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", protocol.__name__],
+            [sys.executable, "-m", "frontend.text.template_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

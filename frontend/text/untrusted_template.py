@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from frontend.text.template_environment import PromptTooLong
+from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RenderProcess, TemplateFailed, TemplateWrong, TooMuch
 from pagewire.errors import InvalidRequest
 

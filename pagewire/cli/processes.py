@@ -30,6 +30,10 @@ def frontend(**values: Any) -> None:
     """Run one frontend: text, HTTP and public gRPC before a scheduler."""
     config = build(FrontendConfig, values)
 
+    from frontend.text.template_renderer import RENDERER
+
+    RENDERER.start()  # it starts while everything else is imported, which takes longer
+
     from frontend.server import run
 
     _log_to_stderr()
