@@ -26,9 +26,12 @@ import grpc
 from benchmarks import record
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
+from scheduler.limits import SchedulerLimits
 from tests.e2e.service import Service
+from tests.unit.scheduler.simulation import SimulatedService
 
 NUM_STREAMS = 20
+CASES = ("streams", "flood", "simulated")
 SEED = 20
 PATIENCE = 30.0
 """Seconds that are waited where clients are not told apart."""
@@ -257,6 +260,44 @@ async def beside_a_flood(directory: Path, plan: Plan) -> dict[str, Any]:
     return {"flood": plan.flood, "newcomer_prompt_tokens": plan.newcomer_prompt, "ttft_ms": results}
 
 
+def simulated(plan: Plan) -> dict[str, Any]:
+    """The second case as the scheduler's core alone decides it, in time that only steps move: what is left
+    of it without frontends, processes and whatever else runs on the machine.
+    """
+    given = dict(zip(plan.options[::2], plan.options[1::2], strict=False))
+    step, token = float(given["--null-step-ms"]) * 1e-3, float(given["--null-prompt-us"]) * 1e-6
+    limits = SchedulerLimits(
+        num_blocks=65_536,
+        block_size=16,
+        max_num_seqs=int(given["--max-num-seqs"]),
+        max_num_batched_tokens=8192,
+        max_model_len=int(given["--max-model-len"]),
+        vocab_size=1 << 20,
+        max_num_waiting=2 * plan.flood,
+    )
+    waited = {}
+    for name, flood in (("alone", 0), ("two_clients", plan.flood)):
+        service = SimulatedService(limits, lambda work: step + token * work.num_prompt)
+        rng = random.Random(SEED)
+        for index in range(flood):
+            prompt_tokens, answer = rng.randint(*plan.flood_prompt), rng.randint(*plan.flood_answer)
+            service.add(f"flood{index}", prompt_tokens, answer, client="flood")
+        waited[name] = [_simulated_newcomer(service, plan, number) for number in range(plan.newcomers)]
+    results: dict[str, Any] = {name: spread(values) for name, values in waited.items()}
+    results["p99_to_alone"] = round(results["two_clients"]["p99"] / results["alone"]["p99"], 2)
+    return {"ttft_ms": results}
+
+
+def _simulated_newcomer(service: SimulatedService, plan: Plan, number: int) -> float:
+    arrival = 1.0 + number + 0.01 * (number * 37 % 100)
+    while service.now < arrival:
+        if not service.step():
+            service.now = arrival
+    service.add(f"new{number}", plan.newcomer_prompt, 8, client="other")
+    service.added[f"new{number}"] = arrival  # while the step went on that is over now
+    return service.first_token_after(f"new{number}")
+
+
 async def measure(plan: Plan, directory: Path, cases: Sequence[str]) -> dict[str, Any]:
     """The cases that were asked for."""
     results: dict[str, Any] = {"options": " ".join(plan.options)}
@@ -264,6 +305,8 @@ async def measure(plan: Plan, directory: Path, cases: Sequence[str]) -> dict[str
         results["streams_beside_prompts"] = await streams_beside_prompts(directory, plan)
     if "flood" in cases:
         results["beside_a_flood"] = await beside_a_flood(directory, plan)
+    if "simulated" in cases:
+        results["beside_a_flood_simulated"] = simulated(plan)
     return results
 
 
@@ -271,11 +314,13 @@ def main() -> None:
     """Measures and writes the record."""
     parser = record.parser(__doc__)
     parser.add_argument("--model-engine", action="store_true", help="serve SmolLM2 instead of no model")
-    parser.add_argument("--case", action="append", choices=("streams", "flood"), help="only this one")
+    parser.add_argument(
+        "--case", action="append", choices=("streams", "flood", "simulated"), help="only this one"
+    )
     arguments = parser.parse_args()
     plan = MODEL if arguments.model_engine else NULL
     with tempfile.TemporaryDirectory() as directory:
-        cases = arguments.case or ("streams", "flood")
+        cases = arguments.case or CASES[:2]
         record.write(arguments.json, asyncio.run(measure(plan, Path(directory), cases)))
 
 

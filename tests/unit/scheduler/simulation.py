@@ -55,8 +55,8 @@ class SimulatedService:
         priority: int = 0,
         timeout: float | None = None,
     ) -> Request:
-        """Submits a request whose prompt no other begins with."""
-        prompt = array("I", [len(self.times) % 49 + 1] * prompt_tokens)
+        """Submits a request whose prompt no other begins with, as far as the vocabulary goes."""
+        prompt = array("I", [len(self.times) % self.core.limits.vocab_size] * prompt_tokens)
         request = Request(
             name,
             prompt,
