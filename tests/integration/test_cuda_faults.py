@@ -38,7 +38,8 @@ def faulty(self, plan):
     return launch(self, plan)
 
 CudaModelRunner.launch = faulty
-main(sys.argv[1:])
+if __name__ == "__main__":  # compiling starts processes that import this
+    main(sys.argv[1:])
 """
 SHAPE = {
     "hidden_size": 128,
