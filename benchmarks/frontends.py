@@ -49,9 +49,7 @@ def rss_mib(pid: int) -> float:
 class Client:
     """The process that reads."""
 
-    def __init__(self, service: Service, kind: str, *arguments: str) -> None:
-        url = service.grpc_target if kind.startswith("grpc") else service.http_url
-        port = url.rpartition(":")[2]
+    def __init__(self, port: str, kind: str, *arguments: str) -> None:
         command = [sys.executable, "-m", "benchmarks.stream_load", kind, "--port", port, *arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -77,7 +75,8 @@ class Client:
 @contextmanager
 def client(service: Service, kind: str, *arguments: str) -> Iterator[Client]:
     """A client whose streams are all open when its first report has been read."""
-    reader = Client(service, kind, *arguments)
+    url = service.grpc_target if kind.startswith("grpc") else service.http_url
+    reader = Client(url.rpartition(":")[2], kind, *arguments)
     try:
         yield reader
     finally:
@@ -112,6 +111,30 @@ def measure(service: Service, kind: str, *arguments: str) -> dict[str, Any]:
     return result
 
 
+def floor(kind: str) -> dict[str, Any]:
+    """What a server takes for each message that does nothing but write (stream_floor.py)."""
+    command = [sys.executable, "-m", "benchmarks.stream_floor", kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            reader = Client(server.stdout.readline().strip(), kind)
+            reader.next()
+            cpu = cpu_seconds(server.pid)
+            time.sleep(SECONDS)
+            cpu = cpu_seconds(server.pid) - cpu
+            came = reader.next()
+            reader.close()
+        finally:
+            server.kill()
+    result = {
+        "messages_per_s": round(came["messages"] / came["seconds"]),
+        "cpu_us_per_message": round(cpu / came["messages"] * 1e6, 2),
+        "messages_per_s_per_core": round(came["messages"] / cpu),
+    }
+    print(f"floor of {kind}: {result}", file=sys.stderr, flush=True)
+    return result
+
+
 def memory(service: Service, kind: str) -> dict[str, Any]:
     """What MANY_STREAMS open streams add to the memory of each process."""
     pids = {role: service.processes()[role].pid for role in ROLES}
@@ -141,7 +164,7 @@ def main() -> None:
     """Measures and reports."""
     parser = record.parser(__doc__)
     parser.add_argument(
-        "--only", default="paced,fast,requests,memory", help="parts, with commas between them"
+        "--only", default="floor,paced,fast,requests,memory", help="parts, with commas between them"
     )
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
@@ -149,6 +172,10 @@ def main() -> None:
     base = ("--engine", "null", "--max-model-len", "131072", "--no-access-log")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
+        if "floor" in parts:
+            results[f"{STREAMS} streams, servers that only write"] = {
+                kind: floor(kind) for kind in ("sse", "grpc")
+            }
         if "paced" in parts:
             with Service(directory, options=(*base, "--null-step-ms", str(PACED_STEP_MS))) as service:
                 results[f"{STREAMS} streams, a step every {PACED_STEP_MS} ms"] = {

@@ -48,7 +48,9 @@ class EventStream:
     def ready(self) -> bool:
         """Whether the stream has begun and its client keeps up."""
         transport = self._transport
-        return transport is not None and transport.get_write_buffer_size() < LAGGING_BYTES
+        if transport is None or transport.is_closing():
+            return False
+        return transport.get_write_buffer_size() < LAGGING_BYTES
 
     def write(self, frame: bytes) -> None:
         """Writes frames, which are not empty, to a stream that is ready."""
@@ -134,6 +136,8 @@ class _StallWatch:
         self._timer.cancel()
 
     def _look(self) -> None:
+        if self._transport.is_closing():
+            return
         if self._transport.get_write_buffer_size() < self._size:
             self.__enter__()
             return
