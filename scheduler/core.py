@@ -16,22 +16,18 @@ from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
 from engine.dispatch.records import (
-    U32,
     F32Array,
-    NewRequest,
     StepPlan,
     StepResult,
     U32Array,
-    u32,
 )
 from pagewire.errors import Overloaded
 from scheduler import results, victims
 from scheduler.block_pool import BlockPool
 from scheduler.forecast import Forecast, Progress
 from scheduler.limits import SchedulerLimits
+from scheduler.placement import Beginning, Placement
 from scheduler.prefixes import Prefixes
 from scheduler.request import NO_TURN, EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
@@ -60,6 +56,7 @@ class Scheduler:
         self._suspects = Suspects()
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
         self.prefixes = Prefixes(limits, self.pool, self._rows)
+        self._placement = Placement(limits, self.pool, self._rows, self.prefixes)
         self._forecast = Forecast(limits, self.step_times, self._waiting, self.shares, self.prefixes)
         self._wants = Wants.nothing()
         self._in_flight: deque[InFlight] = deque()
@@ -206,10 +203,7 @@ class Scheduler:
 
     def _vacate(self, request: Request) -> None:
         """Takes row and blocks from a request."""
-        self.pool.release(request.block_ids)
-        request.block_ids = []
-        request.num_published_blocks = 0
-        self._rows.leave(request)
+        self._placement.leave(request)
         self._wants.num_steps = 0
         self._bill(request)
         assert request.share is not None
@@ -247,7 +241,7 @@ class Scheduler:
         """Whether something of a suspect can be computed now, or it waits for its mask."""
         if suspect.status is Status.RUNNING:
             return self._rows.num_left(suspect.row) > 0
-        return not suspect.is_blocked or self._can_begin(suspect)
+        return not suspect.is_blocked or self._placement.can_begin(suspect)
 
     def _schedule_alone(self, suspect: Request) -> StepPlan:
         """Plans a step of a suspect, while none is in flight. Whoever holds what it needs makes room."""
@@ -267,7 +261,7 @@ class Scheduler:
             return self._rows.next_free is not None and self._admit(draft, suspect)
         start = int(self._rows.num_computed[suspect.row])
         count = draft.fit(suspect, start, min(self._rows.num_left(suspect.row), draft.budget))
-        needed = -(-(start + count) // self.limits.block_size) - len(suspect.block_ids)
+        needed = self._placement.num_needed(suspect, count)
         if needed > self.pool.num_free:
             return False
         blocks = self.pool.allocate(max(needed, 0))
@@ -300,14 +294,14 @@ class Scheduler:
         cannot be served otherwise.
         """
         request = self._waiting.first()
-        if request is None or request.num_pending or (request.is_blocked and not self._can_begin(request)):
+        if request is None or request.num_pending:
+            return
+        if request.is_blocked and not self._placement.can_begin(request):
             return
         assert request.share is not None
         if self.shares.most_running(request.share) is None:
             return
-        hits = self.prefixes.find(request)
-        num_lacking = -(-len(request.token_ids) // self.limits.block_size) - len(hits)
-        num_lacking -= self.pool.num_free - self.pool.num_free_among(hits)
+        num_lacking = self._placement.num_lacking(request)
         if self._rows.next_free is not None and num_lacking <= 0:
             return
         for victim in victims.for_newcomer(request, self.running, self.shares, self.pool, num_lacking):
@@ -323,7 +317,7 @@ class Scheduler:
             self._wants = self._rows.wants(self.running)
         wants, preempted = self._wants, False
         singles = wants.singles
-        if not self._decode_all(draft, wants):
+        if not self._placement.decode_all(draft, wants):
             singles = sorted(wants.decoding + singles, key=lambda each: each.order)
         for request in singles:
             if request.status is Status.RUNNING and draft.budget > 0:
@@ -349,46 +343,19 @@ class Scheduler:
         rows = self._rows
         return draft.work.num_decodes > 0 or bool(rows.blocked[rows.constrained].any())
 
-    def _decode_all(self, draft: Draft, wants: Wants) -> bool:
-        """Gives every decoding request its token; False, and nothing done, if budget or blocks are short."""
-        state, rows = self._rows, wants.decoding_rows
-        if not len(rows):
-            return True
-        starts = state.num_computed[rows]
-        grown = starts == state.num_held[rows]
-        growing = rows[grown]
-        if wants.num_singles > draft.budget or len(growing) > self.pool.num_free:
-            return False
-        blocks = self._grow(growing) if len(growing) else []
-        draft.place_decodes(wants, starts=starts, grown=grown, blocks=blocks)
-        ends = starts + 1
-        state.num_computed[rows] = ends
-        state.num_tokens[rows] = ends + 1
-        wants.num_steps = max(wants.num_steps - 1, 0)
-        self.prefixes.publish_filled(rows, ends)
-        return True
-
-    def _grow(self, rows: IntArray) -> list[int]:
-        """Gives each of these rows' requests a block; returns the blocks."""
-        blocks = self.pool.allocate(len(rows))
-        for request, block_id in zip(self._rows.holders(rows), blocks, strict=True):
-            request.block_ids.append(block_id)
-        self._rows.num_held[rows] += self.limits.block_size
-        return blocks
-
     def _continue(self, draft: Draft, request: Request, count: int) -> bool:
         """Places `count` more tokens of a running request, or fewer if blocks are short; True if some request
         was preempted for it, possibly itself.
         """
-        block_size, pool, preempted = self.limits.block_size, self.pool, False
-        start, num_held = int(self._rows.num_computed[request.row]), len(request.block_ids)
-        count = draft.fit(request, start, count)
-        needed = -(-(start + count) // block_size) - num_held
+        pool, preempted = self.pool, False
+        count = draft.fit(request, int(self._rows.num_computed[request.row]), count)
+        needed = self._placement.num_needed(request, count)
         while needed > pool.num_free:
             victim = victims.for_memory(self.running, self.shares, draft.scheduled)
             if victim is None:
-                count = min(count, (num_held + pool.num_free) * block_size - start)
-                needed = -(-(start + count) // block_size) - num_held
+                held = (len(request.block_ids) + pool.num_free) * self.limits.block_size
+                count = min(count, held - int(self._rows.num_computed[request.row]))
+                needed = self._placement.num_needed(request, count)
                 break
             self.running.remove(victim)
             self._preempt(victim)
@@ -413,7 +380,7 @@ class Scheduler:
             request = self._waiting.first()
             if request is None or (before is not None and not self._is_due_before(request, before)):
                 break
-            if request.is_blocked and not self._can_begin(request):
+            if request.is_blocked and not self._placement.can_begin(request):
                 self._waiting.set_aside()
             elif request.num_pending or not self._admit(draft, request):
                 break
@@ -424,43 +391,18 @@ class Scheduler:
         assert other.share is not None
         return request.priority <= other.priority and self.shares.is_behind(request.share, other.share)
 
-    def _can_begin(self, request: Request) -> bool:
-        """Whether anything but the last token of a waiting request is left to compute."""
-        return len(self.prefixes.find(request)) * self.limits.block_size < len(request.token_ids) - 1
-
     def _admit(self, draft: Draft, request: Request) -> bool:
         """Moves the first waiting request, or a suspect, into a row, if everything it needs is there."""
-        block_size, pool, num_tokens = self.limits.block_size, self.pool, len(request.token_ids)
-        hits = self.prefixes.find(request)
-        start = len(hits) * block_size
-        available = pool.num_free - pool.num_free_among(hits)
-        if -(-num_tokens // block_size) - len(hits) > available:
+        beginning = self._placement.begin(draft, request)
+        if beginning is None:
             return False
-        count = draft.fit(request, start, min(num_tokens - request.is_blocked - start, draft.budget))
-        if count <= 0:
-            return False
-        pool.acquire(hits)
-        blocks = pool.allocate(-(-(start + count) // block_size) - len(hits))
-        assert self._rows.next_free is not None
-        new = NewRequest(
-            self._rows.next_free,
-            np.array(request.token_ids, dtype=U32),
-            request.num_prompt_tokens,
-            u32(hits + blocks),
-            request.sampling,
-        )
-        if new.num_words > draft.words:
-            pool.release(hits + blocks)
-            return False
-        draft.words -= new.num_words
-        draft.new_requests.append(new)
-        self._enter(request, hits, start)
-        self._place(draft, request, count, blocks, appended=[])
+        self._enter(request, beginning)
+        self._place(draft, request, beginning.count, beginning.blocks, appended=[])
         return True
 
-    def _enter(self, request: Request, hits: list[int], start: int) -> None:
+    def _enter(self, request: Request, beginning: Beginning) -> None:
         """Turns the first waiting request, or a suspect, into a running one that holds its prefix hits."""
-        is_new = request.num_cached_tokens < 0
+        is_new, start = request.num_cached_tokens < 0, beginning.start
         if request.suspicion is not None:
             request.share = self.shares.of(request.client)
         assert request.share is not None
@@ -469,10 +411,7 @@ class Scheduler:
         if request.suspicion is None:
             self._waiting.take_first()
             insort(self.running, request, key=lambda running: running.order)
-        request.status = Status.RUNNING
-        request.block_ids = hits
-        request.num_published_blocks = len(hits)
-        self._rows.enter(request, start)
+        self._placement.enter(request, beginning)
         self.counters.prefix_cache_queries += len(request.token_ids)
         self.counters.prefix_cache_hits += start
         if is_new:
@@ -482,21 +421,9 @@ class Scheduler:
     def _place(
         self, draft: Draft, request: Request, count: int, blocks: list[int], *, appended: list[int]
     ) -> None:
-        """Adds `count` tokens of a request to the step, with the new blocks that hold them; `appended` are
-        those that the worker does not know from a NewRequest.
-        """
-        state, row = self._rows, request.row
-        start = int(state.num_computed[row])
-        end = start + count
-        samples = bool(end == state.num_tokens[row]) and not request.is_pooling
-        draft.place(request, start=start, count=count, samples=samples, blocks=appended)
-        request.block_ids += blocks
-        state.num_held[row] += len(blocks) * self.limits.block_size
-        state.num_computed[row] = end
-        state.num_tokens[row] += samples
-        state.blocked[row] |= samples and request.constraint is not None
+        """See Placement.place."""
+        self._placement.place(draft, request, count, blocks, appended=appended)
         self._wants.num_steps = 0
-        self.prefixes.publish(request)
 
     def _dispatch(self, draft: Draft) -> StepPlan:
         plan = draft.plan(self._next_step_id, self._rows.take_freed())
