@@ -20,7 +20,7 @@ SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
 LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
 
-.PHONY: help serve test test-gpu lint audit format proto bench clean
+.PHONY: help serve test test-gpu lint audit format proto chaos bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -57,6 +57,9 @@ format: $(VENV)/.installed-dev ## Rewrite Python and protos in the house style
 
 proto: $(VENV)/.installed-dev ## Regenerate the stubs from protos/
 	$(BIN)/python tools/stubs.py
+
+chaos: $(VENV)/.installed-dev ## Kill every process at random for ten minutes under streams (ARGS= as in tools/chaos)
+	$(BIN)/python -m tools.chaos $(ARGS)
 
 bench: $(VENV)/.installed-dev ## Run the CPU benchmarks
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit; done

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from pagewire.hub import DEFAULT_MODEL, resolve_model
 from tests.e2e.service import Service
@@ -21,16 +22,16 @@ _SHAPE = {
 _OPTIONS = ("--load-format", "dummy", "--max-model-len", "64", "--max-num-seqs", "16")
 
 
-def start_service(directory: Path, *options: str) -> Service:
+def start_service(directory: Path, *options: str, **config: Any) -> Service:
     """Returns when it is ready. `directory` holds the model and the log; the caller stops the service.
 
     The tokenizer and the template are the default model's, so that text and conversations are served. The
-    context is short: a request that asks for as much as there is ends soon.
+    context is short: a request that asks for as much as there is ends soon. `config` changes its config.json.
     """
     model = directory / "tiny"
     shutil.copytree(resolve_model(DEFAULT_MODEL), model, ignore=shutil.ignore_patterns("*.safetensors*"))
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | _SHAPE))
+    config = json.loads((model / "config.json").read_text()) | _SHAPE | config
+    (model / "config.json").write_text(json.dumps(config))
     service = Service(directory, model=str(model), options=(*_OPTIONS, *options))
     return service.wait_ready()
 

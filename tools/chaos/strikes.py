@@ -1,0 +1,106 @@
+"""Kills processes of a service, or stops them as if they hung, at random times."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from tests.e2e.service import Service
+from tools.chaos.processes import ROLES, living, role_of
+
+HANG = "hang"
+KINDS = (*ROLES, HANG)
+# How likely each is, and that a second one comes with it at the same moment.
+WEIGHTS = {"engine-worker": 3, "scheduler": 3, "frontend": 3, HANG: 1}
+TWO_AT_ONCE = 0.15
+_AGAIN_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """What was done to a process, and when (`time.monotonic`)."""
+
+    kind: str
+    at: float
+
+
+class Strikes:
+    """Chooses and hits. A process is hit once; one that hangs is left to the service's own watchdog.
+
+    Args:
+        say: told of every strike.
+
+    Attributes:
+        done: everything, in order.
+    """
+
+    def __init__(self, service: Service, seed: int, say: Callable[[str], None] = lambda _: None) -> None:
+        self.done: list[Strike] = []
+        self._say = say
+        self._service = service
+        self._random = random.Random(seed)
+        self._hit: set[int] = set()
+
+    async def at_random(self, seconds: float, mean_interval: float) -> None:
+        """A Poisson process of strikes for so long."""
+        end = time.monotonic() + seconds
+        while True:
+            pause = self._random.expovariate(1 / mean_interval)
+            if time.monotonic() + pause > end:
+                return
+            await asyncio.sleep(pause)
+            kinds = [self._draw()]
+            if self._random.random() < TWO_AT_ONCE:
+                kinds.append(self._draw())
+            for kind in kinds:
+                self.strike(kind)
+
+    async def strike_each(self, kinds: Sequence[str]) -> None:
+        """Hits all of these as soon as there is one of each that was not hit before."""
+        left = list(kinds)
+        while left:
+            left = [kind for kind in left if not self.strike(kind)]
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    def strike(self, kind: str) -> bool:
+        """Hits a process that was not hit before; whether there was one."""
+        role = "engine-worker" if kind == HANG else kind
+        targets = [
+            process
+            for name, process in living(self._service).items()
+            if role_of(name) == role and process.pid not in self._hit and self._may_be_hit(process, kind)
+        ]
+        if not targets:
+            return False
+        target = self._random.choice(targets)
+        try:
+            target.send_signal(signal.SIGSTOP if kind == HANG else signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            return False
+        self._hit.add(target.pid)
+        self.done.append(Strike(kind, time.monotonic()))
+        self._say(f"{kind}, pid {target.pid}")
+        return True
+
+    def _may_be_hit(self, process: psutil.Process, kind: str) -> bool:
+        """A worker that hangs while it starts is not noticed: nobody knows how long a start may take."""
+        return kind != HANG or f"attached to worker {process.pid}:" in self._service.log
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Strikes by kind."""
+        return Counter(each.kind for each in self.done)
+
+    def frontend_killed_at(self) -> float:
+        """When a frontend was last killed."""
+        return max((each.at for each in self.done if each.kind == "frontend"), default=-1e9)
+
+    def _draw(self) -> str:
+        return self._random.choices(KINDS, [WEIGHTS[kind] for kind in KINDS])[0]
