@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import signal
+from contextlib import closing
 from pathlib import Path
 
-from engine.dispatch.control import HandshakeError, WorkerLink
+from engine.dispatch.control import HANDSHAKE_SECONDS, HandshakeError, WorkerLink, WorkerSilent
+from engine.dispatch.peer import PeerProcess
 from engine.dispatch.ring import RingError
 
 logger = logging.getLogger(__name__)
@@ -15,22 +19,78 @@ logger = logging.getLogger(__name__)
 # worker that has started is soon attached, and one that stays away costs nothing.
 _SHARE = 1 / 200
 _LEAST_SECONDS, _MOST_SECONDS = 0.05, 0.25
+# From the request for its stacks to its end: the time that a worker has to write them.
+_STACKS_SECONDS = 1.0
 
 
-async def attach(socket: Path) -> WorkerLink:
+async def attach(socket: Path, patience: float = math.inf) -> WorkerLink:
     """Tries until a worker that listens on `socket` answers. The handshake runs in a thread, as an answer may
-    take its time.
+    take its time: a worker first finishes the step of the scheduler before.
+
+    Args:
+        socket: where workers listen.
+        patience: seconds after which a worker that takes connections and does not answer counts as hung and
+            is killed.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
-    while True:
-        seconds = min(max(_SHARE * (loop.time() - began), _LEAST_SECONDS), _MOST_SECONDS)
+    with closing(_Silence(patience)) as silence:
+        while True:
+            seconds = min(max(_SHARE * (loop.time() - began), _LEAST_SECONDS), _MOST_SECONDS)
+            try:
+                if socket.exists():
+                    return await asyncio.to_thread(WorkerLink.connect, socket, patience)
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass  # it was removed just now; or its worker was killed, or does not listen yet
+            except (HandshakeError, RingError, OSError) as error:
+                logger.warning("cannot attach to the worker at %s: %s", socket, error)
+                seconds = _MOST_SECONDS
+                if isinstance(error, WorkerSilent):
+                    silence.kept_by(error.process)
+                if isinstance(error, WorkerSilent | TimeoutError):
+                    await silence.end_if_too_long()
+            await asyncio.sleep(seconds)
+
+
+class _Silence:
+    """How long a worker has taken connections without an answer. Nobody else can notice that it hangs: steps,
+    which the watchdog looks at, exist only once a scheduler is attached.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._process: PeerProcess | None = None
+        self._began = 0.0
+
+    def kept_by(self, process: PeerProcess) -> None:
+        """This worker did not answer; its silence begins now unless it has already. Takes over `process`."""
+        if self._process is not None and self._process.pid == process.pid:
+            process.close()
+            return
+        self.close()
+        self._process = process
+        self._began = asyncio.get_running_loop().time() - min(self._patience, HANDSHAKE_SECONDS)
+
+    async def end_if_too_long(self) -> None:
+        """Kills the worker if it has been silent for too long; it is asked for its stacks before."""
+        process = self._process
+        seconds = asyncio.get_running_loop().time() - self._began
+        if process is None or seconds < self._patience:
+            return
+        who = f"the worker (pid {process.pid})"
+        logger.error("%s hangs: it has answered no scheduler for %.1f s, and is killed", who, seconds)
         try:
-            if socket.exists():
-                return await asyncio.to_thread(WorkerLink.connect, socket)
-        except (FileNotFoundError, ConnectionRefusedError):
-            pass  # it was removed just now; or its worker was killed, or does not listen yet
-        except (HandshakeError, RingError, OSError) as error:
-            logger.warning("cannot attach to the worker at %s: %s", socket, error)
-            seconds = _MOST_SECONDS
-        await asyncio.sleep(seconds)
+            process.signal(signal.SIGUSR1)
+            await asyncio.sleep(_STACKS_SECONDS)
+            process.signal(signal.SIGKILL)
+        except ProcessLookupError:
+            logger.info("%s has ended by itself", who)
+        except OSError as error:
+            logger.error("%s cannot be killed from here (%s); end it by hand", who, error)
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the worker."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None

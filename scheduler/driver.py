@@ -30,7 +30,7 @@ from scheduler.pacing import Pacing
 from scheduler.request import EndReason, Request
 from scheduler.status import load_message, model_message
 from scheduler.step import StepOutput
-from scheduler.watchdog import Watchdog
+from scheduler.watchdog import FIRST_STEPS_FACTOR, Watchdog
 
 if TYPE_CHECKING:
     from scheduler.masks import MaskOutcome
@@ -73,9 +73,10 @@ class EngineDriver:
 
     async def run(self) -> None:
         """Attaches to the worker, again and again when it is lost, until cancelled."""
+        patience = self._config.step_timeout * FIRST_STEPS_FACTOR
         try:
             while True:
-                link = await attach(self._config.worker_socket)
+                link = await attach(self._config.worker_socket, patience)
                 self._attach(link)
                 await self._lost.wait()
                 self._detach()

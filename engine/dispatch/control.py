@@ -62,6 +62,22 @@ class HandshakeError(ConnectionError):
     """The peer answered, but the two cannot work together."""
 
 
+class HandshakeTimeout(HandshakeError):
+    """The peer did not answer in time."""
+
+
+class WorkerSilent(HandshakeTimeout):
+    """A worker takes connections and does not answer: it is busy, or hangs.
+
+    Attributes:
+        process: which; it belongs to whoever catches this.
+    """
+
+    def __init__(self, message: str, process: PeerProcess) -> None:
+        super().__init__(message)
+        self.process = process
+
+
 def record_limits(facts: WorkerFacts) -> RecordLimits:
     """The record limits that both sides derive from the worker's facts."""
     return RecordLimits.derive(
@@ -86,13 +102,14 @@ def _receive(sock: socket.socket, expected: str, num_fds: int = 0) -> tuple[pb.C
     """The next handshake message, which must be of the expected kind.
 
     Raises:
-        HandshakeError: it is another, malformed, late, or the peer refused.
+        HandshakeError: it is another, malformed, late (HandshakeTimeout), or the peer refused.
         PeerGone: the peer closed the socket.
     """
     try:
         packet, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, num_fds)
     except TimeoutError:
-        raise HandshakeError(f"no {expected} within {HANDSHAKE_SECONDS:g} s; is the peer busy?") from None
+        seconds = sock.gettimeout() or 0.0
+        raise HandshakeTimeout(f"no {expected} within {seconds:g} s; is the peer busy?") from None
     try:
         if not packet:
             raise PeerGone(f"the peer closed the control socket before {expected}")
@@ -314,20 +331,28 @@ class WorkerLink:
         self.control_fd = channel._sock.fileno()
 
     @classmethod
-    def connect(cls, path: Path) -> WorkerLink:
+    def connect(cls, path: Path, timeout: float | None = None) -> WorkerLink:
         """Connects to the worker listening on `path` and attaches to it.
+
+        Args:
+            path: of its socket.
+            timeout: seconds for each of its answers, HANDSHAKE_SECONDS at most.
 
         Raises:
             OSError: nobody listens there (yet), or the worker left during the handshake.
+            TimeoutError: it has left many connections waiting.
+            WorkerSilent: it does not answer.
             HandshakeError: it cannot work with this scheduler.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            sock.settimeout(HANDSHAKE_SECONDS)
+            sock.settimeout(HANDSHAKE_SECONDS if timeout is None else min(timeout, HANDSHAKE_SECONDS))
             sock.connect(str(path))
             process = PeerProcess(sock)
             try:
                 return cls._attach(sock, process)
+            except HandshakeTimeout as error:
+                raise WorkerSilent(str(error), process) from error
             except BaseException:
                 process.close()
                 raise

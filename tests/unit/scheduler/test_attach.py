@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,3 +59,49 @@ async def test_what_is_no_worker_is_told_of(tmp_path: Path, caplog: pytest.LogCa
                 await asyncio.sleep(0.01)
         attaching.cancel()
     assert str(path) in caplog.text
+
+
+LISTENS_AND_SLEEPS = """
+import socket, sys, time
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1])
+listener.listen(8)
+print("listening", flush=True)
+time.sleep(60)
+"""
+
+
+async def test_a_worker_that_answers_no_scheduler_is_killed_and_the_next_one_attached(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that hung while its scheduler died: no step is in flight for a watchdog to look at."""
+    path = tmp_path / "worker.sock"
+    hung = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LISTENS_AND_SLEEPS, str(path), stdout=asyncio.subprocess.PIPE
+    )
+    assert hung.stdout is not None
+    await hung.stdout.readline()
+    attaching = asyncio.create_task(attach(path, patience=0.3))
+    # It has no handler that writes its stacks, so the request for them is its end.
+    assert await asyncio.wait_for(hung.wait(), 10) in (-signal.SIGUSR1, -signal.SIGKILL)
+    assert f"pid {hung.pid}) hangs" in caplog.text
+    worker = WorkerThread(path)
+    link = await asyncio.wait_for(attaching, 10)
+    assert link.facts == FACTS
+    link.close()
+    worker.close()
+
+
+async def test_a_worker_that_is_busy_for_a_while_is_not_killed(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    hung = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LISTENS_AND_SLEEPS, str(path), stdout=asyncio.subprocess.PIPE
+    )
+    assert hung.stdout is not None
+    await hung.stdout.readline()
+    attaching = asyncio.create_task(attach(path, patience=5.0))
+    await asyncio.sleep(0.5)
+    assert hung.returncode is None
+    attaching.cancel()
+    hung.kill()
+    await hung.wait()
