@@ -15,10 +15,9 @@ NUM_STREAMS = 16
 PAUSE_SECONDS = 0.7
 STRIKES = (
     ("engine-worker",),
-    ("frontend",),
     ("scheduler",),
-    ("engine-worker", "scheduler"),
-    (HANG,),
+    ("frontend",),
+    (HANG, "scheduler"),
     ("frontend", "engine-worker"),
     ("scheduler", "frontend"),
 )
@@ -38,6 +37,6 @@ async def test_streams_get_every_token_once_whatever_is_killed(tmp_path: Path, s
         status = service.stop()
     assert faults(results) == {}
     assert status == 0
-    assert results["strikes"] == {"engine-worker": 3, "scheduler": 3, "frontend": 3, HANG: 1}
+    assert results["strikes"] == {"engine-worker": 2, "scheduler": 3, "frontend": 3, HANG: 1}
     assert sum(results["answered"].values()) >= NUM_STREAMS
     assert sum(results["made_again_after_their_frontend_was_killed"].values()) > 0

@@ -17,6 +17,7 @@ from tools.chaos.strikes import HANG, KINDS, Strike
 # Tokens that come so soon after a strike were on their way already.
 IN_TRANSIT_SECONDS = 0.05
 _ERRORS = ("Traceback", "Fatal", "Task exception was never retrieved", "ERROR")
+_OF_HANGS = ("scheduler.watchdog", "scheduler.attach")
 
 
 def recovery_times(strikes: Sequence[Strike], arrivals: Sequence[array[float]]) -> dict[str, Any]:
@@ -90,11 +91,11 @@ def quarantined(service: Service) -> list[str]:
 
 
 def errors_in_the_log(service: Service) -> list[str]:
-    """Lines that tell of errors, but for what the watchdog says of workers that hang."""
+    """Lines that tell of errors, but for what is said of workers that hang."""
     return [
         line[:MOST_CHARACTERS]
         for line in service.log.splitlines()
-        if any(mark in line for mark in _ERRORS) and "scheduler.watchdog" not in line
+        if any(mark in line for mark in _ERRORS) and not any(mark in line for mark in _OF_HANGS)
     ]
 
 
