@@ -23,11 +23,15 @@ def role_of(name: str) -> str:
 def living(service: Service) -> dict[str, psutil.Process]:
     """The service's processes that run now, by name; not the supervisor."""
     children = {child.pid: child for child in psutil.Process(service.process.pid).children()}
-    return {
-        name: children[pid]
-        for name, pid in started(service)
-        if pid in children and children[pid].status() != psutil.STATUS_ZOMBIE
-    }
+    return {name: children[pid] for name, pid in started(service) if pid in children and runs(children[pid])}
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; it may at any moment."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def started(service: Service) -> list[tuple[str, int]]:

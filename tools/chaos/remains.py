@@ -14,7 +14,7 @@ import psutil
 
 from tests.e2e.service import Service
 from tests.segments import segments_of
-from tools.chaos.processes import living, started
+from tools.chaos.processes import living, runs, started
 
 REST_SECONDS = 60.0
 # Threads of pools that come and go hold a descriptor or two.
@@ -107,14 +107,7 @@ class Descendants:
     def orphans(self) -> list[str]:
         """Those that still run, and are no longer below the supervisor."""
         mine = set(self._supervisor.children(recursive=True)) if self._supervisor.is_running() else set()
-        return [_said(process) for process in self._seen - mine if _runs(process)]
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        return [_said(process) for process in self._seen - mine if runs(process)]
 
 
 def _said(process: psutil.Process) -> str:
