@@ -21,14 +21,14 @@ pytestmark = [
 ]
 
 OUT_OF_MEMORY, ILLEGAL_INDEX = 1, 3
-# The real command, with a runner that does what a faulty kernel or a batch too large would do.
+# The real command, with steps that do what a faulty kernel or a batch too large would do.
 FAULTY_WORKER = f"""
 import sys
 import torch
 from engine.cuda.runner import CudaModelRunner
 from engine.cli import main
 
-launch = CudaModelRunner.launch
+launch = CudaModelRunner._launch
 
 def faulty(self, plan):
     if plan.step_id == {OUT_OF_MEMORY}:
@@ -37,7 +37,7 @@ def faulty(self, plan):
         torch.zeros(1, device="cuda")[torch.full((1,), 5, device="cuda")]
     return launch(self, plan)
 
-CudaModelRunner.launch = faulty
+CudaModelRunner._launch = faulty
 if __name__ == "__main__":  # compiling starts processes that import this
     main(sys.argv[1:])
 """
