@@ -20,9 +20,11 @@ from pagewire.lifeline import Lifeline
 
 # Seconds before the 1st, 2nd, ... restart in a row; the last is repeated.
 BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-# A process that was ready for this many seconds starts again at the first of them. What dies of its own work
-# does so earlier; what somebody kills now and then should not have to wait.
-STABLE_SECONDS = 10.0
+# A process that was ready for this many seconds, and for twice as long as it had to wait before, starts again
+# at the first of them. What dies of its own work does so earlier; what somebody kills now and then should not
+# have to wait ever longer because it was hit twice in ten seconds.
+STABLE_SECONDS = 5.0
+_STABLE_FACTOR = 2.0
 # A process that dies this many times before it was ever ready is given up.
 MAX_FAILED_STARTS = 4
 LAST_LINES = 30
@@ -137,19 +139,21 @@ class Child:
             self._ended.set()
 
     async def _keep_running(self) -> None:
-        failures = 0
+        failures, delay = 0, 0.0
         while not self._stopping.is_set():
             returncode = await self._run_once()
             if self._stopping.is_set():
                 self._report.stopped(self.spec.name, returncode)
                 return
-            stable = self.ready.is_set() and time.monotonic() - self._ready_at >= STABLE_SECONDS
+            failures = 1 if self._was_ready_for(max(STABLE_SECONDS, _STABLE_FACTOR * delay)) else failures + 1
             self.ready.clear()
-            failures = 1 if stable else failures + 1
             self._give_up_if_hopeless(returncode, failures)
             delay = BACKOFF[min(failures, len(BACKOFF)) - 1]
             self._report.died(self.spec.name, describe(returncode), delay)
             await self._sleep_unless_stopping(delay)
+
+    def _was_ready_for(self, seconds: float) -> bool:
+        return self.ready.is_set() and time.monotonic() - self._ready_at >= seconds
 
     async def stop(self) -> None:
         """Asks the process to stop, waits for it, and kills it and its group after its `stop_timeout`."""

@@ -150,6 +150,22 @@ async def test_a_child_that_was_stable_is_restarted_at_once_again(
     assert [event[3] for event in report.of_kind("died")] == [0.0, 0.0, 0.0]
 
 
+async def test_a_child_is_stable_once_it_has_run_for_twice_as_long_as_it_waited(
+    tmp_path: Path, report: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "STABLE_SECONDS", 0.0)
+    monkeypatch.setattr(child_module, "BACKOFF", (0.2, 0.4))
+    async with Supervisor([[polite("one", tmp_path / "ends")]], tmp_path, report) as supervisor:
+        [child] = supervisor.children
+        for seconds_of_life in (0.0, 0.0, 0.9, 0.0):
+            await supervisor.until_ready()
+            await asyncio.sleep(seconds_of_life)
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            await until(lambda: not child.ready.is_set())
+    assert [event[3] for event in report.of_kind("died")] == [0.2, 0.4, 0.2, 0.4]
+
+
 async def test_a_child_that_refuses_its_configuration_fails_the_service_with_its_own_words(
     tmp_path: Path, report: Journal
 ) -> None:
