@@ -54,23 +54,24 @@ def engine_options(device: str, max_num_seqs: int | None = None) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def pagewire_json(directory: Path, *arguments: str) -> list[dict[str, Any]]:
-    """Runs a `pagewire bench` command; the results in its record."""
+def pagewire_json(directory: Path, *arguments: str) -> dict[str, Any]:
+    """Runs a `pagewire bench` command; the one result in its record."""
     path = directory / "record.json"
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pagewire", "bench", *arguments, "--json", str(path)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if not path.exists():
         raise SystemExit(f"{' '.join(command)} ended with {ran.returncode}:\n{ran.stdout}")
-    results: list[dict[str, Any]] = json.loads(path.read_text())["results"]
-    return results
+    results = json.loads(path.read_text())["results"]
+    (result,) = results.values() if isinstance(results, dict) else results
+    return dict(result)
 
 
 def offline(model: Path, case: str, device: str, directory: Path, repeat: int) -> dict[str, Any]:
     """The same requests given to the engine all at once, with as many rows as the case has open."""
     preset = PRESETS[case]
     rows = int(preset.concurrency) if preset.concurrency else None
-    (result,) = pagewire_json(
+    return pagewire_json(
         directory,
         "throughput",
         str(model),
@@ -78,7 +79,6 @@ def offline(model: Path, case: str, device: str, directory: Path, repeat: int) -
         *("--num-requests", str(preset.num_requests), "--repeat", str(repeat)),
         *("--prompt-len", preset.input_len, "--output-len", preset.output_len),
     )
-    return result
 
 
 def served(
@@ -88,7 +88,7 @@ def served(
     points = []
     for _ in range(repeat):
         before = processor_seconds(service)
-        (point,) = pagewire_json(
+        point = pagewire_json(
             directory,
             *("serve", "--url", service.http_url, "--workload", case, "--warmup", str(WARMUP)),
             *("--processes", str(processes), "--vocab-size", str(vocab_size)),
