@@ -15,6 +15,8 @@ MODEL ?= smollm2-135m
 PORT ?= 8000
 GRPC_PORT ?= 50051
 ARGS ?=
+# Many tests start a service of their own and wait for it: two files at a time keep two cores busy.
+JOBS ?= 2
 
 SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
@@ -29,8 +31,8 @@ help: ## Say what there is
 serve: $(VENV)/.installed ## Install, fetch the model, serve it (MODEL= PORT= GRPC_PORT= ARGS=)
 	$(BIN)/pagewire serve $(MODEL) --port $(PORT) --grpc-port $(GRPC_PORT) $(ARGS)
 
-test: $(VENV)/.installed-dev ## Run the CPU test suite (ARGS= goes to pytest)
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test: $(VENV)/.installed-dev ## Run the CPU test suite (JOBS= side by side, ARGS= goes to pytest)
+	$(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## Run the tests of kernels and models on a CUDA device (ARGS= goes to pytest)
 	$(BIN)/python -m pytest -m gpu $(ARGS)

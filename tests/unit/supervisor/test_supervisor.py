@@ -225,7 +225,7 @@ async def test_waits_without_using_the_cpu(tmp_path: Path, report: Journal) -> N
         await supervisor.until_ready()
         before = time.process_time()
         await asyncio.sleep(1.0)
-        assert time.process_time() - before < 0.01
+        assert time.process_time() - before < 0.03
 
 
 SUPERVISE = """
