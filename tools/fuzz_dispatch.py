@@ -312,12 +312,12 @@ async def send_all(service: Any, scheduler: str, count: int, generator: random.R
 
 
 def fuzz_messages(count: int, generator: random.Random) -> Counter[str]:
-    """Mutated messages to a service of a tiny model."""
+    """Mutated messages to a service without a model."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # nosec B108 # a short path, of a name of its own
         runtime = Path(name, "run")
         runtime.mkdir()
         os.environ["XDG_RUNTIME_DIR"] = str(runtime)
-        service = start_service(Path(name))
+        service = start_service(Path(name), "--engine", "null")
         try:
             before = process_ids(service)
             (socket,) = runtime.glob("pagewire-*/scheduler.sock")
