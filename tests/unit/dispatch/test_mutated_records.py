@@ -1,5 +1,7 @@
-"""Records and rings with mutated bytes are taken or refused, never anything else. `python -m tools.fuzz_dispatch`
-does so by the million."""
+"""Records and rings with mutated bytes are taken or refused, never anything else.
+
+`python -m tools.fuzz_dispatch` does so by the million.
+"""
 
 from __future__ import annotations
 
