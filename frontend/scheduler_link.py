@@ -106,9 +106,10 @@ class SchedulerLink:
         return await _within(seconds, self._heard.wait())
 
     async def back_soon(self) -> bool:
-        """Waits for a scheduler or an engine that was lost to be replaced; whether it was in time. Before the
-        first engine, and when too many wait already, nothing is waited for."""
-        if self.ready or self.model is None or self._num_waiting >= MAX_UNSENT:
+        """Waits for a scheduler and an engine, if there are none; whether they came in time. They may have
+        been lost, or this frontend be the one that was just started again. If too many wait already, nothing is
+        waited for."""
+        if self.ready or self._num_waiting >= MAX_UNSENT:
             return self.ready
         self._num_waiting += 1
         try:

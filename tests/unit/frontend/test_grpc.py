@@ -9,6 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from frontend import scheduler_link
 from pagewire.client import AsyncClient
 from pagewire.errors import Code, InvalidRequest, NotFound, Overloaded, Unauthenticated, Unavailable
 from pagewire.inference.v1 import inference_pb2 as pb
@@ -142,7 +143,24 @@ async def test_the_schedulers_errors_pass_through(client, scheduler) -> None:
         await asking
 
 
-async def test_health_follows_the_engine(start_frontend: FrontendFactory, scheduler) -> None:
+async def test_a_frontend_that_was_just_started_waits_for_the_engine(
+    start_frontend: FrontendFactory, scheduler
+) -> None:
+    scheduler.ready, scheduler.reply = False, b"x"
+    frontend = await start_frontend(wait=False)
+    async with AsyncClient(frontend.target) as client:
+        asking = asyncio.create_task(client.generate("p"))
+        await scheduler.until(lambda scheduler: scheduler.num_streams == 1)
+        await asyncio.sleep(0.1)
+        assert not asking.done()
+        await scheduler.attach_engine()
+        assert (await asyncio.wait_for(asking, 5)).text == "x"
+
+
+async def test_health_follows_the_engine(
+    start_frontend: FrontendFactory, scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_link, "_REPLACED_SOON", 0.1)
     scheduler.ready = False
     frontend = await start_frontend(wait=False)
     async with grpc.aio.insecure_channel(frontend.target) as channel, AsyncClient(frontend.target) as client:
