@@ -107,8 +107,8 @@ class SchedulerLink:
 
     async def back_soon(self) -> bool:
         """Waits for a scheduler and an engine, if there are none; whether they came in time. They may have
-        been lost, or this frontend be the one that was just started again. If too many wait already, nothing is
-        waited for."""
+        been lost, or this frontend be the one that was just started again. If too many wait already,
+        nothing is waited for."""
         if self.ready or self._num_waiting >= MAX_UNSENT:
             return self.ready
         self._num_waiting += 1
