@@ -22,7 +22,7 @@ from tests.e2e.service import Service
 
 PROTOCOLS = ("grpc", "http")
 ANSWER_SECONDS = 120.0
-AGAIN_SECONDS = 0.1
+AGAIN_SECONDS = 0.25
 # A connection that breaks so long after a frontend was killed broke because of that.
 BREAK_SECONDS = 2.0
 # As gRPC's client words it when a connection, and not a server, ends a call.
