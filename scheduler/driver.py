@@ -16,7 +16,7 @@ from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerLink
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import RecordError, StepResult, TokenLogprobs
 from engine.dispatch.ring import RingError
-from pagewire.errors import Code, PagewireError, Unavailable
+from pagewire.errors import Code, Overloaded, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.attach import attach
 from scheduler.config import SchedulerConfig
@@ -183,15 +183,16 @@ class EngineDriver:
         """Accepts a request; its events go to the ticket's outbox.
 
         Raises:
-            PagewireError: it is refused: malformed, too much waiting, no engine attached.
+            PagewireError: it is refused: malformed, too much waiting, no engine was ever attached.
         """
         if self._core is None:
-            raise Unavailable("no engine is attached; try again later")
-        refused = self._core.add(request, resumed=resumed, timeout=timeout)
-        if refused is not None:
-            self.metrics.refused(Code.RESOURCE_EXHAUSTED.name.lower())
-            self._finish(refused, Code.RESOURCE_EXHAUSTED, retry_after=self._core.retry_after(refused))
-            ticket_of(refused).outbox.flush(0)
+            self._hold(request, resumed)
+        else:
+            refused = self._core.add(request, resumed=resumed, timeout=timeout)
+            if refused is not None:
+                self.metrics.refused(Code.RESOURCE_EXHAUSTED.name.lower())
+                self._finish(refused, Code.RESOURCE_EXHAUSTED, retry_after=self._core.retry_after(refused))
+                ticket_of(refused).outbox.flush(0)
         if request.constraint is not None:
             assert self.facts is not None
             self._masks.begin(request, self.facts)
@@ -199,6 +200,16 @@ class EngineDriver:
             loop = asyncio.get_running_loop()
             ticket.deadline = loop.call_later(timeout, self._expire, request)
         self._schedule_pump()
+
+    def _hold(self, request: Request, resumed: bool) -> None:
+        """Keeps a request that was sent before its frontend heard of the worker's loss, with those that the
+        worker had: perhaps its stream has been open for long, and comes from another scheduler.
+        """
+        if self.facts is None:
+            raise Unavailable("no engine is attached; try again later")
+        if not resumed and len(self._orphans) >= self._config.max_num_waiting:
+            raise Overloaded(f"{len(self._orphans)} requests wait for the next engine; try again later")
+        self._orphans.append(request)
 
     def _prepare_masks(self) -> None:
         """Has the tokenizer read while nobody is served, who would have to stand still for it."""

@@ -103,6 +103,8 @@ class GenerationPipeline:
             for prompt in prompts:
                 self._check_length(len(prompt.token_ids))
             self._request_log.submitted(request, prompts)
+            if not self.link.ready:  # lost meanwhile
+                facts = await admitted.in_time(self._facts())
             submissions = Submissions(self.link, request, deadline=deadline, bad_words=bad_words)
             try:
                 answer = admitted.answer = open_answer(request, prompts, submissions, self.model, facts)

@@ -48,6 +48,7 @@ class WorkerThread:
         leave_at: leaves the scheduler, as if killed, when it is to run this many more steps.
         deadly: leaves when it is given a request with this token.
         lose_device: says with the next step that it was the last.
+        may_serve: unset, it answers no scheduler that comes.
     """
 
     def __init__(self, path: Path, facts: WorkerFacts = FACTS) -> None:
@@ -57,6 +58,8 @@ class WorkerThread:
         self.leave_at = -1
         self.deadly = -1
         self.lose_device = False
+        self.may_serve = threading.Event()
+        self.may_serve.set()
         self.num_sessions = 0
         self._endpoint = WorkerEndpoint(path)
         self._closed = False
@@ -65,6 +68,7 @@ class WorkerThread:
 
     def _serve(self) -> None:
         while not self._closed:
+            self.may_serve.wait()
             session = self._endpoint.accept(self._facts)
             self.num_sessions += 1
             worker = MiniatureWorker(4, VOCAB, FACTS.max_num_batched_tokens, FACTS.max_num_seqs)
@@ -331,6 +335,26 @@ async def test_a_lost_worker_is_replaced_and_streams_go_on_without_losing_or_rep
     for handle in range(1, 4):
         assert frontend.tokens[handle] == continuation([handle] * 10, 30, VOCAB)
     assert [model.ready for model in frontend.models][-2:] == [False, True]
+
+
+async def test_what_is_sent_before_the_loss_is_known_waits_for_the_next_worker(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    frontend = Frontend(stub)
+    worker.may_serve.clear()
+    worker.leave_at = 3
+    await frontend.call.write(submit(1, [1] * 10, 30))
+    while await is_ready(stub):
+        await asyncio.sleep(0.01)
+    for handle in range(2, 5):
+        await frontend.call.write(submit(handle, [handle] * 10, 30))
+    await frontend.until_ended(4)
+    assert frontend.ended[4].status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    worker.may_serve.set()
+    await frontend.until_ended(1, 2, 3)
+    for handle in range(1, 4):
+        assert frontend.tokens[handle] == continuation([handle] * 10, 30, VOCAB)
+    assert await used_blocks(stub) == 0
 
 
 async def test_a_step_that_fails_once_is_recomputed_and_twice_is_an_error(
