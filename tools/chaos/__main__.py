@@ -2,8 +2,10 @@
 
 python -m tools.chaos --minutes 10 --json benchmarks/results/chaos.json
 
-A real `pagewire serve` with two frontends, over a tiny model of random weights (see tools/fuzz_service.py),
-`--engine null`, or a model. Its answers to a set of greedy and seeded requests are taken down while nothing
+A real `pagewire serve` with two frontends over the null engine, whose text is given by seed and position; with
+`--engine tiny` over a tiny model of random weights (see tools/fuzz_service.py), or over a model. Their workers
+take longer to start, so give them a longer --mean-interval: where no engine is there for ten seconds, new
+requests are refused, which counts as failed here. Its answers to a set of greedy and seeded requests are taken down while nothing
 happens. Then streams ask for them again and again, half over gRPC and half over HTTP, each time over a new
 connection, while workers, schedulers and frontends are killed with SIGKILL, and workers stopped with SIGSTOP
 as if they hung, at the times of a Poisson process, now and then two at once. A client repeats a request only
@@ -69,7 +71,7 @@ def main() -> int:
     parser.add_argument("--mean-interval", type=float, default=5.0, help="seconds between strikes")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--engine", default="tiny", help='"tiny", "null" or a model')
+    parser.add_argument("--engine", default="null", help='"null", "tiny" or a model')
     parser.add_argument("--log", type=Path, help="write the service's log to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
