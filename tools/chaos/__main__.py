@@ -2,18 +2,18 @@
 
 python -m tools.chaos --minutes 10 --json benchmarks/results/chaos.json
 
-A real `pagewire serve` with two frontends over the null engine, whose text is given by seed and position. Its
-answers to a set of requests are taken down while nothing happens. Then streams ask for them again and again,
-half over gRPC and half over HTTP, each time over a new connection, while workers, schedulers and frontends are
-killed with SIGKILL, and workers stopped with SIGSTOP as if they hung, at the times of a Poisson process, now
-and then two at once. A client repeats a request only if it was on a frontend that was killed. Status 1 if any
-other request failed, if a token was lost, repeated or another one, if a request was quarantined, if a process
-died that was not struck, or if blocks, segments, sockets, processes or descriptors are left when everything
-is at rest.
+A real `pagewire serve` with two frontends over the null engine, whose text is given by seed and position.
+Its answers to a set of requests are taken down while nothing happens. Then streams ask for them again and
+again, half over gRPC and half over HTTP, each time over a new connection, while workers, schedulers and
+frontends are killed with SIGKILL, and workers stopped with SIGSTOP as if they hung, at the times of a
+Poisson process, now and then two at once. A client repeats a request only if it was on a frontend that was
+killed. Status 1 if any other request failed, if a token was lost, repeated or another one, if a request was
+quarantined, if a process died that was not struck, or if blocks, segments, sockets, processes or
+descriptors are left when everything is at rest.
 
-`--engine tiny` has a tiny model of random weights (see tools/fuzz_service.py), any other name is a model's; then
-half of the requests are greedy. Such workers take longer to start, so choose a longer --mean-interval: where no
-engine is there for ten seconds new requests are refused, which counts as failed here.
+`--engine tiny` has a tiny model of random weights (see tools/fuzz_service.py), any other name is a model's;
+then half of the requests are greedy. Such workers take longer to start, so choose a longer --mean-interval:
+where no engine is there for ten seconds new requests are refused, which counts as failed here.
 """
 
 from __future__ import annotations
