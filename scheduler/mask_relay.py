@@ -84,7 +84,7 @@ class MaskRelay:
         if self._maker is None or self._maker.num_awaited == 0 or most_seconds < _LEAST_SECONDS:
             self._plan()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(min(most_seconds, MASK_SECONDS), self._plan)
+            self._timer = asyncio.get_running_loop().call_later(most_seconds, self._plan)
 
     def planned(self) -> None:
         """There is a plan; none is to be made later."""

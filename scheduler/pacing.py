@@ -11,10 +11,13 @@ from __future__ import annotations
 from scheduler.core import Scheduler
 
 MASK_SECONDS = 0.002
-"""How long a plan waits for masks at most."""
+"""How long a plan waits for masks, where steps are short, at most."""
 
 _SHARE_OF_STEP = 0.05
 """Of the worker's time, that may be lost for constrained requests to take every step."""
+
+_SHARE_FOR_THE_LAST = 0.1
+"""Of a step's time, that those who take it together wait for the last of them: left out, it would lose it."""
 
 
 class Pacing:
@@ -36,7 +39,9 @@ class Pacing:
         it is like the last, twice as long; and where constrained requests take every step.
         """
         if core.num_in_flight == 0:
-            return MASK_SECONDS if self._together(core) else 0.0
+            return (
+                max(MASK_SECONDS, self._step_seconds * _SHARE_FOR_THE_LAST) if self._together(core) else 0.0
+            )
         return min(self._step_seconds / 2, MASK_SECONDS)
 
     def _together(self, core: Scheduler) -> bool:
