@@ -2,8 +2,8 @@
 
 A constrained request's next token can be planned once its last one is known and has its mask. Planned ahead
 of that, a step leaves those requests out that the step before samples, so that each gains a token in every
-other step. Waiting costs the worker the time between two steps; where that is next to nothing, or nobody but
-constrained requests would be in the step, all go on together.
+other step. Beside free requests that is how it is: they would lose the time between two steps. Where nobody
+but constrained requests runs, they take every step together.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ from scheduler.core import Scheduler
 
 MASK_SECONDS = 0.002
 """How long a plan waits for masks, where steps are short, at most."""
-
-_SHARE_OF_STEP = 0.05
-"""Of the worker's time, that may be lost for constrained requests to take every step."""
 
 _SHARE_FOR_THE_LAST = 0.1
 """Of a step's time, that those who take it together wait for the last of them: left out, it would lose it."""
@@ -32,17 +29,14 @@ class Pacing:
 
     def holds_back(self, core: Scheduler) -> bool:
         """Whether no step is to be planned before the results of those in flight are there."""
-        return core.num_in_flight > 0 and core.awaits_masked_tokens and self._together(core)
+        return core.num_in_flight > 0 and core.awaits_masked_tokens and core.all_are_constrained
 
     def patience(self, core: Scheduler) -> float:
         """How many seconds the next plan may wait for masks: while the worker has a step to do that takes, if
         it is like the last, twice as long; and where constrained requests take every step.
         """
-        if core.num_in_flight == 0:
-            return (
-                max(MASK_SECONDS, self._step_seconds * _SHARE_FOR_THE_LAST) if self._together(core) else 0.0
-            )
-        return min(self._step_seconds / 2, MASK_SECONDS)
-
-    def _together(self, core: Scheduler) -> bool:
-        return core.all_are_constrained or self._step_seconds * _SHARE_OF_STEP >= MASK_SECONDS
+        if core.num_in_flight:
+            return min(self._step_seconds / 2, MASK_SECONDS)
+        if core.all_are_constrained:
+            return max(MASK_SECONDS, self._step_seconds * _SHARE_FOR_THE_LAST)
+        return 0.0

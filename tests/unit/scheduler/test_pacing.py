@@ -84,15 +84,10 @@ def test_constrained_requests_alone_take_every_step_together(step_us: int) -> No
     assert min(request.num_output_tokens for request in requests) >= NUM_STEPS - 3
 
 
-def test_beside_free_requests_they_take_every_step_where_waiting_costs_next_to_nothing() -> None:
-    requests = [_request(True), _request(False)]
-    _run(requests, LONG_STEP_US)
-    assert min(request.num_output_tokens for request in requests) >= NUM_STEPS - 3
-
-
-def test_free_requests_do_not_wait_where_it_costs() -> None:
+@pytest.mark.parametrize("step_us", [SHORT_STEP_US, LONG_STEP_US])
+def test_free_requests_never_wait_for_masks(step_us: int) -> None:
     free, constrained = _request(False), _request(True)
-    assert _run([constrained, free], SHORT_STEP_US) == 2
+    assert _run([constrained, free], step_us) == 2
     assert free.num_output_tokens >= NUM_STEPS - 1
     assert NUM_STEPS // 2 - 1 <= constrained.num_output_tokens <= NUM_STEPS // 2 + 1
 
