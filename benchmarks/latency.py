@@ -24,6 +24,7 @@ from typing import Any
 import grpc
 
 from benchmarks import record
+from benchmarks.requests import greedy, prompt
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from scheduler.limits import SchedulerLimits
@@ -107,15 +108,9 @@ MODEL = Plan(
 )
 
 
-def prompt(length: int, salt: int) -> pb.TokenIds:
-    """Token ids that no other salt begins with."""
-    return pb.TokenIds(ids=[(salt * 7919 + index * 31) % 40_000 + 100 for index in range(length)])
-
-
 def asking(length: int, salt: int, max_tokens: int, user: str = "") -> pb.GenerateRequest:
     """A request that generates exactly `max_tokens`."""
-    sampling = pb.SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
-    return pb.GenerateRequest(token_ids=prompt(length, salt), sampling=sampling, user=user)
+    return greedy(prompt(length, salt), max_tokens, user=user)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

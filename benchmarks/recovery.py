@@ -24,7 +24,7 @@ from typing import Any
 import grpc
 
 from benchmarks import record
-from pagewire.inference.v1 import inference_pb2 as pb
+from benchmarks.requests import greedy, prompt
 from pagewire.inference.v1 import inference_pb2_grpc
 from pagewire.supervisor.child import STABLE_SECONDS
 from tests.e2e.service import Service
@@ -46,9 +46,7 @@ class Streams:
         self._tasks = [asyncio.create_task(self._stream(index, salt + index)) for index in range(count)]
 
     async def _stream(self, index: int, salt: int) -> None:
-        ids = [(salt * 7919 + position * 31) % 40_000 + 100 for position in range(PROMPT_TOKENS)]
-        sampling = pb.SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
-        request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), sampling=sampling)
+        request = greedy(prompt(PROMPT_TOKENS, salt), MAX_TOKENS)
         try:
             async for event in self._stub.Generate(request):
                 if event.HasField("delta"):

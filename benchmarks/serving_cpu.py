@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from benchmarks import record
+from benchmarks.requests import greedy, prompt
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from tests.e2e.service import Service
@@ -25,17 +26,6 @@ from tests.e2e.service import Service
 PREFIX_TOKENS, SUFFIX_TOKENS, PREFIX_ROUNDS = 1000, 24, 5
 NUM_STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, 128, 64
 LONG_PROMPT_TOKENS = 2048
-
-
-def prompt(length: int, salt: int) -> list[int]:
-    """Token ids that no other salt begins with."""
-    return [(salt * 7919 + index * 31) % 40_000 + 100 for index in range(length)]
-
-
-def greedy(token_ids: list[int], max_tokens: int) -> pb.GenerateRequest:
-    """A request that generates exactly `max_tokens`."""
-    sampling = pb.SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
-    return pb.GenerateRequest(token_ids=pb.TokenIds(ids=token_ids), sampling=sampling)
 
 
 class Client:

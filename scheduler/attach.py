@@ -12,6 +12,7 @@ from pathlib import Path
 from engine.dispatch.control import HANDSHAKE_SECONDS, HandshakeError, WorkerLink, WorkerSilent
 from engine.dispatch.peer import PeerProcess
 from engine.dispatch.ring import RingError
+from scheduler.watchdog import STACKS_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,6 @@ logger = logging.getLogger(__name__)
 # worker that has started is soon attached, and one that stays away costs nothing.
 _SHARE = 1 / 200
 _LEAST_SECONDS, _MOST_SECONDS = 0.05, 0.25
-# From the request for its stacks to its end: the time that a worker has to write them.
-_STACKS_SECONDS = 1.0
 
 
 async def attach(socket: Path, patience: float = math.inf) -> WorkerLink:
@@ -81,7 +80,7 @@ class _Silence:
         logger.error("%s hangs: it has answered no scheduler for %.1f s, and is killed", who, seconds)
         try:
             process.signal(signal.SIGUSR1)
-            await asyncio.sleep(_STACKS_SECONDS)
+            await asyncio.sleep(STACKS_SECONDS)
             process.signal(signal.SIGKILL)
         except ProcessLookupError:
             logger.info("%s has ended by itself", who)

@@ -10,7 +10,7 @@ Sheng et al., "Fairness in Serving Large Language Models", 2024.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _MAX_IDLE = 1024
 """Members without a request that a group remembers, beyond as many as have one."""
@@ -210,19 +210,18 @@ class Shares:
 
     def most_waiting(self, share: Share) -> Share | None:
         """Whose waiting request is to make room for one of a share's; None if it has its own part already."""
-        user, client = (member for _, member in share.path)
-        rich = self.clients.has_much_more(client, self.clients.waiting)
-        group = (rich or client).group
-        assert group is not None
-        return group.waiting.most() if rich else group.has_much_more(user, group.waiting)
+        return self._to_make_room(share, lambda group: group.waiting)
 
     def most_running(self, share: Share) -> Share | None:
         """Whose running request is to make room for one of a share's; None if it has its own part already."""
+        return self._to_make_room(share, lambda group: group.running)
+
+    def _to_make_room(self, share: Share, tally_of: Callable[[Group], Tally]) -> Share | None:
         user, client = (member for _, member in share.path)
-        rich = self.clients.has_much_more(client, self.clients.running)
+        rich = self.clients.has_much_more(client, tally_of(self.clients))
         group = (rich or client).group
         assert group is not None
-        return group.running.most() if rich else group.has_much_more(user, group.running)
+        return tally_of(group).most() if rich else group.has_much_more(user, tally_of(group))
 
     def surplus(self, rich: Share, share: Share) -> int:
         """How many rows may go from one to the other before that has more of them."""

@@ -11,11 +11,10 @@ from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
 from pagewire.sampling_params import StructuredOutput
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
-from scheduler.pacing import MASK_SECONDS, Pacing
+from scheduler.pacing import Pacing
 from scheduler.request import Request
 
-LONG_STEP_US = int(MASK_SECONDS * 1e6 * 20)
-SHORT_STEP_US = LONG_STEP_US // 2
+SHORT_STEP_US, LONG_STEP_US = 4_000, 80_000
 MASK = u32([2**32 - 1, 2**32 - 1])
 NUM_STEPS = 20
 
