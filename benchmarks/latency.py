@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import grpc
 
 from benchmarks import record
+from benchmarks.flood import USER, lengths
 from benchmarks.requests import greedy, prompt
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
@@ -33,7 +35,6 @@ from tests.unit.scheduler.simulation import SimulatedService
 
 NUM_STREAMS = 20
 CASES = ("streams", "flood", "simulated")
-SEED = 20
 PATIENCE = 30.0
 """Seconds that are waited where clients are not told apart."""
 
@@ -154,10 +155,6 @@ class Client:
         call.cancel()
         return times
 
-    async def complete(self, request: pb.GenerateRequest) -> None:
-        """Waits for the whole answer."""
-        await self._stub.GenerateOnce(request)
-
 
 async def gaps(client: Client, plan: Plan, *, disturbed: bool) -> tuple[list[float], list[float]]:
     """Gaps between the tokens of streams, all together, and the prompts' times to first token."""
@@ -223,32 +220,49 @@ async def answered_within(client: Client, plan: Plan, user: str, seconds: float)
     return {"answered": f"after {waited:.1f} s"}
 
 
+@asynccontextmanager
+async def flooded(target: str, plan: Plan) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """Another process sends the flood; what is given ends it and tells how many answers were missing then."""
+    sizes = ("--requests", plan.flood, "--prompt", *plan.flood_prompt, "--answer", *plan.flood_answer)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.flood", target, *map(str, sizes)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+
+    async def end() -> int:
+        stdin.close()
+        return int(await stdout.readline())
+
+    try:
+        await stdout.readline()
+        yield end
+    finally:
+        stdin.close()
+        await process.wait()
+
+
 async def beside_a_flood(directory: Path, plan: Plan) -> dict[str, Any]:
     """The second case."""
     results: dict[str, Any] = {}
-    rng = random.Random(SEED)
-    flood = [
-        asking(rng.randint(*plan.flood_prompt), 10_000 + index, rng.randint(*plan.flood_answer), "flood")
-        for index in range(plan.flood)
-    ]
-    for name, user in (("two_clients", "other"), ("one_client", "flood")):
+    for name, user in (("two_clients", "other"), ("one_client", USER)):
         with Service(directory, options=plan.options) as service:
             async with grpc.aio.insecure_channel(service.grpc_target) as channel:
                 client = Client(channel)
                 await newcomer(client, plan, "warm", 500, 3)
                 if name == "two_clients":
                     results["alone"] = spread(await newcomer(client, plan, user, 1000, plan.newcomers // 2))
-                flooding = [asyncio.create_task(client.complete(request)) for request in flood]
-                await asyncio.sleep(1.0)
-                if name == "two_clients":
-                    waited = await newcomer(client, plan, user, 5000, plan.newcomers)
-                    results[name] = {**spread(waited), "slowest_ms_by_second": slowest(waited)}
-                else:
-                    results[name] = await answered_within(client, plan, user, PATIENCE)
-                results[name]["flood_left_at_the_end"] = sum(not each.done() for each in flooding)
-                for each in flooding:
-                    each.cancel()
-                await asyncio.gather(*flooding, return_exceptions=True)
+                async with flooded(service.grpc_target, plan) as end:
+                    await asyncio.sleep(1.0)
+                    if name == "two_clients":
+                        waited = await newcomer(client, plan, user, 5000, plan.newcomers)
+                        results[name] = {**spread(waited), "slowest_ms_by_second": slowest(waited)}
+                    else:
+                        results[name] = await answered_within(client, plan, user, PATIENCE)
+                    results[name]["flood_left_at_the_end"] = await end()
                 results[name]["preempted"] = round(service.metrics()["pagewire:num_preemptions_total"])
     results["p99_to_alone"] = round(results["two_clients"]["p99"] / results["alone"]["p99"], 2)
     results["median_to_alone"] = round(results["two_clients"]["p50"] / results["alone"]["p50"], 2)
@@ -273,10 +287,8 @@ def simulated(plan: Plan) -> dict[str, Any]:
     waited = {}
     for name, flood in (("alone", 0), ("two_clients", plan.flood)):
         service = SimulatedService(limits, lambda work: step + token * work.num_prompt)
-        rng = random.Random(SEED)
-        for index in range(flood):
-            prompt_tokens, answer = rng.randint(*plan.flood_prompt), rng.randint(*plan.flood_answer)
-            service.add(f"flood{index}", prompt_tokens, answer, client="flood")
+        for index, (prompt_tokens, answer) in enumerate(lengths(flood, plan.flood_prompt, plan.flood_answer)):
+            service.add(f"flood{index}", prompt_tokens, answer, client=USER)
         waited[name] = [_simulated_newcomer(service, plan, number) for number in range(plan.newcomers)]
     results: dict[str, Any] = {name: spread(values) for name, values in waited.items()}
     results["p99_to_alone"] = round(results["two_clients"]["p99"] / results["alone"]["p99"], 2)
@@ -284,13 +296,17 @@ def simulated(plan: Plan) -> dict[str, Any]:
 
 
 def _simulated_newcomer(service: SimulatedService, plan: Plan, number: int) -> float:
-    arrival = 1.0 + number + 0.01 * (number * 37 % 100)
-    while service.now < arrival:
+    name, arrival = f"new{number}", 1.0 + number + 0.01 * (number * 37 % 100)
+
+    def arrive() -> None:
+        service.add(name, plan.newcomer_prompt, 8, client="other")
+        service.added[name] = arrival  # while a step went on
+
+    service.arrivals.append((arrival, arrive))
+    while name not in service.times:
         if not service.step():
             service.now = arrival
-    service.add(f"new{number}", plan.newcomer_prompt, 8, client="other")
-    service.added[f"new{number}"] = arrival  # while the step went on that is over now
-    return service.first_token_after(f"new{number}")
+    return service.first_token_after(name)
 
 
 async def measure(plan: Plan, directory: Path, cases: Sequence[str]) -> dict[str, Any]:

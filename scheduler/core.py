@@ -85,6 +85,11 @@ class Scheduler:
         """Steps planned whose result has not been applied."""
         return len(self._in_flight)
 
+    @property
+    def oldest_work(self) -> StepWork | None:
+        """What the oldest step in flight computes; None if there is none."""
+        return self._in_flight[0].work if self._in_flight else None
+
     def describe_oldest(self) -> str:
         """The oldest step in flight, for people."""
         return self._in_flight[0].describe() if self._in_flight else "no step"

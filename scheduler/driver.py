@@ -1,7 +1,7 @@
 """Drives the engine: attaches to the worker, keeps it one step ahead, hands out what comes back.
 
-One object on the event loop; nothing here blocks. Plans go out as soon as fewer than two steps are in
-flight, results come in by the worker's eventfd, and the worker's death by its control socket.
+One object on the event loop; nothing here blocks. Plans go out shortly before the worker needs them (see
+pacing.py), results come in by the worker's eventfd, and the worker's death by its control socket.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 1.0
 
+_LEAST_SECONDS = 0.001
+"""The shortest time that is worth a timer."""
+
 
 class EngineDriver:
     """Owns the core, the link to the worker and every accepted request until it ends.
@@ -59,6 +62,7 @@ class EngineDriver:
         self._orphans: list[Request] = []
         self._outboxes: set[Outbox] = set()
         self._pump_scheduled = False
+        self._pump_timer: asyncio.TimerHandle | None = None
         self._masks = MaskRelay(self._apply_mask, self._pump)
         self._pacing = Pacing()
         self.facts: WorkerFacts | None = None
@@ -267,8 +271,11 @@ class EngineDriver:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Keeps the worker one step ahead."""
+        """Keeps the worker one step ahead, but not for longer than it needs to be."""
         self._pump_scheduled = False
+        if self._pump_timer is not None:
+            self._pump_timer.cancel()
+            self._pump_timer = None
         self._masks.planned()
         if self._core is None or self._link is None or self._lost.is_set():
             return
@@ -276,8 +283,11 @@ class EngineDriver:
         while (
             core.num_in_flight < MAX_STEPS_IN_FLIGHT
             and not pacing.holds_back(core)
+            and not self._pump_later(pacing.too_early(core, time.perf_counter()))
             and (plan := core.schedule()) is not None
         ):
+            if core.num_in_flight == 1:
+                pacing.began(time.perf_counter())
             try:
                 self._link.send_plan(plan)
             except RingError:
@@ -292,6 +302,13 @@ class EngineDriver:
             ticket = ticket_of(request)
             self.metrics.scheduled(ticket, now)
             ticket.outbox.add_admitted(ticket.handle, request.num_cached_tokens)
+
+    def _pump_later(self, seconds: float) -> bool:
+        """Plans after so long, unless that is now; whether it is later."""
+        if seconds < _LEAST_SECONDS:
+            return False
+        self._pump_timer = asyncio.get_running_loop().call_later(seconds, self._pump)
+        return True
 
     def _on_results(self) -> None:
         """Applies every result that has come, plans on, then hands the tokens out."""
@@ -309,6 +326,7 @@ class EngineDriver:
                 output = self._core.update(result)
                 self._masks.advance(output)
                 self._pacing.ran(result.execute_us)
+                self._pacing.began(time.perf_counter())
                 outputs.append((result, output))
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")

@@ -1,4 +1,7 @@
-"""When a step is planned ahead, and when it waits for masks instead.
+"""When a step is planned ahead, how late, and when it waits for masks instead.
+
+The worker gets its next step while it computes one, but not long before that one is over: whoever comes
+meanwhile is in the next step, not in the one after it.
 
 A constrained request's next token can be planned once its last one is known and has its mask. Planned ahead
 of that, a step leaves those requests out that the step before samples, so that each gains a token in every
@@ -16,16 +19,35 @@ MASK_SECONDS = 0.002
 _SHARE_FOR_THE_LAST = 0.1
 """Of a step's time, that those who take it together wait for the last of them: left out, it would lose it."""
 
+_LEAD_SECONDS = 0.004
+"""How long before a step is over the next one is planned, at least: time to plan, send and launch it."""
+
+_LEAD_SHARE = 0.25
+"""The same in parts of the step's time: it may be over so much earlier than it was expected to be."""
+
 
 class Pacing:
-    """Remembers how long steps take."""
+    """Remembers how long steps take, and since when the worker is at the oldest."""
 
     def __init__(self) -> None:
         self._step_seconds = 0.0
+        self._began = 0.0
+
+    def began(self, now: float) -> None:
+        """The worker has gone on to the oldest step in flight, seconds of any clock."""
+        self._began = now
 
     def ran(self, execute_us: int) -> None:
         """A step took so long in the worker."""
         self._step_seconds = execute_us * 1e-6
+
+    def too_early(self, core: Scheduler, now: float) -> float:
+        """For how many seconds the next step had better not be planned yet; 0 or less: it is time."""
+        work = core.oldest_work
+        if work is None or (self._step_seconds < _LEAD_SECONDS and not work.num_prompt):
+            return 0.0
+        seconds = core.step_times.predict(work)
+        return self._began + seconds - max(_LEAD_SECONDS, _LEAD_SHARE * seconds) - now
 
     def holds_back(self, core: Scheduler) -> bool:
         """Whether no step is to be planned before the results of those in flight are there."""

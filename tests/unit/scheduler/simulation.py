@@ -9,6 +9,7 @@ from collections.abc import Callable
 from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
+from scheduler.pacing import Pacing
 from scheduler.request import Request
 from scheduler.step_time import StepWork
 
@@ -27,13 +28,15 @@ def of_a_gpu(work: StepWork) -> float:
 
 
 class SimulatedService:
-    """The core two steps ahead of a worker whose steps take what a function of their work says.
+    """The core, and a worker whose steps take what a function of their work says. Each step is planned so
+    long before the one before it is over as pacing.py has it.
 
     Attributes:
         now: seconds since the start, of a clock that only steps move.
         times: when each request got its tokens.
         added: when each was submitted.
         refused: what had to make room in the queue.
+        arrivals: what is still to come, by time: seconds, and what to call then.
     """
 
     def __init__(self, limits: SchedulerLimits, cost: Cost) -> None:
@@ -43,7 +46,9 @@ class SimulatedService:
         self.times: dict[str, list[float]] = {}
         self.added: dict[str, float] = {}
         self.refused: list[Request] = []
+        self.arrivals: deque[tuple[float, Callable[[], object]]] = deque()
         self._plans: deque[StepPlan] = deque()
+        self._pacing = Pacing()
 
     def add(
         self,
@@ -81,20 +86,36 @@ class SimulatedService:
 
     def step(self) -> bool:
         """Runs the oldest step in flight; False if there is none."""
-        while len(self._plans) < 2 and (plan := self.core.schedule()) is not None:
-            self._plans.append(plan)
+        self._arrive(self.now)
+        if not self._plans:
+            self._plan()
         if not self._plans:
             return False
-        plan = self._plans.popleft()
+        plan = self._plans[0]
         work = StepWork()
         for start, count in zip(plan.starts.tolist(), plan.counts.tolist(), strict=True):
             work.add(start, count)
         seconds = self.cost(work)
+        self._pacing.began(self.now)
+        early = self._pacing.too_early(self.core, self.now)
+        self._arrive(self.now + min(max(early, 0.0), seconds))
+        if early <= seconds:
+            self._plan()
         self.now += seconds
         output = self.core.update(_result(plan, seconds))
+        self._plans.popleft()
+        self._pacing.ran(round(seconds * 1e6))
         for request in output.requests:
             self.times[request.request_id].append(self.now)
         return True
+
+    def _plan(self) -> None:
+        if (plan := self.core.schedule()) is not None:
+            self._plans.append(plan)
+
+    def _arrive(self, now: float) -> None:
+        while self.arrivals and self.arrivals[0][0] <= now:
+            self.arrivals.popleft()[1]()
 
 
 def _result(plan: StepPlan, seconds: float) -> StepResult:

@@ -1,9 +1,10 @@
-"""Which steps wait for masks, and what the constrained and the free gain by it."""
+"""When steps are planned: how late, which wait for masks, and who gains by it."""
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
 from scheduler.pacing import Pacing
 from scheduler.request import Request
+from tests.unit.scheduler.simulation import SimulatedService
 
 SHORT_STEP_US, LONG_STEP_US = 4_000, 80_000
 MASK = u32([2**32 - 1, 2**32 - 1])
@@ -103,3 +105,52 @@ def test_a_grammar_that_is_being_compiled_holds_up_nobody() -> None:
     scheduler.add(_request(True))
     assert scheduler.schedule() is not None  # its prompt, but for the last token
     assert not pacing.holds_back(scheduler)
+
+
+def _ahead(pacing: Pacing, scheduler: Scheduler, now: float) -> float:
+    """Seconds until the second step is planned, if the worker began with the first at 0."""
+    pacing.began(0.0)
+    return pacing.too_early(scheduler, now)
+
+
+def test_the_next_step_is_planned_shortly_before_the_worker_needs_it() -> None:
+    scheduler, pacing = Scheduler(_LIMITS), Pacing()
+    scheduler.add(_request(False))
+    for _ in range(3):
+        plan = scheduler.schedule()
+        assert plan is not None
+        scheduler.update(StepResult(plan.step_id, u32([7]), execute_us=LONG_STEP_US))
+        pacing.ran(LONG_STEP_US)
+    assert scheduler.schedule() is not None
+    seconds = LONG_STEP_US * 1e-6
+    assert 0.5 * seconds < _ahead(pacing, scheduler, 0.0) < 0.9 * seconds
+    assert _ahead(pacing, scheduler, 0.9 * seconds) < 0
+    assert _ahead(pacing, scheduler, 2 * seconds) < 0, "it takes longer than expected"
+
+
+def test_short_steps_and_the_first_ones_are_planned_ahead_at_once() -> None:
+    scheduler, pacing = Scheduler(_LIMITS), Pacing()
+    assert _ahead(pacing, scheduler, 0.0) <= 0, "nothing is in flight"
+    scheduler.add(_request(False))
+    for _ in range(3):
+        plan = scheduler.schedule()
+        assert plan is not None
+        assert _ahead(pacing, scheduler, 0.0) <= 0
+        scheduler.update(StepResult(plan.step_id, u32([7]), execute_us=SHORT_STEP_US // 2))
+        pacing.ran(SHORT_STEP_US // 2)
+
+
+def test_who_comes_during_a_step_is_in_the_next_one() -> None:
+    service = SimulatedService(
+        replace(_LIMITS, num_blocks=4096, max_model_len=1000), lambda work: 20e-3 + 1e-4 * work.num_prompt
+    )
+    service.add("stream", 20, 500)
+    for _ in range(30):
+        service.step()
+    begins = service.now
+    service.arrivals.append((begins + 0.010, lambda: service.add("newcomer", 20, 5)))
+    service.step()
+    ends = service.now
+    service.step()
+    assert service.times["newcomer"] == [service.now]
+    assert begins + 0.010 < ends

@@ -72,9 +72,11 @@ class WorkerThread:
             session = self._endpoint.accept(self._facts)
             self.num_sessions += 1
             worker = MiniatureWorker(4, VOCAB, FACTS.max_num_batched_tokens, FACTS.max_num_seqs)
-            doomed = 0
+            doomed = None
             try:
-                while self.leave_at != 0 and (plan := session.next_plan(block=True)) is not None:
+                while self.leave_at != 0:
+                    plan = doomed or session.next_plan(block=True)
+                    assert plan is not None
                     time.sleep(self.step_seconds)
                     if any(self.deadly in new.token_ids for new in plan.new_requests):
                         break
@@ -83,11 +85,11 @@ class WorkerThread:
                         error = "CUDA error: misaligned address"
                         session.send_result(StepResult(plan.step_id, u32([]), error=error, is_last=True))
                         break
-                    if self.fail_steps and not doomed:
+                    fails, doomed = doomed is not None, None
+                    if self.fail_steps and not fails:
                         self.fail_steps -= 1
-                        doomed = 2  # this one, and the one that was planned on top of it
-                    fail, doomed = doomed > 0, max(doomed - 1, 0)
-                    result = worker.execute(plan, fail=fail)
+                        fails, doomed = True, session.next_plan(block=False)  # what was planned on top of it
+                    result = worker.execute(plan, fail=fails)
                     result.execute_us = int(self.step_seconds * 1e6)
                     session.send_result(result)
                     self.leave_at -= 1
