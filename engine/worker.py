@@ -18,6 +18,7 @@ from engine.runner import DeviceLost, LoadedWorker, PendingStep, Runner
 from engine.timeline import Timeline
 from pagewire.errors import ConfigError
 from pagewire.exit_status import DEVICE_LOST
+from pagewire.garbage import spare_what_is_loaded
 from pagewire.notify import notify_ready
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def run(config: WorkerConfig, build: Callable[[], LoadedWorker], timeline: Timel
         except OSError as error:
             raise ConfigError(f"cannot listen on {config.socket}: {error}") from error
         try:
+            spare_what_is_loaded()
             notify_ready(f"{worker.facts.model} on {worker.facts.device}")
             logger.info("listening on %s", config.socket)
             logger.info("%s", timeline)

@@ -19,6 +19,7 @@ from frontend.metrics import FrontendMetrics
 from frontend.request_log import RequestLog
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
+from pagewire.garbage import spare_what_is_loaded
 from pagewire.hub import resolve_model
 from pagewire.model_name import default_model_name
 from pagewire.notify import notify_ready
@@ -163,6 +164,7 @@ async def _serve(config: FrontendConfig) -> int:
     await frontend.start()
     status = f"HTTP on {config.host}:{frontend.http.port}, gRPC on {config.host}:{frontend.grpc.port}"
     logger.info("serving %s: %s", ", ".join(frontend.pipeline.model.names), status)
+    spare_what_is_loaded()
     notify_ready(status)
     stopping = asyncio.create_task(signalled.wait())
     handed_over = asyncio.create_task(_leave_when(leaving, frontend))

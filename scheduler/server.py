@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from engine.dispatch.ring import remove_orphans
 from pagewire.errors import ConfigError
+from pagewire.garbage import spare_what_is_loaded
 from pagewire.notify import notify_ready
 from pagewire.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from scheduler.config import SchedulerConfig
@@ -123,6 +124,7 @@ async def _serve(config: SchedulerConfig) -> int:
     await server.start()
     status = f"gRPC on {', '.join(config.listen)}"
     logger.info("scheduling: %s", status)
+    spare_what_is_loaded()
     notify_ready(status)
     stopping = asyncio.create_task(signalled.wait())
     broken = asyncio.create_task(server.wait())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -91,17 +92,17 @@ class Answer(ABC):
             PagewireError: the request failed.
         """
         prompts: list[PromptRead] = []
-        deltas: dict[int, list[Delta]] = {}
+        gathered: dict[int, _Gathered] = defaultdict(_Gathered)
         finished: dict[int, Finished] = {}
         async for events in self.rounds():
             for event in events:
                 if isinstance(event, Delta):
-                    deltas.setdefault(event.index, []).append(event)
+                    gathered[event.index].add(event)
                 elif isinstance(event, Finished):
                     finished[event.index] = event
                 else:
                     prompts.append(event)
-        choices = [_whole(finished[index], deltas.get(index, ())) for index in sorted(finished)]
+        choices = [gathered[index].whole(finished[index]) for index in sorted(finished)]
         return WholeAnswer(prompts, choices, self.usage)
 
 
@@ -223,19 +224,39 @@ class SampledAnswer(Answer):
                 raise Unavailable("the request was ended before its prompt was read; send it again")
 
 
-def _whole(finished: Finished, deltas: Sequence[Delta]) -> WholeChoice:
-    whole = WholeChoice(finished.index, finished)
-    calls: dict[int, ToolCallDelta] = {}
-    for delta in deltas:
-        whole.token_ids += delta.token_ids
-        whole.logprobs += delta.logprobs
+class _Gathered:
+    """What has come of one completion. Events are not kept: a thousand long answers would be a million
+    objects, at which every full garbage collection looks."""
+
+    __slots__ = ("_calls", "_logprobs", "_reasoning", "_texts", "_token_ids")
+
+    def __init__(self) -> None:
+        self._token_ids: list[int] = []
+        self._texts: list[str] = []
+        self._logprobs: list[PositionLogprobs] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, ToolCallDelta] = {}
+
+    def add(self, delta: Delta) -> None:
+        self._token_ids += delta.token_ids
+        self._texts.append(delta.text)
+        self._logprobs += delta.logprobs
+        if delta.reasoning:
+            self._reasoning.append(delta.reasoning)
         for call in delta.tool_calls:
-            known = calls.get(call.index)
-            calls[call.index] = call if known is None else _longer(known, call)
-    whole.text = "".join([delta.text for delta in deltas])
-    whole.reasoning = "".join([delta.reasoning for delta in deltas])
-    whole.tool_calls = [calls[index] for index in sorted(calls)]
-    return whole
+            known = self._calls.get(call.index)
+            self._calls[call.index] = call if known is None else _longer(known, call)
+
+    def whole(self, finished: Finished) -> WholeChoice:
+        return WholeChoice(
+            finished.index,
+            finished,
+            self._token_ids,
+            "".join(self._texts),
+            self._logprobs,
+            "".join(self._reasoning),
+            [self._calls[index] for index in sorted(self._calls)],
+        )
 
 
 def _longer(call: ToolCallDelta, more: ToolCallDelta) -> ToolCallDelta:
