@@ -29,7 +29,7 @@ from benchmarks import record
 from pagewire.bench.record import describe_run, write_record
 from tests.e2e.service import Service
 from tools.chaos import remains
-from tools.chaos.run import chaos, faults, start
+from tools.chaos.run import STEP_TIMEOUT, chaos, faults, start
 from tools.chaos.strikes import Strikes
 
 RECOVER_SECONDS = 10.0
@@ -37,7 +37,7 @@ RECOVER_SECONDS = 10.0
 
 def run(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, from the start of the service to what is left when it has stopped."""
-    service = start(directory, arguments.engine, arguments.streams)
+    service = start(directory, arguments.engine, arguments.streams, arguments.step_timeout)
     try:
         results = asyncio.run(cause(service, arguments))
     finally:
@@ -74,6 +74,9 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engine", default="null", help='"null", "tiny" or a model')
+    parser.add_argument(
+        "--step-timeout", type=float, default=STEP_TIMEOUT, help="seconds after which a worker hangs"
+    )
     parser.add_argument("--log", type=Path, help="write the service's log to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
