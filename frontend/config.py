@@ -73,6 +73,8 @@ class FrontendConfig:
             another frontend; calls under way go on on the old connection.
         reuse_port: whether several frontends share the ports (SO_REUSEPORT).
         drain_timeout: seconds that open streams get to finish after SIGTERM.
+        reconnect_timeout: seconds that open requests wait for a scheduler that was lost, and new ones for a
+            scheduler or an engine.
     """
 
     model: str
@@ -112,6 +114,7 @@ class FrontendConfig:
     max_connection_age: float = 60.0
     reuse_port: bool = True
     drain_timeout: float = 30.0
+    reconnect_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
@@ -143,6 +146,7 @@ class FrontendConfig:
         require(self.max_log_len >= 0, "max_log_len", self.max_log_len, "at least 0")
         self._check_cors()
         require(self.drain_timeout >= 0, "drain_timeout", self.drain_timeout, "at least 0")
+        require(self.reconnect_timeout >= 0, "reconnect_timeout", self.reconnect_timeout, "at least 0")
         for name in ("tool_parser_plugin", "api_key_file"):
             path = getattr(self, name)
             require(path is None or path.is_file(), name, str(path), "a file that exists")

@@ -25,9 +25,6 @@ logger = logging.getLogger(__name__)
 MAX_UNSENT = 4096
 """Submissions waiting to be written; beyond it new requests are refused."""
 
-_REPLACED_SOON = 10.0
-"""Seconds that new requests wait for a scheduler or engine that was lost: a scheduler is back within two."""
-
 UNARY_TIMEOUT = 5.0
 """Seconds that GetLoad and GetMetrics may take."""
 
@@ -64,7 +61,8 @@ class SchedulerLink:
     def __init__(self, target: str, *, reconnect_timeout: float = 30.0, tls: ClientTls | None = None) -> None:
         """Args:
         target: gRPC address of the scheduler.
-        reconnect_timeout: seconds that open requests wait for a lost scheduler before they are ended.
+        reconnect_timeout: seconds that open requests wait for a lost scheduler before they are ended, and new
+            ones for a scheduler or an engine before they are refused.
         tls: how the scheduler is to prove who it is; None for a plain connection.
 
         Raises:
@@ -113,7 +111,7 @@ class SchedulerLink:
             return self.ready
         self._num_waiting += 1
         try:
-            return await _within(min(_REPLACED_SOON, self._reconnect_timeout), self._until_ready())
+            return await _within(self._reconnect_timeout, self._until_ready())
         finally:
             self._num_waiting -= 1
 

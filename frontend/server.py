@@ -52,14 +52,14 @@ class Frontend:
         pipeline, link, http, grpc: the parts, once started.
     """
 
-    def __init__(self, config: FrontendConfig, *, reconnect_timeout: float = 30.0) -> None:
+    def __init__(self, config: FrontendConfig) -> None:
         self._config = config
         self.metrics = FrontendMetrics()
         self._admin: AdminServer | None = None
         tls = config.tls()
         self._tls = None if tls is None else tls.reloading()
         self.link = SchedulerLink(
-            config.scheduler, reconnect_timeout=reconnect_timeout, tls=config.scheduler_tls()
+            config.scheduler, reconnect_timeout=config.reconnect_timeout, tls=config.scheduler_tls()
         )
         self.link.on_change(self._show_link)
 

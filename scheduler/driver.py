@@ -325,7 +325,7 @@ class EngineDriver:
                     break
                 output = self._core.update(result)
                 self._masks.advance(output)
-                self._pacing.ran(result.execute_us)
+                self._pacing.ran(result.execute_us, result.launch_us)
                 self._pacing.began(time.perf_counter())
                 outputs.append((result, output))
         except (RecordError, RingError, ValueError):

@@ -20,10 +20,13 @@ _SHARE_FOR_THE_LAST = 0.1
 """Of a step's time, that those who take it together wait for the last of them: left out, it would lose it."""
 
 _LEAD_SECONDS = 0.004
-"""How long before a step is over the next one is planned, at least: time to plan, send and launch it."""
+"""How long before a step is over the next one is planned, at least, apart from the time to launch it."""
 
 _LEAD_SHARE = 0.25
 """The same in parts of the step's time: it may be over so much earlier than it was expected to be."""
+
+_LAUNCH_KEPT = 0.95
+"""What a step's launch is at least taken to need, in parts of what was so taken for the step before it."""
 
 
 class Pacing:
@@ -31,15 +34,17 @@ class Pacing:
 
     def __init__(self) -> None:
         self._step_seconds = 0.0
+        self._launch_seconds = 0.0
         self._began = 0.0
 
     def began(self, now: float) -> None:
         """The worker has gone on to the oldest step in flight, seconds of any clock."""
         self._began = now
 
-    def ran(self, execute_us: int) -> None:
-        """A step took so long in the worker."""
+    def ran(self, execute_us: int, launch_us: int = 0) -> None:
+        """A step took so long in the worker, and so long before the device had all of it."""
         self._step_seconds = execute_us * 1e-6
+        self._launch_seconds = max(launch_us * 1e-6, self._launch_seconds * _LAUNCH_KEPT)
 
     def too_early(self, core: Scheduler, now: float) -> float:
         """For how many seconds the next step had better not be planned yet; 0 or less: it is time."""
@@ -47,7 +52,8 @@ class Pacing:
         if work is None or (self._step_seconds < _LEAD_SECONDS and not work.num_prompt):
             return 0.0
         seconds = core.step_times.predict(work)
-        return self._began + seconds - max(_LEAD_SECONDS, _LEAD_SHARE * seconds) - now
+        lead = max(_LEAD_SECONDS, _LEAD_SHARE * seconds) + self._launch_seconds
+        return self._began + seconds - lead - now
 
     def holds_back(self, core: Scheduler) -> bool:
         """Whether no step is to be planned before the results of those in flight are there."""

@@ -93,7 +93,7 @@ def _timing_event() -> torch.cuda.Event:
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step on the device. See PendingStep."""
+    """A step on the device. See PendingStep; `launch_us` as in its result."""
 
     buffers: ResultBuffers
     index: int
@@ -102,6 +102,7 @@ class LaunchedStep:
     logprobs: LogprobsRequest | None
     prompts: PromptTransfer | None
     copied: torch.cuda.Event | None
+    launch_us: int = 0
 
     def done(self) -> bool:
         try:
@@ -127,6 +128,7 @@ class LaunchedStep:
             token_ids[self.slots].astype(np.uint32),
             logprobs,
             self.buffers.execute_us(self.index),
+            launch_us=self.launch_us,
         )
         if self.prompts is not None:
             result.prompt_logprobs, result.pooled = self.prompts.results()

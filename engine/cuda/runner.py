@@ -8,6 +8,7 @@ before the host has seen them.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from engine.attention.triton_backend import (
 from engine.cuda.device_errors import failed_step, is_lost
 from engine.cuda.graphs import GraphSize, StepGraphs
 from engine.cuda.prompt_states import PromptStates, PromptTransfer
-from engine.cuda.results import ResultBuffers
+from engine.cuda.results import LaunchedStep, ResultBuffers
 from engine.cuda.rows import DeviceRows
 from engine.cuda.staging import NUM_TURNS
 from engine.cuda.step_layout import (
@@ -191,8 +192,12 @@ class CudaModelRunner:
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts one step. Never raises for what is in the plan or happens in the model: a failure becomes
         a result with an error, and the rows stay usable."""
+        began = time.perf_counter()
         try:
-            return self._launch(plan)
+            step = self._launch(plan)
+            if isinstance(step, LaunchedStep) and self.device.type == "cuda":
+                step.launch_us = round((time.perf_counter() - began) * 1e6)
+            return step
         except PlanError as error:
             self.rows.take_changes()
             return FinishedStep.failed(plan.step_id, f"inconsistent plan: {error}")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DISPATCH_VERSION = 3
+DISPATCH_VERSION = 4
 MAX_ERROR_BYTES = 4096
 # The most top entries a token's log probabilities come with.
 MAX_TOP_LOGPROBS = 20
@@ -206,6 +206,8 @@ class StepResult:
         pooled: index into the plan's columns -> what pooling made of the final hidden states (after the last
             norm), [hidden_size]; for requests whose last prompt position this step computed.
         is_last: the worker can compute nothing any more, and ends.
+        launch_us: time the worker spent on the step before its device had all of it, microseconds; 0 where
+            they are one.
     """
 
     step_id: int
@@ -216,6 +218,7 @@ class StepResult:
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     pooled: dict[int, F32Array] = field(default_factory=dict)
     is_last: bool = False
+    launch_us: int = 0
 
 
 # version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask
@@ -248,8 +251,8 @@ _NEW_REQUEST = np.dtype(
 _UNPACK_NEW_REQUEST = struct.Struct("<q4I2fi4fIi5IiI")  # the same, as one tuple
 assert _UNPACK_NEW_REQUEST.size == _NEW_REQUEST.itemsize
 # version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes, num_prompt_logprobs,
-# num_pooled, hidden_size (0 where nothing is pooled), is_last
-_RESULT_HEADER = struct.Struct("<IIQIIIIIIII")
+# num_pooled, hidden_size (0 where nothing is pooled), is_last, launch_us
+_RESULT_HEADER = struct.Struct("<IIQIIIIIIIII")
 _LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
 _NO_LOGPROBS = np.zeros(0, _LOGPROB)
 _PROMPT_LOGPROBS_WORDS = 4  # index, first, n, k
@@ -540,6 +543,7 @@ def encode_result(result: StepResult) -> bytes:
         len(result.pooled),
         len(next(iter(result.pooled.values()))) if result.pooled else 0,
         result.is_last,
+        min(result.launch_us, 2**32 - 1),
     )
     parts = [header, result.token_ids.astype(U32, copy=False).tobytes()]
     parts.append(np.array(fixed, dtype=_LOGPROB).tobytes() if fixed else b"")
@@ -583,7 +587,7 @@ def decode_result(record: bytes) -> StepResult:
         RecordError: the record is malformed.
     """
     num_tokens, step_id, num_logprobs, num_top, execute_us, num_error, *rest = _header(record, _RESULT_HEADER)
-    num_prompts, num_pooled, hidden_size, is_last = rest
+    num_prompts, num_pooled, hidden_size, is_last, launch_us = rest
     error_at = len(record) - num_error
     words = _Words(record[:error_at] if num_error else record, _RESULT_HEADER.size)
     token_ids = words.take(num_tokens)
@@ -602,4 +606,6 @@ def decode_result(record: bytes) -> StepResult:
             float(entry["logprob"]), top_ids[offset:end], top_logprobs[offset:end]
         )
         offset = end
-    return StepResult(step_id, token_ids, logprobs, execute_us, error, prompts, pooled, is_last != 0)
+    return StepResult(
+        step_id, token_ids, logprobs, execute_us, error, prompts, pooled, is_last != 0, launch_us
+    )

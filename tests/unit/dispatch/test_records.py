@@ -116,10 +116,11 @@ def results(draw: Any) -> StepResult:
         top = draw(st.lists(st.tuples(WORD, FLOAT), max_size=4))
         ids, values = [id_ for id_, _ in top], [value for _, value in top]
         logprobs[index] = TokenLogprobs(draw(FLOAT), np.array(ids, U32), np.array(values, F32))
-    execute_us, error = draw(WORD), draw(st.text(max_size=20))
+    execute_us, launch_us, error = draw(WORD), draw(WORD), draw(st.text(max_size=20))
     prompts, pooled = draw(st.lists(prompt_logprobs(), max_size=2)), draw(pooled_states())
     step_id = draw(st.integers(0, 2**64 - 1))
-    return StepResult(step_id, u32(tokens), logprobs, execute_us, error, prompts, pooled)
+    is_last = draw(st.booleans())
+    return StepResult(step_id, u32(tokens), logprobs, execute_us, error, prompts, pooled, is_last, launch_us)
 
 
 def plain(value: Any) -> Any:

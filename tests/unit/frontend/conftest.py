@@ -62,9 +62,7 @@ class FrontendFactory:
         self._model_dir = model_dir
         self.started: list[RunningFrontend] = []
 
-    async def __call__(
-        self, *, wait: bool = True, reconnect_timeout: float = 30.0, **settings: object
-    ) -> RunningFrontend:
+    async def __call__(self, *, wait: bool = True, **settings: object) -> RunningFrontend:
         config = FrontendConfig(
             **{
                 "model": str(self._model_dir),
@@ -77,7 +75,7 @@ class FrontendFactory:
                 **settings,
             }
         )
-        frontend = RunningFrontend(config, reconnect_timeout=reconnect_timeout)
+        frontend = RunningFrontend(config)
         await frontend.start()
         self.started.append(frontend)
         if wait:

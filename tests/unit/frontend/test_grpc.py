@@ -9,7 +9,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from frontend import scheduler_link
 from pagewire.client import AsyncClient
 from pagewire.errors import Code, InvalidRequest, NotFound, Overloaded, Unauthenticated, Unavailable
 from pagewire.inference.v1 import inference_pb2 as pb
@@ -157,12 +156,9 @@ async def test_a_frontend_that_was_just_started_waits_for_the_engine(
         assert (await asyncio.wait_for(asking, 5)).text == "x"
 
 
-async def test_health_follows_the_engine(
-    start_frontend: FrontendFactory, scheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scheduler_link, "_REPLACED_SOON", 0.1)
+async def test_health_follows_the_engine(start_frontend: FrontendFactory, scheduler) -> None:
     scheduler.ready = False
-    frontend = await start_frontend(wait=False)
+    frontend = await start_frontend(wait=False, reconnect_timeout=0.1)
     async with grpc.aio.insecure_channel(frontend.target) as channel, AsyncClient(frontend.target) as client:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING

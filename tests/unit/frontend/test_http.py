@@ -9,7 +9,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from frontend import scheduler_link
 from pagewire.errors import Code
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
@@ -333,12 +332,9 @@ async def test_drain_that_takes_too_long_ends_requests_as_aborted(http, frontend
     assert (body["choices"][0]["text"], body["choices"][0]["finish_reason"]) == ("a", "abort")
 
 
-async def test_what_needs_no_engine_works_without_one(
-    start_frontend: FrontendFactory, scheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scheduler_link, "_REPLACED_SOON", 0.1)
+async def test_what_needs_no_engine_works_without_one(start_frontend: FrontendFactory, scheduler) -> None:
     scheduler.ready = False
-    frontend = await start_frontend(wait=False)
+    frontend = await start_frontend(wait=False, reconnect_timeout=0.1)
     await scheduler.until(lambda scheduler: scheduler.num_streams == 1)
     async with aiohttp.ClientSession(frontend.url) as session:
         async with session.get("/ready") as response:

@@ -126,6 +126,12 @@ def test_the_next_step_is_planned_shortly_before_the_worker_needs_it() -> None:
     assert 0.5 * seconds < _ahead(pacing, scheduler, 0.0) < 0.9 * seconds
     assert _ahead(pacing, scheduler, 0.9 * seconds) < 0
     assert _ahead(pacing, scheduler, 2 * seconds) < 0, "it takes longer than expected"
+    before = _ahead(pacing, scheduler, 0.0)
+    pacing.ran(LONG_STEP_US, launch_us=10_000)
+    assert _ahead(pacing, scheduler, 0.0) == pytest.approx(before - 0.010), "the device must not run dry"
+    for _ in range(100):
+        pacing.ran(LONG_STEP_US, launch_us=300)
+    assert _ahead(pacing, scheduler, 0.0) > before - 0.001, "launches that were slow once are forgotten"
 
 
 def test_short_steps_and_the_first_ones_are_planned_ahead_at_once() -> None:
