@@ -63,7 +63,7 @@ class Scheduler:
         self._admitted: list[Request] = []
         self._num_arrivals = 0
         self._next_step_id = 0
-        self._is_held_up = self._has_arrivals = False
+        self._is_held_up = self._is_full = self._has_arrivals = False
 
     @property
     def num_running(self) -> int:
@@ -89,6 +89,11 @@ class Scheduler:
     def oldest_work(self) -> StepWork | None:
         """What the oldest step in flight computes; None if there is none."""
         return self._in_flight[0].work if self._in_flight else None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the last step planned had no room, or no time, for all the prompts there were."""
+        return self._is_full
 
     def describe_oldest(self) -> str:
         """The oldest step in flight, for people."""
@@ -290,6 +295,7 @@ class Scheduler:
         if not preempted:
             self._schedule_waiting(draft)
         self._is_held_up = self._waiting.num_waiting > 0 and draft.budget > 0 and not draft.is_short
+        self._is_full = draft.budget == 0 or draft.is_short
         if not draft.scheduled:
             return None
         return self._dispatch(draft)

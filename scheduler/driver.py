@@ -287,7 +287,7 @@ class EngineDriver:
             and (plan := core.schedule()) is not None
         ):
             if core.num_in_flight == 1:
-                pacing.began(time.perf_counter())
+                pacing.began(core, time.perf_counter())
             try:
                 self._link.send_plan(plan)
             except RingError:
@@ -326,7 +326,7 @@ class EngineDriver:
                 output = self._core.update(result)
                 self._masks.advance(output)
                 self._pacing.ran(result.execute_us, result.launch_us)
-                self._pacing.began(time.perf_counter())
+                self._pacing.began(self._core, time.perf_counter())
                 outputs.append((result, output))
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")

@@ -1,7 +1,8 @@
 """When a step is planned ahead, how late, and when it waits for masks instead.
 
 The worker gets its next step while it computes one, but not long before that one is over: whoever comes
-meanwhile is in the next step, not in the one after it.
+meanwhile is in the next step, not in the one after it. Where prompts fill the steps there is no room for
+whoever comes, and nothing to wait for.
 
 A constrained request's next token can be planned once its last one is known and has its mask. Planned ahead
 of that, a step leaves those requests out that the step before samples, so that each gains a token in every
@@ -36,10 +37,12 @@ class Pacing:
         self._step_seconds = 0.0
         self._launch_seconds = 0.0
         self._began = 0.0
+        self._waits = False
 
-    def began(self, now: float) -> None:
+    def began(self, core: Scheduler, now: float) -> None:
         """The worker has gone on to the oldest step in flight, seconds of any clock."""
         self._began = now
+        self._waits = not core.is_full
 
     def ran(self, execute_us: int, launch_us: int = 0) -> None:
         """A step took so long in the worker, and so long before the device had all of it."""
@@ -49,7 +52,7 @@ class Pacing:
     def too_early(self, core: Scheduler, now: float) -> float:
         """For how many seconds the next step had better not be planned yet; 0 or less: it is time."""
         work = core.oldest_work
-        if work is None or (self._step_seconds < _LEAD_SECONDS and not work.num_prompt):
+        if work is None or not self._waits or (self._step_seconds < _LEAD_SECONDS and not work.num_prompt):
             return 0.0
         seconds = core.step_times.predict(work)
         lead = max(_LEAD_SECONDS, _LEAD_SHARE * seconds) + self._launch_seconds

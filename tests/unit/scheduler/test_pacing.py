@@ -109,7 +109,7 @@ def test_a_grammar_that_is_being_compiled_holds_up_nobody() -> None:
 
 def _ahead(pacing: Pacing, scheduler: Scheduler, now: float) -> float:
     """Seconds until the second step is planned, if the worker began with the first at 0."""
-    pacing.began(0.0)
+    pacing.began(scheduler, 0.0)
     return pacing.too_early(scheduler, now)
 
 
@@ -132,6 +132,25 @@ def test_the_next_step_is_planned_shortly_before_the_worker_needs_it() -> None:
     for _ in range(100):
         pacing.ran(LONG_STEP_US, launch_us=300)
     assert _ahead(pacing, scheduler, 0.0) > before - 0.001, "launches that were slow once are forgotten"
+
+
+def test_where_prompts_fill_the_steps_nothing_is_waited_for() -> None:
+    scheduler, pacing = Scheduler(replace(_LIMITS, max_num_batched_tokens=4)), Pacing()
+    scheduler.add(_request(False))
+    waits = []
+    for step in range(9):
+        if step == 3:
+            scheduler.add(_request(False))
+            scheduler.add(_request(False))
+        plan = scheduler.schedule()
+        assert plan is not None
+        pacing.began(scheduler, 0.0)
+        waits.append(pacing.too_early(scheduler, 0.0) > 0)
+        tokens = u32([7] * int(plan.samples.sum()))
+        scheduler.update(StepResult(plan.step_id, tokens, execute_us=LONG_STEP_US))
+        pacing.ran(LONG_STEP_US)
+    # Nothing is known at first; beside decodes the two prompts of 3 tokens take three steps of 4.
+    assert waits == [False, True, True, False, False, False, True, True, True]
 
 
 def test_short_steps_and_the_first_ones_are_planned_ahead_at_once() -> None:
