@@ -149,7 +149,7 @@ def test_where_prompts_fill_the_steps_nothing_is_waited_for() -> None:
         tokens = u32([7] * int(plan.samples.sum()))
         scheduler.update(StepResult(plan.step_id, tokens, execute_us=LONG_STEP_US))
         pacing.ran(LONG_STEP_US)
-    # Nothing is known at first. Beside decodes two prompts of 3 tokens fill two steps of 4, and begin a third.
+    # Nothing is known at first. Beside decodes two prompts of 3 tokens fill two steps of 4 and begin one.
     assert waits == [False, True, True, False, False, True, True, True, True]
 
 
