@@ -27,6 +27,9 @@ class ConsoleReport:
     def ready(self, name: str, seconds: float, status: str) -> None:
         self._say(name, f"ready after {seconds:.1f} s{': ' if status else ''}{status}", "green")
 
+    def hung(self, name: str, seconds: float) -> None:
+        self._say(name, f"not ready within {seconds:g} s; killed", "bold red")
+
     def log_line(self, name: str, line: str) -> None:
         self._say(name, line, "")
 
@@ -61,6 +64,9 @@ class QuietReport:
 
     def ready(self, name: str, seconds: float, status: str) -> None:
         """Nothing to say."""
+
+    def hung(self, name: str, seconds: float) -> None:
+        print(f"{name} was not ready within {seconds:g} s; killed", file=sys.stderr)
 
     def log_line(self, name: str, line: str) -> None:
         """Nothing to say: the last lines are part of the error if the process fails."""

@@ -25,6 +25,10 @@ BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 # have to wait ever longer because it was hit twice in ten seconds.
 STABLE_SECONDS = 5.0
 _STABLE_FACTOR = 2.0
+# A process that was ready once after some seconds hangs if it is not ready after so many times as many, or
+# this many, the next time. Of a first start nobody knows how long it takes: it may download its model.
+START_FACTOR = 10.0
+LEAST_START_SECONDS = 30.0
 # A process that dies this many times before it was ever ready is given up.
 MAX_FAILED_STARTS = 4
 LAST_LINES = 30
@@ -61,6 +65,9 @@ class Report(Protocol):
 
     def ready(self, name: str, seconds: float, status: str) -> None:
         """It said that it is ready, `seconds` after its start, with a status line of its own."""
+
+    def hung(self, name: str, seconds: float) -> None:
+        """It was started again, was not ready after `seconds`, and is killed."""
 
     def log_line(self, name: str, line: str) -> None:
         """It wrote a line to its standard output or error."""
@@ -111,6 +118,8 @@ class Child:
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._was_ready = False
+        self._first_start_seconds = 0.0
+        self._start_timer: asyncio.TimerHandle | None = None
         self._ready_at = 0.0
         self._started_at = 0.0
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -201,12 +210,26 @@ class Child:
             os.close(write_fd)
         self._started_at = time.monotonic()
         self._report.starting(self.spec.name, self._process.pid)
+        if self._was_ready:
+            patience = max(LEAST_START_SECONDS, START_FACTOR * self._first_start_seconds)
+            self._start_timer = asyncio.get_running_loop().call_later(patience, self._hung, patience)
         reader = _LineReader(read_fd, self._on_line)
         try:
             return await _wait_for_exit(self._process)
         finally:
             self._process = None
+            self._forget_start_timer()
             reader.close()
+
+    def _hung(self, seconds: float) -> None:
+        assert self._process is not None
+        self._report.hung(self.spec.name, seconds)
+        os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _forget_start_timer(self) -> None:
+        if self._start_timer is not None:
+            self._start_timer.cancel()
+            self._start_timer = None
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -232,8 +255,11 @@ class Child:
             for line in notifications.recv(MAX_NOTIFICATION).decode(errors="replace").splitlines()
         )
         if fields.get("READY") == "1" and not self.ready.is_set() and self._process is not None:
-            self._was_ready = True
             self._ready_at = time.monotonic()
+            if not self._was_ready:
+                self._first_start_seconds = self._ready_at - self._started_at
+            self._was_ready = True
+            self._forget_start_timer()
             self.ready.set()
             self._report.ready(self.spec.name, self._ready_at - self._started_at, fields.get("STATUS", ""))
 

@@ -57,6 +57,9 @@ class Journal:
     def ready(self, name: str, seconds: float, status: str) -> None:
         self.events.append(("ready", name, status))
 
+    def hung(self, name: str, seconds: float) -> None:
+        self.events.append(("hung", name, seconds))
+
     def log_line(self, name: str, line: str) -> None:
         self.events.append(("log", name, line))
 
@@ -164,6 +167,38 @@ async def test_a_child_is_stable_once_it_has_run_for_twice_as_long_as_it_waited(
             os.kill(child.pid, signal.SIGKILL)
             await until(lambda: not child.ready.is_set())
     assert [event[3] for event in report.of_kind("died")] == [0.2, 0.4, 0.2, 0.4]
+
+
+# Is ready the first and the third time that it is run, and hangs the second time.
+FORGETFUL = """
+    import signal, sys
+    from pagewire.notify import notify_ready
+    with open(sys.argv[1], "a+") as runs:
+        print("run", file=runs, flush=True)
+        runs.seek(0)
+        if len(runs.readlines()) != 2:
+            notify_ready()
+    while True:
+        signal.pause()
+"""
+
+
+async def test_a_child_that_hangs_when_it_is_started_again_is_killed(
+    tmp_path: Path, report: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "LEAST_START_SECONDS", 0.5)
+    monkeypatch.setattr(child_module, "START_FACTOR", 1.0)
+    spec = script(FORGETFUL, "one", tmp_path / "runs", stop_timeout=0.2)
+    async with Supervisor([[spec]], tmp_path, report) as supervisor:
+        await supervisor.until_ready()
+        [child] = supervisor.children
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        await until(lambda: len(report.of_kind("ready")) == 2)
+        await asyncio.sleep(0.7)
+        assert child.ready.is_set(), "it is not killed once it is ready"
+    assert [event[:2] for event in report.of_kind("hung")] == [("hung", "one")]
+    assert len(report.of_kind("starting")) == 3
 
 
 async def test_a_child_that_refuses_its_configuration_fails_the_service_with_its_own_words(
