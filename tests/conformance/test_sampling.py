@@ -34,7 +34,9 @@ def test_temperature_zero_repeats(target: Target, greedy: str) -> None:
 
 
 def test_a_seed_repeats_and_seeds_differ(target: Target) -> None:
-    texts = target.texts({**HOT, "seed": seed} for seed in (1, 2, 3, 1, 2, 3))
+    # One after another: in other company logits are rounded differently, and one draw in some thousands falls
+    # between two tokens.
+    texts = [sampled(target, seed=seed) for seed in (1, 2, 3, 1, 2, 3)]
     assert texts[:3] == texts[3:]
     assert len(set(texts)) == 3
 
