@@ -35,6 +35,7 @@ _CALL_SECONDS = 30.0
 _BAD = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
 _METHODS: list[MethodDescriptor] = list(pb.DESCRIPTOR.services_by_name["InferenceService"].methods)
 _MAX_DEPTH = 6
+_FEW = 8
 
 _TEXTS = (
     *("", "a", "Once upon a time", "user", "assistant", "system", "tool", "tiny", "\0", "🙂" * 5, "x" * 5000),
@@ -126,6 +127,9 @@ def tame(message: Message, random: Random) -> None:
             message.ClearField(name)
         if random.random() < 0.7:
             message.text = "Once upon a time"
+        # A hundred answers as long as the context take longer than a call gets, and are no fault.
+        if max(message.sampling.n, message.sampling.best_of) > _FEW:
+            message.sampling.max_tokens = min(message.sampling.max_tokens or _FEW, _FEW)
 
 
 def damage(data: bytes, random: Random) -> bytes:

@@ -127,11 +127,19 @@ def _answer(endpoint: Endpoint, schemas: _Schemas) -> Json:
     content: Json = {endpoint.media_type: {"schema": schema}}
     if endpoint.event is not None:
         content["text/event-stream"] = {
+            # Of one event, as tools read it before OpenAPI 3.2 and its `itemSchema`.
             "schema": {
-                "type": "string",
+                "type": "object",
                 "description": "With `stream: true`: server-sent events, each with JSON as its data.",
-                "contentMediaType": "application/json",
-                "contentSchema": schemas.answered(endpoint.event),
+                "properties": {
+                    "event": {"type": "string"},
+                    "data": {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": schemas.answered(endpoint.event),
+                    },
+                },
+                "required": ["data"],
             }
         }
     return {"description": "It worked.", "headers": _request_id_header(), "content": content}

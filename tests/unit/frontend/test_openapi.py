@@ -106,9 +106,13 @@ async def test_examples_are_answered_as_the_document_says(http, document) -> Non
         if endpoint.event is not None:
             async with http.post(endpoint.path, json={**example, "stream": True}) as response:
                 frames = (await response.text()).strip().split("\n\n")
-            for data in (frame.rpartition("data: ")[2] for frame in frames):
-                if data != "[DONE]":
-                    check(document, answers["text/event-stream"]["schema"]["contentSchema"], json.loads(data))
+            schema = answers["text/event-stream"]["schema"]
+            for frame in frames:
+                event = dict(line.split(": ", 1) for line in frame.splitlines())
+                check(document, schema, event)
+                if event["data"] != "[DONE]":
+                    data = schema["properties"]["data"]["contentSchema"]
+                    check(document, data, json.loads(event["data"]))
 
 
 async def test_questions_are_answered_as_the_document_says(http, document) -> None:
