@@ -295,9 +295,9 @@ class Scheduler:
         if not preempted:
             self._schedule_waiting(draft)
         self._is_held_up = self._waiting.num_waiting > 0 and draft.budget > 0 and not draft.is_short
-        self._is_full = draft.budget == 0 or draft.is_short
         if not draft.scheduled:
             return None
+        self._is_full = draft.budget == 0 or draft.is_short
         return self._dispatch(draft)
 
     def _make_room(self) -> None:

@@ -26,7 +26,7 @@ from scheduler.limits import SchedulerLimits
 from scheduler.mask_relay import MaskRelay
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outbox import Outbox, Ticket, by_outbox, ticket_of
-from scheduler.pacing import Pacing
+from scheduler.pacing import LEAST_SECONDS, Pacing
 from scheduler.request import EndReason, Request
 from scheduler.status import load_message, model_message
 from scheduler.step import StepOutput
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 1.0
-
-_LEAST_SECONDS = 0.001
-"""The shortest time that is worth a timer."""
 
 
 class EngineDriver:
@@ -287,7 +284,7 @@ class EngineDriver:
             and (plan := core.schedule()) is not None
         ):
             if core.num_in_flight == 1:
-                pacing.began(core, time.perf_counter())
+                pacing.began(time.perf_counter())
             try:
                 self._link.send_plan(plan)
             except RingError:
@@ -305,7 +302,7 @@ class EngineDriver:
 
     def _pump_later(self, seconds: float) -> bool:
         """Plans after so long, unless that is now; whether it is later."""
-        if seconds < _LEAST_SECONDS:
+        if seconds < LEAST_SECONDS:
             return False
         self._pump_timer = asyncio.get_running_loop().call_later(seconds, self._pump)
         return True
@@ -326,7 +323,7 @@ class EngineDriver:
                 output = self._core.update(result)
                 self._masks.advance(output)
                 self._pacing.ran(result.execute_us, result.launch_us)
-                self._pacing.began(self._core, time.perf_counter())
+                self._pacing.began(time.perf_counter())
                 outputs.append((result, output))
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")

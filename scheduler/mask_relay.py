@@ -8,15 +8,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine.dispatch.facts import WorkerFacts
-from scheduler.pacing import MASK_SECONDS
+from scheduler.pacing import LEAST_SECONDS, MASK_SECONDS
 from scheduler.request import Request, Status
 from scheduler.step import StepOutput
 
 if TYPE_CHECKING:
     from scheduler.masks import MaskMaker, MaskOutcome
-
-# The shortest time that is worth a timer.
-_LEAST_SECONDS = 0.001
 
 
 class MaskRelay:
@@ -81,7 +78,7 @@ class MaskRelay:
         """Plans once no mask is being made any more, or so much later, so that requests that were sampled
         together are sampled together again.
         """
-        if self._maker is None or self._maker.num_awaited == 0 or most_seconds < _LEAST_SECONDS:
+        if self._maker is None or self._maker.num_awaited == 0 or most_seconds < LEAST_SECONDS:
             self._plan()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(most_seconds, self._plan)

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from scheduler.core import Scheduler
 
+LEAST_SECONDS = 0.001
+"""The shortest time that is worth a timer."""
+
 MASK_SECONDS = 0.002
 """How long a plan waits for masks, where steps are short, at most."""
 
@@ -37,12 +40,10 @@ class Pacing:
         self._step_seconds = 0.0
         self._launch_seconds = 0.0
         self._began = 0.0
-        self._waits = False
 
-    def began(self, core: Scheduler, now: float) -> None:
+    def began(self, now: float) -> None:
         """The worker has gone on to the oldest step in flight, seconds of any clock."""
         self._began = now
-        self._waits = not core.is_full
 
     def ran(self, execute_us: int, launch_us: int = 0) -> None:
         """A step took so long in the worker, and so long before the device had all of it."""
@@ -52,7 +53,7 @@ class Pacing:
     def too_early(self, core: Scheduler, now: float) -> float:
         """For how many seconds the next step had better not be planned yet; 0 or less: it is time."""
         work = core.oldest_work
-        if work is None or not self._waits or (self._step_seconds < _LEAD_SECONDS and not work.num_prompt):
+        if work is None or core.is_full or (self._step_seconds < _LEAD_SECONDS and not work.num_prompt):
             return 0.0
         seconds = core.step_times.predict(work)
         lead = max(_LEAD_SECONDS, _LEAD_SHARE * seconds) + self._launch_seconds

@@ -117,8 +117,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
-        self._was_ready = False
-        self._first_start_seconds = 0.0
+        self._first_start_seconds: float | None = None
         self._start_timer: asyncio.TimerHandle | None = None
         self._ready_at = 0.0
         self._started_at = 0.0
@@ -210,7 +209,7 @@ class Child:
             os.close(write_fd)
         self._started_at = time.monotonic()
         self._report.starting(self.spec.name, self._process.pid)
-        if self._was_ready:
+        if self._first_start_seconds is not None:
             patience = max(LEAST_START_SECONDS, START_FACTOR * self._first_start_seconds)
             self._start_timer = asyncio.get_running_loop().call_later(patience, self._hung, patience)
         reader = _LineReader(read_fd, self._on_line)
@@ -256,9 +255,8 @@ class Child:
         )
         if fields.get("READY") == "1" and not self.ready.is_set() and self._process is not None:
             self._ready_at = time.monotonic()
-            if not self._was_ready:
+            if self._first_start_seconds is None:
                 self._first_start_seconds = self._ready_at - self._started_at
-            self._was_ready = True
             self._forget_start_timer()
             self.ready.set()
             self._report.ready(self.spec.name, self._ready_at - self._started_at, fields.get("STATUS", ""))
@@ -268,7 +266,8 @@ class Child:
         self._report.log_line(self.spec.name, line)
 
     def _give_up_if_hopeless(self, returncode: int, failures: int) -> None:
-        if self._was_ready or (returncode != CONFIG_ERROR and failures < MAX_FAILED_STARTS):
+        was_ready = self._first_start_seconds is not None
+        if was_ready or (returncode != CONFIG_ERROR and failures < MAX_FAILED_STARTS):
             return
         if returncode == CONFIG_ERROR and self._last_lines:
             said = self._last_lines[-1].removeprefix("engine-worker: ").removeprefix("pagewire: ")

@@ -13,7 +13,7 @@ descriptors are left when everything is at rest.
 
 `--engine tiny` has a tiny model of random weights (see tools/fuzz_service.py), any other name is a model's;
 then half of the requests are greedy. Such workers take longer to start, so choose a longer --mean-interval:
-where no engine is there for ten seconds new requests are refused, which counts as failed here.
+where no engine is there for thirty seconds new requests are refused, which counts as failed here.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class SimulatedService:
         for start, count in zip(plan.starts.tolist(), plan.counts.tolist(), strict=True):
             work.add(start, count)
         seconds = self.cost(work)
-        self._pacing.began(self.core, self.now)
+        self._pacing.began(self.now)
         early = self._pacing.too_early(self.core, self.now)
         self._arrive(self.now + min(max(early, 0.0), seconds))
         if early <= seconds:

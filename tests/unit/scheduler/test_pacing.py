@@ -109,7 +109,7 @@ def test_a_grammar_that_is_being_compiled_holds_up_nobody() -> None:
 
 def _ahead(pacing: Pacing, scheduler: Scheduler, now: float) -> float:
     """Seconds until the second step is planned, if the worker began with the first at 0."""
-    pacing.began(scheduler, 0.0)
+    pacing.began(0.0)
     return pacing.too_early(scheduler, now)
 
 
@@ -144,7 +144,7 @@ def test_where_prompts_fill_the_steps_nothing_is_waited_for() -> None:
             scheduler.add(_request(False))
         plan = scheduler.schedule()
         assert plan is not None
-        pacing.began(scheduler, 0.0)
+        pacing.began(0.0)
         waits.append(pacing.too_early(scheduler, 0.0) > 0)
         tokens = u32([7] * int(plan.samples.sum()))
         scheduler.update(StepResult(plan.step_id, tokens, execute_us=LONG_STEP_US))

@@ -258,9 +258,9 @@ async def test_long_and_unfinished_lines_are_passed_on(tmp_path: Path, report: J
 async def test_waits_without_using_the_cpu(tmp_path: Path, report: Journal) -> None:
     async with Supervisor([[polite("one", tmp_path / "ends")]], tmp_path, report) as supervisor:
         await supervisor.until_ready()
-        before = time.process_time()
+        before = time.thread_time()  # tests side by side have a thread that talks to their controller
         await asyncio.sleep(1.0)
-        assert time.process_time() - before < 0.03
+        assert time.thread_time() - before < 0.01
 
 
 SUPERVISE = """
