@@ -12,7 +12,7 @@ from engine.attention.backend import HeadLayout
 from engine.config import WorkerConfig
 from engine.device import device_name, dtype_name, pick_device, pick_dtype
 from engine.dispatch.facts import WorkerFacts
-from engine.kv_cache import GIB, KVCacheShape, KVCacheSize, allocate_kv_cache, size_kv_cache
+from engine.kv_cache import GIB, KVCacheShape, KVCacheSize, allocate_kv_pool, size_kv_cache
 from engine.layers.parallel import TensorParallel
 from engine.loader.load import load_model
 from engine.model_config import ModelConfig, load_model_config
@@ -145,7 +145,7 @@ def assemble(
     )
 
     def make_runner(size: KVCacheSize) -> Runner:
-        kv_caches = allocate_kv_cache(shape, size.num_blocks, platform.device)
+        kv_pool = allocate_kv_pool(shape, size.num_blocks, platform.device)
         limits = RowLimits(
             max_num_seqs,
             size.max_model_len,
@@ -154,7 +154,7 @@ def assemble(
             model_config.vocab_size,
             model_config.hidden_size,
         )
-        return platform.make_runner(model, backend, kv_caches, limits, max_tokens)
+        return platform.make_runner(model, backend, kv_pool, limits, max_tokens)
 
     def make_trial() -> Runner:
         return make_runner(KVCacheSize(1, wanted_len))

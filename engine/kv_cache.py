@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import mmap
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -94,8 +95,25 @@ def size_kv_cache(
     return KVCacheSize(num_blocks, min(max_model_len, held))
 
 
-def allocate_kv_cache(shape: KVCacheShape, num_blocks: int, device: torch.device) -> list[LayerKVCache]:
-    """The pool, zeroed; one entry per layer. On the CPU the system commits its pages as they are written.
+@dataclass(frozen=True, slots=True)
+class KVPool:
+    """A worker's KV memory.
+
+    Attributes:
+        blocks: [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]; keys, then values.
+        layers: the same, one entry per layer.
+    """
+
+    blocks: torch.Tensor
+    layers: Sequence[LayerKVCache]
+
+    def copy(self, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+        """Copies blocks, by their ids [n], int64; all are read before any is written."""
+        self.blocks[:, :, destinations] = self.blocks[:, :, sources]
+
+
+def allocate_kv_pool(shape: KVCacheShape, num_blocks: int, device: torch.device) -> KVPool:
+    """The pool, zeroed. On the CPU the system commits its pages as they are written.
 
     Raises:
         ConfigError: the memory is not to be had.
@@ -110,7 +128,7 @@ def allocate_kv_cache(shape: KVCacheShape, num_blocks: int, device: torch.device
     except (RuntimeError, OSError, OverflowError) as error:
         total = num_blocks * shape.block_bytes
         raise ConfigError(f"a KV pool of {num_blocks} blocks ({total} bytes) cannot be allocated") from error
-    return [LayerKVCache(layer[0], layer[1]) for layer in pool]
+    return KVPool(pool, [LayerKVCache(layer[0], layer[1]) for layer in pool])
 
 
 def _lazy_zeros(num_bytes: int) -> torch.Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from engine.attention.backend import LayerKVCache
 from engine.attention.torch_backend import TorchAttentionBackend
 from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult, u32
+from engine.kv_cache import KVPool
 from engine.models.base import CausalLM
 from engine.pending import NO_PROMPT_RESULTS, NOT_FINITE, PromptResults, SampledStep
 from engine.prompt_states import NotFinite, PooledStates, compute_prompt_logprobs
@@ -37,14 +36,14 @@ class ModelRunner:
         self,
         model: CausalLM,
         backend: TorchAttentionBackend,
-        kv_caches: Sequence[LayerKVCache],
+        kv_pool: KVPool,
         rows: RequestRows,
         *,
         max_num_batched_tokens: int,
     ) -> None:
         self.model = model
         self.backend = backend
-        self.kv_caches = kv_caches
+        self.kv_pool = kv_pool
         self.rows = rows
         self.max_num_batched_tokens = max_num_batched_tokens
         self.device = rows.token_ids.device
@@ -78,6 +77,9 @@ class ModelRunner:
         if not len(plan.rows):
             return FinishedStep(StepResult(plan.step_id, u32([])))
         inputs = prepare_inputs(plan, self.rows, self.max_num_batched_tokens)
+        if len(plan.copied_blocks):
+            copied = torch.from_numpy(plan.copied_blocks.astype(np.int64))
+            self.kv_pool.copy(copied[:, 0].to(self.device), copied[:, 1].to(self.device))
         work = find_prompt_work(plan, self.rows, self._records)
         hidden = self._run_model(inputs)
         prompts = self._tell(work, hidden, inputs) if work else NO_PROMPT_RESULTS
@@ -109,7 +111,7 @@ class ModelRunner:
         positions = torch.from_numpy(inputs.positions).to(self.device, non_blocking=True)
         token_ids = self.rows.token_ids.view(-1).index_select(0, token_index)
         metadata = self.backend.prepare(inputs.layout)
-        hidden: torch.Tensor = self.model(token_ids, positions, self.kv_caches, metadata)
+        hidden: torch.Tensor = self.model(token_ids, positions, self.kv_pool.layers, metadata)
         return hidden
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
-from engine.attention.backend import AttentionBackend, HeadLayout, LayerKVCache
+from engine.attention.backend import AttentionBackend, HeadLayout
 from engine.attention.torch_backend import TorchAttentionBackend
 from engine.config import WorkerConfig
 from engine.device import CPU_LIMITS, DeviceLimits
-from engine.kv_cache import default_cpu_bytes
+from engine.kv_cache import KVPool, default_cpu_bytes
 from engine.layers.linear_method import DenseMethod, LinearMethod, PackedCpuMethod
 from engine.layers.ops import LayerOps
 from engine.layers.torch_ops import TorchLayerOps
@@ -57,7 +57,7 @@ class Platform(ABC):
         self,
         model: CausalLM,
         backend: AttentionBackend,
-        kv_caches: Sequence[LayerKVCache],
+        kv_pool: KVPool,
         limits: RowLimits,
         max_num_batched_tokens: int,
     ) -> Runner:
@@ -99,13 +99,13 @@ class CpuPlatform(Platform):
         self,
         model: CausalLM,
         backend: AttentionBackend,
-        kv_caches: Sequence[LayerKVCache],
+        kv_pool: KVPool,
         limits: RowLimits,
         max_num_batched_tokens: int,
     ) -> Runner:
         assert isinstance(backend, TorchAttentionBackend)
         rows = RequestRows(limits, self.device)
-        return ModelRunner(model, backend, kv_caches, rows, max_num_batched_tokens=max_num_batched_tokens)
+        return ModelRunner(model, backend, kv_pool, rows, max_num_batched_tokens=max_num_batched_tokens)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         return default_cpu_bytes() if self._kv_cache_memory is None else self._kv_cache_memory

@@ -91,7 +91,7 @@ class RowLedger(ABC):
         self._num_pooled.clear()
 
     def apply(self, plan: StepPlan) -> None:
-        """Frees rows, adds new requests and appends blocks, as the plan says.
+        """Frees rows, adds new requests and appends blocks, as the plan says, and checks what it copies.
 
         Raises:
             PlanError: the plan is inconsistent. Rows it frees are free even then.
@@ -100,6 +100,8 @@ class RowLedger(ABC):
         for request in plan.new_requests:
             self._add(request)
         self._append_blocks(plan)
+        if len(plan.copied_blocks):
+            self._check_copies(plan.copied_blocks)
 
     def check_schedule(self, plan: StepPlan, max_num_batched_tokens: int) -> None:
         """Checks what an applied plan computes.
@@ -203,6 +205,16 @@ class RowLedger(ABC):
         columns = np.repeat(self.num_blocks[rows], added) + offsets
         self._write_blocks(np.repeat(rows, added), columns, plan.new_block_ids)
         self.num_blocks[rows] = ends
+
+    def _check_copies(self, copied_blocks: np.ndarray) -> None:
+        self._require_in_pool(copied_blocks.reshape(-1))
+        destinations = copied_blocks[:, 1]
+        if len(copied_blocks) > self.limits.max_num_seqs:
+            raise PlanError(f"{len(copied_blocks)} blocks are copied; at most {self.limits.max_num_seqs}")
+        if len(np.unique(destinations)) < len(destinations):
+            raise PlanError("two blocks are copied to the same one")
+        both = np.isin(destinations, copied_blocks[:, 0])
+        _require(~both, destinations, "no block may be copied from and copied to in one step")
 
     def _require_in_pool(self, block_ids: np.ndarray) -> None:
         _require(

@@ -2,8 +2,9 @@
 
 Every block is either held (ref_count > 0) or in the free queue. A full block whose content is known carries
 the chained hash of all tokens up to its end; it stays findable by that hash after its last holder let go,
-until it is evicted to be written anew. The free queue is in order of eviction: least recently used first,
-and of the blocks that a request lets go, the tail of its sequence before the head.
+until it is evicted to be written anew. So does one that can be found by its first tokens, full or not. The
+free queue is in order of eviction: least recently used first, and of the blocks that a request lets go, the
+tail of its sequence before the head.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from scheduler.block_hash import BlockHash
+from scheduler.partial_blocks import PartialBlocks
 
 
 class _Block:
@@ -32,6 +34,9 @@ class BlockPool:
     Args:
         num_blocks: how many there are.
         enable_caching: whether content is remembered; without it `publish` and `lookup` do nothing.
+
+    Attributes:
+        partial: the blocks that can be found by their first tokens.
     """
 
     def __init__(self, num_blocks: int, *, enable_caching: bool = True) -> None:
@@ -42,6 +47,7 @@ class BlockPool:
         self._blocks = [_Block(block_id) for block_id in range(num_blocks)]
         self._by_hash: dict[BlockHash, _Block] = {}
         self._num_free = 0
+        self.partial = PartialBlocks()
         for block in self._blocks:
             self._link(block, self._queue.prev, self._queue)
 
@@ -74,6 +80,7 @@ class BlockPool:
                 del self._by_hash[block.block_hash]
                 block.block_hash = None
                 self.num_evictions += 1
+            self.partial.drop(block.block_id)
             taken.append(block.block_id)
             block = block.next
         self._queue.next, block.prev = block, self._queue
@@ -114,7 +121,7 @@ class BlockPool:
 
     def release(self, block_ids: Sequence[int]) -> None:
         """Removes a holder from each block of a sequence, given head first. Blocks that nobody holds any
-        more become free: those without findable content are reused first, the others last, tail before head.
+        more become free: those that nothing finds are reused first, the others last, tail before head.
         """
         blocks, queue = self._blocks, self._queue
         for block_id in reversed(block_ids):
@@ -122,7 +129,7 @@ class BlockPool:
             assert block.ref_count > 0, block_id
             block.ref_count -= 1
             if block.ref_count == 0:
-                if block.block_hash is None:
+                if block.block_hash is None and block_id not in self.partial:
                     self._link(block, queue, queue.next)
                 else:
                     self._link(block, queue.prev, queue)
@@ -132,6 +139,7 @@ class BlockPool:
         for block in self._by_hash.values():
             block.block_hash = None
         self._by_hash.clear()
+        self.partial.clear()
 
     def _link(self, block: _Block, before: _Block, after: _Block) -> None:
         block.prev, block.next = before, after
@@ -154,3 +162,4 @@ class BlockPool:
         assert all((block.ref_count == 0) == (block.block_id in set(free)) for block in self._blocks)
         hashed = {block.block_hash: block for block in self._blocks if block.block_hash is not None}
         assert hashed == self._by_hash
+        self.partial.check()

@@ -255,7 +255,7 @@ class Scheduler:
 
     def _schedule_alone(self, suspect: Request) -> StepPlan:
         """Plans a step of a suspect, while none is in flight. Whoever holds what it needs makes room."""
-        draft = Draft(self._step_limits)
+        draft = self._placement.new_draft(self._step_limits)
         while not self._place_alone(draft, suspect):
             others = [request for request in self._suspects.running if request is not suspect]
             self._preempt(self.running.pop() if self.running else others[-1])
@@ -280,7 +280,7 @@ class Scheduler:
 
     def _schedule_together(self) -> StepPlan | None:
         """Plans a step of all requests that are not suspects."""
-        draft = Draft(self._step_limits)
+        draft = self._placement.new_draft(self._step_limits)
         if self._waiting.num_waiting and self.shares.is_contended:
             if self._has_arrivals or self._rows.next_free is not None:
                 for request in self.running:
@@ -437,7 +437,7 @@ class Scheduler:
         self._wants.num_steps = 0
 
     def _dispatch(self, draft: Draft) -> StepPlan:
-        plan = draft.plan(self._next_step_id, self._rows.take_freed())
+        plan = self._placement.plan(draft, self._next_step_id)
         rows = draft.sampled_rows
         self._in_flight.append(
             InFlight(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.dispatch.records import U32, NewRequest, u32
+from engine.dispatch.records import U32, NewRequest, StepPlan, u32
 from scheduler.block_pool import BlockPool
 from scheduler.limits import SchedulerLimits
 from scheduler.prefixes import Prefixes
 from scheduler.request import Request, Status
 from scheduler.rows import IntArray, Rows, Wants
-from scheduler.step import Draft
+from scheduler.step import Draft, StepLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Beginning:
     Attributes:
         hits: cached blocks, which it shares.
         blocks: blocks of its own.
-        start: tokens in the hits.
+        start: tokens in the hits, and those copied to the first of its own blocks.
         count: tokens that the step computes after those.
     """
 
@@ -62,13 +62,19 @@ class Placement:
         """
         pool, num_tokens = self._pool, len(request.token_ids)
         hits = self._prefixes.find(request)
-        start = len(hits) * self._block_size
-        if self._num_lacking(request, hits) > 0:
+        num_lacking = self._num_lacking(request, hits)
+        if num_lacking > 0:
             return None
+        partial = self._prefixes.find_partial(request, len(hits))
+        # What is copied from is held until the step is planned.
+        sources = [partial.block_id] if partial is not None else []
+        if num_lacking + pool.num_free_among(sources) > 0:
+            partial, sources = None, []
+        start = len(hits) * self._block_size + (partial.num_tokens if partial is not None else 0)
         count = draft.fit(request, start, min(num_tokens - request.is_blocked - start, draft.budget))
         if count <= 0:
             return None
-        pool.acquire(hits)
+        pool.acquire(hits + sources)
         blocks = pool.allocate(-(-(start + count) // self._block_size) - len(hits))
         assert self._rows.next_free is not None
         new = NewRequest(
@@ -80,7 +86,9 @@ class Placement:
         )
         if new.num_words > draft.words:
             pool.release(hits + blocks)
+            pool.release(sources)
             return None
+        draft.copied_blocks += [(source, blocks[0]) for source in sources]
         draft.words -= new.num_words
         draft.new_requests.append(new)
         return Beginning(hits, blocks, start, count)
@@ -94,6 +102,7 @@ class Placement:
 
     def leave(self, request: Request) -> None:
         """Takes row and blocks from a request."""
+        self._prefixes.publish_last(request)
         self._pool.release(request.block_ids)
         request.block_ids = []
         request.num_published_blocks = 0
@@ -121,6 +130,19 @@ class Placement:
         state.num_tokens[row] += samples
         state.blocked[row] |= samples and request.constraint is not None
         self._prefixes.publish(request)
+        if samples and start < request.num_prompt_tokens:
+            self._prefixes.publish_last(request)
+
+    def new_draft(self, limits: StepLimits) -> Draft:
+        """A step to be planned. What the steps before it compute may be copied in it."""
+        self._pool.partial.begin_step()
+        return Draft(limits)
+
+    def plan(self, draft: Draft, step_id: int) -> StepPlan:
+        """The step as it stands; what is copied in it is let go."""
+        for source, _ in draft.copied_blocks:
+            self._pool.release([source])
+        return draft.plan(step_id, self._rows.take_freed())
 
     def decode_all(self, draft: Draft, wants: Wants) -> bool:
         """Gives every decoding request its token; False, and nothing done, if budget or blocks are short."""

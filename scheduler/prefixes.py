@@ -1,12 +1,16 @@
-"""Which blocks of which request can be found by their content."""
+"""Which blocks of which request can be found by their content, to be shared or copied."""
 
 from __future__ import annotations
 
-from scheduler.block_hash import RecentChains
+from scheduler.block_hash import BlockHash, RecentChains
 from scheduler.block_pool import BlockPool
 from scheduler.limits import SchedulerLimits
+from scheduler.partial_blocks import PartialHit
 from scheduler.request import Request
 from scheduler.rows import IntArray, Rows
+
+# Fewer tokens than a block's part by this are computed sooner than copied, beside others.
+_LEAST_COPIED = 4
 
 
 class Prefixes:
@@ -35,6 +39,26 @@ class Prefixes:
         request.hash_up_to(num_blocks, self._block_size)
         return self._pool.lookup(request.block_hashes[:num_blocks])
 
+    def find_partial(self, request: Request, num_blocks: int) -> PartialHit | None:
+        """The block to copy the beginning of a waiting request's next one from, after so many that `find`
+        found, if that pays. It leaves a token to compute that needs no mask.
+        """
+        if not self.is_enabled:
+            return None
+        start = num_blocks * self._block_size
+        end = min(request.num_reusable_tokens - request.is_blocked, start + self._block_size)
+        if end <= start:
+            return None
+        hit = self._pool.partial.find(self._parent(request, num_blocks), request.token_ids[start:end])
+        if hit is None:
+            return None
+        leaves_one = start + hit.num_tokens == len(request.token_ids) - 1
+        return hit if leaves_one or hit.num_tokens * _LEAST_COPIED >= self._block_size else None
+
+    def _parent(self, request: Request, index: int) -> BlockHash:
+        """What comes before a request's block."""
+        return request.block_hashes[index - 1] if index else request.root_hash
+
     def publish_filled(self, rows: IntArray, ends: IntArray) -> None:
         """Publishes what became full when the requests in these rows grew to `ends`."""
         state, at_border = self._rows, ends % self._block_size == 0
@@ -55,4 +79,16 @@ class Prefixes:
         request.hash_up_to(full, self._block_size)
         for index in range(first, full):
             self._pool.publish(request.block_ids[index], request.block_hashes[index])
+            self._put_partial(request, index, (index + 1) * self._block_size)
         request.num_published_blocks = full
+
+    def publish_last(self, request: Request) -> None:
+        """Has what is known and computed of a running request's last block, which is not full, be found."""
+        end = min(self._rows.num_computed.item(request.row), len(request.token_ids))
+        index = end // self._block_size
+        if self.is_enabled and end % self._block_size and request.num_published_blocks == index:
+            self._put_partial(request, index, end)
+
+    def _put_partial(self, request: Request, index: int, end: int) -> None:
+        tokens = request.token_ids[index * self._block_size : end]
+        self._pool.partial.put(request.block_ids[index], self._parent(request, index), tokens)

@@ -139,6 +139,7 @@ class Draft:
         scheduled: requests placed.
         sampled: those of them that get a token.
         new_requests: see StepPlan; whoever appends one places its tokens too.
+        copied_blocks: see StepPlan; those that are copied from are held.
         work: what it computes so far, by amount.
         prompt_time: bounds the prompts in it, if the time of steps is bounded.
     """
@@ -150,6 +151,7 @@ class Draft:
         self.scheduled: list[Request] = []
         self.sampled: list[Request] = []
         self.new_requests: list[NewRequest] = []
+        self.copied_blocks: list[tuple[int, int]] = []
         self.work = StepWork()
         self.prompt_time: PromptTime | None = None
         self._new_block_ids: list[int] = []
@@ -229,4 +231,5 @@ class Draft:
             num_new_blocks=num_new_blocks,
             new_block_ids=u32(self._new_block_ids),
             masks=self._masks,
+            copied_blocks=np.array(self.copied_blocks, U32).reshape(-1, 2),
         )

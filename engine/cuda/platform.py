@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
 
 import torch
 
-from engine.attention.backend import AttentionBackend, HeadLayout, LayerKVCache
+from engine.attention.backend import AttentionBackend, HeadLayout
 from engine.attention.triton_backend import TritonAttentionBackend
 from engine.config import WorkerConfig
 from engine.cuda.graphs import GraphSize, decode_graph_sizes, mixed_graph_sizes
@@ -16,7 +15,7 @@ from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
 from engine.device import CUDA_LIMITS, fitting
-from engine.kv_cache import GIB
+from engine.kv_cache import GIB, KVPool
 from engine.layers.linear_method import LinearMethod
 from engine.layers.ops import LayerOps
 from engine.layers.triton_ops import TritonLayerOps
@@ -68,13 +67,13 @@ class CudaPlatform(Platform):
         self,
         model: CausalLM,
         backend: AttentionBackend,
-        kv_caches: Sequence[LayerKVCache],
+        kv_pool: KVPool,
         limits: RowLimits,
         max_num_batched_tokens: int,
     ) -> Runner:
         assert isinstance(backend, TritonAttentionBackend)
         rows = DeviceRows(limits, self.device)
-        return CudaModelRunner(model, backend, kv_caches, rows, max_num_batched_tokens=max_num_batched_tokens)
+        return CudaModelRunner(model, backend, kv_pool, rows, max_num_batched_tokens=max_num_batched_tokens)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         """What `gpu_memory_utilization` leaves after everything else on the GPU, the largest step and the
@@ -134,7 +133,7 @@ class CudaPlatform(Platform):
             sizes += [GraphSize(size, 0, 0, True) for size in decodes if size >= _FEWEST_SHARING]
         parameters = list(runner.model.parameters())
         num_weights = sum(parameter.numel() for parameter in parameters)
-        host_seconds = len(runner.kv_caches) * _LAUNCHES_PER_LAYER * _LAUNCH_SECONDS
+        host_seconds = len(runner.kv_pool.layers) * _LAUNCHES_PER_LAYER * _LAUNCH_SECONDS
         for size in mixed_graph_sizes(max_num_seqs, runner.max_num_batched_tokens):
             device_seconds = 2 * num_weights * size.num_tokens / _FLOPS
             if device_seconds < host_seconds:

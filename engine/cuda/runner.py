@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.attention.backend import LayerKVCache
 from engine.attention.triton_backend import (
     PrefixMetadata,
     TritonAttentionBackend,
@@ -38,8 +37,10 @@ from engine.cuda.step_layout import (
 from engine.cuda.step_shape import StepColumns, StepShape, device_columns, host_columns
 from engine.cuda.unusual_rows import UnusualRows, sampling_columns
 from engine.dispatch.records import StepPlan, StepResult, u32
+from engine.kernels.copy_blocks.kernel import copy_blocks
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
+from engine.kv_cache import KVPool
 from engine.models.base import CausalLM
 from engine.prompt_work import PromptWork, find_prompt_work
 from engine.row_ledger import PlanError
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 _SMALLEST_REHEARSAL = 64
 _MAX_KEPT_SHAPES = 1024
+_NO_BLOCKS = np.zeros((0, 2), dtype=np.int32)
 
 
 @dataclass(slots=True)
@@ -81,14 +83,14 @@ class CudaModelRunner:
         self,
         model: CausalLM,
         backend: TritonAttentionBackend,
-        kv_caches: Sequence[LayerKVCache],
+        kv_pool: KVPool,
         rows: DeviceRows,
         *,
         max_num_batched_tokens: int,
     ) -> None:
         self.model = model
         self.backend = backend
-        self.kv_caches = kv_caches
+        self.kv_pool = kv_pool
         self.rows = rows
         self.max_num_batched_tokens = max_num_batched_tokens
         self.device = rows.arena.device
@@ -114,12 +116,14 @@ class CudaModelRunner:
         self._device_columns: dict[StepShape, StepColumns[torch.Tensor]] = {}
 
     def _max_words(self) -> int:
-        """Words of the largest step: its columns, and two for each word of the rows that it changes."""
+        """Words of the largest step: its columns, and two for each word of the rows that it changes and for
+        each block that it copies.
+        """
         limits, records = self.rows.limits, self._records
         seqs, tokens = limits.max_num_seqs, self.max_num_batched_tokens
         columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words
         new_blocks = seqs + tokens // limits.block_size
-        return columns + 2 * (records.max_new_words + new_blocks)
+        return columns + 2 * (records.max_new_words + new_blocks + seqs)
 
     @property
     def largest_shape(self) -> StepShape:
@@ -144,6 +148,7 @@ class CudaModelRunner:
         """Computes a step of nothing but padding: kernels are compiled, memory is taken, no row changes."""
         self._send_padding(shape)
         scatter_words(self.rows.arena, self._nowhere, self._nowhere, 1)
+        copy_blocks(self.kv_pool.blocks, self._nowhere, self._nowhere)
         hidden = self._run_model(shape)
         logits = self._sample(shape, hidden)
         self._unusual.rehearse(logits, self._columns(shape))
@@ -234,7 +239,7 @@ class CudaModelRunner:
         order = layout.plan_order
         if plan.masks:
             mask_batch(batch, plan, order, rows.limits.vocab_size)
-        self._send(index, shape)
+        self._send(index, shape, plan.copied_blocks)
         logits, prompts = self._execute(shape, layout, work, captured=graph is not None)
         slots = _slots(layout, shape)
         logprobs = self._unusual.after_sampling(batch, slots, order, logits, self._columns(shape))
@@ -253,25 +258,25 @@ class CudaModelRunner:
         logits = self._sample(shape, hidden)
         return logits, self._prompts.after_model(work, layout, hidden)
 
-    def _send(self, index: int, shape: StepShape) -> None:
-        """Copies the step's columns and the rows' diff to the device, and applies the diff."""
+    def _send(self, index: int, shape: StepShape, copied_blocks: np.ndarray) -> None:
+        """Copies the step's columns and the rows' diff to the device, applies the diff and copies blocks."""
         places, words = self.rows.take_changes()
-        begin, count = shape.num_words, len(places)
-        host = self._host_words[index]
-        host[begin : begin + count] = places
-        host[begin + count : begin + 2 * count] = words
-        end = begin + 2 * count
+        host, end, parts = self._host_words[index], shape.num_words, []
+        for part in (places, words, copied_blocks[:, 0], copied_blocks[:, 1]):
+            parts.append(self._words[end : end + len(part)])
+            host[end : end + len(part)] = part
+            end += len(part)
         self._words[:end].copy_(self._staged[index][:end], non_blocking=True)
-        if count:
-            changed = self._words[begin:end]
-            scatter_words(self.rows.arena, changed[:count], changed[count:], count)
+        places_there, words_there, sources, destinations = parts
+        scatter_words(self.rows.arena, places_there, words_there, len(places))
+        copy_blocks(self.kv_pool.blocks, sources, destinations)
 
     def _send_padding(self, shape: StepShape) -> None:
         """Makes the step's columns those of a step without any request."""
         nobody = np.zeros(0, dtype=np.int64)
         layout = StepLayout(nobody, nobody, nobody, nobody.astype(bool), 0, nobody, nobody)
         self._fill(0, shape, layout)
-        self._send(0, shape)
+        self._send(0, shape, _NO_BLOCKS)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -321,7 +326,7 @@ class CudaModelRunner:
         hidden: torch.Tensor = self.model(
             self._inputs.input_ids[:num_tokens],
             self._inputs.positions[:num_tokens],
-            self.kv_caches,
+            self.kv_pool.layers,
             metadata,
         )
         return hidden

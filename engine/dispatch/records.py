@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DISPATCH_VERSION = 4
+DISPATCH_VERSION = 5
 MAX_ERROR_BYTES = 4096
 # The most top entries a token's log probabilities come with.
 MAX_TOP_LOGPROBS = 20
@@ -117,7 +117,7 @@ class NewRequest:
 @dataclass(slots=True)
 class StepPlan:
     """What one step computes. A worker applies it in this order: free rows, add new requests, append
-    block ids, then compute the scheduled tokens of every scheduled row.
+    block ids, copy blocks, then compute the scheduled tokens of every scheduled row.
 
     All columns have one entry per scheduled request, decode-only requests (count 1) in any position.
 
@@ -139,6 +139,8 @@ class StepPlan:
             bits: token i is allowed if bit i % 32 of word i // 32 is set, counted from the lowest. There are
             `mask_words(vocab_size)` of them, and bits past the vocabulary mean nothing. At least one token is
             allowed; the request samples.
+        copied_blocks: (from, to) ids of blocks whose keys and values are copied, [n, 2]. No block is copied
+            to twice, and none that is copied from is copied to, so that their order means nothing.
     """
 
     step_id: int
@@ -151,6 +153,7 @@ class StepPlan:
     num_new_blocks: U32Array
     new_block_ids: U32Array
     masks: dict[int, U32Array] = field(default_factory=dict)
+    copied_blocks: U32Array = field(default_factory=lambda: np.zeros((0, 2), U32))
 
 
 @dataclass(slots=True)
@@ -221,8 +224,9 @@ class StepResult:
     launch_us: int = 0
 
 
-# version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask
-_PLAN_HEADER = struct.Struct("<IIQIIIIII")
+# version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask,
+# num_copied_blocks, 0
+_PLAN_HEADER = struct.Struct("<IIQIIIIIIII")
 _NEW_REQUEST = np.dtype(
     [
         ("seed", "<i8"),
@@ -322,7 +326,7 @@ class RecordLimits:
     def plan_bytes(self) -> int:
         """Size of the largest plan record."""
         max_new_blocks = self.max_num_seqs + self.max_num_batched_tokens // self.block_size
-        words = self.max_num_seqs * (6 + 1 + self.mask_words) + max_new_blocks + self.max_new_words
+        words = self.max_num_seqs * (6 + 1 + self.mask_words + 2) + max_new_blocks + self.max_new_words
         return _PLAN_HEADER.size + self.max_num_seqs * _NEW_REQUEST.itemsize + words * 4 + 64
 
     @property
@@ -403,10 +407,12 @@ def encode_plan(plan: StepPlan) -> bytes:
         sum(map(len, ragged)),
         len(plan.masks),
         len(next(iter(plan.masks.values()))) if plan.masks else 0,
+        len(plan.copied_blocks),
+        0,
     )
     columns = (plan.freed_rows, plan.rows, plan.starts, plan.counts, plan.samples, plan.num_new_blocks)
     parts = [header, np.array(fixed, dtype=_NEW_REQUEST).tobytes() if fixed else b""]
-    arrays = [*columns, plan.new_block_ids]
+    arrays = [*columns, plan.new_block_ids, plan.copied_blocks]
     if plan.masks:
         arrays += [u32(list(plan.masks)), np.stack(list(plan.masks.values()))]
     parts += [array.astype(U32, copy=False).tobytes() for array in (*arrays, *ragged)]
@@ -500,7 +506,8 @@ def decode_plan(record: bytes) -> StepPlan:
     Raises:
         RecordError: the record is malformed.
     """
-    num_freed, step_id, num_new, n, num_blocks, num_words, num_masks, width = _header(record, _PLAN_HEADER)
+    num_freed, step_id, num_new, n, num_blocks, num_words, *rest = _header(record, _PLAN_HEADER)
+    num_masks, width, num_copied, unused = rest
     words_at = _PLAN_HEADER.size + num_new * _NEW_REQUEST.itemsize
     words = _Words(record, words_at)
     freed_rows = words.take(num_freed)
@@ -508,6 +515,7 @@ def decode_plan(record: bytes) -> StepPlan:
     new_block_ids = words.take(num_blocks)
     if num_blocks != (int(num_new_blocks.sum()) if num_blocks or num_new_blocks.any() else 0):
         raise RecordError(f"{num_blocks} new block ids, but the counts sum to {num_new_blocks.sum()}")
+    copied_blocks = words.take(2 * num_copied).reshape(num_copied, 2)
     masks = {}
     if num_masks or width:
         index = words.take(num_masks).tolist()
@@ -520,10 +528,10 @@ def decode_plan(record: bytes) -> StepPlan:
     if num_new:
         fixed = record[_PLAN_HEADER.size : words_at]
         new_requests = [_take_new(request, words) for request in _UNPACK_NEW_REQUEST.iter_unpack(fixed)]
-    if words.num_left:
+    if words.num_left or unused:
         raise RecordError(f"{words.num_left} words left over at the end of a plan")
     columns = (rows, starts, counts, samples, num_new_blocks)
-    return StepPlan(step_id, freed_rows, new_requests, *columns, new_block_ids, masks)
+    return StepPlan(step_id, freed_rows, new_requests, *columns, new_block_ids, masks, copied_blocks)
 
 
 def encode_result(result: StepResult) -> bytes:

@@ -57,6 +57,24 @@ class DrivenRequest:
         return len(self.token_ids) + self.num_planned
 
 
+def plan_fork(prompt: list[int], tokens: list[int], *, copied: bool) -> list[StepPlan]:
+    """Two steps: a prompt, of a block at most, in row 0 and block 3; then a request that begins with it, in
+    row 1, whose block is a copy of that one, or computed. Both are greedy, and tell log probabilities.
+    """
+    sampling = SamplingRecord(temperature=0.0, logprobs=3)
+    whole, none = prompt + tokens, u32([])
+
+    def plan(step_id: int, row: int, token_ids: list[int], start: int, **more: U32Array) -> StepPlan:
+        request = NewRequest(row, u32(token_ids), len(prompt), u32([3 + row]), sampling)
+        count = len(token_ids) - start
+        columns = (u32([row]), u32([start]), u32([count]), u32([1]), u32([0]))
+        return StepPlan(step_id, none, [request], *columns, none, **more)
+
+    if not copied:
+        return [plan(0, 0, prompt, 0), plan(1, 1, whole, 0)]
+    return [plan(0, 0, prompt, 0), plan(1, 1, whole, len(prompt), copied_blocks=u32([(3, 4)]))]
+
+
 class PlanDriver:
     """Plans steps for a runner until every request has its tokens."""
 

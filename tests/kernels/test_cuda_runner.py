@@ -20,7 +20,7 @@ from engine.dispatch.records import NewRequest, Pooling, SamplingRecord, StepPla
 from engine.model_runner import ModelRunner
 from engine.platform import CpuPlatform
 from engine.sampling.masks import pack_mask
-from tests.integration.plan_driver import GREEDY, PlanDriver
+from tests.integration.plan_driver import GREEDY, PlanDriver, plan_fork
 from tests.unit.engine.tiny_model import write_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,6 +85,23 @@ def test_greedy_tokens_are_those_of_the_cpu_runner(reference, runner, budget, st
         requests = PlanDriver(each, budget=budget, steps_ahead=steps_ahead).generate(PROMPTS, OUTPUT_TOKENS)
         outputs.append([request.output for request in requests])
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("tokens", [[40], [40, 2, 17]], ids=["a decode", "a chunk"])
+def test_a_copied_block_is_as_good_as_a_computed_one(reference, runner, tokens) -> None:
+    results = []
+    for each, copied in ((reference, False), (runner, True), (runner, False)):
+        each.reset()
+        results.append(
+            [each.launch(plan).result() for plan in plan_fork(PROMPTS[0], tokens, copied=copied)][-1]
+        )
+    expected, *ours = results
+    for each in ours:
+        assert each.error == ""
+        assert each.token_ids.tolist() == expected.token_ids.tolist()
+        assert list(each.logprobs[0].top_logprobs) == pytest.approx(
+            list(expected.logprobs[0].top_logprobs), abs=1e-4
+        )
 
 
 def test_all_ways_of_sampling_are_those_of_the_cpu_runner(reference, runner) -> None:

@@ -86,6 +86,7 @@ def plans(draw: Any) -> StepPlan:
         u32(counts),
         u32(blocks),
         draw(masks()),
+        u32(draw(st.lists(st.tuples(WORD, WORD), max_size=3))).reshape(-1, 2),
     )
 
 
@@ -185,7 +186,8 @@ def test_the_largest_plan_and_result_fit_their_slots() -> None:
     new = [NewRequest(row, u32([0] * (words // 4)), 1, u32([]), SamplingRecord()) for row in range(4)]
     ones, blocks = u32([1] * 4), u32([0] * (4 + 64 // 16))
     masks = {index: u32([0] * mask_words(1000)) for index in range(4)}
-    plan = StepPlan(0, u32(range(4)), new, ones, ones, ones, ones, u32([2] * 4), blocks, masks)
+    copied = u32([(0, 1)] * 4)
+    plan = StepPlan(0, u32(range(4)), new, ones, ones, ones, ones, u32([2] * 4), blocks, masks, copied)
     assert sum(request.num_words for request in new) == words
     assert words // 4 * 4 == words
     assert limits.plan_bytes - 128 <= len(encode_plan(plan)) <= limits.plan_bytes

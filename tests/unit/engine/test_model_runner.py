@@ -14,7 +14,7 @@ from engine.build import build_worker
 from engine.config import WorkerConfig
 from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, u32
 from engine.model_runner import ModelRunner
-from tests.integration.plan_driver import GREEDY, PlanDriver
+from tests.integration.plan_driver import GREEDY, PlanDriver, plan_fork
 from tests.unit.engine.tiny_model import write_model
 
 PROMPT = [5, 9, 33, 7, 21, 60, 3]
@@ -77,6 +77,11 @@ def with_request(**changes: object) -> StepPlan:
         (with_request(token_ids=u32([])), "has 0 tokens; 1 to 128"),
         (with_request(token_ids=u32([1] * 129)), "has 129 tokens; 1 to 128"),
         (with_request(num_prompt_tokens=8), "has 7 tokens, 8 of them prompt"),
+        (make_plan(copied_blocks=u32([(80, 1)])), "block id must be below 80, got 80"),
+        (make_plan(copied_blocks=u32([(1, 80)])), "block id must be below 80, got 80"),
+        (make_plan(copied_blocks=u32([(1, 3), (2, 3)])), "two blocks are copied to the same one"),
+        (make_plan(copied_blocks=u32([(1, 2), (2, 3)])), "copied from and copied to in one step, got 2"),
+        (make_plan(copied_blocks=u32([(1, 2 + i) for i in range(17)])), "17 blocks are copied; at most 16"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -87,6 +92,17 @@ def test_an_inconsistent_plan_is_an_error_and_the_next_plan_runs(
     assert result.error.startswith("inconsistent plan: ")
     assert message in result.error
     assert runner.launch(make_plan(freed_rows=u32([3]))).result().error == ""
+
+
+def test_a_copied_block_is_as_good_as_a_computed_one(runner: ModelRunner) -> None:
+    results = []
+    for copied in (True, False):
+        runner.reset()
+        results.append([runner.launch(plan).result() for plan in plan_fork(PROMPT, [40, 2], copied=copied)])
+    (_, ours), (_, expected) = results
+    assert ours.error == ""
+    assert ours.token_ids.tolist() == expected.token_ids.tolist()
+    assert ours.logprobs[0].top_logprobs == pytest.approx(expected.logprobs[0].top_logprobs, abs=1e-5)
 
 
 def test_a_row_in_use_takes_no_second_request(runner: ModelRunner) -> None:

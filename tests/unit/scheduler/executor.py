@@ -116,6 +116,7 @@ class MiniatureWorker:
                 new.token_ids.tolist(), new.block_ids.tolist(), new.num_prompt_tokens, new.sampling
             )
         self._append_blocks(plan)
+        self._copy_blocks(plan)
         if fail:
             self._ruin(plan)
             return StepResult(plan.step_id, u32([]), error="the step failed")
@@ -149,6 +150,16 @@ class MiniatureWorker:
         for row, count in zip(plan.rows.tolist(), plan.num_new_blocks.tolist(), strict=True):
             self.rows[row].block_ids += [next(flat) for _ in range(count)]
         assert next(flat, None) is None
+
+    def _copy_blocks(self, plan: StepPlan) -> None:
+        sources, destinations = (set(ids) for ids in plan.copied_blocks.T.tolist())
+        assert len(destinations) == len(plan.copied_blocks)
+        assert not sources & destinations
+        for source, destination in plan.copied_blocks.tolist():
+            for offset in range(self.block_size):
+                self.slots.pop((destination, offset), None)
+                if (source, offset) in self.slots:
+                    self.slots[destination, offset] = self.slots[source, offset]
 
     def _store(self, plan: StepPlan) -> None:
         for row, start, count, samples in self._scheduled(plan):

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from scheduler.block_hash import ROOT_HASH, BlockHash, hash_blocks
 from scheduler.block_pool import BlockPool
+from scheduler.partial_blocks import PartialHit
 
 NUM_BLOCKS = 9
 
@@ -42,6 +43,12 @@ class PoolMachine(RuleBasedStateMachine):
             for block_id, block_hash in zip(blocks, hashes, strict=True):
                 self.pool.publish(block_id, block_hash)
             assert len(self.pool.lookup(hashes)) == len(hashes)
+            partial = array("I", [tokens[-1]] * len(tokens))
+            self.pool.partial.put(blocks[-1], ROOT_HASH, partial)
+            self.pool.partial.begin_step()
+            hit = self.pool.partial.find(ROOT_HASH, partial)
+            assert hit is not None
+            assert hit.num_tokens == len(partial)
         self.holders.append((blocks, hashes))
 
     @precondition(lambda self: self.holders)
@@ -56,6 +63,7 @@ class PoolMachine(RuleBasedStateMachine):
     def forget(self) -> None:
         self.pool.forget()
         assert self.pool.num_cached == 0
+        assert self.pool.partial.find(ROOT_HASH, array("I", [0])) is None
 
     @invariant()
     def every_block_is_counted(self) -> None:
@@ -101,6 +109,18 @@ def test_blocks_without_content_are_reused_before_any_content_is_evicted() -> No
     pool.release(plain)
     assert set(pool.allocate(2)) == set(plain)
     assert pool.lookup(hashes) == cached
+
+
+def test_blocks_that_are_found_by_their_first_tokens_are_kept_and_then_forgotten() -> None:
+    pool = BlockPool(3)
+    blocks, begin = pool.allocate(3), array("I", [7, 8])
+    pool.partial.put(blocks[1], ROOT_HASH, begin)
+    pool.partial.begin_step()
+    pool.release(blocks)
+    assert set(pool.allocate(2)) == {blocks[0], blocks[2]}
+    assert pool.partial.find(ROOT_HASH, begin) == PartialHit(blocks[1], 2)
+    assert pool.allocate(1) == [blocks[1]]
+    assert pool.partial.find(ROOT_HASH, begin) is None
 
 
 def test_equal_blocks_after_different_prefixes_have_different_hashes() -> None:

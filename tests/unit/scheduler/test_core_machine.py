@@ -62,6 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_waiting=st.integers(1, 6),
         depth=st.integers(1, 3),
         target_itl=st.sampled_from([None, 1e-6, 0.02]),
+        block_size=st.sampled_from([3, 5]),
     )
     def start(
         self,
@@ -72,9 +73,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_waiting: int,
         depth: int,
         target_itl: float | None,
+        block_size: int,
     ) -> None:
         self.depth = depth
-        block_size = 3
         self.limits = SchedulerLimits(
             num_blocks=num_blocks,
             block_size=block_size,
@@ -138,6 +139,25 @@ class SchedulerMachine(RuleBasedStateMachine):
             constraint=CONSTRAINT if constrained else None,
         )
         self._add(request, timeout)
+
+    @precondition(lambda self: hasattr(self, "requests") and self.requests)
+    @rule(data=st.data(), kept=st.integers(0, 4), token=st.integers(0, VOCAB - 1), constrained=st.booleans())
+    def fork(self, data: st.DataObject, kept: int, token: int, constrained: bool) -> None:
+        """A request goes on where another is, or was a few tokens ago: a beam, a sample, the next turn."""
+        name = data.draw(st.sampled_from(sorted(self.requests)))
+        tokens = self.requests[name].token_ids.tolist()
+        prompt = [*tokens[: len(tokens) - kept], token][: MAX_MODEL_LEN - 1]
+        self._add(
+            Request(
+                f"r{len(self.requests)}",
+                array("I", prompt),
+                len(prompt),
+                SamplingRecord(),
+                max_total_tokens=len(prompt) + 3,
+                owner=(prompt, 3),
+                constraint=CONSTRAINT if constrained else None,
+            )
+        )
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=MAX_MODEL_LEN),

@@ -1,0 +1,1 @@
+"""Copies of whole KV blocks, for requests that go on differently in the middle of one."""
