@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 MAX_UNSENT = 4096
 """Submissions waiting to be written; beyond it new requests are refused."""
+
+MAX_CHANGES = 16
+MAX_CHANGED_TOKENS = 16_384
+"""Submissions and aborts in one message, and tokens after which nothing is added to it: while the scheduler
+takes them in it does nothing else.
+"""
 
 UNARY_TIMEOUT = 5.0
 """Seconds that GetLoad and GetMetrics may take."""
@@ -266,15 +273,31 @@ class SchedulerLink:
                 await self._has_unsent.wait()
                 self._has_unsent.clear()
                 while self._unsent:
-                    handle = next(iter(self._unsent))
-                    if self._unsent.pop(handle):
-                        submit = self._open[handle].to_submit(loop.time())
-                        await call.write(scheduler_pb2.ConnectRequest(submit=submit))
-                    else:
-                        abort = scheduler_pb2.Abort(handle=handle)
-                        await call.write(scheduler_pb2.ConnectRequest(abort=abort))
+                    await call.write(self._take_unsent(loop.time()))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             logger.debug("a write found the stream ended")  # the reader finds it too, and starts over
+
+    def _take_unsent(self, now: float) -> scheduler_pb2.ConnectRequest:
+        """The next message: what there is, up to a limit, so that requests opened together start together."""
+        message = scheduler_pb2.ConnectRequest()
+        if self.model is None or not self.model.takes_changes:
+            handle = next(iter(self._unsent))
+            if self._unsent.pop(handle):
+                self._open[handle].submit_in(message.submit, now)
+            else:
+                message.abort.handle = handle
+            return message
+        num_tokens = 0
+        for handle in list(islice(self._unsent, MAX_CHANGES)):
+            if not self._unsent.pop(handle):
+                message.changes.aborts.add(handle=handle)
+                continue
+            request = self._open[handle]
+            request.submit_in(message.changes.submits.add(), now)
+            num_tokens += request.num_tokens
+            if num_tokens > MAX_CHANGED_TOKENS:
+                break
+        return message
 
     def _stream_began(self) -> None:
         self._streaming = True

@@ -119,12 +119,14 @@ class Connection:
         self._driver.subscribe(self.outbox)
         async for message in messages:
             if message.HasField("submit"):
-                self._check_handle(message.submit.handle)
                 self._try_submit(message.submit)
             elif message.HasField("abort"):
-                request = self._requests.pop(message.abort.handle, None)
-                if request is not None:
-                    self._driver.abort(request)
+                self._abort(message.abort)
+            elif message.HasField("changes"):
+                for abort in message.changes.aborts:
+                    self._abort(abort)
+                for submit in message.changes.submits:
+                    self._try_submit(submit)
 
     async def write(self, context: grpc.aio.ServicerContext) -> None:
         """Writes what the outbox gathers, at the pace the frontend reads."""
@@ -139,8 +141,14 @@ class Connection:
         if open_request is not None and open_request.status is not Status.ENDED:
             raise InvalidRequest(f"handle {handle} names an open request of this stream already")
 
+    def _abort(self, abort: pb.Abort) -> None:
+        request = self._requests.pop(abort.handle, None)
+        if request is not None:
+            self._driver.abort(request)
+
     def _try_submit(self, submit: pb.Submit) -> None:
         """Submits, or answers with the refusal."""
+        self._check_handle(submit.handle)
         try:
             self.submit(submit)
         except PagewireError as error:

@@ -23,6 +23,7 @@ def model_message(facts: WorkerFacts, limits: SchedulerLimits, *, ready: bool) -
         device=facts.device,
         hidden_size=facts.hidden_size,
         ready=ready,
+        takes_changes=True,
     )
 
 

@@ -173,27 +173,31 @@ class OpenRequest:
         self._logprobs.clear()
         return tokens, logprobs
 
-    def to_submit(self, now: float) -> scheduler_pb2.Submit:
-        """The message that starts this request, or continues it after what it has generated already."""
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt, and generated."""
+        return len(self.submission.prompt_ids) + len(self.output_ids)
+
+    def submit_in(self, submit: scheduler_pb2.Submit, now: float) -> None:
+        """Fills in the message that starts this request, or continues it after what it has generated already.
+        In place: a message that is put into another is copied.
+        """
         asked = self.submission
-        submit = scheduler_pb2.Submit(
-            handle=self.handle,
-            request_id=asked.request_id,
-            token_ids=asked.prompt_ids,
-            num_prompt_tokens=len(asked.prompt_ids),
-            sampling=asked.sampling,
-            priority=asked.priority,
-            resumed=self._submitted,
-            bad_words=[inference_pb2.TokenIds(ids=ids) for ids in asked.bad_words],
-            cache_salt=asked.cache_salt,
-            pooling=asked.pooling,
-            client=asked.client,
-        )
-        self._submitted = True
+        submit.handle = self.handle
+        submit.request_id = asked.request_id
+        submit.token_ids.extend(asked.prompt_ids)
         submit.token_ids.extend(self.output_ids)
+        submit.num_prompt_tokens = len(asked.prompt_ids)
+        submit.sampling.CopyFrom(asked.sampling)
+        submit.priority = asked.priority
+        submit.resumed = self._submitted
+        submit.bad_words.extend(inference_pb2.TokenIds(ids=ids) for ids in asked.bad_words)
+        submit.cache_salt = asked.cache_salt
+        submit.pooling = asked.pooling
+        submit.client = asked.client
+        self._submitted = True
         if asked.deadline is not None:
             submit.timeout = max(0.0, asked.deadline - now)
-        return submit
 
 
 def ended_with(error: PagewireError) -> scheduler_pb2.Ended:

@@ -30,6 +30,8 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.target = f"unix:{path}"
         self.ready = ready
         self.max_model_len = max_model_len
+        self.takes_changes = True
+        self.num_messages = 0
         self.reply: bytes | None = None
         self.pause_between_tokens = 0.0
         self.pool: Callable[[pb.Submit], Sequence[float]] | None = None
@@ -71,6 +73,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             max_num_seqs=8,
             hidden_size=4,
             ready=True,
+            takes_changes=self.takes_changes,
         )
 
     async def Connect(  # noqa: N802
@@ -83,11 +86,16 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._changed.notify_all()
         async for message in requests:
             async with self._changed:
+                self.num_messages += 1
+                changes = message.changes if message.HasField("changes") else pb.Changes()
                 if message.HasField("submit"):
-                    self.submits.append(message.submit)
-                    self._answer(message.submit, context)
-                else:
-                    self.aborts.append(message.abort.handle)
+                    changes.submits.append(message.submit)
+                elif message.HasField("abort"):
+                    changes.aborts.append(message.abort)
+                self.aborts += [abort.handle for abort in changes.aborts]
+                for submit in changes.submits:
+                    self.submits.append(submit)
+                    self._answer(submit, context)
                 self._changed.notify_all()
 
     async def GetLoad(  # noqa: N802

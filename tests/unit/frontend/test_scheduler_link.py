@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from frontend.generation.open_request import Submission, Wakeup
-from frontend.scheduler_link import SchedulerLink
+from frontend.generation.open_request import OpenRequest, Submission, Wakeup
+from frontend.scheduler_link import MAX_CHANGED_TOKENS, MAX_CHANGES, SchedulerLink
 from pagewire.client import AsyncClient
 from pagewire.errors import Unavailable
 from pagewire.inference.v1 import inference_pb2
@@ -120,6 +120,40 @@ async def test_abort_of_an_unsent_submission_sends_neither(frontend, scheduler) 
     assert scheduler.aborts == []
     frontend.link.close(kept)
     await scheduler.aborted(kept.handle)
+
+
+@pytest.mark.parametrize("takes_changes", [True, False])
+async def test_what_is_opened_together_is_sent_together_to_a_scheduler_that_takes_it(
+    scheduler: ScriptedScheduler, takes_changes: bool
+) -> None:
+    scheduler.takes_changes = takes_changes
+    link = SchedulerLink(scheduler.target)
+    await link.start()
+    assert await link.back_soon()
+    sampling = inference_pb2.SamplingParams(max_tokens=1)
+
+    def opened(number: int, num_tokens: int = 1) -> OpenRequest:
+        prompt_ids = [number] * num_tokens
+        submission = Submission(request_id=f"r{number}", prompt_ids=prompt_ids, sampling=sampling)
+        return link.open(submission, Wakeup())
+
+    requests = [opened(number) for number in range(2 * MAX_CHANGES)]
+    await scheduler.submitted(len(requests))
+    assert scheduler.num_messages == (2 if takes_changes else len(requests))
+    assert [submit.handle for submit in scheduler.submits] == [request.handle for request in requests]
+    assert [list(submit.token_ids) for submit in scheduler.submits] == [[n] for n in range(len(requests))]
+    for request in requests:
+        link.close(request)
+    last = opened(1)
+    await scheduler.submitted(len(requests) + 1)
+    assert scheduler.aborts == [request.handle for request in requests]
+    assert scheduler.submits[-1].handle == last.handle
+    scheduler.num_messages = 0
+    for _ in range(3):
+        opened(2, num_tokens=MAX_CHANGED_TOKENS // 2 + 1)
+    await scheduler.submitted(len(requests) + 4)
+    assert scheduler.num_messages == (2 if takes_changes else 3)
+    await link.stop()
 
 
 async def test_tokens_of_one_step_reach_their_own_requests_in_order(frontend, scheduler) -> None:

@@ -49,6 +49,7 @@ class WorkerThread:
         deadly: leaves when it is given a request with this token.
         lose_device: says with the next step that it was the last.
         may_serve: unset, it answers no scheduler that comes.
+        rows_by_step: the rows that each step computed.
     """
 
     def __init__(self, path: Path, facts: WorkerFacts = FACTS) -> None:
@@ -61,6 +62,7 @@ class WorkerThread:
         self.may_serve = threading.Event()
         self.may_serve.set()
         self.num_sessions = 0
+        self.rows_by_step: list[list[int]] = []
         self._endpoint = WorkerEndpoint(path)
         self._closed = False
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -77,6 +79,7 @@ class WorkerThread:
                 while self.leave_at != 0:
                     plan = doomed or session.next_plan(block=True)
                     assert plan is not None
+                    self.rows_by_step.append(plan.rows.tolist())
                     time.sleep(self.step_seconds)
                     if any(self.deadly in new.token_ids for new in plan.new_requests):
                         break
@@ -263,6 +266,29 @@ async def test_one_stream_carries_many_requests_and_their_refusals(
     assert frontend.ended[7].param == "prompt"
     assert frontend.ended[8].param == ""
     assert frontend.ended[8].status == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+async def test_changes_are_taken_together(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    worker.step_seconds = 0.02
+    frontend = Frontend(stub)
+    bad = submit(3, [VOCAB + 1], 8).submit
+    submits = [submit(handle, [handle], 3).submit for handle in (1, 2)]
+    await frontend.call.write(pb.ConnectRequest(changes=pb.Changes(submits=[*submits, bad])))
+    await frontend.until_ended(1, 2, 3)
+    assert [len(rows) for rows in worker.rows_by_step] == [2, 2, 2]
+    assert frontend.tokens == {handle: continuation([handle], 3, VOCAB) for handle in (1, 2)}
+    assert frontend.ended[3].status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    await frontend.call.write(submit(4, [4], 100))
+    while 4 not in frontend.tokens:
+        await frontend.receive()
+    changes = pb.Changes(submits=[submit(5, [5], 2).submit], aborts=[pb.Abort(handle=4), pb.Abort(handle=77)])
+    await frontend.call.write(pb.ConnectRequest(changes=changes))
+    await frontend.until_ended(5)
+    assert frontend.tokens[5] == continuation([5], 2, VOCAB)
+    assert 4 not in frontend.ended
+    assert await used_blocks(stub) == 0
 
 
 async def test_two_streams_get_their_own_tokens_and_log_probabilities(
