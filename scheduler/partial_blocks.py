@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from scheduler.block_hash import BlockHash
 
-_MAX_CANDIDATES = 8
-"""Blocks remembered of those that follow the same one, the latest: what a search looks at."""
+_MAX_CANDIDATES = 32
+"""Blocks remembered of those that follow the same one, the latest: what a search looks at. There is room for
+the beams of a prompt and those that they come from.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class PartialBlocks:
         Args:
             block_id: held; what was known of it is a beginning of this.
             parent: hash of the block before it, or a root.
-            token_ids: those whose keys and values the steps planned so far compute into it, from its first.
+            token_ids: those whose keys and values the steps planned so far compute into it, from its first
+                on; not empty.
         """
         self.drop(block_id)
         entry = self._by_block[block_id] = _Entry(block_id, parent, token_ids, self._step)
@@ -86,11 +89,12 @@ class PartialBlocks:
         self._by_parent.clear()
 
     def find(self, parent: BlockHash, token_ids: array[int]) -> PartialHit | None:
-        """The block after `parent` that begins with the most of these tokens; None if none does with any."""
-        best = None
-        longest = 0
+        """The block after `parent` that begins with the most of these tokens, of which there is one at least;
+        None if none begins with any.
+        """
+        best, longest, first = None, 0, token_ids[0]
         for entry in reversed(self._by_parent.get(parent, ())):
-            if entry.step < self._step:
+            if entry.token_ids[0] == first and entry.step < self._step:
                 length = _common_length(entry.token_ids, token_ids)
                 if length > longest:
                     best, longest = entry, length
