@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from benchmarks import record
-from tests.e2e.service import Service
+from tools.service import Service
 
 WIDTHS = (1, 2, 4, 8)
 OUTPUT_TOKENS, ROUNDS = 48, 5

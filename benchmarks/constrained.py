@@ -21,13 +21,14 @@ import grpc
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from benchmarks import record
+from pagewire.bench.percentiles import percentile
 from pagewire.hub import DEFAULT_MODEL, resolve_model
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from pagewire.sampling_params import StructuredOutput
 from pagewire.structured.grammars import Grammars
 from pagewire.token_pieces import read_tokenizer
-from tests.e2e.service import Service
+from tools.service import Service
 
 LARGE_VOCABULARY = 128_000
 WALKS = 20
@@ -113,8 +114,8 @@ def masks(model_dir: Path, eos_token_id: int) -> dict[str, Any]:
         results[name] = {
             "check_and_compile_ms": round(compiled * 1e3, 1),
             "tokens": len(ids),
-            "step_us_p50": round(record.percentile(steps, 0.5) * 1e6),
-            "step_us_p99": round(record.percentile(steps, 0.99) * 1e6),
+            "step_us_p50": round(percentile(steps, 50) * 1e6),
+            "step_us_p99": round(percentile(steps, 99) * 1e6),
             "step_us_max": round(max(steps) * 1e6),
         }
     grammars.close()

@@ -30,6 +30,7 @@ from benchmarks import record
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerLink
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import StepPlan, StepResult, U32Array, u32
+from pagewire.bench.percentiles import percentile
 
 WARM_UP, ROUNDS = 500, 20_000
 FACTS = WorkerFacts(
@@ -160,8 +161,8 @@ async def on_the_loop(link: WorkerLink, num_requests: int, first_step: int) -> l
 def summary(seconds: list[float]) -> dict[str, float]:
     """Microseconds."""
     return {
-        "p50_us": round(record.percentile(seconds, 0.5) * 1e6, 1),
-        "p99_us": round(record.percentile(seconds, 0.99) * 1e6, 1),
+        "p50_us": round(percentile(seconds, 50) * 1e6, 1),
+        "p99_us": round(percentile(seconds, 99) * 1e6, 1),
         "mean_us": round(sum(seconds) / len(seconds) * 1e6, 1),
     }
 

@@ -10,7 +10,6 @@ where tokens that wait for a frontend share a message.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks import record
-from tests.e2e.service import Service
+from tools.service import Service, processor_seconds
 
 STREAMS = 256
 PACED_STEP_MS = 40
@@ -31,13 +32,6 @@ MANY_STREAMS = 10_000
 MANY_STEP_MS = 4000
 SETTLE_SECONDS = 5.0
 ROLES = ("frontend", "scheduler", "engine-worker")
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time that a process has taken (proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def rss_mib(pid: int) -> float:
@@ -85,13 +79,13 @@ def client(service: Service, kind: str, *arguments: str) -> Iterator[Client]:
 
 def measure(service: Service, kind: str, *arguments: str) -> dict[str, Any]:
     """What comes in SECONDS, and what it costs whom."""
-    pids = {role: service.processes()[role].pid for role in ROLES}
     with client(service, kind, *arguments) as reader:
         reader.next()
         tokens = service.metrics()["pagewire:generation_tokens_total"]
-        before = {role: cpu_seconds(pid) for role, pid in pids.items()}
+        before = service.processor_seconds()
         time.sleep(SECONDS)
-        cpu = {role: cpu_seconds(pid) - before[role] for role, pid in pids.items()}
+        after = service.processor_seconds()
+        cpu = {role: after[role] - before[role] for role in ROLES}
         tokens = service.metrics()["pagewire:generation_tokens_total"] - tokens
         came = reader.next()
     per_core = tokens / cpu["frontend"]
@@ -119,9 +113,10 @@ def floor(kind: str) -> dict[str, Any]:
             assert server.stdout is not None
             reader = Client(server.stdout.readline().strip(), kind)
             reader.next()
-            cpu = cpu_seconds(server.pid)
+            process = psutil.Process(server.pid)
+            cpu = processor_seconds(process)
             time.sleep(SECONDS)
-            cpu = cpu_seconds(server.pid) - cpu
+            cpu = processor_seconds(process) - cpu
             came = reader.next()
             reader.close()
         finally:

@@ -27,11 +27,12 @@ import grpc
 from benchmarks import record
 from benchmarks.flood import USER, lengths
 from benchmarks.requests import greedy, prompt
+from pagewire.bench.percentiles import percentile
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from scheduler.limits import SchedulerLimits
-from tests.e2e.service import Service
 from tests.unit.scheduler.simulation import SimulatedService
+from tools.service import Service
 
 NUM_STREAMS = 20
 CASES = ("streams", "flood", "simulated")
@@ -117,10 +118,10 @@ def asking(length: int, salt: int, max_tokens: int, user: str = "") -> pb.Genera
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Milliseconds at p50, p90, p99 and the most."""
     listed = list(values)
-    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    percents = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
     return {
         "count": len(listed),
-        **{name: round(1e3 * record.percentile(listed, share), 1) for name, share in shares.items()},
+        **{name: round(1e3 * percentile(listed, percent), 1) for name, percent in percents.items()},
     }
 
 

@@ -31,7 +31,7 @@ from pagewire.bench.serve.openai_events import EventReader
 from pagewire.bench.serve.target import Target
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from tests.e2e.service import Service
+from tools.service import Service
 
 STREAMS, TOKENS, STEP_MS, ROUNDS = 128, 100, 25, 3
 PARSED = 100_000

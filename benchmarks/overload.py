@@ -24,9 +24,9 @@ from typing import Any
 
 import grpc
 import httpx
-import psutil
 
 from benchmarks import record
+from pagewire.bench.percentiles import percentile
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.datasets import RandomDataset
 from pagewire.bench.serve.generator import Generator
@@ -37,7 +37,7 @@ from pagewire.bench.serve.target import Target
 from pagewire.bench.workloads import Lengths
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from tests.e2e.service import Service
+from tools.service import Service
 
 PROTOCOLS = ("http", "grpc")
 FACTOR = 50
@@ -135,11 +135,11 @@ def overload(service: Service, protocol: str, seconds: float) -> dict[str, Any]:
         measure(service, protocol, Load(concurrency=ROWS * 3, duration=seconds / 2), ANSWER)
         peak = sampler.tokens_per_second(began + SETTLE_SECONDS, began + seconds / 2)
         began = time.monotonic()
-        used = _processor_seconds(service)
+        used = service.processor_seconds()["frontend"]
         with probing(service) as probes:
             load = Load(rate=SUSTAINABLE * FACTOR, duration=seconds, seed=1)
             answers = measure(service, protocol, load, ANSWER)
-        took, used = time.monotonic() - began, _processor_seconds(service) - used
+        took, used = time.monotonic() - began, service.processor_seconds()["frontend"] - used
         served = sampler.tokens_per_second(began + SETTLE_SECONDS, began + seconds)
         memory = sampler.memory(began + SETTLE_SECONDS)
     complete = [each for each in answers if each.is_complete]
@@ -168,7 +168,7 @@ def _kind(error: str) -> str:
 def _spread(values: list[float]) -> dict[str, float]:
     if not values:
         return {}
-    return {"p50": round(record.percentile(values, 0.5), 1), "p99": round(record.percentile(values, 0.99), 1)}
+    return {"p50": round(percentile(values, 50), 1), "p99": round(percentile(values, 99), 1)}
 
 
 @contextmanager
@@ -281,11 +281,11 @@ def crowd(service: Service, name: str, seconds: float) -> dict[str, Any]:
     ):
         with around(service) as opened:
             count = max(count, opened)
-            before = _processor_seconds(service)
+            before = service.processor_seconds()["frontend"]
             began = time.monotonic()
             answers = measure(service, "http", Load(concurrency=NUM_STREAMS, duration=seconds), STREAM_TOKENS)
             took = time.monotonic() - began
-            used[case].append(_processor_seconds(service) - before)
+            used[case].append(service.processor_seconds()["frontend"] - before)
             rates[case].append(sum(each.num_outputs for each in answers if each.is_complete) / took)
             errors.update(_kind(each.error) for each in answers if each.error)
             if case == "beside":
@@ -302,11 +302,6 @@ def crowd(service: Service, name: str, seconds: float) -> dict[str, Any]:
         "failed": dict(errors),
         "memory_mib": memory,
     }
-
-
-def _processor_seconds(service: Service) -> float:
-    frontend: psutil.Process = service.processes()["frontend"]
-    return sum(frontend.cpu_times()[:2])
 
 
 @contextmanager

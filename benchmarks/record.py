@@ -26,12 +26,6 @@ def write(path: Path | None, results: dict[str, Any]) -> None:
         write_record(path, {**describe_run(module, f"python -m {module}"), "results": results})
 
 
-def percentile(values: list[float], share: float) -> float:
-    """The value below which this share of the values lies."""
-    ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
-
-
 def _module() -> str:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)

@@ -27,7 +27,7 @@ from benchmarks import record
 from benchmarks.requests import greedy, prompt
 from pagewire.inference.v1 import inference_pb2_grpc
 from pagewire.supervisor.child import STABLE_SECONDS
-from tests.e2e.service import Service
+from tools.service import Service
 
 IN_TRANSIT_SECONDS = 0.05
 PROMPT_TOKENS, TOKENS_BEFORE, MAX_TOKENS = 64, 16, 2000

@@ -31,6 +31,7 @@ from engine.dispatch import control
 from engine.dispatch.control import WorkerEndpoint, WorkerLink, WorkerSession
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import StepResult
+from pagewire.bench.percentiles import percentile
 from pagewire.inference.v1 import inference_pb2
 from pagewire.llm import LLM
 from pagewire.offline_engine import OfflineEngine
@@ -122,8 +123,8 @@ class Stopwatch:
         first = round(self.steps[0]["total"] * 1e3, 1)
         return {"steps": len(steps), "milliseconds_to_first_plan": first} | {
             name: {
-                "p50_us": round(record.percentile(column, 0.5), 1),
-                "p99_us": round(record.percentile(column, 0.99), 1),
+                "p50_us": round(percentile(column, 50), 1),
+                "p99_us": round(percentile(column, 99), 1),
                 "mean_us": round(sum(column) / len(column), 1),
             }
             for name, column in columns.items()

@@ -16,14 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import psutil
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks import record
 from pagewire.bench.serve.sweep import PRESETS
 from pagewire.bench.shapes import SHAPES, shape_directory
 from pagewire.bench.targets import served_targets, settings
-from tests.e2e.service import Service
+from tools.service import Service
 
 CASES = tuple(PRESETS)
 WARMUP = 32
@@ -87,25 +86,16 @@ def served(
     """A case over HTTP, several times, each with what every process of the service took for it."""
     points = []
     for _ in range(repeat):
-        before = processor_seconds(service)
+        before = service.processor_seconds()
         point = pagewire_json(
             directory,
             *("serve", "--url", service.http_url, "--workload", case, "--warmup", str(WARMUP)),
             *("--processes", str(processes), "--vocab-size", str(vocab_size)),
         )
-        after = processor_seconds(service)
+        after = service.processor_seconds()
         point["processor_s"] = {name: round(after[name] - before[name], 2) for name in before}
         points.append(point)
     return points
-
-
-def processor_seconds(service: Service) -> dict[str, float]:
-    """User and system time of each process of the service so far, by pid and role."""
-    seconds = {}
-    for child in psutil.Process(service.process.pid).children():
-        role = next((word for word in ("frontend", "scheduler", "engine") if word in child.cmdline()[:4]), "")
-        seconds[f"{role} {child.pid}"] = sum(child.cpu_times()[:2])
-    return seconds
 
 
 def measure(shape: str, arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from benchmarks import record
 from benchmarks.requests import greedy, prompt
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from tests.e2e.service import Service
+from tools.service import Service
 
 PREFIX_TOKENS, SUFFIX_TOKENS, PREFIX_ROUNDS = 1000, 24, 5
 NUM_STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, 128, 64

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
 from pagewire.hub.resolve import gguf_file
-from tests.e2e.service import Service
+from tools.service import Service
 
 # As in the worker (engine/cli.py): threads that spin while they wait steal time from whatever else runs on
 # the machine. It is read when torch is first imported, so it must be set before.

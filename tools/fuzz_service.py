@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pagewire.hub import DEFAULT_MODEL, resolve_model
-from tests.e2e.service import Service
+from tools.service import Service
 
 _SHAPE = {
     "hidden_size": 64,

@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 
 from tests.conformance.schemas import judge, random_schema
-from tests.e2e.service import Service
+from tools.service import Service
 
 
 def run(base_url: str, numbers: range, max_tokens: int, concurrency: int) -> int:

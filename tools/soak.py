@@ -32,9 +32,9 @@ from benchmarks import record
 from pagewire.bench.record import describe_run, write_record
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from tests.e2e.service import Service
 from tools.chaos.remains import FEW_DESCRIPTORS
 from tools.fuzz_service import harm, process_ids, start_service
+from tools.service import Service
 
 SAMPLE_SECONDS, REST_SECONDS, SETTLE_SECONDS = 10.0, 600.0, 8.0
 MOST_OPEN = 64

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from pagewire.bench.engine import Batch, BenchEngine
+from pagewire.bench.percentiles import spread
 from pagewire.bench.workloads import Workload
 from scheduler.step import StepOutput
-
-PERCENTILES = (50, 90, 99)
 
 
 def measure_latency(
@@ -38,18 +36,8 @@ def measure_latency(
         "batch_size": min(batch_size or workload.num_requests, workload.num_requests),
         "num_requests": workload.num_requests * repeat,
         "prefix_caching": workload.prefix_caching,
-        **{f"{name}_ms": summary(values) for name, values in samples.items()},
+        **{f"{name}_ms": spread(values) for name, values in samples.items()},
     }
-
-
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Mean, percentiles (nearest rank) and maximum, in milliseconds."""
-    ordered = sorted(seconds)
-    values = {"mean": sum(ordered) / len(ordered)}
-    for percent in PERCENTILES:
-        values[f"p{percent}"] = ordered[math.ceil(percent / 100 * len(ordered)) - 1]
-    values["max"] = ordered[-1]
-    return {name: round(value * 1000, 3) for name, value in values.items()}
 
 
 def _batches(whole: Batch, size: int) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pagewire.cli.main import app
 from pagewire.errors import PagewireError
-from tests.e2e.service import Service
+from tools.service import Service
 
 OPTIONS = ("--input-len", "20:40", "--output-len", "30", "--num-requests", "24", "--concurrency", "6")
 

@@ -14,7 +14,7 @@ from pagewire.inference.v1 import inference_pb2_grpc
 from tests.conformance.reference import Reference
 from tests.e2e.client import complete_all
 from tests.e2e.prompts import STORY
-from tests.e2e.service import Service
+from tools.service import Service
 
 TEXT = "The capital of France is"
 

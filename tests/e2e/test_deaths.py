@@ -17,8 +17,8 @@ from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from tests.e2e.client import complete_all, tokens
 from tests.e2e.prompts import greedy, seeded
-from tests.e2e.service import Service
 from tests.e2e.test_lifecycle import until_idle
+from tools.service import Service
 
 NUM_STREAMS = 12
 MAX_TOKENS = 200

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from pagewire.inference.v1 import inference_pb2 as pb
 from tests.e2e.client import complete_all
-from tests.e2e.service import Service
+from tools.service import Service
 
 SHORT = [
     "A",

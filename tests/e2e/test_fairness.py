@@ -9,7 +9,7 @@ import grpc
 
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from tests.e2e.service import Service
+from tools.service import Service
 
 ROWS = 4
 PACED = ("--engine", "null", "--null-step-ms", "5", "--max-num-seqs", str(ROWS), "--max-model-len", "131072")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.e2e.client import complete_all, tokens
 from tests.e2e.prompts import MAX_TOKENS, greedy, prompt_ids
-from tests.e2e.service import Service
+from tools.service import Service
 
 TIE = 1e-4
 FEW_TOKENS = 24

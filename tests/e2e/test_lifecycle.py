@@ -17,8 +17,8 @@ import pytest
 from pagewire.inference.v1 import inference_pb2_grpc
 from tests.e2e.client import complete_all
 from tests.e2e.prompts import greedy
-from tests.e2e.service import Service
 from tests.segments import segments_of
+from tools.service import Service
 
 PROMPT = [(31 * index) % 4000 + 300 for index in range(100)]
 SETTLE_SECONDS = 10.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.service import Service
+from tools.service import Service
 
 TINY = {
     "architectures": ["LlamaForCausalLM"],

@@ -10,8 +10,8 @@ import httpx
 
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from tests.e2e.service import Service
 from tests.e2e.test_lifecycle import until_idle
+from tools.service import Service
 
 
 async def test_text_streams_over_both_protocols_and_is_the_same(null_service: Service) -> None:

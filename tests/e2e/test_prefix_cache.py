@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.e2e.client import complete_all, tokens
 from tests.e2e.prompts import greedy
-from tests.e2e.service import Service
+from tools.service import Service
 
 SHARED = [(17 * index) % 4000 + 300 for index in range(1000)]
 BLOCK = 16

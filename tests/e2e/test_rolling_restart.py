@@ -19,7 +19,7 @@ import pytest
 from pagewire.client import AsyncClient
 from pagewire.errors import PagewireError
 from pagewire.sampling_params import SamplingParams
-from tests.e2e.service import Service
+from tools.service import Service
 
 TOKENS = 20
 OPTIONS = ("--engine", "null", "--null-step-ms", "2", "--frontends", "2", "--max-connection-age", "1")

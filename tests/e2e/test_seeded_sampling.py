@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.client import complete_all, tokens
 from tests.e2e.prompts import prompt_ids, seeded
-from tests.e2e.service import Service
+from tools.service import Service
 
 
 @pytest.fixture(scope="module")

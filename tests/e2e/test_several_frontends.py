@@ -11,7 +11,7 @@ import httpx
 
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from tests.e2e.service import Service
+from tools.service import Service
 
 # That all of them reach the same one of two frontends happens once in eight million runs.
 NUM_CONNECTIONS = 24

@@ -17,8 +17,8 @@ import pytest
 
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from tests.e2e.service import Service
 from tests.e2e.test_lifecycle import until_idle
+from tools.service import Service
 
 MANY_TOKENS = 100_000
 NUM_CHOICES = 8  # of the HTTP request, so that it fills the system's buffers sooner

@@ -11,8 +11,8 @@ import pytest
 
 from pagewire.client import Client
 from pagewire.tls import ClientTls
-from tests.e2e.service import Service
 from tests.unit.frontend.certificates import Certificates, write_certificates
+from tools.service import Service
 
 API_KEY = "sesame-4711-open"
 SECRET = "my-secret-is-swordfish"

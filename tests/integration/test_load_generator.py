@@ -26,8 +26,8 @@ from pagewire.bench.serve.target import Target
 from pagewire.bench.workloads import Lengths
 from pagewire.cli.main import app
 from pagewire.errors import ConfigError, PagewireError, Unavailable
-from tests.e2e.service import free_ports
 from tests.integration.stream_server import Behaviour, StreamServer
+from tools.service import free_ports
 
 FIRST, GAP, TOKENS = 0.06, 0.02, 6
 

@@ -27,10 +27,10 @@ from typing import Any
 
 from benchmarks import record
 from pagewire.bench.record import describe_run, write_record
-from tests.e2e.service import Service
 from tools.chaos import remains
 from tools.chaos.run import STEP_TIMEOUT, chaos, faults, start
 from tools.chaos.strikes import Strikes
+from tools.service import Service
 
 RECOVER_SECONDS = 10.0
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import psutil
 
-from tests.e2e.service import Service
+from tools.service import Service
 
 ROLES = ("engine-worker", "scheduler", "frontend")
 _STARTED = re.compile(r"^(\S+)\s+\| starting, pid (\d+)$", re.MULTILINE)

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.e2e.service import Service
 from tests.segments import segments_of
 from tools.chaos.processes import living, runs, started
+from tools.service import Service
 
 REST_SECONDS = 60.0
 # Threads of pools that come and go hold a descriptor or two.

@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.service import Service
 from tools.chaos import remains, verdict
 from tools.chaos.streams import Streams, difference, draw_asks, undisturbed
 from tools.chaos.strikes import Strikes
 from tools.fuzz_service import start_service
+from tools.service import Service
 
 NUM_FRONTENDS = 2
 NUM_PROCESSES = NUM_FRONTENDS + 2

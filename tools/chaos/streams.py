@@ -18,7 +18,7 @@ import grpc
 
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from tests.e2e.service import Service
+from tools.service import Service
 
 PROTOCOLS = ("grpc", "http")
 ANSWER_SECONDS = 120.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from tests.e2e.service import Service
 from tools.chaos.processes import ROLES, living, role_of
+from tools.service import Service
 
 HANG = "hang"
 KINDS = (*ROLES, HANG)

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tests.e2e.service import Service
 from tools.chaos.processes import KILLED, deaths
 from tools.chaos.streams import MOST_CHARACTERS, Outcomes
 from tools.chaos.strikes import HANG, KINDS, Strike
+from tools.service import Service
 
 # Tokens that come so soon after a strike were on their way already.
 IN_TRANSIT_SECONDS = 0.05

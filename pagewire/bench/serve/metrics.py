@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pagewire.bench.percentiles import spread
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.health import MAX_CPU, MAX_LAG_MS, Health
 from pagewire.errors import ConfigError
 
-PERCENTILES = (50, 90, 99)
 BUSY_CPU = 0.5
 """Below this share of a core, a process of the load generator that is late is kept waiting by others."""
 OBJECTIVES = ("ttft", "tpot", "itl", "e2e")
@@ -129,18 +129,6 @@ def summarize(answers: Sequence[Answer], objectives: Objectives) -> dict[str, An
             "share_of_sent": round(good / len(answers), 4) if answers else 0.0,
         }
     return result
-
-
-def spread(seconds: Iterable[float] | Floats) -> dict[str, float] | None:
-    """Mean, percentiles and maximum in milliseconds; None of nothing. NaN is left out."""
-    values = np.fromiter(seconds, np.float64) if not isinstance(seconds, np.ndarray) else seconds
-    values = values[~np.isnan(values)] * 1000
-    if not values.size:
-        return None
-    figures = {"mean": values.mean()}
-    figures |= {f"p{percent}": np.percentile(values, percent) for percent in PERCENTILES}
-    figures["max"] = values.max()
-    return {name: round(float(value), 3) for name, value in figures.items()}
 
 
 def client_health(health: Sequence[Health], answers: Sequence[Answer]) -> dict[str, Any]:

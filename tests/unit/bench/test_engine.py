@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pagewire.bench.engine import BenchEngine
-from pagewire.bench.latency import measure_latency, summary
+from pagewire.bench.latency import measure_latency
 from pagewire.bench.throughput import measure_throughput
 from pagewire.bench.workloads import Lengths, Workload
 from pagewire.errors import ConfigError
@@ -95,12 +95,6 @@ def test_latency_has_a_sample_for_every_request_and_token(engine: BenchEngine) -
     assert tpot["mean"] == pytest.approx(itl["mean"], rel=0.01)
     assert e2e["mean"] == pytest.approx(ttft["mean"] + 8 * tpot["mean"], rel=0.01)
     assert "tpot_ms" not in measure_latency(engine, PREFILL, batch_size=None, repeat=1)
-
-
-def test_percentiles_are_of_the_nearest_rank() -> None:
-    values = summary([number / 1000 for number in range(200, 0, -1)])
-    assert values == {"mean": 100.5, "p50": 100, "p90": 180, "p99": 198, "max": 200}
-    assert summary([0.002]) == {"mean": 2, "p50": 2, "p90": 2, "p99": 2, "max": 2}
 
 
 def test_a_workload_too_long_for_the_engine_is_refused(engine: BenchEngine) -> None:

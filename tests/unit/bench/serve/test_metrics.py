@@ -7,14 +7,11 @@ import re
 from array import array
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.health import Health
-from pagewire.bench.serve.metrics import Objectives, client_health, rows, spread, summarize
+from pagewire.bench.serve.metrics import Objectives, client_health, rows, summarize
 from pagewire.errors import ConfigError
 
 NONE = Objectives({})
@@ -111,19 +108,6 @@ def test_the_most_requests_open_at_once() -> None:
     assert summarize(answers, NONE)["most_open"] == 3
 
 
-@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=200))
-def test_a_spread_is_ordered_and_within_its_values(values: list[float]) -> None:
-    result = spread(values)
-    assert result is not None
-    inside = [result[name] for name in ("p50", "p90", "p99", "max")]
-    assert inside == sorted(inside)
-    low, high = round(min(values) * 1000, 3), round(max(values) * 1000, 3)
-    assert low <= result["p50"]
-    assert result["max"] == high
-    assert low - 0.001 <= result["mean"] <= high + 0.001
-    assert spread([*values, math.nan]) == result
-
-
 def health(cpu: float = 0.1, lag: float = 0.0001) -> Health:
     return Health(cpu, 1.0, array("d", [lag] * 100))
 
@@ -154,8 +138,3 @@ def test_rows_are_in_order_and_hold_each_requests_own_figures() -> None:
     assert (first["index"], first["error"], first["sent_s"]) == (0, "timeout", 0)
     assert "ttft_ms" not in first
     assert (second["sent_s"], second["ttft_ms"], second["itl_ms"], second["e2e_ms"]) == (1, 500, [250], 750)
-
-
-def test_percentiles_interpolate() -> None:
-    values = [0.001, 0.002, 0.004]
-    assert spread(np.array(values)) == {"mean": 2.333, "p50": 2, "p90": 3.6, "p99": 3.96, "max": 4}

@@ -1,4 +1,4 @@
-"""A real `pagewire serve` under test: its processes, addresses and metrics."""
+"""A real `pagewire serve` under test or load: its processes, addresses and metrics."""
 
 from __future__ import annotations
 
@@ -75,16 +75,24 @@ class Service:
         return {name: float(value) for name, value in samples if "_bucket" not in name}
 
     def processes(self) -> dict[str, psutil.Process]:
-        """By role: "supervisor", and its children "frontend", "scheduler" and "engine-worker"."""
-        supervisor = psutil.Process(self.process.pid)
+        """By role: "supervisor", and of its children one "frontend", "scheduler" and "engine-worker"."""
+        return {"supervisor": psutil.Process(self.process.pid), **dict(self._children())}
+
+    def processor_seconds(self) -> dict[str, float]:
+        """User and system time that each role's processes have taken so far, together."""
+        seconds: dict[str, float] = {}
+        for role, child in self._children():
+            seconds[role] = seconds.get(role, 0.0) + processor_seconds(child)
+        return seconds
+
+    def _children(self) -> list[tuple[str, psutil.Process]]:
         roles = {"frontend": "frontend", "scheduler": "scheduler", "engine": "engine-worker"}
-        children = {
-            role: child
-            for child in supervisor.children()
+        return [
+            (role, child)
+            for child in psutil.Process(self.process.pid).children()
             for word, role in roles.items()
             if word in child.cmdline()[:4]
-        }
-        return {"supervisor": supervisor, **children}
+        ]
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""
@@ -102,6 +110,12 @@ class Service:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 raise
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    """User and system time that a process has taken so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def free_ports(count: int) -> list[int]:
