@@ -100,6 +100,11 @@ def mutate(data: bytes, generator: random.Random) -> bytes:
     return bytes(changed)
 
 
+def prompt_of(number: int) -> list[int]:
+    """The prompt of a request of `busy_scheduler`."""
+    return [(7 * number + place) % VOCAB for place in range(5 + number)]
+
+
 def busy_scheduler() -> Scheduler:
     """A scheduler with requests of all kinds; the next plans are theirs."""
     limits = make_limits(FACTS, max_num_waiting=16, enable_prefix_caching=True)
@@ -114,7 +119,7 @@ def busy_scheduler() -> Scheduler:
             seed=number,
         )
         pooling = Pooling.MEAN if number == 3 else Pooling.NONE
-        prompt = [(7 * number + place) % VOCAB for place in range(5 + number)]
+        prompt = prompt_of(number)
         bad_words = [[1, 2]] if number == 0 else []
         scheduler.add(
             make_request(str(number), prompt, sampling, FACTS, bad_words=bad_words, pooling=pooling)
@@ -142,15 +147,14 @@ class PlanTarget:
 
     def __init__(self) -> None:
         scheduler = busy_scheduler()
-        self.samples = []
-        for step in range(4):
-            plan = scheduler.schedule()
-            assert plan is not None
-            self.samples.append(encode_plan(plan))
-            if step == 0:
-                scheduler.update(decode_result(result_record()))
-            else:
-                break
+        first = scheduler.schedule()
+        scheduler.update(decode_result(result_record()))
+        scheduler.add(make_request("the same", prompt_of(1), SamplingParams(max_tokens=2), FACTS))
+        second = scheduler.schedule()
+        assert first is not None
+        assert second is not None
+        assert len(second.copied_blocks) == 1
+        self.samples = [encode_plan(first), encode_plan(second)]
         self._rows = GuardedRows(RowLimits(ROWS, MODEL_LEN, BLOCK, POOL, VOCAB, hidden_size=8))
 
     def take(self, data: bytes) -> None:
@@ -161,6 +165,8 @@ class PlanTarget:
             self._rows.check_schedule(plan, BUDGET)
         except (RecordError, PlanError):
             raise Refused from None
+        if (plan.copied_blocks >= POOL).any():
+            raise AssertionError(f"blocks {plan.copied_blocks} copied")
 
 
 class ResultTarget:
