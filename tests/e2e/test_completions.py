@@ -47,7 +47,9 @@ async def test_samples_differ_by_seed_and_share_the_prompts_blocks(server: Servi
                 num_prompt_tokens = event.delta.usage.prompt_tokens
             usage = event.finished.usage
     assert len({tuple(each) for each in tokens.values()}) == 4
-    assert [cached[index] for index in (1, 2, 3)] == [(num_prompt_tokens - 1) // 16 * 16] * 3
+    # Its whole blocks; and all but the last token if the prompt was served before.
+    shared = ((num_prompt_tokens - 1) // 16 * 16, num_prompt_tokens - 1)
+    assert all(cached[index] in shared for index in (1, 2, 3))
     assert (usage.prompt_tokens, usage.completion_tokens) == (num_prompt_tokens, 48)
     for index in (0, 2):  # each is what its own seed gives alone
         sampling = pb.SamplingParams(seed=11 + index, temperature=1, max_tokens=12)

@@ -83,7 +83,9 @@ async def test_one_at_a_time_then_all_at_once_with_prefix_hits(
     await _check(server, reference, prompts, concurrency=1, max_tokens=FEW_TOKENS)
     cached = await _check(server, reference, prompts, concurrency=16)
     full_blocks = sum((len(ids) - 1) // 16 * 16 for ids in prompts)
-    assert cached == full_blocks > 0, "the second round finds every full block of every prompt"
+    assert full_blocks < cached <= sum(len(ids) - 1 for ids in prompts), (
+        "the second round finds every full block of every prompt, and most of what is behind them"
+    )
 
 
 @pytest.mark.parametrize("budget", [7, 33, 100])
