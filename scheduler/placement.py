@@ -129,7 +129,7 @@ class Placement:
         state.num_computed[row] = end
         state.num_tokens[row] += samples
         state.blocked[row] |= samples and request.constraint is not None
-        self._prefixes.publish(request)
+        self._prefixes.publish_chunk(request)
         if samples and start < request.num_prompt_tokens:
             self._prefixes.publish_last(request)
 

@@ -79,8 +79,16 @@ class Prefixes:
         request.hash_up_to(full, self._block_size)
         for index in range(first, full):
             self._pool.publish(request.block_ids[index], request.block_hashes[index])
-            self._put_partial(request, index, (index + 1) * self._block_size)
         request.num_published_blocks = full
+
+    def publish_chunk(self, request: Request) -> None:
+        """Publishes what a chunk has filled of a running request's blocks, which can be copied in part as well.
+        Those that fill token by token are not worth it: nearly all sequences part in a prompt, or at an end.
+        """
+        first = request.num_published_blocks
+        self.publish(request)
+        for index in range(first, request.num_published_blocks):
+            self._put_partial(request, index, (index + 1) * self._block_size)
 
     def publish_last(self, request: Request) -> None:
         """Has what is known and computed of a running request's last block, which is not full, be found."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from engine.dispatch.records import (
+    NO_COPIES,
     U32,
     F32Array,
     NewRequest,
@@ -231,5 +232,5 @@ class Draft:
             num_new_blocks=num_new_blocks,
             new_block_ids=u32(self._new_block_ids),
             masks=self._masks,
-            copied_blocks=np.array(self.copied_blocks, U32).reshape(-1, 2),
+            copied_blocks=np.array(self.copied_blocks, U32) if self.copied_blocks else NO_COPIES,
         )

@@ -36,7 +36,7 @@ from engine.cuda.step_layout import (
 )
 from engine.cuda.step_shape import StepColumns, StepShape, device_columns, host_columns
 from engine.cuda.unusual_rows import UnusualRows, sampling_columns
-from engine.dispatch.records import StepPlan, StepResult, u32
+from engine.dispatch.records import NO_COPIES, StepPlan, StepResult, u32
 from engine.kernels.copy_blocks.kernel import copy_blocks
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
@@ -52,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 _SMALLEST_REHEARSAL = 64
 _MAX_KEPT_SHAPES = 1024
-_NO_BLOCKS = np.zeros((0, 2), dtype=np.int32)
 
 
 @dataclass(slots=True)
@@ -261,22 +260,25 @@ class CudaModelRunner:
     def _send(self, index: int, shape: StepShape, copied_blocks: np.ndarray) -> None:
         """Copies the step's columns and the rows' diff to the device, applies the diff and copies blocks."""
         places, words = self.rows.take_changes()
-        host, end, parts = self._host_words[index], shape.num_words, []
+        host, end = self._host_words[index], shape.num_words
         for part in (places, words, copied_blocks[:, 0], copied_blocks[:, 1]):
-            parts.append(self._words[end : end + len(part)])
             host[end : end + len(part)] = part
             end += len(part)
         self._words[:end].copy_(self._staged[index][:end], non_blocking=True)
-        places_there, words_there, sources, destinations = parts
-        scatter_words(self.rows.arena, places_there, words_there, len(places))
-        copy_blocks(self.kv_pool.blocks, sources, destinations)
+        count, num_copied = len(places), len(copied_blocks)
+        if count:
+            changed = self._words[shape.num_words :]
+            scatter_words(self.rows.arena, changed[:count], changed[count : 2 * count], count)
+        if num_copied:
+            copied = self._words[end - 2 * num_copied : end]
+            copy_blocks(self.kv_pool.blocks, copied[:num_copied], copied[num_copied:])
 
     def _send_padding(self, shape: StepShape) -> None:
         """Makes the step's columns those of a step without any request."""
         nobody = np.zeros(0, dtype=np.int64)
         layout = StepLayout(nobody, nobody, nobody, nobody.astype(bool), 0, nobody, nobody)
         self._fill(0, shape, layout)
-        self._send(0, shape, _NO_BLOCKS)
+        self._send(0, shape, NO_COPIES)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -37,6 +37,9 @@ U32Array = npt.NDArray[np.uint32]
 F32Array = npt.NDArray[np.float32]
 
 
+NO_COPIES: U32Array = np.zeros((0, 2), U32)
+
+
 class Pooling(IntEnum):
     """What a request wants of its prompt's final hidden states instead of tokens: nothing, the last token's,
     the mean of all, or the first token's."""
@@ -153,7 +156,7 @@ class StepPlan:
     num_new_blocks: U32Array
     new_block_ids: U32Array
     masks: dict[int, U32Array] = field(default_factory=dict)
-    copied_blocks: U32Array = field(default_factory=lambda: np.zeros((0, 2), U32))
+    copied_blocks: U32Array = field(default_factory=lambda: NO_COPIES)
 
 
 @dataclass(slots=True)
