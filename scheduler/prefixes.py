@@ -82,7 +82,7 @@ class Prefixes:
         request.num_published_blocks = full
 
     def publish_chunk(self, request: Request) -> None:
-        """Publishes what a chunk has filled of a running request's blocks, which can be copied in part as well.
+        """Publishes what a chunk has filled of a running request's blocks, which can also be copied in part.
         Those that fill token by token are not worth it: nearly all sequences part in a prompt, or at an end.
         """
         first = request.num_published_blocks
