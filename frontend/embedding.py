@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from frontend.generation.events import Usage
-from frontend.generation.open_request import OpenRequest, Submission, Wakeup, error_in
+from frontend.generation.open_request import OpenRequest, Submission, Wakeup
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import INT32_RANGE, TextPrompt, TokenPrompt
 from frontend.generation.submissions import check_range
 from frontend.scheduler_link import SchedulerLink
 from frontend.text.tokenizer import TextTokenizer
+from pagewire.ended_wire import error_in
 from pagewire.errors import InvalidRequest, PagewireError, Unavailable
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2

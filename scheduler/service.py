@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from engine.dispatch.facts import WorkerFacts
+from pagewire.ended_wire import error_in
 from pagewire.errors import (
     Code,
     DeadlineExceeded,
@@ -20,7 +21,6 @@ from pagewire.errors import (
     PagewireError,
     Unavailable,
     Unsupported,
-    from_code,
 )
 from pagewire.sampling_params import SamplingParams
 from pagewire.sampling_wire import given_fields
@@ -233,8 +233,7 @@ def _events(deltas: pb.StepDeltas) -> list[pb.GenerateResponse]:
         events.append(pb.GenerateResponse(token=token))
     for ended in deltas.ended:
         if ended.reason == pb.END_REASON_ERROR:
-            retry_after = ended.retry_after if ended.HasField("retry_after") else None
-            raise from_code(ended.status, ended.error, param=ended.param, retry_after=retry_after)
+            raise error_in(ended)
         events.append(pb.GenerateResponse(ended=ended))
     return events
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from frontend.generation.answer import Answer, PromptProgress, Sink
 from frontend.generation.beam_search import BeamSearcher, Candidates, Hypothesis
 from frontend.generation.events import Delta, Event, Finished, FinishReason, PositionLogprobs, Usage
-from frontend.generation.open_request import OpenRequest, Wakeup, error_in
+from frontend.generation.open_request import OpenRequest, Wakeup
 from frontend.generation.output_text import whole_text
 from frontend.generation.prompts import PromptTokens
 from frontend.generation.request import GenerationRequest
 from frontend.generation.submissions import Submissions
 from frontend.text.tokenizer import TextTokenizer
+from pagewire.ended_wire import error_in
 from pagewire.errors import Unavailable
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2

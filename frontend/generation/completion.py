@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from frontend.generation.events import Delta, Finished, FinishReason, PositionLogprobs, Usage
 from frontend.generation.message_parser import MessageParser, MessagePart
-from frontend.generation.open_request import OpenRequest, error_in
+from frontend.generation.open_request import OpenRequest
 from frontend.generation.output_text import OutputText
+from pagewire.ended_wire import error_in
 from pagewire.errors import PagewireError
 from pagewire.sampling_params import SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2

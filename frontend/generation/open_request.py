@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pagewire.errors import PagewireError, from_code
+from pagewire.errors import PagewireError
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
 
@@ -209,12 +209,6 @@ def ended_with(error: PagewireError) -> scheduler_pb2.Ended:
         param=error.param or "",
         retry_after=error.retry_after,
     )
-
-
-def error_in(ended: scheduler_pb2.Ended) -> PagewireError:
-    """The error that a terminal message tells of."""
-    retry_after = ended.retry_after if ended.HasField("retry_after") else None
-    return from_code(ended.status, ended.error, param=ended.param, retry_after=retry_after)
 
 
 def ended_by_drain() -> scheduler_pb2.Ended:
