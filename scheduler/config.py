@@ -27,7 +27,7 @@ class SchedulerConfig:
         target_itl_ms: milliseconds that running streams may wait for their next token because prompts are
             computed; default as long as max_num_batched_tokens take.
         step_timeout: seconds after which a worker that has not finished a step counts as hung and is killed;
-            five times as many for the first steps after it was attached.
+            five times as many for its first steps.
     """
 
     listen: tuple[str, ...]

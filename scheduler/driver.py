@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
-from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerLink
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerLink, is_warm
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import RecordError, StepResult, TokenLogprobs
 from engine.dispatch.ring import RingError
@@ -30,7 +30,7 @@ from scheduler.pacing import LEAST_SECONDS, Pacing
 from scheduler.request import EndReason, Request
 from scheduler.status import load_message, model_message
 from scheduler.step import StepOutput
-from scheduler.watchdog import FIRST_STEPS_FACTOR, Watchdog
+from scheduler.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from scheduler.masks import MaskOutcome
@@ -74,11 +74,10 @@ class EngineDriver:
 
     async def run(self) -> None:
         """Attaches to the worker, again and again when it is lost, until cancelled."""
-        patience = self._config.step_timeout * FIRST_STEPS_FACTOR
+        config = self._config
         try:
             while True:
-                link = await attach(self._config.worker_socket, patience)
-                self._attach(link)
+                self._attach(await attach(config.worker_socket, config.step_timeout))
                 await self._lost.wait()
                 self._detach()
         finally:
@@ -98,7 +97,10 @@ class EngineDriver:
         loop = asyncio.get_running_loop()
         loop.add_reader(link.result_fd, self._on_results)
         loop.add_reader(link.control_fd, self._on_worker_gone)
-        self._watchdog = Watchdog(link, self._config.step_timeout, self._core.describe_oldest, self._leave)
+        config = self._config
+        self._watchdog = Watchdog(
+            link, config.step_timeout, is_warm(config.worker_socket), self._core.describe_oldest, self._leave
+        )
         self.attached.set()
         self.detached.clear()
         logger.info(

@@ -12,12 +12,10 @@ import logging
 import signal
 from collections.abc import Callable
 
-from engine.dispatch.control import WorkerLink
+from engine.dispatch.control import NUM_FIRST_STEPS, WorkerLink
 
 logger = logging.getLogger(__name__)
 
-# A worker's first steps may compile and load what later ones find.
-NUM_FIRST_STEPS = 16
 FIRST_STEPS_FACTOR = 5
 # From the request for its stacks to its end: the time that a worker has to write them.
 STACKS_SECONDS = 1.0
@@ -31,7 +29,8 @@ class Watchdog:
     Args:
         link: to the worker.
         step_timeout: seconds that a step may take, once it is the oldest in flight; FIRST_STEPS_FACTOR times
-            as long for the first NUM_FIRST_STEPS.
+            as long for the first NUM_FIRST_STEPS of a worker that is not warm.
+        is_warm: whether the worker has computed so many for another scheduler.
         describe: what the worker has to do, for people.
         leave: called with the reason when the worker is killed, or hangs and may not be.
     """
@@ -40,6 +39,7 @@ class Watchdog:
         self,
         link: WorkerLink,
         step_timeout: float,
+        is_warm: bool,
         describe: Callable[[], str],
         leave: Callable[[str], None],
     ) -> None:
@@ -49,7 +49,7 @@ class Watchdog:
         self._leave = leave
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._num_finished = 0
+        self._num_finished = NUM_FIRST_STEPS if is_warm else 0
         self._began: float | None = None
 
     def began(self) -> None:

@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +44,18 @@ logger = logging.getLogger(__name__)
 HANDSHAKE_SECONDS = 10.0
 MAX_STEPS_IN_FLIGHT = 2
 RING_SLOTS = 2 * MAX_STEPS_IN_FLIGHT
+# A worker's first steps may compile and load what later ones find.
+NUM_FIRST_STEPS = 16
 _MAX_PACKET = 1 << 16
+
+
+def is_warm(path: Path) -> bool:
+    """Whether the worker that listens on `path` has computed NUM_FIRST_STEPS. It need not answer for that."""
+    return _warm_path(path).exists()
+
+
+def _warm_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.warm")
 
 
 class PeerGone(ConnectionError):
@@ -197,7 +209,8 @@ class WorkerEndpoint:
     """A worker's listening control socket.
 
     Args:
-        path: where to listen; a socket that nobody listens on any more is replaced. Mode 0600.
+        path: where to listen; a socket that nobody listens on any more is replaced. Mode 0600. A file beside
+            it says once the worker is warm; see `is_warm`.
 
     Raises:
         OSError: the path cannot be bound, or another worker is listening on it.
@@ -205,11 +218,13 @@ class WorkerEndpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._num_results = 0
         _remove_stale_socket(path)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             self._sock.bind(str(path))
             path.chmod(0o600)
+            _warm_path(path).unlink(missing_ok=True)
             self._sock.listen(8)
         except BaseException:
             self._sock.close()
@@ -220,7 +235,8 @@ class WorkerEndpoint:
         while True:
             sock, _ = self._sock.accept()
             try:
-                return _worker_handshake(sock, facts)
+                channel, scheduler_pid = _worker_handshake(sock, facts)
+                return WorkerSession(channel, scheduler_pid, self._count_result)
             except (HandshakeError, RingError, OSError) as error:
                 logger.warning("handshake with a scheduler failed: %s", error)
                 with suppress(OSError):
@@ -230,11 +246,19 @@ class WorkerEndpoint:
                 sock.close()
                 raise
 
+    def _count_result(self) -> None:
+        self._num_results += 1
+        if self._num_results == NUM_FIRST_STEPS:
+            try:
+                _warm_path(self.path).touch(mode=0o600)
+            except OSError as error:  # a scheduler gives it more time than it needs, and that is all
+                logger.warning("cannot say beside %s that this worker is warm: %s", self.path, error)
+
     def close(self) -> None:
         """Stops listening and removes the socket's path."""
         self._sock.close()
-        with suppress(FileNotFoundError):
-            self.path.unlink()
+        for path in (_warm_path(self.path), self.path):
+            path.unlink(missing_ok=True)
 
 
 def _remove_stale_socket(path: Path) -> None:
@@ -251,7 +275,8 @@ def _remove_stale_socket(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _worker_handshake(sock: socket.socket, facts: WorkerFacts) -> WorkerSession:
+def _worker_handshake(sock: socket.socket, facts: WorkerFacts) -> tuple[_Channel, int]:
+    """The way to the scheduler, and its pid."""
     sock.settimeout(HANDSHAKE_SECONDS)
     hello = _receive(sock, "hello")[0].hello
     _check_version(hello.dispatch_version)
@@ -276,15 +301,21 @@ def _worker_handshake(sock: socket.socket, facts: WorkerFacts) -> WorkerSession:
         for ring in rings:
             ring.close()
         raise
-    return WorkerSession(channel, hello.pid)
+    return channel, hello.pid
 
 
 class WorkerSession:
     """A worker's attachment to one scheduler."""
 
-    def __init__(self, channel: _Channel, scheduler_pid: int) -> None:
+    def __init__(self, channel: _Channel, scheduler_pid: int, on_result: Callable[[], None]) -> None:
+        """Args:
+        channel: to it.
+        scheduler_pid: its id.
+        on_result: called after every result.
+        """
         self._channel = channel
         self.scheduler_pid = scheduler_pid
+        self._on_result = on_result
 
     def next_plan(self, *, block: bool) -> StepPlan | None:
         """The next plan; None if none is there and `block` is false.
@@ -308,6 +339,7 @@ class WorkerSession:
             self._channel.send(encode_result(result))
         except RingMemoryError as error:
             self._channel.send(encode_result(StepResult(result.step_id, u32([]), error=str(error))))
+        self._on_result()
 
     def close(self) -> None:
         """Leaves the scheduler; it sees the socket close."""

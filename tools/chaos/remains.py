@@ -51,7 +51,9 @@ async def at_rest(service: Service, num_processes: int) -> Holdings:
     return Holdings(
         descriptors={name: process.num_fds() for name, process in processes.items()},
         mapped_segments={name: _mapped_segments(process) for name, process in processes.items()},
-        sockets=tuple(sorted(path.name for path in runtime_directory(processes.values()).iterdir())),
+        sockets=tuple(
+            sorted(path.name for path in runtime_directory(processes.values()).iterdir() if path.is_socket())
+        ),
         descendants=len(supervisor.children(recursive=True)),
         busy=busy,
     )

@@ -90,6 +90,34 @@ def test_plans_and_results_go_back_and_forth(endpoint: WorkerEndpoint) -> None:
     link.close()
 
 
+def test_a_worker_that_has_computed_its_first_steps_can_be_told_from_one_that_has_not(
+    endpoint: WorkerEndpoint,
+) -> None:
+    for num_results in (control.NUM_FIRST_STEPS - 1, 1):  # over two schedulers
+        assert not control.is_warm(endpoint.path)
+        link, session = attach(endpoint)
+        for step_id in range(num_results):
+            link.send_plan(empty_plan(step_id))
+            assert session.next_plan(block=True) is not None
+            session.send_result(StepResult(step_id, u32([])))
+            assert link.wait_result(timeout=5) is not None
+        session.close()
+        link.close()
+    assert control.is_warm(endpoint.path)
+    endpoint.close()
+    assert not control.is_warm(endpoint.path)
+    assert list(endpoint.path.parent.iterdir()) == []
+
+
+def test_a_worker_that_was_killed_leaves_the_next_one_cold(endpoint: WorkerEndpoint) -> None:
+    endpoint._sock.close()
+    endpoint.path.with_name(endpoint.path.name + ".warm").touch()
+    assert control.is_warm(endpoint.path)
+    successor = WorkerEndpoint(endpoint.path)
+    assert not control.is_warm(endpoint.path)
+    successor.close()
+
+
 def test_a_writer_far_ahead_is_stopped_by_the_ring(endpoint: WorkerEndpoint) -> None:
     link, session = attach(endpoint)
     for step_id in range(control.RING_SLOTS):

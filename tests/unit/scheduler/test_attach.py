@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.attach import attach
+from scheduler.watchdog import FIRST_STEPS_FACTOR
 from tests.unit.scheduler.test_service import FACTS, WorkerThread
 
 
@@ -81,7 +82,7 @@ async def test_a_worker_that_answers_no_scheduler_is_killed_and_the_next_one_att
     )
     assert hung.stdout is not None
     await hung.stdout.readline()
-    attaching = asyncio.create_task(attach(path, patience=0.3))
+    attaching = asyncio.create_task(attach(path, step_timeout=0.3 / FIRST_STEPS_FACTOR))
     # It has no handler that writes its stacks, so the request for them is its end.
     assert await asyncio.wait_for(hung.wait(), 10) in (-signal.SIGUSR1, -signal.SIGKILL)
     assert f"pid {hung.pid}) hangs" in caplog.text
@@ -99,9 +100,25 @@ async def test_a_worker_that_is_busy_for_a_while_is_not_killed(tmp_path: Path) -
     )
     assert hung.stdout is not None
     await hung.stdout.readline()
-    attaching = asyncio.create_task(attach(path, patience=5.0))
+    attaching = asyncio.create_task(attach(path, step_timeout=5.0 / FIRST_STEPS_FACTOR))
     await asyncio.sleep(0.5)
     assert hung.returncode is None
     attaching.cancel()
     hung.kill()
     await hung.wait()
+
+
+async def test_a_worker_that_was_warm_has_less_time(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    hung = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LISTENS_AND_SLEEPS, str(path), stdout=asyncio.subprocess.PIPE
+    )
+    assert hung.stdout is not None
+    await hung.stdout.readline()
+    (tmp_path / "worker.sock.warm").touch()
+    began = time.monotonic()
+    attaching = asyncio.create_task(attach(path, step_timeout=1.0))
+    await asyncio.wait_for(hung.wait(), 10)
+    # Two steps may have been in flight.
+    assert 2.0 <= time.monotonic() - began < FIRST_STEPS_FACTOR
+    attaching.cancel()

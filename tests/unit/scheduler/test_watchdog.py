@@ -64,14 +64,14 @@ class Process:
 
 
 class Case:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_warm: bool = False) -> None:
         self.loop, self.process, self.causes = FakeLoop(), Process(), cast(list[str], [])
         monkeypatch.setattr(asyncio, "get_running_loop", lambda: self.loop)
         link = SimpleNamespace(
             facts=SimpleNamespace(rank=0, device="cuda:0"), worker_pid=7, process=self.process
         )
         self.watchdog = Watchdog(
-            cast(Any, link), TIMEOUT, lambda: "step 9 with 3 requests (a, b, c)", self.causes.append
+            cast(Any, link), TIMEOUT, is_warm, lambda: "step 9 with 3 requests (a, b, c)", self.causes.append
         )
 
     def warm_up(self) -> None:
@@ -107,6 +107,17 @@ def test_a_hung_step_is_named_its_worker_asked_for_its_stacks_and_then_killed(
 def test_the_first_steps_may_take_longer(case: Case) -> None:
     case.watchdog.began()
     case.loop.sleep(FIRST_STEPS_FACTOR * TIMEOUT - 0.1)
+    assert not case.process.signals
+    case.loop.sleep(0.2)
+    assert case.process.signals
+
+
+def test_a_worker_that_has_computed_for_another_scheduler_has_no_first_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case(monkeypatch, is_warm=True)
+    case.watchdog.began()
+    case.loop.sleep(TIMEOUT - 0.1)
     assert not case.process.signals
     case.loop.sleep(0.2)
     assert case.process.signals
