@@ -47,7 +47,7 @@ class BlockPool:
         self._blocks = [_Block(block_id) for block_id in range(num_blocks)]
         self._by_hash: dict[BlockHash, _Block] = {}
         self._num_free = 0
-        self.partial = PartialBlocks()
+        self.partial = PartialBlocks(num_blocks)
         for block in self._blocks:
             self._link(block, self._queue.prev, self._queue)
 
@@ -73,14 +73,14 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Takes `count` free blocks, evicting their content. The caller has checked `num_free`."""
         assert count <= self._num_free, (count, self._num_free)
-        taken, block = [], self._queue.next
+        taken, block, partial = [], self._queue.next, self.partial
         for _ in range(count):
             block.ref_count = 1
             if block.block_hash is not None:
                 del self._by_hash[block.block_hash]
                 block.block_hash = None
                 self.num_evictions += 1
-            self.partial.drop(block.block_id)
+            partial.drop(block.block_id)
             taken.append(block.block_id)
             block = block.next
         self._queue.next, block.prev = block, self._queue

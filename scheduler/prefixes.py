@@ -85,18 +85,20 @@ class Prefixes:
         """Publishes what a chunk has filled of a running request's blocks, which can also be copied in part.
         Those that fill token by token are not worth it: nearly all sequences part in a prompt, or at an end.
         """
-        first = request.num_published_blocks
+        first, size = request.num_published_blocks, self._block_size
         self.publish(request)
+        if request.num_published_blocks == first:
+            return
+        put, blocks, tokens = self._pool.partial.put, request.block_ids, request.token_ids
+        parent = self._parent(request, first)
         for index in range(first, request.num_published_blocks):
-            self._put_partial(request, index, (index + 1) * self._block_size)
+            put(blocks[index], parent, tokens, index * size, (index + 1) * size)
+            parent = request.block_hashes[index]
 
     def publish_last(self, request: Request) -> None:
         """Has what is known and computed of a running request's last block, which is not full, be found."""
         end = min(self._rows.num_computed.item(request.row), len(request.token_ids))
         index = end // self._block_size
         if self.is_enabled and end % self._block_size and request.num_published_blocks == index:
-            self._put_partial(request, index, end)
-
-    def _put_partial(self, request: Request, index: int, end: int) -> None:
-        tokens = request.token_ids[index * self._block_size : end]
-        self._pool.partial.put(request.block_ids[index], self._parent(request, index), tokens)
+            block_id, start = request.block_ids[index], index * self._block_size
+            self._pool.partial.put(block_id, self._parent(request, index), request.token_ids, start, end)

@@ -44,7 +44,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self.pool.publish(block_id, block_hash)
             assert len(self.pool.lookup(hashes)) == len(hashes)
             partial = array("I", [tokens[-1]] * len(tokens))
-            self.pool.partial.put(blocks[-1], ROOT_HASH, partial)
+            self.pool.partial.put(blocks[-1], ROOT_HASH, partial, 0, len(partial))
             self.pool.partial.begin_step()
             hit = self.pool.partial.find(ROOT_HASH, partial)
             assert hit is not None
@@ -114,7 +114,7 @@ def test_blocks_without_content_are_reused_before_any_content_is_evicted() -> No
 def test_blocks_that_are_found_by_their_first_tokens_are_kept_and_then_forgotten() -> None:
     pool = BlockPool(3)
     blocks, begin = pool.allocate(3), array("I", [7, 8])
-    pool.partial.put(blocks[1], ROOT_HASH, begin)
+    pool.partial.put(blocks[1], ROOT_HASH, begin, 0, len(begin))
     pool.partial.begin_step()
     pool.release(blocks)
     assert set(pool.allocate(2)) == {blocks[0], blocks[2]}

@@ -13,12 +13,17 @@ def tokens(*ids: int) -> array[int]:
     return array("I", ids)
 
 
+def put(partial: PartialBlocks, block_id: int, parent: bytes, *ids: int) -> None:
+    """With other tokens before and behind, as a request has them."""
+    partial.put(block_id, parent, tokens(77, *ids, 88), 1, 1 + len(ids))
+
+
 def test_the_block_with_the_most_tokens_in_common_is_found() -> None:
-    partial = PartialBlocks()
-    partial.put(0, PARENT, tokens(1, 2, 3, 9))
-    partial.put(1, PARENT, tokens(1, 2))
-    partial.put(2, PARENT, tokens(5))
-    partial.put(3, OTHER, tokens(1, 2, 3, 4))
+    partial = PartialBlocks(40)
+    put(partial, 0, PARENT, 1, 2, 3, 9)
+    put(partial, 1, PARENT, 1, 2)
+    put(partial, 2, PARENT, 5)
+    put(partial, 3, OTHER, 1, 2, 3, 4)
     partial.begin_step()
     assert partial.find(PARENT, tokens(1, 2, 3, 4)) == PartialHit(0, 3)
     assert partial.find(OTHER, tokens(1, 2, 3, 4, 5)) == PartialHit(3, 4)
@@ -28,22 +33,22 @@ def test_the_block_with_the_most_tokens_in_common_is_found() -> None:
 
 
 def test_what_a_step_computes_is_not_copied_in_it() -> None:
-    partial = PartialBlocks()
+    partial = PartialBlocks(40)
     partial.begin_step()
-    partial.put(0, PARENT, tokens(1, 2))
+    put(partial, 0, PARENT, 1, 2)
     assert partial.find(PARENT, tokens(1, 2)) is None
     partial.begin_step()
     assert partial.find(PARENT, tokens(1, 2)) == PartialHit(0, 2)
-    partial.put(0, PARENT, tokens(1, 2, 3))
+    put(partial, 0, PARENT, 1, 2, 3)
     assert partial.find(PARENT, tokens(1, 2, 3)) is None
     partial.begin_step()
     assert partial.find(PARENT, tokens(1, 2, 3)) == PartialHit(0, 3)
 
 
 def test_few_of_those_that_follow_the_same_are_remembered() -> None:
-    partial = PartialBlocks()
+    partial = PartialBlocks(40)
     for block_id in range(_MAX_CANDIDATES + 1):
-        partial.put(block_id, PARENT, tokens(block_id))
+        put(partial, block_id, PARENT, block_id)
     partial.begin_step()
     partial.check()
     assert 0 not in partial
