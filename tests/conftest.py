@@ -16,6 +16,10 @@ from tools.service import Service
 # As in the worker (engine/cli.py): threads that spin while they wait steal time from whatever else runs on
 # the machine. It is read when torch is first imported, so it must be set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Workers of pytest-xdist share the cores: more threads than those only take turns.
+num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if num_workers > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
 
 # Without a GPU Triton's kernels run in its interpreter, which is chosen when they are first imported.
 if not Path("/dev/nvidiactl").exists():

@@ -46,7 +46,7 @@ class Service:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "2", **self.environment},
+                env={"OMP_NUM_THREADS": "2", **os.environ, **self.environment},
             )
 
     def wait_ready(self) -> Service:

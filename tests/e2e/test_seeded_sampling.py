@@ -19,7 +19,7 @@ def prompts(smollm2_dir: Path) -> list[list[int]]:
 async def test_same_tokens_alone_in_any_batch_and_after_preemption(
     server: Service, tmp_path: Path, prompts: list[list[int]]
 ) -> None:
-    requests = [seeded(ids, seed, max_tokens=32) for seed, ids in enumerate(prompts, start=-3)]
+    requests = [seeded(ids, seed, max_tokens=24) for seed, ids in enumerate(prompts, start=-3)]
     alone = tokens(await complete_all(server.grpc_target, requests, concurrency=1))
     together = tokens(await complete_all(server.grpc_target, requests, concurrency=10))
     backwards = tokens(await complete_all(server.grpc_target, requests[::-1], concurrency=5))
