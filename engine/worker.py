@@ -129,6 +129,7 @@ def _serve(
                     pending.append(runner.launch(plan))
             _send_finished(session, pending)
             if plan is None and more_ahead and (not pending or time.monotonic() >= next_ahead):
+                session.check()
                 with termination.step():
                     more_ahead = runner.work_ahead()
                 next_ahead = time.monotonic() + WORK_AHEAD_SECONDS

@@ -27,8 +27,8 @@ MAX_UNSENT = 4096
 """Submissions waiting to be written; beyond it new requests are refused."""
 
 MAX_CHANGES = 16
-MAX_CHANGED_TOKENS = 16_384
-"""Submissions and aborts in one message, and tokens after which nothing is added to it: while the scheduler
+MAX_CHANGED_BYTES = 65_536
+"""Submissions and aborts in one message, and bytes after which nothing is added to it: while the scheduler
 takes them in it does nothing else.
 """
 
@@ -287,15 +287,15 @@ class SchedulerLink:
             else:
                 message.abort.handle = handle
             return message
-        num_tokens = 0
+        num_bytes = 0
         for handle in list(islice(self._unsent, MAX_CHANGES)):
             if not self._unsent.pop(handle):
                 message.changes.aborts.add(handle=handle)
                 continue
-            request = self._open[handle]
-            request.submit_in(message.changes.submits.add(), now)
-            num_tokens += request.num_tokens
-            if num_tokens > MAX_CHANGED_TOKENS:
+            submit = message.changes.submits.add()
+            self._open[handle].submit_in(submit, now)
+            num_bytes += submit.ByteSize()
+            if num_bytes > MAX_CHANGED_BYTES:
                 break
         return message
 

@@ -16,7 +16,10 @@ _MAX_CHAINS = 64
 
 def root_hash(cache_salt: str) -> BlockHash:
     """The parent of the first blocks of requests with this salt, so that only they share them."""
-    return blake2b(cache_salt.encode(), digest_size=16).digest() if cache_salt else ROOT_HASH
+    if not cache_salt:
+        return ROOT_HASH
+    # Personalized, as a salt may have the very bytes of a block's tokens.
+    return blake2b(cache_salt.encode(), digest_size=16, person=b"salt").digest()
 
 
 def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> list[BlockHash]:

@@ -2,17 +2,23 @@
 
 Every block is either held (ref_count > 0) or in the free queue. A full block whose content is known carries
 the chained hash of all tokens up to its end; it stays findable by that hash after its last holder let go,
-until it is evicted to be written anew. So does one that can be found by its first tokens, full or not. The
-free queue is in order of eviction: least recently used first, and of the blocks that a request lets go, the
-tail of its sequence before the head.
+until it is evicted to be written anew. The free queue is in order of eviction: least recently used first, and
+of the blocks that a request lets go, the tail of its sequence before the head. A block that is not full can
+be found by its first tokens; of those that are free, few are kept among the others.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 from scheduler.block_hash import BlockHash
-from scheduler.partial_blocks import PartialBlocks
+from scheduler.partial_blocks import PartialBlocks, Place
+
+# Of the pool's blocks, the part that may be free and kept for their first tokens alone; and at least so many.
+# Every request leaves one, which would push as many full ones out.
+_KEPT_SHARE = 32
+_MIN_KEPT = 8
 
 
 class _Block:
@@ -48,6 +54,8 @@ class BlockPool:
         self._by_hash: dict[BlockHash, _Block] = {}
         self._num_free = 0
         self.partial = PartialBlocks(num_blocks)
+        self._kept: dict[int, None] = {}
+        self._max_kept = max(_MIN_KEPT, num_blocks // _KEPT_SHARE)
         for block in self._blocks:
             self._link(block, self._queue.prev, self._queue)
 
@@ -80,6 +88,8 @@ class BlockPool:
                 del self._by_hash[block.block_hash]
                 block.block_hash = None
                 self.num_evictions += 1
+            elif block.block_id in self._kept:
+                del self._kept[block.block_id]
             partial.drop(block.block_id)
             taken.append(block.block_id)
             block = block.next
@@ -107,6 +117,7 @@ class BlockPool:
             block = self._blocks[block_id]
             if block.ref_count == 0:
                 self._unlink(block)
+                self._kept.pop(block_id, None)
             block.ref_count += 1
 
     def publish(self, block_id: int, block_hash: BlockHash) -> None:
@@ -119,9 +130,25 @@ class BlockPool:
             block.block_hash = block_hash
             self._by_hash[block_hash] = block
 
+    def remember(self, block_id: int, place: Place, token_ids: array[int]) -> None:
+        """Makes a held block findable by its first tokens; see `PartialBlocks.put`."""
+        if not self._enable_caching:
+            return
+        forgotten = self.partial.put(block_id, place, token_ids)
+        if forgotten in self._kept:
+            self._keep_no_more(self._blocks[forgotten])
+
+    def _keep_no_more(self, block: _Block) -> None:
+        """Makes a free block the next to be evicted, as nothing finds it."""
+        del self._kept[block.block_id]
+        self.partial.drop(block.block_id)
+        self._unlink(block)
+        self._link(block, self._queue, self._queue.next)
+
     def release(self, block_ids: Sequence[int]) -> None:
         """Removes a holder from each block of a sequence, given head first. Blocks that nobody holds any
-        more become free: those that nothing finds are reused first, the others last, tail before head.
+        more become free: those that nothing finds are reused first, the others last, tail before head. Of
+        those that are found by their first tokens alone, the latest are kept.
         """
         blocks, queue = self._blocks, self._queue
         for block_id in reversed(block_ids):
@@ -129,16 +156,22 @@ class BlockPool:
             assert block.ref_count > 0, block_id
             block.ref_count -= 1
             if block.ref_count == 0:
-                if block.block_hash is None and block_id not in self.partial:
-                    self._link(block, queue, queue.next)
-                else:
+                if block.block_hash is not None:
                     self._link(block, queue.prev, queue)
+                elif block_id in self.partial:
+                    self._link(block, queue.prev, queue)
+                    self._kept[block_id] = None
+                    if len(self._kept) > self._max_kept:
+                        self._keep_no_more(blocks[next(iter(self._kept))])
+                else:
+                    self._link(block, queue, queue.next)
 
     def forget(self) -> None:
         """Forgets all content, as when the KV memory was lost. Holders stay."""
         for block in self._by_hash.values():
             block.block_hash = None
         self._by_hash.clear()
+        self._kept.clear()
         self.partial.clear()
 
     def _link(self, block: _Block, before: _Block, after: _Block) -> None:
@@ -163,3 +196,6 @@ class BlockPool:
         hashed = {block.block_hash: block for block in self._blocks if block.block_hash is not None}
         assert hashed == self._by_hash
         self.partial.check()
+        kept = {i for i in free if i in self.partial and self._blocks[i].block_hash is None}
+        assert set(self._kept) == kept
+        assert len(kept) <= self._max_kept

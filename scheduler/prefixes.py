@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from scheduler.block_hash import BlockHash, RecentChains
+from scheduler.block_hash import RecentChains
 from scheduler.block_pool import BlockPool
 from scheduler.limits import SchedulerLimits
-from scheduler.partial_blocks import PartialHit
+from scheduler.partial_blocks import PartialHit, Place
 from scheduler.request import Request
 from scheduler.rows import IntArray, Rows
 
@@ -49,15 +49,15 @@ class Prefixes:
         end = min(request.num_reusable_tokens - request.is_blocked, start + self._block_size)
         if end <= start:
             return None
-        hit = self._pool.partial.find(self._parent(request, num_blocks), request.token_ids[start:end])
+        hit = self._pool.partial.find(self._place(request, num_blocks), request.token_ids[start:end])
         if hit is None:
             return None
         leaves_one = start + hit.num_tokens == len(request.token_ids) - 1
         return hit if leaves_one or hit.num_tokens * _LEAST_COPIED >= self._block_size else None
 
-    def _parent(self, request: Request, index: int) -> BlockHash:
-        """What comes before a request's block."""
-        return request.block_hashes[index - 1] if index else request.root_hash
+    def _place(self, request: Request, index: int) -> Place:
+        """Of a request's block."""
+        return (request.block_hashes[index - 1] if index else request.root_hash, request.client)
 
     def publish_filled(self, rows: IntArray, ends: IntArray) -> None:
         """Publishes what became full when the requests in these rows grew to `ends`."""
@@ -83,22 +83,21 @@ class Prefixes:
 
     def publish_chunk(self, request: Request) -> None:
         """Publishes what a chunk has filled of a running request's blocks, which can also be copied in part.
-        Those that fill token by token are not worth it: nearly all sequences part in a prompt, or at an end.
+        That is not worth it for those that fill while all decode: sequences part in a prompt, or at an end.
         """
         first, size = request.num_published_blocks, self._block_size
         self.publish(request)
         if request.num_published_blocks == first:
             return
-        put, blocks, tokens = self._pool.partial.put, request.block_ids, request.token_ids
-        parent = self._parent(request, first)
+        tokens = request.token_ids
         for index in range(first, request.num_published_blocks):
-            put(blocks[index], parent, tokens, index * size, (index + 1) * size)
-            parent = request.block_hashes[index]
+            known = tokens[index * size : (index + 1) * size]
+            self._pool.remember(request.block_ids[index], self._place(request, index), known)
 
     def publish_last(self, request: Request) -> None:
         """Has what is known and computed of a running request's last block, which is not full, be found."""
         end = min(self._rows.num_computed.item(request.row), len(request.token_ids))
         index = end // self._block_size
         if self.is_enabled and end % self._block_size and request.num_published_blocks == index:
-            block_id, start = request.block_ids[index], index * self._block_size
-            self._pool.partial.put(block_id, self._parent(request, index), request.token_ids, start, end)
+            known = request.token_ids[index * self._block_size : end]
+            self._pool.remember(request.block_ids[index], self._place(request, index), known)

@@ -333,6 +333,15 @@ class WorkerSession:
             record = self._channel.receive()
         return None if record is None else decode_plan(record)
 
+    def check(self) -> None:
+        """Raises:
+        SchedulerGone: the scheduler is gone.
+        """
+        try:
+            self._channel.wait(0)
+        except PeerGone as error:
+            raise SchedulerGone(str(error)) from None
+
     def send_result(self, result: StepResult) -> None:
         """Publishes a result, or that there was no shared memory for it, and wakes the scheduler."""
         try:

@@ -173,11 +173,6 @@ class OpenRequest:
         self._logprobs.clear()
         return tokens, logprobs
 
-    @property
-    def num_tokens(self) -> int:
-        """Of the prompt, and generated."""
-        return len(self.submission.prompt_ids) + len(self.output_ids)
-
     def submit_in(self, submit: scheduler_pb2.Submit, now: float) -> None:
         """Fills in the message that starts this request, or continues it after what it has generated already.
         In place: a message that is put into another is copied.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup
-from frontend.scheduler_link import MAX_CHANGED_TOKENS, MAX_CHANGES, SchedulerLink
+from frontend.scheduler_link import MAX_CHANGED_BYTES, MAX_CHANGES, SchedulerLink
 from pagewire.client import AsyncClient
 from pagewire.errors import Unavailable
 from pagewire.inference.v1 import inference_pb2
@@ -150,7 +150,7 @@ async def test_what_is_opened_together_is_sent_together_to_a_scheduler_that_take
     assert scheduler.submits[-1].handle == last.handle
     scheduler.num_messages = 0
     for _ in range(3):
-        opened(2, num_tokens=MAX_CHANGED_TOKENS // 2 + 1)
+        opened(2, num_tokens=MAX_CHANGED_BYTES // 2)
     await scheduler.submitted(len(requests) + 4)
     assert scheduler.num_messages == (2 if takes_changes else 3)
     await link.stop()

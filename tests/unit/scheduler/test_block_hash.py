@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler import block_hash
-from scheduler.block_hash import ROOT_HASH, RecentChains, hash_blocks
+from scheduler.block_hash import ROOT_HASH, RecentChains, hash_blocks, root_hash
 
 PROMPTS = st.lists(st.integers(0, 1), max_size=12)
 
@@ -36,3 +36,9 @@ def test_a_chain_may_be_continued_where_it_was_left() -> None:
     tokens = array("I", range(12))
     whole = hash_blocks(ROOT_HASH, tokens, 4)
     assert hash_blocks(whole[0], tokens[4:], 4) == whole[1:]
+
+
+def test_a_salt_is_never_a_block() -> None:
+    tokens = array("I", b"four bytes a token, sixteen of those is a block of sixty-four...".ljust(64)[:64])
+    salt = tokens.tobytes().decode()
+    assert root_hash(salt) != hash_blocks(ROOT_HASH, tokens, len(tokens))[0]

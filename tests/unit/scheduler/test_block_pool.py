@@ -12,7 +12,8 @@ from scheduler.block_hash import ROOT_HASH, BlockHash, hash_blocks
 from scheduler.block_pool import BlockPool
 from scheduler.partial_blocks import PartialHit
 
-NUM_BLOCKS = 9
+NUM_BLOCKS = 14
+PLACE = (ROOT_HASH, "")
 
 
 def chain(*tokens: int) -> list[BlockHash]:
@@ -44,9 +45,9 @@ class PoolMachine(RuleBasedStateMachine):
                 self.pool.publish(block_id, block_hash)
             assert len(self.pool.lookup(hashes)) == len(hashes)
             partial = array("I", [tokens[-1]] * len(tokens))
-            self.pool.partial.put(blocks[-1], ROOT_HASH, partial, 0, len(partial))
+            self.pool.remember(blocks[-1], PLACE, partial)
             self.pool.partial.begin_step()
-            hit = self.pool.partial.find(ROOT_HASH, partial)
+            hit = self.pool.partial.find(PLACE, partial)
             assert hit is not None
             assert hit.num_tokens == len(partial)
         self.holders.append((blocks, hashes))
@@ -63,7 +64,7 @@ class PoolMachine(RuleBasedStateMachine):
     def forget(self) -> None:
         self.pool.forget()
         assert self.pool.num_cached == 0
-        assert self.pool.partial.find(ROOT_HASH, array("I", [0])) is None
+        assert self.pool.partial.find(PLACE, array("I", [0])) is None
 
     @invariant()
     def every_block_is_counted(self) -> None:
@@ -114,13 +115,28 @@ def test_blocks_without_content_are_reused_before_any_content_is_evicted() -> No
 def test_blocks_that_are_found_by_their_first_tokens_are_kept_and_then_forgotten() -> None:
     pool = BlockPool(3)
     blocks, begin = pool.allocate(3), array("I", [7, 8])
-    pool.partial.put(blocks[1], ROOT_HASH, begin, 0, len(begin))
+    pool.remember(blocks[1], PLACE, begin)
     pool.partial.begin_step()
     pool.release(blocks)
     assert set(pool.allocate(2)) == {blocks[0], blocks[2]}
-    assert pool.partial.find(ROOT_HASH, begin) == PartialHit(blocks[1], 2)
+    assert pool.partial.find(PLACE, begin) == PartialHit(blocks[1], 2)
     assert pool.allocate(1) == [blocks[1]]
-    assert pool.partial.find(ROOT_HASH, begin) is None
+    assert pool.partial.find(PLACE, begin) is None
+
+
+def test_blocks_that_are_not_full_push_few_full_ones_out() -> None:
+    pool = BlockPool(64)
+    cached, hashes = _published(pool, *range(20))
+    pool.release(cached)
+    for number in range(200):
+        (block_id,) = pool.allocate(1)
+        pool.remember(block_id, PLACE, array("I", [number]))
+        pool.partial.begin_step()
+        pool.release([block_id])
+        pool.check()
+    assert pool.lookup(hashes) == cached
+    assert pool.partial.find(PLACE, array("I", [199])) is not None
+    assert pool.partial.find(PLACE, array("I", [100])) is None
 
 
 def test_equal_blocks_after_different_prefixes_have_different_hashes() -> None:

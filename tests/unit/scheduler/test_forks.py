@@ -140,6 +140,26 @@ def test_a_salt_keeps_what_is_copied_apart() -> None:
     assert (plan.starts.tolist(), plan.counts.tolist()) == ([0], [22])
 
 
+def test_what_one_client_sent_is_not_copied_for_another() -> None:
+    service = Service()
+    service.add(PROMPT)
+    service.finish()
+    request = service.add([*PROMPT, 3])
+    request.client = "another"
+    plan = service.step()
+    assert plan.starts.tolist() == [16], "whole blocks are shared"
+    assert not len(plan.copied_blocks)
+
+
+def test_what_is_remembered_holds_no_prompts() -> None:
+    service = Service(replace(LIMITS, max_num_batched_tokens=128))
+    for number in range(20):
+        service.add([*range(40), *[number] * 40])
+        service.finish()
+    remembered = service.scheduler.pool.partial._tokens
+    assert max(map(len, remembered)) == LIMITS.block_size
+
+
 def test_a_request_that_waits_for_its_mask_leaves_a_token_that_needs_none() -> None:
     service = Service()
     service.add(PROMPT)

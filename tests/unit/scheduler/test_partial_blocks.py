@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from array import array
 
-from scheduler.partial_blocks import _MAX_CANDIDATES, PartialBlocks, PartialHit
+from scheduler.partial_blocks import _MAX_CANDIDATES, PartialBlocks, PartialHit, Place
 
-PARENT, OTHER = b"parent", b"other"
+PARENT, OTHER = (b"parent", "client"), (b"other", "client")
 
 
 def tokens(*ids: int) -> array[int]:
     return array("I", ids)
 
 
-def put(partial: PartialBlocks, block_id: int, parent: bytes, *ids: int) -> None:
-    """With other tokens before and behind, as a request has them."""
-    partial.put(block_id, parent, tokens(77, *ids, 88), 1, 1 + len(ids))
+def put(partial: PartialBlocks, block_id: int, place: Place, *ids: int) -> int | None:
+    return partial.put(block_id, place, tokens(*ids))
 
 
 def test_the_block_with_the_most_tokens_in_common_is_found() -> None:
@@ -29,7 +28,8 @@ def test_the_block_with_the_most_tokens_in_common_is_found() -> None:
     assert partial.find(OTHER, tokens(1, 2, 3, 4, 5)) == PartialHit(3, 4)
     assert partial.find(PARENT, tokens(1, 7)) == PartialHit(1, 1), "of equal ones the latest"
     assert partial.find(PARENT, tokens(2)) is None
-    assert partial.find(b"unknown", tokens(1)) is None
+    assert partial.find((b"unknown", "client"), tokens(1)) is None
+    assert partial.find((b"parent", "another"), tokens(1, 2)) is None
 
 
 def test_what_a_step_computes_is_not_copied_in_it() -> None:
@@ -47,8 +47,9 @@ def test_what_a_step_computes_is_not_copied_in_it() -> None:
 
 def test_few_of_those_that_follow_the_same_are_remembered() -> None:
     partial = PartialBlocks(40)
-    for block_id in range(_MAX_CANDIDATES + 1):
-        put(partial, block_id, PARENT, block_id)
+    for block_id in range(_MAX_CANDIDATES):
+        assert put(partial, block_id, PARENT, block_id) is None
+    assert put(partial, _MAX_CANDIDATES, PARENT, _MAX_CANDIDATES) == 0
     partial.begin_step()
     partial.check()
     assert 0 not in partial
