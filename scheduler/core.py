@@ -417,7 +417,7 @@ class Scheduler:
         if request.suspicion is not None:
             request.share = self.shares.of(request.client)
         assert request.share is not None
-        request.num_billed_tokens = len(request.token_ids)
+        request.num_billed_tokens = request.num_tokens_at_entry = len(request.token_ids)
         self.shares.run(request.share, len(request.token_ids) - start if is_new else 0)
         if request.suspicion is None:
             self._waiting.take_first()

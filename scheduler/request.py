@@ -64,6 +64,7 @@ class Request:
         constraint: what its output must look like. It is sampled only under a mask, which its submitter gives
             for one token at a time: see `allow`.
         share: what its client's user was served, while a scheduler has the request.
+        num_tokens_at_entry: how many `token_ids` it had when it took its row.
         num_billed_tokens: how many of `token_ids` were charged to that, while it runs.
         turn: which request of its scheduler it was to be the first to be served; NO_TURN and more, by
             arrival, as long as it was not.
@@ -91,6 +92,7 @@ class Request:
     arrival: int = 0
     turn: int = NO_TURN
     share: Share | None = None
+    num_tokens_at_entry: int = 0
     num_billed_tokens: int = 0
     row: int = -1
     num_pending: int = 0

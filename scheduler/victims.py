@@ -34,7 +34,8 @@ def for_newcomer(
     newcomer: Request, running: Sequence[Request], shares: Shares, pool: BlockPool, num_lacking: int
 ) -> list[Request]:
     """Who makes room for the first waiting request: the last requests of the client with the most rows, if it
-    has many more than the newcomer's and would still have no fewer. Nobody, if that would not do.
+    has many more than the newcomer's and would still have no fewer. Nobody, if that would not do. Who has
+    gained no token since it took its row stays, so that clients that take rows from each other all go on.
 
     Args:
         newcomer: the request.
@@ -50,7 +51,7 @@ def for_newcomer(
     victims: list[Request] = []
     candidates = (each for each in reversed(running) if each.share is rich)
     for request in candidates:
-        if request.priority < newcomer.priority:
+        if request.priority < newcomer.priority or len(request.token_ids) == request.num_tokens_at_entry:
             continue
         victims.append(request)
         num_lacking -= sum(pool.ref_count(block_id) == 1 for block_id in request.block_ids)

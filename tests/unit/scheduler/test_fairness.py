@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from engine.dispatch.records import SamplingRecord
 from pagewire.errors import Overloaded
+from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
-from scheduler.request import EndReason, Status
+from scheduler.request import EndReason, Request, Status
 from scheduler.shares import Group, Shares, Tally
+from tests.unit.scheduler.executor import MiniatureWorker
 from tests.unit.scheduler.simulation import SimulatedService, of_a_gpu
 
 LIMITS = SchedulerLimits(
@@ -217,3 +221,30 @@ def test_clients_that_are_gone_are_forgotten() -> None:
     assert shares.of("lasting") is lasting
     shares.run_no_more(lasting)
     assert not shares.clients._members
+
+
+def test_a_request_keeps_its_row_until_it_has_gained_a_token() -> None:
+    """Else clients that take rows from each other may have each other begin again for ever."""
+    limits = replace(LIMITS, max_num_seqs=2, max_num_batched_tokens=4, enable_prefix_caching=False)
+    scheduler, worker = Scheduler(limits), MiniatureWorker(16, 50, 4, 2)
+
+    def add(number: int, client: str) -> Request:
+        prompt = array("I", [number] * 10)
+        request = Request(f"r{number}", prompt, 10, SamplingRecord(), max_total_tokens=60, client=client)
+        scheduler.add(request)
+        return request
+
+    def step() -> None:
+        plan = scheduler.schedule()
+        assert plan is not None
+        scheduler.update(worker.execute(plan))
+
+    rich = [add(0, "rich"), add(1, "rich")]
+    while any(request.status is Status.WAITING for request in rich):
+        step()
+    newcomer = add(2, "newcomer")
+    while newcomer.status is Status.WAITING:
+        step()
+    assert scheduler.counters.num_preemptions == 1
+    (victim,) = [request for request in rich if request.num_preemptions]
+    assert victim.num_output_tokens > 0
