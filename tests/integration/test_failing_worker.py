@@ -47,6 +47,7 @@ class Runner:
         return FinishedStep.failed(plan.step_id, "CUDA error: device-side assert triggered", is_last=True)
     def waits_for_ever(self):
         read, _ = os.pipe()
+        print("nothing comes any more", file=sys.stderr, flush=True)
         os.read(read, 1)
 
 cli._tell_stacks()
@@ -117,11 +118,12 @@ def test_a_worker_that_hangs_writes_its_stacks_when_asked_and_can_be_killed_thro
         link.send_plan(plan(step_id))
     for _ in range(2):
         next_result(link)
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, "")
+    assert any("nothing comes any more" in line for line in lines)
     assert link.wait_result(0.2) is None
     assert link.process.pid == process.pid != os.getpid()
     link.process.signal(signal.SIGUSR1)
-    assert process.stderr is not None
-    lines = iter(process.stderr.readline, "")
     assert any("waits_for_ever" in line for line in lines)
     assert process.poll() is None
     link.process.signal(signal.SIGKILL)
