@@ -33,15 +33,15 @@ from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import StepResult
 from pagewire.bench.percentiles import percentile
 from pagewire.inference.v1 import inference_pb2
-from pagewire.llm import LLM
-from pagewire.offline_engine import OfflineEngine
-from pagewire.sampling_params import SamplingParams
+from pagewire.offline.engine import OfflineEngine
+from pagewire.offline.llm import LLM
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from pagewire.wire.sampling_params import SamplingParams
 from scheduler.config import SchedulerConfig
 from scheduler.core import Scheduler
-from scheduler.driver import EngineDriver
-from scheduler.outbox import Outbox
-from scheduler.service import Connection
+from scheduler.serve.driver import EngineDriver
+from scheduler.serve.outbox import Outbox
+from scheduler.serve.service import Connection
 
 VOCAB = 49_152
 FACTS = WorkerFacts(
@@ -280,7 +280,7 @@ def offline(load: Load, num_requests: int) -> dict[str, Any]:
 
     jobs = [next(load) for _ in range(num_requests)]
     params = [SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True) for _, max_tokens in jobs]
-    with stopwatch.watching(), mock.patch("pagewire.llm.OfflineEngine", LoopbackEngine), LLM() as llm:
+    with stopwatch.watching(), mock.patch("pagewire.offline.llm.OfflineEngine", LoopbackEngine), LLM() as llm:
         link = llm._engine._link  # type: ignore[union-attr]
         assert isinstance(link, LoopbackLink)
         link.step_ends = step_ends

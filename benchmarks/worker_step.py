@@ -22,17 +22,17 @@ from unittest import mock
 import torch
 
 from benchmarks import record
-from engine.build import build_worker
 from engine.config import WorkerConfig
 from engine.cuda import runner as cuda_runner
 from engine.cuda.results import LaunchedStep, ResultBuffers
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
-from engine.cuda.unusual_rows import UnusualRows
+from engine.cuda.sampling_extras import UnusualRows
 from engine.dispatch.records import SamplingRecord, decode_plan, encode_plan, encode_result
+from engine.worker.build import build_worker
 from scheduler.core import Scheduler
-from scheduler.intake import make_limits
 from scheduler.request import Request
+from scheduler.serve.intake import make_limits
 
 NUM_REQUESTS = 256
 NUM_STEPS = 400

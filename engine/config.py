@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagewire.settings import require, require_positive
+from pagewire.base.settings import require, require_positive
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Steps of a minute, tokens of a minute: more is a mistake.

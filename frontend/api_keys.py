@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frontend.caller import identity_of
-from pagewire.errors import ConfigError, Unauthenticated
+from pagewire.base.errors import ConfigError, Unauthenticated
 
 
 class ApiKeys:

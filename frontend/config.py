@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frontend.chat.settings import ChatSettings, is_template
-from pagewire.settings import require, require_positive
-from pagewire.tls import ClientTls, ServerTls
+from pagewire.base.settings import require, require_positive
+from pagewire.base.tls import ClientTls, ServerTls
 
 POOLINGS = ("last", "mean", "cls")
 """The ways to pool hidden states, by the names that options and requests use."""

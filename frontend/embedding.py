@@ -16,10 +16,10 @@ from frontend.generation.request import INT32_RANGE, TextPrompt, TokenPrompt
 from frontend.generation.submissions import check_range
 from frontend.scheduler_link import SchedulerLink
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.ended_wire import error_in
-from pagewire.errors import InvalidRequest, PagewireError, Unavailable
+from pagewire.base.errors import InvalidRequest, PagewireError, Unavailable
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.wire.ended import error_in
 
 MAX_INPUTS = 2048
 """The most inputs of one request, as with OpenAI."""

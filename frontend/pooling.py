@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from frontend.config import POOLINGS
-from pagewire.errors import ConfigError, InvalidRequest
+from pagewire.base.errors import ConfigError, InvalidRequest
+from pagewire.hub.model_files import read_json
 from pagewire.inference.v1 import inference_pb2
-from pagewire.model_files import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 
 from frontend.generation.prompts import PromptTokens
 from frontend.generation.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
-from pagewire.sampling_params import SamplingParams
+from pagewire.wire.sampling_params import SamplingParams
 
 logger = logging.getLogger("frontend.requests")
 

@@ -17,9 +17,9 @@ from typing import Any
 import grpc
 
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup, ended_by_drain, ended_with
-from pagewire.errors import DeadlineExceeded, Overloaded, Unavailable, from_code
+from pagewire.base.errors import DeadlineExceeded, Overloaded, Unavailable, from_code
+from pagewire.base.tls import ClientTls
 from pagewire.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
-from pagewire.tls import ClientTls
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from frontend.text.chat_template import ChatTemplate
 from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.template_renderer import RENDERER
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.errors import ConfigError, InvalidRequest, NotFound
-from pagewire.sampling_params import SamplingParams
+from pagewire.base.errors import ConfigError, InvalidRequest, NotFound
+from pagewire.wire.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 

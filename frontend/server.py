@@ -19,10 +19,10 @@ from frontend.metrics import FrontendMetrics
 from frontend.request_log import RequestLog
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
-from pagewire.garbage import spare_what_is_loaded
+from pagewire.base.gc_freeze import spare_what_is_loaded
+from pagewire.base.notify import notify_ready
 from pagewire.hub import resolve_model
-from pagewire.model_name import default_model_name
-from pagewire.notify import notify_ready
+from pagewire.hub.model_name import default_model_name
 
 logger = logging.getLogger(__name__)
 

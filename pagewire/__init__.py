@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pagewire.sampling_params import SamplingParams
+from pagewire.base.version import __version__
 
 if TYPE_CHECKING:
     from pagewire.client import AsyncClient, Client
-    from pagewire.llm import LLM
+    from pagewire.offline.llm import LLM
+    from pagewire.wire.sampling_params import SamplingParams
 
-__version__ = "0.1.0"
 __all__ = ["LLM", "AsyncClient", "Client", "SamplingParams", "__version__"]
 
-_LAZY = {"LLM": "pagewire.llm", "Client": "pagewire.client", "AsyncClient": "pagewire.client"}
+_LAZY = {
+    "LLM": "pagewire.offline.llm",
+    "Client": "pagewire.client",
+    "AsyncClient": "pagewire.client",
+    "SamplingParams": "pagewire.wire.sampling_params",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the heavier names on first use, so that a process pays only for what it needs."""
+    """Imports each name on first use: every process of ours imports this package, and few need them."""
     if name not in _LAZY:
         raise AttributeError(f"module 'pagewire' has no attribute {name!r}")
     import importlib

@@ -5,7 +5,7 @@
         for event in client.generate(messages=[{"role": "user", "content": "Hi"}], stream=True):
             print(event.text, end="", flush=True)
 
-Errors are those of `pagewire.errors`, by the status the server answered.
+Errors are those of `pagewire.base.errors`, by the status the server answered.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, Literal, Unpack, overload
 
 import grpc
 
-from pagewire.chat_wire import ConversationFields, Message, to_chat_messages
-from pagewire.errors import ConfigError, InvalidRequest, PagewireError, from_code
+from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError, from_code
+from pagewire.base.tls import ClientTls
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
-from pagewire.sampling_params import SamplingParams
-from pagewire.sampling_wire import to_message
-from pagewire.tls import ClientTls
+from pagewire.wire.chat import ConversationFields, Message, to_chat_messages
+from pagewire.wire.sampling import to_message
+from pagewire.wire.sampling_params import SamplingParams
 
 Completion = inference_pb2.GenerateOnceResponse
 """A whole completion: `request_id`, `token_ids`, `text`, `logprobs` and `finished` (reason and usage). Where

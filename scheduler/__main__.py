@@ -7,12 +7,12 @@ from __future__ import annotations
 import logging
 import sys
 
-from pagewire.cli.command_line import read
-from pagewire.errors import ConfigError
-from pagewire.exit_status import CONFIG_ERROR
-from pagewire.lifeline import end_with_parent
+from pagewire.base.command_line import read
+from pagewire.base.errors import ConfigError
+from pagewire.base.exit_status import CONFIG_ERROR
+from pagewire.base.lifeline import end_with_parent
 from scheduler.config import SchedulerConfig
-from scheduler.server import run
+from scheduler.serve.server import run
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagewire.settings import require, require_positive
-from pagewire.tls import ServerTls
+from pagewire.base.settings import require, require_positive
+from pagewire.base.tls import ServerTls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,20 +22,21 @@ from engine.dispatch.records import (
     StepResult,
     U32Array,
 )
-from pagewire.errors import Overloaded
-from scheduler import results, victims
-from scheduler.block_pool import BlockPool
-from scheduler.forecast import Forecast, Progress
+from pagewire.base.errors import Overloaded
+from scheduler import results
+from scheduler.blocks.pool import BlockPool
+from scheduler.blocks.prefixes import Prefixes
 from scheduler.limits import SchedulerLimits
 from scheduler.placement import Beginning, Placement
-from scheduler.prefixes import Prefixes
+from scheduler.policy import victims
+from scheduler.policy.forecast import Forecast, Progress
+from scheduler.policy.shares import Shares
+from scheduler.policy.step_time import StepTimes, StepWork
+from scheduler.policy.suspects import Suspects, accuse, verdict
+from scheduler.policy.waiting import WaitingQueue, check
 from scheduler.request import NO_TURN, EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
-from scheduler.shares import Shares
 from scheduler.step import Counters, Draft, InFlight, StepLimits, StepOutput
-from scheduler.step_time import StepTimes, StepWork
-from scheduler.suspects import Suspects, accuse, verdict
-from scheduler.waiting import WaitingQueue, check
 
 
 class Scheduler:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.dispatch.records import U32, NewRequest, StepPlan, u32
-from scheduler.block_pool import BlockPool
+from scheduler.blocks.pool import BlockPool
+from scheduler.blocks.prefixes import Prefixes
 from scheduler.limits import SchedulerLimits
-from scheduler.prefixes import Prefixes
 from scheduler.request import Request, Status
 from scheduler.rows import IntArray, Rows, Wants
 from scheduler.step import Draft, StepLimits

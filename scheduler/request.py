@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from engine.dispatch.records import Pooling, SamplingRecord, U32Array
-from pagewire.sampling_params import StructuredOutput
-from scheduler.block_hash import ROOT_HASH, BlockHash, hash_blocks
-from scheduler.shares import Share
+from pagewire.wire.sampling_params import StructuredOutput
+from scheduler.blocks.hashes import ROOT_HASH, BlockHash, hash_blocks
+from scheduler.policy.shares import Share
 
 NO_TURN = 1 << 62
 """Before this are turns of requests that had theirs; behind it, by arrival, those that have not."""
@@ -34,7 +34,7 @@ class EndReason(Enum):
 
 @dataclass(slots=True)
 class Suspicion:
-    """That a request makes steps fail; see scheduler/suspects.py.
+    """That a request makes steps fail; see scheduler/policy/suspects.py.
 
     Attributes:
         past: it is cleared once so many of its tokens are computed.
@@ -73,7 +73,7 @@ class Request:
         num_cached_tokens: prompt tokens found in the prefix cache when it was first admitted.
         next_prompt_logprobs: index of the first prompt token whose log probabilities were not reported yet.
         mask: the tokens that may come after `mask_at` tokens.
-        suspicion: that it makes steps fail; None for nearly all requests. See scheduler/suspects.py.
+        suspicion: that it makes steps fail; None for nearly all requests. See scheduler/policy/suspects.py.
     """
 
     request_id: str

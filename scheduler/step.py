@@ -19,9 +19,9 @@ from engine.dispatch.records import (
     U32Array,
     u32,
 )
+from scheduler.policy.step_time import PromptTime, StepTimes, StepWork
 from scheduler.request import Request, Status
 from scheduler.rows import BoolArray, IntArray, Wants
-from scheduler.step_time import PromptTime, StepTimes, StepWork
 
 # Requests that a line of the log names.
 _MAX_NAMED = 4

@@ -13,8 +13,8 @@ from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
 from pagewire.hub.resolve import gguf_file
 from tools.service import Service
 
-# As in the worker (engine/cli.py): threads that spin while they wait steal time from whatever else runs on
-# the machine. It is read when torch is first imported, so it must be set before.
+# As in the worker (engine/worker/cli.py): threads that spin while they wait steal time from whatever else
+# runs on the machine. It is read when torch is first imported, so it must be set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Workers of pytest-xdist share the cores: more threads than those only take turns.
 num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))

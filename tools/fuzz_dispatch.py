@@ -26,7 +26,7 @@ import grpc
 import numpy as np
 
 from benchmarks import record
-from engine.attention.backend import IntArray
+from engine.attention.interface import IntArray
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import (
     Pooling,
@@ -41,13 +41,13 @@ from engine.dispatch.records import (
     u32,
 )
 from engine.dispatch.ring import Ring, RingError, RingReader, RingShape, RingWriter
-from engine.row_ledger import PlanError, RowLedger, RowLimits
+from engine.step.row_ledger import PlanError, RowLedger, RowLimits
 from pagewire.inference.v1 import inference_pb2 as pb
-from pagewire.sampling_params import SamplingParams
-from pagewire.sampling_wire import to_message
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.wire.sampling import to_message
+from pagewire.wire.sampling_params import SamplingParams
 from scheduler.core import Scheduler
-from scheduler.intake import make_limits, make_request
+from scheduler.serve.intake import make_limits, make_request
 from tools.fuzz_service import harm, process_ids, start_service
 
 ROWS, VOCAB, MODEL_LEN, BLOCK, POOL, BUDGET = 4, 50, 64, 4, 40, 32

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,15 @@ from pathlib import Path
 import httpx
 import psutil
 
+from pagewire.base.own_packages import python_command, python_path
+
 READY_SECONDS = 90.0
 
 
 @dataclass
 class Service:
-    """A running service. `options` are those of the command line.
+    """A running service. `options` are those of the command line. It runs in `directory_to_run_in`, by
+    default the current one.
 
     Attributes:
         http_url: such as http://127.0.0.1:8000.
@@ -32,6 +34,7 @@ class Service:
     model: str = "smollm2-135m"
     options: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    directory_to_run_in: Path | None = None
 
     def __post_init__(self) -> None:
         port, grpc_port = free_ports(2)
@@ -42,11 +45,12 @@ class Service:
         options = ("--dtype", "float32", "--host", "127.0.0.1", *ports, *self.options)
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pagewire", "serve", self.model, *options],
+                [*python_command("pagewire"), "serve", self.model, *options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={"OMP_NUM_THREADS": "2", **os.environ, **self.environment},
+                env={"OMP_NUM_THREADS": "2", **os.environ, **python_path(), **self.environment},
+                cwd=self.directory_to_run_in,
             )
 
     def wait_ready(self) -> Service:

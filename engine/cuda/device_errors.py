@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from engine.runner import FinishedStep
+from engine.step.runner import FinishedStep
 
 logger = logging.getLogger(__name__)
 

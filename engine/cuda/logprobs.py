@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.attention.backend import IntArray
+from engine.attention.interface import IntArray
 from engine.dispatch.records import TokenLogprobs
 from engine.kernels.sampling.logprobs import MAX_TOP, Logprobs
 

@@ -7,23 +7,23 @@ import logging
 
 import torch
 
-from engine.attention.backend import AttentionBackend, HeadLayout
-from engine.attention.triton_backend import TritonAttentionBackend
+from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.config import WorkerConfig
+from engine.cuda.attention import TritonAttentionBackend
 from engine.cuda.graphs import GraphSize, decode_graph_sizes, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
+from engine.cuda.ops import TritonLayerOps
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
-from engine.device import CUDA_LIMITS, fitting
-from engine.kv_cache import GIB, KVPool
 from engine.layers.linear_method import LinearMethod
 from engine.layers.ops import LayerOps
-from engine.layers.triton_ops import TritonLayerOps
 from engine.models.base import CausalLM
-from engine.platform import MakeTrial, Platform
-from engine.row_ledger import RowLimits
-from engine.runner import Runner
-from pagewire.errors import ConfigError
+from engine.platform.base import MakeTrial, Platform
+from engine.platform.device import CUDA_LIMITS, fitting
+from engine.platform.kv_cache import GIB, KVPool
+from engine.step.row_ledger import RowLimits
+from engine.step.runner import Runner
+from pagewire.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.attention.backend import IntArray
+from engine.attention.interface import IntArray
 from engine.cuda.logprobs import LogprobsBuffers, LogprobsRequest
 from engine.cuda.rows import DeviceRows
 from engine.cuda.staging import NUM_TURNS, Staging
@@ -20,7 +20,7 @@ from engine.cuda.step_layout import StepLayout
 from engine.dispatch.records import F32Array, PromptLogprobs, RecordLimits
 from engine.kernels.pooling.kernel import PooledColumns, pool_hidden
 from engine.kernels.sampling.logprobs import Logprobs, LogprobsWorkspace, gather_logprobs
-from engine.prompt_work import PooledChunk, PromptWork, logprobs_places, split_logprobs
+from engine.step.prompt_work import PooledChunk, PromptWork, logprobs_places, split_logprobs
 
 # Positions whose logits there are at once. Always so many, whatever is asked for, so that one product and one
 # kernel serve all prompts.

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.attention.backend import IntArray
+from engine.attention.interface import IntArray
 from engine.cuda.device_errors import failed_step
 from engine.cuda.logprobs import LogprobsRequest
 from engine.cuda.prompt_states import PromptTransfer
 from engine.cuda.staging import NUM_TURNS
 from engine.dispatch.records import StepResult
-from engine.pending import NOT_FINITE
-from engine.runner import FinishedStep
+from engine.step.runner import NOT_FINITE, FinishedStep
 
 
 class ResultBuffers:

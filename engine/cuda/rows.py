@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine.attention.backend import IntArray
+from engine.attention.interface import IntArray
 from engine.cuda.shared_prefix import SharedPrefix, find_shared_prefix
 from engine.dispatch.records import StepPlan
-from engine.row_ledger import RowLedger, RowLimits
+from engine.step.row_ledger import RowLedger, RowLimits
 
 
 class DeviceRows(RowLedger):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.attention.triton_backend import (
+from engine.cuda.attention import (
     PrefixMetadata,
     TritonAttentionBackend,
     TritonAttentionMetadata,
@@ -25,6 +25,7 @@ from engine.cuda.graphs import GraphSize, StepGraphs
 from engine.cuda.prompt_states import PromptStates, PromptTransfer
 from engine.cuda.results import LaunchedStep, ResultBuffers
 from engine.cuda.rows import DeviceRows
+from engine.cuda.sampling_extras import SamplingExtras, sampling_columns
 from engine.cuda.staging import NUM_TURNS
 from engine.cuda.step_layout import (
     StepLayout,
@@ -35,18 +36,17 @@ from engine.cuda.step_layout import (
     padded_shape,
 )
 from engine.cuda.step_shape import StepColumns, StepShape, device_columns, host_columns
-from engine.cuda.unusual_rows import UnusualRows, sampling_columns
 from engine.dispatch.records import NO_COPIES, StepPlan, StepResult, u32
 from engine.kernels.copy_blocks.kernel import copy_blocks
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
-from engine.kv_cache import KVPool
 from engine.models.base import CausalLM
-from engine.prompt_work import PromptWork, find_prompt_work
-from engine.row_ledger import PlanError
-from engine.runner import DeviceLost, FinishedStep, PendingStep
+from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch
 from engine.sampling.parameters import SamplingBatch
+from engine.step.prompt_work import PromptWork, find_prompt_work
+from engine.step.row_ledger import PlanError
+from engine.step.runner import DeviceLost, FinishedStep, PendingStep
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class CudaModelRunner:
         self._inputs = _Inputs.allocate(max_tokens, max_slots, self.device)
         self._results = ResultBuffers(max_slots, self.device)
         self._workspace = SamplingWorkspace.allocate(max_slots, limits.vocab_size, self.device)
-        self._unusual = UnusualRows(rows, self._results.token_ids, self._workspace)
+        self._extras = SamplingExtras(rows, self._results.token_ids, self._workspace)
         self._records = limits.records(max_num_batched_tokens)
         self._prompts = PromptStates(rows, self._records, model.compute_logits, self.device)
         num_words = self._max_words()
@@ -150,7 +150,7 @@ class CudaModelRunner:
         copy_blocks(self.kv_pool.blocks, self._nowhere, self._nowhere)
         hidden = self._run_model(shape)
         logits = self._sample(shape, hidden)
-        self._unusual.rehearse(logits, self._columns(shape))
+        self._extras.rehearse(logits, self._columns(shape))
         self._prompts.rehearse(hidden)
 
     def rehearse_sizes(self, sizes: Sequence[GraphSize]) -> None:
@@ -241,7 +241,7 @@ class CudaModelRunner:
         self._send(index, shape, plan.copied_blocks)
         logits, prompts = self._execute(shape, layout, work, captured=graph is not None)
         slots = _slots(layout, shape)
-        logprobs = self._unusual.after_sampling(batch, slots, order, logits, self._columns(shape))
+        logprobs = self._extras.after_sampling(batch, slots, order, logits, self._columns(shape))
         rows.num_tokens[layout.rows[order]] += 1
         return self._results.collect(index, plan.step_id, slots[order], logprobs, prompts)
 

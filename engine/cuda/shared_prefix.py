@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.attention.backend import IntArray
+from engine.attention.interface import IntArray
 
 # Reads of context that must be saved, in tokens, for the extra launch in each layer to be worth it.
 MIN_SAVED_TOKENS = 8192

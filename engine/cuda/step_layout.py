@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.attention.backend import IntArray
+from engine.attention.interface import IntArray
 from engine.cuda.rows import DeviceRows
 from engine.cuda.shared_prefix import SharedPrefix
 from engine.cuda.step_shape import StepColumns, StepShape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from engine.attention.backend import (
+from engine.attention.interface import (
     AttentionBackend,
     AttentionMetadata,
     HeadLayout,

@@ -55,31 +55,3 @@ class DenseMethod(LinearMethod):
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return F.linear(x, layer.weight, bias)  # type: ignore[arg-type]
-
-
-class PackedCpuMethod(DenseMethod):
-    """Plain weights, repacked once for oneDNN's matrix product, which then skips repacking them every step.
-
-    Falls back to DenseMethod where torch lacks the operators (see `is_available`).
-    """
-
-    # The number of tokens that oneDNN chooses the layout for; the product takes any number.
-    BATCH_HINT = 256
-
-    @staticmethod
-    def is_available() -> bool:
-        """Whether this build of torch has the operators."""
-        available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-    def finish_loading(self, layer: nn.Module) -> None:
-        weight = layer.get_parameter("weight").detach()
-        layer.packed_weight = torch.ops.mkldnn._reorder_linear_weight(weight, self.BATCH_HINT)
-        # The plain copy is not needed here any more; an embedding tied to it keeps its own reference.
-        layer.register_parameter("weight", None)
-
-    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, layer.packed_weight, bias, "none", [], ""
-        )
-        return product

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from engine.model_config import RopeScaling
+from engine.layers.rope_scaling import RopeScaling
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from engine.device import available_memory, fitting
 from engine.layers.weights import LoadableModule
 from engine.loader.dummy import load_dummy
 from engine.loader.safetensors import load_safetensors
 from engine.models.base import CausalLM, ModelContext
-from engine.models.registry import model_class
-from pagewire.errors import ConfigError
+from engine.models.families import model_class
+from engine.platform.device import available_memory, fitting
+from pagewire.base.errors import ConfigError
 
 GIB = 1024**3
 logger = logging.getLogger(__name__)

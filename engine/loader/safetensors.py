@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from engine.loader.stream import stored_tensors, stream_tensors
 from engine.loader.targets import LoadTargets
 from engine.models.base import CausalLM
-from pagewire.errors import ConfigError
-from pagewire.model_files import INDEX_FILE, indexed_files, pickle_hint, require_weight_files
+from pagewire.base.errors import ConfigError
+from pagewire.hub.model_files import INDEX_FILE, indexed_files, pickle_hint, require_weight_files
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.layers.weights import LoadableModule, ShardError
 from engine.models.base import CausalLM
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

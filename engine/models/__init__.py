@@ -1,1 +1,1 @@
-"""Model code: one file per family of architectures."""
+"""Models: configurations, families of architectures, and the code that computes them."""

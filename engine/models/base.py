@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from engine.attention.backend import AttentionBackend, AttentionMetadata, LayerKVCache
+from engine.attention.interface import AttentionBackend, AttentionMetadata, LayerKVCache
 from engine.layers.linear_method import LinearMethod
 from engine.layers.ops import LayerOps
 from engine.layers.parallel import TensorParallel
-from engine.model_config import ModelConfig
+from engine.models.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from engine.attention.backend import AttentionMetadata, HeadLayout, LayerKVCache, QKNorm, Rotation
+from engine.attention.interface import AttentionMetadata, HeadLayout, LayerKVCache, QKNorm, Rotation
 from engine.layers.attention import Attention
 from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from engine.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear

@@ -6,11 +6,10 @@ import logging
 
 from engine.config import WorkerConfig
 from engine.dispatch.facts import WorkerFacts
-from engine.model_config import load_model_config
+from engine.models.families import load_model_config
 from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids
-from engine.runner import LoadedWorker
-from engine.timeline import Timeline
+from engine.step.runner import LoadedWorker
 from pagewire.hub import resolve_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ MAX_NUM_BATCHED_TOKENS = 8192
 NUM_BLOCKS = 65_536
 
 
-def build_null_worker(config: WorkerConfig, timeline: Timeline) -> LoadedWorker:
+def build_null_worker(config: WorkerConfig) -> LoadedWorker:
     """Reads config.json and the tokenizer; no weights. A context may be longer than the model's own.
 
     Raises:
@@ -31,7 +30,6 @@ def build_null_worker(config: WorkerConfig, timeline: Timeline) -> LoadedWorker:
     directory, _ = resolve_checkpoint(config.model, config.load_format)
     model = load_model_config(directory)
     text = NullText(text_token_ids(directory, frozenset(model.eos_token_ids), model.vocab_size))
-    timeline.mark("tokenizer")
     num_blocks = config.num_blocks or NUM_BLOCKS
     wanted_len = config.max_model_len or model.max_position_embeddings
     facts = WorkerFacts(

@@ -21,7 +21,7 @@ from engine.dispatch.records import (
     U32Array,
 )
 from engine.null.text import NullText, begin_of
-from engine.runner import FinishedStep, PendingStep
+from engine.step.runner import FinishedStep, PendingStep
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.dispatch.records import U32, U32Array
-from pagewire.errors import ConfigError
-from pagewire.token_pieces import read_tokenizer, special_token_ids, token_bytes
+from pagewire.base.errors import ConfigError
+from pagewire.hub.token_pieces import read_tokenizer, special_token_ids, token_bytes
 
 # Whole words, and what stands between them. Every token's bytes are whole characters.
 WORD = re.compile(r" [A-Za-z]{2,}|[,.]")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.chat.tools import Tool, ToolChoice, check_choice
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 MAX_MESSAGES = 4096
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from frontend.chat.reasoning import ReasoningFormat, Thoughts
-from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import InvalidRequest
 from pagewire.structured.translate import with_exclusive_bounds
+from pagewire.wire.sampling_params import StructuredOutput
 
 # As in constraints that are a schema alone: a bound, or a model that likes white space writes nothing else.
 _JSON_OPTIONS = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "lenient": False}

@@ -19,8 +19,8 @@ from frontend.chat.tool_parsers.protocol import ToolParser
 from frontend.chat.tool_parsers.registry import find_tool_parser
 from frontend.chat.tools import forced_calls
 from frontend.generation.message_parser import NewParser
-from pagewire.errors import ConfigError, InvalidRequest, Unsupported
-from pagewire.sampling_params import SamplingParams, StructuredOutput
+from pagewire.base.errors import ConfigError, InvalidRequest, Unsupported
+from pagewire.wire.sampling_params import SamplingParams, StructuredOutput
 
 logger = logging.getLogger(__name__)
 

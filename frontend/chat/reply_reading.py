@@ -10,7 +10,7 @@ from dataclasses import replace
 from frontend.generation.prompts import PromptTokens
 from frontend.generation.request import Conversation, GenerationRequest
 from frontend.served_model import ServedModel
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 _MADE_HERE = re.compile(r"^the (grammar|JSON schema): (at \d+\(\d+\): failed to compile JSON schema: )?")
 

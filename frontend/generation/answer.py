@@ -14,7 +14,7 @@ from frontend.generation.events import Delta, Event, Finished, PositionLogprobs,
 from frontend.generation.message_parser import ToolCallDelta
 from frontend.generation.open_request import OpenRequest, Wakeup
 from frontend.generation.prompts import PromptTokens
-from pagewire.errors import Unavailable
+from pagewire.base.errors import Unavailable
 
 
 @dataclass(slots=True)

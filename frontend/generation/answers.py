@@ -17,8 +17,8 @@ from frontend.generation.submissions import Submissions, for_choice, to_submit
 from frontend.served_model import ServedModel
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.inference.v1 import inference_pb2
-from pagewire.sampling_params import SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.wire.sampling_params import SamplingParams
 
 
 def open_answer(

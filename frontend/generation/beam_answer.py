@@ -16,10 +16,10 @@ from frontend.generation.prompts import PromptTokens
 from frontend.generation.request import GenerationRequest
 from frontend.generation.submissions import Submissions
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.ended_wire import error_in
-from pagewire.errors import Unavailable
+from pagewire.base.errors import Unavailable
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.wire.ended import error_in
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from pagewire.sampling_params import MAX_LOGPROBS, SamplingParams
+from pagewire.wire.sampling_params import MAX_LOGPROBS, SamplingParams
 
 Candidates = Sequence[tuple[int, float]]
 """(token id, log probability) of the likeliest next tokens, likeliest first."""

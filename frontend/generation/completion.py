@@ -9,10 +9,10 @@ from frontend.generation.events import Delta, Finished, FinishReason, PositionLo
 from frontend.generation.message_parser import MessageParser, MessagePart
 from frontend.generation.open_request import OpenRequest
 from frontend.generation.output_text import OutputText
-from pagewire.ended_wire import error_in
-from pagewire.errors import PagewireError
-from pagewire.sampling_params import SamplingParams
+from pagewire.base.errors import PagewireError
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.wire.ended import error_in
+from pagewire.wire.sampling_params import SamplingParams
 
 _REASONS = {
     scheduler_pb2.END_REASON_STOP: FinishReason.STOP,

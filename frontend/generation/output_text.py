@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from frontend.text.detokenizer import IncrementalDetokenizer
 from frontend.text.stop_strings import StopStringMatcher
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.sampling_params import SamplingParams
+from pagewire.wire.sampling_params import SamplingParams
 
 
 def whole_text(

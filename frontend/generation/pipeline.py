@@ -21,10 +21,10 @@ from frontend.metrics import FrontendMetrics
 from frontend.request_log import RequestLog
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
-from pagewire.errors import DeadlineExceeded, InvalidRequest, Overloaded, PagewireError, Unavailable
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import DeadlineExceeded, InvalidRequest, Overloaded, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2
 from pagewire.structured.checker import ConstraintChecker
+from pagewire.wire.sampling_params import StructuredOutput
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from frontend.generation.request import (
 )
 from frontend.served_model import ServedModel
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 _ENDING_CHARACTERS = 256
 """Enough for the marks that a template may write at the beginning of a reply."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from frontend.chat.conversation import Conversation as Conversation
 from frontend.generation.message_parser import NewParser
-from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import SAMPLING_ONLY, SamplingParams
+from pagewire.base.errors import InvalidRequest
+from pagewire.wire.sampling_params import SAMPLING_ONLY, SamplingParams
 
 MAX_REQUEST_ID_LENGTH = 128
 MAX_CACHE_SALT_LENGTH = 256

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup
 from frontend.generation.request import GenerationRequest
 from frontend.scheduler_link import SchedulerLink
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
-from pagewire.sampling_params import SamplingParams, seed_of_completion
-from pagewire.sampling_wire import to_message
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.wire.sampling import to_message
+from pagewire.wire.sampling_params import SamplingParams, seed_of_completion
 
 _SCHEDULERS_FIELDS = (
     "temperature",

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from frontend.generation.pipeline import GenerationPipeline
 from pagewire.admin.v1 import admin_pb2, admin_pb2_grpc
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 _PROGRESS_SECONDS = 0.1
 

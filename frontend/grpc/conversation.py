@@ -8,7 +8,7 @@ from typing import Any
 from frontend.chat.conversation import MAX_MESSAGES, Conversation
 from frontend.chat.tools import MAX_TOOLS, Tool, ToolChoice
 from frontend.generation.request import require_at_most
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2 as pb
 
 

@@ -10,7 +10,7 @@ from frontend.caller import client_of
 from frontend.embedding import MAX_INPUTS, EmbeddingRequest, embed
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import TextPrompt, TokenPrompt, check_request_id, require_at_most
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
 
 _POOLINGS = {

@@ -17,7 +17,7 @@ from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.caller import set_caller
 from frontend.generation.request import check_request_id
-from pagewire.errors import Code, InvalidRequest, PagewireError, Unauthenticated
+from pagewire.base.errors import Code, InvalidRequest, PagewireError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 

@@ -29,10 +29,10 @@ from frontend.grpc.embedding import answer_embed
 from frontend.grpc.interceptor import ErrorInterceptor
 from frontend.grpc.stall import StallWatch
 from frontend.listeners import num_connections, stop_listening
-from pagewire.errors import ConfigError, InvalidRequest
+from pagewire.base.errors import ConfigError, InvalidRequest
+from pagewire.base.tls import ReloadingTls
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
-from pagewire.sampling_wire import given_fields
-from pagewire.tls import ReloadingTls
+from pagewire.wire.sampling import given_fields
 
 MAX_PENDING_CALLS = 1 << 16
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name

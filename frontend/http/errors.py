@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
-from pagewire.errors import Code, PagewireError
+from pagewire.base.errors import Code, PagewireError
 
 MAX_MESSAGE = 2000
 """Characters. Messages quote what the client sent, which may be large."""

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 
 from aiohttp import HttpVersion11, web
 
-from pagewire.errors import PagewireError
+from pagewire.base.errors import PagewireError
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from frontend.http.schemas.generation import GenerationBody
 from frontend.http.schemas.structured import named_after
 from frontend.http.shapes import ResponseShape, event_frame
 from frontend.http.text_shape import TextShape
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 
 class GenerateHandlers:

@@ -13,7 +13,7 @@ from frontend.generation.request import MAX_REQUEST_ID_LENGTH
 from frontend.http.endpoints import ENDPOINTS, Endpoint
 from frontend.http.schemas.answers import ErrorAnswer
 from frontend.http.schemas.bounds import with_bounds
-from pagewire import __version__
+from pagewire.base.version import __version__
 
 Json = dict[str, Any]
 

@@ -14,8 +14,8 @@ from frontend.http.openapi import openapi_document
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.text import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
-from pagewire import __version__
-from pagewire.errors import Unavailable
+from pagewire.base.errors import Unavailable
+from pagewire.base.version import __version__
 
 _STATIC = files("frontend.http").joinpath("static")
 

@@ -11,8 +11,8 @@ from frontend.generation.events import Delta, Finished, FinishReason, PositionLo
 from frontend.generation.message_parser import ToolCallDelta
 from frontend.http.schemas.responses import ResponsesBody
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.errors import PagewireError
-from pagewire.sampling_params import SamplingParams
+from pagewire.base.errors import PagewireError
+from pagewire.wire.sampling_params import SamplingParams
 
 Event = dict[str, Any]
 

@@ -21,7 +21,7 @@ from frontend.http.response_shape import ResponseBuilder, event_frame
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.responses import ResponsesBody
 from frontend.http.schemas.structured import named_after
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 
 class ResponseHandlers:

@@ -25,8 +25,8 @@ from frontend.http.protocol import REQUEST_ID_HEADER, ApiRunner
 from frontend.http.request_id import REQUEST_ID
 from frontend.http.responses import ResponseHandlers
 from frontend.metrics import FrontendMetrics
-from pagewire.errors import ConfigError, InvalidRequest, PagewireError
-from pagewire.tls import ReloadingTls
+from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError
+from pagewire.base.tls import ReloadingTls
 
 logger = logging.getLogger(__name__)
 

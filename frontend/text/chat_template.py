@@ -19,8 +19,8 @@ from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
 from frontend.text.template_traits import TemplateTraits
 from frontend.text.untrusted_template import render_untrusted
-from pagewire.errors import ConfigError, InvalidRequest, Unsupported
-from pagewire.model_files import MAX_TEMPLATE_BYTES, read_bytes, read_json_object
+from pagewire.base.errors import ConfigError, InvalidRequest, Unsupported
+from pagewire.hub.model_files import MAX_TEMPLATE_BYTES, read_bytes, read_json_object
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TRIED = [

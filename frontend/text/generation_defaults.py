@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pagewire.errors import ConfigError
-from pagewire.model_files import read_json_object
+from pagewire.base.errors import ConfigError
+from pagewire.hub.model_files import read_json_object
 
 _SAMPLING_FIELDS = {
     "temperature": "temperature",

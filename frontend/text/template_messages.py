@@ -7,7 +7,7 @@ from typing import Any
 
 from frontend.chat.conversation import Conversation
 from frontend.text.template_traits import TemplateTraits
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 CONTINUED = "CONTINUED_FROM_HERE "
 """Written behind the content that is to be continued, and found again in the prompt. Its space shows whether

@@ -13,14 +13,14 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from typing import Any
 
 from frontend.text import template_protocol as protocol
 from frontend.text.template_protocol import PromptTooLong
-from pagewire.errors import Overloaded, Unavailable
+from pagewire.base.errors import Overloaded, Unavailable
+from pagewire.base.own_packages import python_command, python_path
 
 CPU_SECONDS = 2.0
 MAX_PROCESSES = 4
@@ -64,12 +64,15 @@ class RenderProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "frontend.text.template_process"],
+            python_command("frontend.text.template_process"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            env={name: os.environ[name] for name in _INHERITED if name in os.environ},
+            env={
+                **{name: os.environ[name] for name in _INHERITED if name in os.environ},
+                **python_path(),
+            },
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

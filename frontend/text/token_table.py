@@ -11,7 +11,7 @@ from frontend.text.detokenizer import (
     IncrementalDetokenizer,
     SentencePieceDetokenizer,
 )
-from pagewire.token_pieces import (
+from pagewire.hub.token_pieces import (
     Piece,
     SentencePieceRules,
     byte_level_bytes,

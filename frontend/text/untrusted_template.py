@@ -10,7 +10,7 @@ from typing import Any
 
 from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RenderProcess, TemplateFailed, TemplateWrong, TooMuch
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 MAX_TEMPLATE_CHARACTERS = 128 * 1024
 

@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any
 
 from engine.dispatch.facts import WorkerFacts
+from pagewire.base.errors import ConfigError, PagewireError
 from pagewire.bench.step_meter import Listener, StepMeter
 from pagewire.bench.workloads import WARM_UP, Workload
-from pagewire.errors import ConfigError, PagewireError
-from pagewire.llm import LLM, RequestOutput
-from pagewire.sampling_params import SamplingParams
+from pagewire.offline.llm import LLM, RequestOutput
+from pagewire.wire.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from pagewire.errors import PagewireError
-from pagewire.lifeline import Lifeline
+from pagewire.base.errors import PagewireError
+from pagewire.base.lifeline import Lifeline
 
 HOST = "127.0.0.1"
 SERVED_NAME = "bench"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

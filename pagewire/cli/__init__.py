@@ -1,1 +1,5 @@
 """The `pagewire` command."""
+
+from pagewire.base.own_packages import use_own_packages
+
+use_own_packages()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.config import WorkerConfig
-from pagewire.cli.command_line import arguments
-from pagewire.cli.options import build, with_options
+from pagewire.base.command_line import arguments
+from pagewire.base.errors import ConfigError
+from pagewire.base.options import build, with_options
 from pagewire.cli.service import ServiceConfig
-from pagewire.errors import ConfigError
-from pagewire.sampling_params import SamplingParams
+from pagewire.wire.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from pagewire.client import Client

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.config import WorkerConfig
+from pagewire.base.command_line import arguments
+from pagewire.base.errors import ConfigError
+from pagewire.base.options import build, with_options
 from pagewire.bench.shapes import SHAPES, shape_directory
 from pagewire.bench.targets import peer, settings, startup_targets, throughput_targets
 from pagewire.bench.workloads import NAMED, Lengths, Workload, named
 from pagewire.cli import bench_serve
-from pagewire.cli.command_line import arguments
-from pagewire.cli.options import build, with_options
-from pagewire.errors import ConfigError
 from pagewire.hub.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pagewire.base.errors import ConfigError
 from pagewire.bench.serve.load import Load
 from pagewire.bench.serve.target import Target
 from pagewire.bench.workloads import Lengths
-from pagewire.errors import ConfigError
 
 if TYPE_CHECKING:
     from pagewire.bench.serve.datasets import Dataset

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pagewire.base.errors import PagewireError
 from pagewire.cli.arguments import (
     ApiKey,
     MaxTokens,
@@ -23,7 +24,6 @@ from pagewire.cli.arguments import (
     sampling_params,
     with_engine_options,
 )
-from pagewire.errors import PagewireError
 from pagewire.hub.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pagewire.errors import ConfigError, from_code
+from pagewire.base.errors import ConfigError, from_code
 
 
 def register(app: typer.Typer) -> None:

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from pagewire import __version__
+from pagewire.base.errors import ConfigError, PagewireError
+from pagewire.base.lifeline import end_with_parent
 from pagewire.cli import bench, chat, drain, generate, models, processes, serve, warmup
-from pagewire.errors import ConfigError, PagewireError
-from pagewire.lifeline import end_with_parent
 
 app = typer.Typer(
     name="pagewire",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 
 class ReservedPort:

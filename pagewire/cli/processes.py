@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from frontend.config import FrontendConfig
-from pagewire.cli.options import build, with_options
+from pagewire.base.options import build, with_options
 from scheduler.config import SchedulerConfig
 
 
@@ -44,7 +44,7 @@ def scheduler(**values: Any) -> None:
     """Run one scheduler before an engine-worker."""
     config = build(SchedulerConfig, values)
 
-    from scheduler.server import run
+    from scheduler.serve.server import run
 
     _log_to_stderr()
     raise typer.Exit(run(config))
@@ -52,7 +52,7 @@ def scheduler(**values: Any) -> None:
 
 def engine_worker(context: typer.Context) -> None:
     """Run one engine-worker; the same as the command `engine-worker`."""
-    from engine.cli import main
+    from engine.worker.cli import main
 
     main(context.args)
 

@@ -12,11 +12,11 @@ import typer
 from engine.config import WorkerConfig
 from frontend.config import FrontendConfig
 from pagewire import __version__
+from pagewire.base.notify import notify_ready
+from pagewire.base.options import with_options
 from pagewire.cli.arguments import Model
-from pagewire.cli.options import with_options
 from pagewire.cli.service import WIRING, RunningService, ServiceConfig, running_service
 from pagewire.hub.aliases import DEFAULT_MODEL
-from pagewire.notify import notify_ready
 from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,11 +14,12 @@ from typing import Any
 
 from engine.config import WorkerConfig
 from frontend.config import FrontendConfig
-from pagewire.cli.command_line import arguments, environment
-from pagewire.cli.options import build
+from pagewire.base.command_line import arguments, environment
+from pagewire.base.errors import ConfigError
+from pagewire.base.options import build
+from pagewire.base.own_packages import python_command, python_path
 from pagewire.cli.ports import ReservedPort
-from pagewire.errors import ConfigError
-from pagewire.model_name import default_model_name
+from pagewire.hub.model_name import default_model_name
 from pagewire.supervisor import ProcessSpec, Report, Supervisor
 from scheduler.config import SchedulerConfig
 
@@ -221,8 +221,8 @@ def _process(
 ) -> ProcessSpec:
     return ProcessSpec(
         name=name,
-        command=(sys.executable, "-m", *command, *arguments(config)),
-        environment={**more, **environment(config)},
+        command=(*python_command(command[0]), *command[1:], *arguments(config)),
+        environment={**python_path(), **more, **environment(config)},
         **settings,
     )
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from engine.config import WorkerConfig
+from pagewire.base.options import build, with_options
 from pagewire.cli.arguments import Model
-from pagewire.cli.options import build, with_options
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def warmup(
     """Compile the GPU kernels that serving a model needs. Options are those that it will be served with."""
     config = build(WorkerConfig, {**values, "model": model, "socket": Path()})
 
-    from engine.cuda.warmup import warm_up
+    from engine.warmup.warm_up import warm_up
 
     done = warm_up(config, target)
     if not done.compiled:

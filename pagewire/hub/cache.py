@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 
 def cache_home() -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_reader import GgufFile
 
 # Of the keys below "llama."; the engine takes no larger model either.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

@@ -8,9 +8,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_reader import GgufFile
-from pagewire.token_pieces import read_tokenizer
+from pagewire.hub.token_pieces import read_tokenizer
 
 
 class TokenType(IntEnum):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_reader import GgufFile, GgufTensor
 from pagewire.hub.progress import Advance
 

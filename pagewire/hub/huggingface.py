@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pagewire.errors import ConfigError
-from pagewire.model_files import INDEX_FILE, check_small_files, indexed_files
+from pagewire.base.errors import ConfigError
+from pagewire.hub.model_files import INDEX_FILE, check_small_files, indexed_files
 
 _HF_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WANTED = [

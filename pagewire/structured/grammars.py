@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
 
-from pagewire.errors import ConfigError, InvalidRequest, PagewireError
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError
 from pagewire.structured.checker import ConstraintChecker
 from pagewire.structured.translate import complaint, parser_limits
 from pagewire.structured.vocabulary import Vocabulary
+from pagewire.wire.sampling_params import StructuredOutput
 
 Mask = npt.NDArray[np.uint32]
 """Which tokens may come next, [ceil(vocab_size / 32)]: token i may if bit i % 32 of word i // 32 is set."""

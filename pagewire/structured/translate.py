@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from llguidance import LLMatcher, LLParserLimits
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import InvalidRequest
+from pagewire.wire.sampling_params import StructuredOutput
 
 if TYPE_CHECKING:  # it exists in the stubs only
     from llguidance._lib import JsonCompileOptions

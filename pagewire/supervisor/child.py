@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pagewire.errors import ConfigError, PagewireError
-from pagewire.exit_status import CONFIG_ERROR, MEANINGS
-from pagewire.lifeline import Lifeline
+from pagewire.base.errors import ConfigError, PagewireError
+from pagewire.base.exit_status import CONFIG_ERROR, MEANINGS
+from pagewire.base.lifeline import Lifeline
 
 # Seconds before the 1st, 2nd, ... restart in a row; the last is repeated.
 BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pagewire.lifeline import Lifeline
+from pagewire.base.lifeline import Lifeline
 from pagewire.supervisor.child import Child, ChildFailed, ProcessSpec, Report
 
 

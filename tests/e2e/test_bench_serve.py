@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pagewire.base.errors import PagewireError
 from pagewire.cli.main import app
-from pagewire.errors import PagewireError
 from tools.service import Service
 
 OPTIONS = ("--input-len", "20:40", "--output-len", "30", "--num-requests", "24", "--concurrency", "6")

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from pagewire import Client, SamplingParams
-from pagewire.errors import DeadlineExceeded, InvalidRequest, NotFound
+from pagewire.base.errors import DeadlineExceeded, InvalidRequest, NotFound
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from pagewire import LLM, SamplingParams
-from pagewire.errors import ConfigError, InvalidRequest, Unavailable
-from pagewire.sampling_params import BeamSearch, StructuredOutput
+from pagewire.base.errors import ConfigError, InvalidRequest, Unavailable
+from pagewire.wire.sampling_params import BeamSearch, StructuredOutput
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

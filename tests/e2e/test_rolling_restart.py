@@ -16,9 +16,9 @@ import httpx
 import psutil
 import pytest
 
+from pagewire.base.errors import PagewireError
 from pagewire.client import AsyncClient
-from pagewire.errors import PagewireError
-from pagewire.sampling_params import SamplingParams
+from pagewire.wire.sampling_params import SamplingParams
 from tools.service import Service
 
 TOKENS = 20

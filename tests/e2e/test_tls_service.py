@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pagewire.base.tls import ClientTls
 from pagewire.client import Client
-from pagewire.tls import ClientTls
 from tests.unit.frontend.certificates import Certificates, write_certificates
 from tools.service import Service
 

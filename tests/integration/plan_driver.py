@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.records import (
     F32Array,
     NewRequest,
@@ -23,8 +24,7 @@ from engine.dispatch.records import (
     U32Array,
     u32,
 )
-from engine.model_runner import ModelRunner
-from engine.runner import PendingStep
+from engine.step.runner import PendingStep
 
 GREEDY = SamplingRecord(temperature=0.0)
 
@@ -78,7 +78,7 @@ def plan_fork(prompt: list[int], tokens: list[int], *, copied: bool) -> list[Ste
 class PlanDriver:
     """Plans steps for a runner until every request has its tokens."""
 
-    def __init__(self, runner: ModelRunner, *, budget: int | None = None, steps_ahead: int = 0) -> None:
+    def __init__(self, runner: CpuModelRunner, *, budget: int | None = None, steps_ahead: int = 0) -> None:
         self.runner = runner
         self.budget = budget or runner.max_num_batched_tokens
         self.steps_ahead = steps_ahead

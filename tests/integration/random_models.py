@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pagewire.bench.shapes import shape_directory
-from pagewire.llm import RequestOutput
+from pagewire.offline.llm import RequestOutput
 
 # An engine may err this many times as much as transformers' own bfloat16 run: it rounds elsewhere, not more.
 RMS_FACTOR, WORST_FACTOR = 1.5, 3.0

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.dispatch.control import WorkerGone, WorkerLink
 from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, StepResult, u32
-from pagewire.exit_status import DEVICE_LOST
+from pagewire.base.exit_status import DEVICE_LOST
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +26,7 @@ FAULTY_WORKER = f"""
 import sys
 import torch
 from engine.cuda.runner import CudaModelRunner
-from engine.cli import main
+from engine.worker.cli import main
 
 launch = CudaModelRunner._launch
 

@@ -17,7 +17,7 @@ import torch
 from engine.config import WorkerConfig
 from pagewire import LLM, SamplingParams
 from pagewire.bench.step_meter import StepMeter
-from pagewire.llm import RequestOutput
+from pagewire.offline.llm import RequestOutput
 from scheduler.core import Scheduler
 from tests.e2e.prompts import PROMPTS
 from tests.integration.random_models import (

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.config import WorkerConfig
 from pagewire import LLM, SamplingParams
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,7 +14,7 @@ import pytest
 
 from engine.dispatch.control import WorkerGone, WorkerLink
 from engine.dispatch.records import StepPlan, StepResult, u32
-from pagewire.exit_status import DEVICE_LOST
+from pagewire.base.exit_status import DEVICE_LOST
 
 SECONDS = 30.0
 EMPTY = u32([])
@@ -23,13 +23,13 @@ EMPTY = u32([])
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from engine import cli
+from engine.worker import cli
 from engine.config import WorkerConfig
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import StepResult, u32
-from engine.runner import FinishedStep, LoadedWorker
-from engine.timeline import Timeline
-from engine.worker import run
+from engine.step.runner import FinishedStep, LoadedWorker
+from engine.worker.timeline import Timeline
+from engine.worker.loop import run
 
 FACTS = WorkerFacts(model="m", vocab_size=100, max_model_len=64, eos_token_ids=(1,), block_size=16,
     num_blocks=8, max_num_seqs=4, max_num_batched_tokens=32, dtype="none", device="none", hidden_size=8)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.build import build_worker
 from engine.config import WorkerConfig
+from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.records import NewRequest, StepPlan, u32
-from engine.model_runner import ModelRunner
+from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, PlanDriver
 
 OUTPUT_TOKENS = 8
@@ -51,7 +51,7 @@ def references(smollm2_dir: Path, prompts: list[list[int]]) -> list[torch.Tensor
 
 
 @pytest.fixture(scope="module")
-def runner(smollm2_dir: Path) -> ModelRunner:
+def runner(smollm2_dir: Path) -> CpuModelRunner:
     config = WorkerConfig(
         model=str(smollm2_dir), socket=Path("unused"), device="cpu", dtype="float32", num_blocks=256
     )

@@ -16,6 +16,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from pagewire.base.errors import ConfigError, PagewireError, Unavailable
 from pagewire.bench.serve.datasets import RandomDataset
 from pagewire.bench.serve.generator import Generator, SpreadGenerator
 from pagewire.bench.serve.load import Load
@@ -25,7 +26,6 @@ from pagewire.bench.serve.sweep import Sweep
 from pagewire.bench.serve.target import Target
 from pagewire.bench.workloads import Lengths
 from pagewire.cli.main import app
-from pagewire.errors import ConfigError, PagewireError, Unavailable
 from tests.integration.stream_server import Behaviour, StreamServer
 from tools.service import free_ports
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from engine.build import build_worker
 from engine.config import WorkerConfig
+from engine.worker.build import build_worker
 from tests.integration.plan_driver import PlanDriver
 
 VOCAB = 300

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from engine.build import build_worker
 from engine.config import WorkerConfig
-from engine.cuda import prompt_states, unusual_rows
+from engine.cpu.platform import CpuPlatform
+from engine.cpu.runner import CpuModelRunner
+from engine.cuda import prompt_states, sampling_extras
 from engine.cuda.graphs import GraphSize
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
 from engine.dispatch.records import NewRequest, Pooling, SamplingRecord, StepPlan, u32
-from engine.model_runner import ModelRunner
-from engine.platform import CpuPlatform
 from engine.sampling.masks import pack_mask
+from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, PlanDriver, plan_fork
 from tests.unit.engine.tiny_model import write_model
 
@@ -60,9 +60,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(directory: Path) -> ModelRunner:
+def reference(directory: Path) -> CpuModelRunner:
     runner = build_worker(config(directory, "cpu"), CpuPlatform).runner
-    assert isinstance(runner, ModelRunner)
+    assert isinstance(runner, CpuModelRunner)
     return runner
 
 
@@ -70,7 +70,7 @@ def reference(directory: Path) -> ModelRunner:
 def runner(directory: Path) -> CudaModelRunner:
     platform = CudaPlatform if DEVICE == "cuda" else InterpretedPlatform
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unusual_rows, "ROWS_AT_ONCE", 2)
+        patch.setattr(sampling_extras, "ROWS_AT_ONCE", 2)
         patch.setattr(prompt_states, "POSITIONS_AT_ONCE", 4)
         runner = build_worker(config(directory, DEVICE), platform).runner
     assert isinstance(runner, CudaModelRunner)
@@ -232,7 +232,7 @@ def test_a_step_without_such_requests_does_nothing_of_it(runner, monkeypatch) ->
 
     runner.reset()
     monkeypatch.setattr(runner._prompts, "after_model", fail)
-    monkeypatch.setattr(runner._unusual, "_resample", fail)
+    monkeypatch.setattr(runner._extras, "_resample", fail)
     requests = PlanDriver(runner, budget=20).generate([[5, 9, 33]], 2)
     assert len(requests[0].output) == 2
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine.build import build_worker
 from engine.cuda import shared_prefix
 from engine.cuda.runner import CudaModelRunner
 from engine.dispatch.records import NewRequest, StepPlan, u32
+from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY
 from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
 from tests.unit.engine.tiny_model import write_model

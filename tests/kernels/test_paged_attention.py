@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.attention.backend import BatchLayout, LayerKVCache
-from engine.attention.torch_backend import TorchAttentionBackend
+from engine.attention.interface import BatchLayout, LayerKVCache
+from engine.cpu.attention import TorchAttentionBackend
 from engine.kernels.paged_attention.naive import naive_paged_attention
 
 BLOCK_SIZE = 16

@@ -17,7 +17,7 @@ from tools.service import Service
 # Tokens that come so soon after a strike were on their way already.
 IN_TRANSIT_SECONDS = 0.05
 _ERRORS = ("Traceback", "Fatal", "Task exception was never retrieved", "ERROR")
-_OF_HANGS = ("scheduler.watchdog", "scheduler.attach")
+_OF_HANGS = ("scheduler.workers.watchdog", "scheduler.workers.attach")
 
 
 def recovery_times(strikes: Sequence[Strike], arrivals: Sequence[array[float]]) -> dict[str, Any]:

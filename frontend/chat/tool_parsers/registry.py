@@ -13,7 +13,7 @@ from frontend.chat.tool_parsers.llama3_json import Llama3JsonToolParser
 from frontend.chat.tool_parsers.mistral import MistralToolParser
 from frontend.chat.tool_parsers.protocol import ToolParser
 from frontend.chat.tool_parsers.pythonic import PythonicToolParser
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

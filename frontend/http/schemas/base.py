@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pagewire.errors import InvalidRequest, Unsupported
+from pagewire.base.errors import InvalidRequest, Unsupported
 
 TokenIdList = Annotated[list[int], Field(fail_fast=True)]
 Seconds = Annotated[float, Field(gt=0)]

@@ -11,7 +11,7 @@ from typing import Any
 from frontend.chat.conversation import MAX_MESSAGES, ROLES
 from frontend.chat.tools import MAX_TOOLS
 from frontend.generation.request import INT32_RANGE, MAX_CACHE_SALT_LENGTH, MAX_REQUEST_ID_LENGTH
-from pagewire.sampling_params import (
+from pagewire.wire.sampling_params import (
     INT32_MAX,
     INT64_RANGE,
     MAX_BAD_WORDS,

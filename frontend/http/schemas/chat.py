@@ -5,7 +5,7 @@ from __future__ import annotations
 from frontend.generation.request import Prompt
 from frontend.http.schemas.conversation import ConversationFields, Message
 from frontend.http.schemas.generation import GenerationBody
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 
 class ChatCompletionBody(ConversationFields, GenerationBody):

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag
 from frontend.chat.conversation import Conversation
 from frontend.chat.tools import Tool, ToolChoice
 from frontend.http.schemas.base import Body
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 
 class TextPart(Body):

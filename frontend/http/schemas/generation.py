@@ -13,8 +13,8 @@ from frontend.http.schemas.base import Body, Seconds, TokenIdList
 from frontend.http.schemas.structured import StructuredFields
 from frontend.http.shapes import AnswerOptions
 from frontend.served_model import ServedModel
-from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import MAX_BEAMS, BeamSearch
+from pagewire.base.errors import InvalidRequest
+from pagewire.wire.sampling_params import MAX_BEAMS, BeamSearch
 
 
 class StreamOptions(Body):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from frontend.http.schemas.base import Body
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 
 class ContentPart(Body):

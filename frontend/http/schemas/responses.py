@@ -11,8 +11,8 @@ from frontend.chat.conversation import Conversation
 from frontend.chat.tools import Tool, ToolChoice
 from frontend.http.schemas.base import Body, Seconds, TokenIdList
 from frontend.http.schemas.response_items import Input, turns
-from pagewire.errors import InvalidRequest, Unsupported
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import InvalidRequest, Unsupported
+from pagewire.wire.sampling_params import StructuredOutput
 
 MAX_METADATA = 16
 MAX_METADATA_KEY = 64

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from frontend.http.schemas.base import Body
-from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import STRUCTURED_OUTPUTS, StructuredOutput
+from pagewire.base.errors import InvalidRequest
+from pagewire.wire.sampling_params import STRUCTURED_OUTPUTS, StructuredOutput
 
 Schema = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from frontend.generation.request import Conversation, TextPrompt
 from frontend.http.schemas.base import Body, TokenIdList
 from frontend.http.schemas.conversation import ConversationFields, Message
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 
 
 class TokenizeBody(ConversationFields):

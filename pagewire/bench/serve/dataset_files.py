@@ -11,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pagewire.base.errors import ConfigError
 from pagewire.bench.serve.datasets import Ask, Dataset
 from pagewire.bench.serve.prompts import PromptMaker
-from pagewire.errors import ConfigError
 
 TRACE_BLOCK = 512
 """Tokens that one of a trace's hash ids stands for, as Mooncake's traces have it."""

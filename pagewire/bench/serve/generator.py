@@ -14,12 +14,12 @@ from typing import Any, Self, TypeVar
 
 import uvloop
 
+from pagewire.base.errors import PagewireError, Unavailable
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.datasets import Dataset
 from pagewire.bench.serve.health import Health
 from pagewire.bench.serve.share import LoadClient, Point, ShareRun, warm_up
 from pagewire.bench.serve.target import Target
-from pagewire.errors import PagewireError, Unavailable
 
 START_DELAY = 0.1
 """Seconds between the word to begin and the beginning, so that every process is ready for it."""

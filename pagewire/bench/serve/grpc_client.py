@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
+from pagewire.base.errors import Code, ConfigError, Unavailable
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.http2_wire import BadHttp2, Http2Client, encode_headers
 from pagewire.bench.serve.target import Target
-from pagewire.errors import Code, ConfigError, Unavailable
 from pagewire.inference.v1 import inference_pb2 as pb
 
 _SERVICE = "/pagewire.inference.v1.InferenceService/"

@@ -12,11 +12,11 @@ import math
 import time
 from typing import Any
 
+from pagewire.base.errors import ConfigError, Unavailable
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.http_wire import BadResponse, EventSplitter, ResponseDecoder
 from pagewire.bench.serve.openai_events import EventReader, message_of
 from pagewire.bench.serve.target import Target
-from pagewire.errors import ConfigError, Unavailable
 
 MAX_ERROR_BODY = 64 * 1024
 MAX_CONNECTING = 64

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

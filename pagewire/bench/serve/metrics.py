@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pagewire.base.errors import ConfigError
 from pagewire.bench.percentiles import spread
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.health import MAX_CPU, MAX_LAG_MS, Health
-from pagewire.errors import ConfigError
 
 BUSY_CPU = 0.5
 """Below this share of a core, a process of the load generator that is late is kept waiting by others."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pagewire.base.errors import PagewireError
 from pagewire.bench.serve.dataset_files import Trace
 from pagewire.bench.serve.datasets import Dataset
 from pagewire.bench.serve.generator import Generator, Measured
 from pagewire.bench.serve.load import Load
 from pagewire.bench.serve.metrics import Objectives, client_health, rows, summarize
 from pagewire.bench.serve.share import Point
-from pagewire.errors import PagewireError
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 _PORTS = {"http": 80, "https": 443, "grpc": 50051, "grpcs": 50051}
 

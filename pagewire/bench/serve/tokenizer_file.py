@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub import ALIASES, resolve_model
 from pagewire.hub.cache import cache_home
 from pagewire.hub.huggingface import is_huggingface_id

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pagewire.base.errors import ConfigError
 from pagewire.bench.engine import BenchEngine
 from pagewire.bench.latency import measure_latency
 from pagewire.bench.throughput import measure_throughput
 from pagewire.bench.workloads import Lengths, Workload
-from pagewire.errors import ConfigError
 from tests.unit.engine.tiny_model import write_model
 
 SHARED = Workload(

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import WorkerConfig
-from engine.model_config import load_model_config
+from engine.models.families import load_model_config
 from pagewire.bench.shapes import SHAPES, shape_directory
 from pagewire.bench.targets import peer, settings, startup_targets, throughput_targets
 from pagewire.bench.workloads import NAMED

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pagewire.base.errors import ConfigError
 from pagewire.bench.workloads import NAMED, Lengths, Workload, named
-from pagewire.errors import ConfigError
 
 # Written by hand from the table of figures to beat, and for W2 from a run of its recipe:
 # name -> requests, prompt tokens in all (shared ones counted for each), output tokens in all.

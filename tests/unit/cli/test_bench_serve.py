@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pagewire.base.errors import ConfigError
 from pagewire.bench.serve.sweep import Sweep
 from pagewire.bench.serve.target import Target
 from pagewire.cli import bench_serve
 from pagewire.cli.main import app
-from pagewire.errors import ConfigError
 
 URL = ("--url", "http://127.0.0.1:9")
 

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from engine.config import WorkerConfig
 from frontend.config import FrontendConfig
-from pagewire.cli.command_line import arguments, environment, read
-from pagewire.cli.options import build, with_options
-from pagewire.errors import ConfigError
+from pagewire.base.command_line import arguments, environment, read
+from pagewire.base.errors import ConfigError
+from pagewire.base.options import build, with_options
 from scheduler.config import SchedulerConfig
 
 WORKER = WorkerConfig(

@@ -26,8 +26,8 @@ Load = Callable[[Path], Any]
 
 def load_engine(directory: Path) -> None:
     """As engine-worker does, on the CPU."""
-    from engine.build import build_worker
     from engine.config import WorkerConfig
+    from engine.worker.build import build_worker
 
     config = WorkerConfig(
         model=str(directory), socket=Path("unused"), device="cpu", kv_cache_memory=2**26, max_num_seqs=4
@@ -75,7 +75,7 @@ def warm_up() -> None:
     """Imports everything, once, so that a case costs a fork and not an import. Runs nothing: threads would
     not outlive the fork."""
     for module in (
-        *("engine.build", "engine.model_runner", "engine.models.llama", "frontend.served_model"),
+        *("engine.worker.build", "engine.cpu.runner", "engine.models.llama", "frontend.served_model"),
         *("pagewire.hub.gguf_convert", "pagewire.structured.vocabulary"),
     ):
         import_module(module)
@@ -147,7 +147,7 @@ def _child(loads: Sequence[Load], path: Path, writer: int, log: Path) -> None:
 
 
 def _judge(error: BaseException, path: Path) -> tuple[int, str]:
-    from pagewire.errors import ConfigError
+    from pagewire.base.errors import ConfigError
 
     if not isinstance(error, ConfigError):
         return _FOUND, traceback.format_exc()

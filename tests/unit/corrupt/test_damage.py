@@ -12,20 +12,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.attention.torch_backend import TorchAttentionBackend
+from engine.cpu.attention import TorchAttentionBackend
+from engine.cpu.ops import TorchLayerOps
 from engine.layers.linear_method import DenseMethod
 from engine.layers.parallel import TensorParallel
-from engine.layers.torch_ops import TorchLayerOps
 from engine.loader.load import create_model
 from engine.loader.safetensors import checkpoint_files, load_safetensors
 from engine.loader.stream import stored_tensors
-from engine.model_config import load_model_config
 from engine.models.base import CausalLM, ModelContext
+from engine.models.families import load_model_config
 from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_convert import convert_gguf
-from pagewire.model_files import read_json_object
+from pagewire.hub.model_files import read_json_object
 from tests.unit.corrupt.mutations import damage_gguf, damage_json, damage_safetensors, gguf_fields
 from tests.unit.corrupt.samples import write_directory, write_gguf
 

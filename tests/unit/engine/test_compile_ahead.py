@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from engine.config import WorkerConfig
-from engine.cuda import compile_ahead
-from engine.cuda.compile_ahead import AheadCompiler, CompiledKernel
 from engine.cuda.gpu import GpuTarget, find_gpu
 from engine.cuda.head_start import HeadStart
-from engine.cuda.kernel_list import KernelVariant
-from engine.model_config import ModelConfig, load_model_config
+from engine.models.config import ModelConfig
+from engine.models.families import load_model_config
+from engine.warmup import compile_ahead
+from engine.warmup.compile_ahead import AheadCompiler, CompiledKernel
+from engine.warmup.kernel_list import KernelVariant
 from tests.unit.engine.tiny_model import CONFIG
 
 TARGET = GpuTarget(90, 132)
@@ -40,9 +41,9 @@ from triton.compiler import make_backend
 from triton.runtime.cache import get_cache_key
 from triton.runtime.driver import driver
 from triton._C.libtriton import get_cache_invalidating_env_vars
-from engine.cuda import kernel_list
+from engine.warmup import kernel_list
 from engine.cuda.gpu import GpuTarget
-from engine.model_config import load_model_config
+from engine.models.families import load_model_config
 from tests.unit.engine.test_compile_ahead import WORKER
 
 names = set()
@@ -160,7 +161,7 @@ def test_a_kernel_that_cannot_be_compiled_is_named_and_keeps_no_other_from_it(
         for name in names:
             arguments[-1](KernelVariant(__name__, name, ""))
 
-    monkeypatch.setattr("engine.cuda.kernel_list.find_kernels", find)
+    monkeypatch.setattr("engine.warmup.kernel_list.find_kernels", find)
     monkeypatch.setattr(compile_ahead, "_compile_only", lambda _: None)
     compiler = AheadCompiler(tmp_path / "cache", TARGET, launchable=False)
     odd, even = compiler.compile(WORKER, model, torch.bfloat16)
@@ -188,8 +189,8 @@ STUCK = """
 import sys, time
 from pathlib import Path
 import torch
-from engine.cuda import compile_ahead, kernel_list
-from engine.model_config import load_model_config
+from engine.warmup import compile_ahead, kernel_list
+from engine.models.families import load_model_config
 from tests.unit.engine.test_compile_ahead import TARGET, WORKER
 
 class Stuck:

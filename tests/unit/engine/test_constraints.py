@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.build import build_worker
 from engine.config import WorkerConfig
+from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, U32Array, u32
 from engine.kernels.sampling.naive import naive_adjust
-from engine.model_runner import ModelRunner
 from engine.sampling.masks import mask_batch, pack_mask, unpack_mask
 from engine.sampling.parameters import SamplingBatch, SamplingTable
 from engine.sampling.penalties import apply_bad_words, apply_masks, apply_penalties, apply_token_lists
+from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, PlanDriver
 from tests.unit.engine.tiny_model import write_model
 
@@ -37,7 +37,7 @@ RECORDS = {
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
+def built(tmp_path_factory: pytest.TempPathFactory) -> CpuModelRunner:
     config = WorkerConfig(
         model=str(write_model(tmp_path_factory.mktemp("model"), tie_word_embeddings=False)),
         socket=Path("unused"),
@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
 
 
 @pytest.fixture
-def runner(built: ModelRunner) -> ModelRunner:
+def runner(built: CpuModelRunner) -> CpuModelRunner:
     built.reset()
     return built
 
@@ -75,7 +75,7 @@ def test_bit_i_of_a_mask_is_token_i(token_ids: set[int], vocab_size: int) -> Non
 
 @pytest.mark.parametrize("name", RECORDS)
 @pytest.mark.parametrize("steps_ahead", [0, 1])
-def test_a_masked_token_is_never_sampled(runner: ModelRunner, name: str, steps_ahead: int) -> None:
+def test_a_masked_token_is_never_sampled(runner: CpuModelRunner, name: str, steps_ahead: int) -> None:
     """Allowed are tokens that follow from the one before; other requests go on as if there were no mask."""
     alone = PlanDriver(runner).generate([PROMPT], 12, RECORDS[name])[0].output
     runner.reset()
@@ -94,7 +94,7 @@ def test_a_masked_token_is_never_sampled(runner: ModelRunner, name: str, steps_a
     assert masked.output != alone
 
 
-def test_a_mask_that_allows_one_token_decides(runner: ModelRunner) -> None:
+def test_a_mask_that_allows_one_token_decides(runner: CpuModelRunner) -> None:
     driver = PlanDriver(runner)
     requests = [driver.add(PROMPT, 6, record) for record in RECORDS.values()]
     wanted = [63, 0, 31, 32, 33, 5]
@@ -104,7 +104,7 @@ def test_a_mask_that_allows_one_token_decides(runner: ModelRunner) -> None:
     assert [request.output for request in requests] == [wanted] * len(requests)
 
 
-def test_log_probabilities_of_a_masked_request_are_those_of_the_raw_logits(runner: ModelRunner) -> None:
+def test_log_probabilities_of_a_masked_request_are_those_of_the_raw_logits(runner: CpuModelRunner) -> None:
     record = replace(GREEDY, logprobs=3)
     [free] = PlanDriver(runner).generate([PROMPT], 1, record)
     runner.reset()
@@ -123,7 +123,7 @@ def longest_run(output: list[int], word: tuple[int, ...]) -> bool:
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_bad_word_is_never_completed(runner: ModelRunner, name: str) -> None:
+def test_a_bad_word_is_never_completed(runner: CpuModelRunner, name: str) -> None:
     """Each round forbids what the last one said: a token, then two in a row, then three."""
     words: list[tuple[int, ...]] = []
     said: list[list[int]] = []
@@ -137,7 +137,7 @@ def test_a_bad_word_is_never_completed(runner: ModelRunner, name: str) -> None:
         words.append(tuple(output[4 : 4 + length]))
 
 
-def test_a_bad_word_that_begins_in_the_prompt_may_be_completed(runner: ModelRunner) -> None:
+def test_a_bad_word_that_begins_in_the_prompt_may_be_completed(runner: CpuModelRunner) -> None:
     [free] = PlanDriver(runner).generate([PROMPT], 4)
     runner.reset()
     record = replace(GREEDY, bad_words=((PROMPT[-1], free.output[0]),))
@@ -145,7 +145,7 @@ def test_a_bad_word_that_begins_in_the_prompt_may_be_completed(runner: ModelRunn
     assert again.output == free.output
 
 
-def test_where_only_bad_words_are_left_the_mask_wins(runner: ModelRunner) -> None:
+def test_where_only_bad_words_are_left_the_mask_wins(runner: CpuModelRunner) -> None:
     for record in (GREEDY, DRAWN, HOT):
         runner.reset()
         driver = PlanDriver(runner)
@@ -155,7 +155,7 @@ def test_where_only_bad_words_are_left_the_mask_wins(runner: ModelRunner) -> Non
         assert set(request.output) <= {40, 41}
 
 
-def test_other_limits_narrow_a_mask_unless_they_empty_it(runner: ModelRunner) -> None:
+def test_other_limits_narrow_a_mask_unless_they_empty_it(runner: CpuModelRunner) -> None:
     record = replace(GREEDY, allowed_token_ids=(40, 41, 50), min_tokens=2, masked_until_min_tokens=(41,))
     cases = [({40, 41, 42}, [40]), ({41, 42}, [41]), ({50}, [50]), ({7}, [7])]
     for allowed, outcomes in cases:
@@ -229,7 +229,7 @@ def give_mask(batch: SamplingBatch, mask: U32Array) -> None:
     ],
     ids=["empty", "short", "nobody", "chunk"],
 )
-def test_an_impossible_mask_is_an_error(runner: ModelRunner, plan: StepPlan, message: str) -> None:
+def test_an_impossible_mask_is_an_error(runner: CpuModelRunner, plan: StepPlan, message: str) -> None:
     assert message in runner.launch(plan).result().error
     result = runner.launch(plan_of({0: u32([0, 1 << 31])})).result()
     assert (result.error, result.token_ids.tolist()) == ("", [63])

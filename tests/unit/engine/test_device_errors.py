@@ -13,7 +13,7 @@ from engine.cuda.device_errors import failed_step, is_device_lost
 from engine.cuda.results import LaunchedStep
 from engine.cuda.runner import CudaModelRunner
 from engine.dispatch.records import StepPlan, u32
-from engine.runner import DeviceLost
+from engine.step.runner import DeviceLost
 
 CPU = torch.device("cpu")
 EMPTY = u32([])

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.build import build_worker
 from engine.config import WorkerConfig
-from engine.model_runner import ModelRunner
-from pagewire.errors import ConfigError
+from engine.cpu.runner import CpuModelRunner
+from engine.worker.build import build_worker
+from pagewire.base.errors import ConfigError
 from tests.integration.plan_driver import PlanDriver
 from tests.unit.engine.tiny_model import CONFIG, tensors, write_model
 
 PROMPT = [5, 9, 33, 7, 21, 60, 3]
 
 
-def runner(directory: Path, **settings: object) -> ModelRunner:
+def runner(directory: Path, **settings: object) -> CpuModelRunner:
     defaults = {"device": "cpu", "dtype": "float32", "num_blocks": 64, "max_num_seqs": 4}
     config = WorkerConfig(model=str(directory), socket=Path("unused"), **{**defaults, **settings})
     return build_worker(config).runner

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine.model_config import ModelConfig, RopeScaling, load_model_config, parse_model_config
-from pagewire.errors import ConfigError
+from engine.layers.rope_scaling import RopeScaling
+from engine.models.config import ModelConfig
+from engine.models.families import load_model_config, parse_model_config
+from pagewire.base.errors import ConfigError
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.build import build_worker
 from engine.config import WorkerConfig
+from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, u32
-from engine.model_runner import ModelRunner
+from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, PlanDriver, plan_fork
 from tests.unit.engine.tiny_model import write_model
 
@@ -21,7 +21,7 @@ PROMPT = [5, 9, 33, 7, 21, 60, 3]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
+def built(tmp_path_factory: pytest.TempPathFactory) -> CpuModelRunner:
     directory = write_model(tmp_path_factory.mktemp("model"))
     config = WorkerConfig(
         model=str(directory),
@@ -37,7 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
 
 
 @pytest.fixture
-def runner(built: ModelRunner) -> ModelRunner:
+def runner(built: CpuModelRunner) -> CpuModelRunner:
     built.reset()
     return built
 
@@ -86,7 +86,7 @@ def with_request(**changes: object) -> StepPlan:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_inconsistent_plan_is_an_error_and_the_next_plan_runs(
-    runner: ModelRunner, plan: StepPlan, message: str
+    runner: CpuModelRunner, plan: StepPlan, message: str
 ) -> None:
     result = runner.launch(plan).result()
     assert result.error.startswith("inconsistent plan: ")
@@ -94,7 +94,7 @@ def test_an_inconsistent_plan_is_an_error_and_the_next_plan_runs(
     assert runner.launch(make_plan(freed_rows=u32([3]))).result().error == ""
 
 
-def test_a_copied_block_is_as_good_as_a_computed_one(runner: ModelRunner) -> None:
+def test_a_copied_block_is_as_good_as_a_computed_one(runner: CpuModelRunner) -> None:
     results = []
     for copied in (True, False):
         runner.reset()
@@ -105,7 +105,7 @@ def test_a_copied_block_is_as_good_as_a_computed_one(runner: ModelRunner) -> Non
     assert ours.logprobs[0].top_logprobs == pytest.approx(expected.logprobs[0].top_logprobs, abs=1e-5)
 
 
-def test_a_row_in_use_takes_no_second_request(runner: ModelRunner) -> None:
+def test_a_row_in_use_takes_no_second_request(runner: CpuModelRunner) -> None:
     assert runner.launch(make_plan()).result().error == ""
     assert "row 3 is in use" in runner.launch(make_plan()).result().error
     twice = make_plan(freed_rows=u32([3]), **{k: u32([v, v]) for k, v in (("rows", 3), ("starts", 0))})
@@ -113,13 +113,13 @@ def test_a_row_in_use_takes_no_second_request(runner: ModelRunner) -> None:
     assert "scheduled twice" in runner.launch(twice).result().error
 
 
-def test_a_full_row_cannot_sample(runner: ModelRunner) -> None:
+def test_a_full_row_cannot_sample(runner: CpuModelRunner) -> None:
     plan = with_request(token_ids=u32([1] * 128), block_ids=u32(range(8)))
     plan = replace(plan, starts=u32([100]), counts=u32([28]))
     assert "row 3 is full and cannot sample" in runner.launch(plan).result().error
 
 
-def test_a_step_that_computes_nothing_only_frees_rows(runner: ModelRunner) -> None:
+def test_a_step_that_computes_nothing_only_frees_rows(runner: CpuModelRunner) -> None:
     runner.launch(make_plan())
     none = u32([])
     result = runner.launch(StepPlan(1, u32([3]), [], none, none, none, none, none, none)).result()
@@ -128,7 +128,7 @@ def test_a_step_that_computes_nothing_only_frees_rows(runner: ModelRunner) -> No
 
 
 def test_an_exception_in_the_model_is_an_error_result(
-    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+    runner: CpuModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise MemoryError("no memory for this step")
@@ -142,7 +142,7 @@ def test_an_exception_in_the_model_is_an_error_result(
 
 
 def test_logits_that_are_not_finite_are_an_error_result(
-    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+    runner: CpuModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute: Callable[[torch.Tensor], torch.Tensor] = runner.model.compute_logits
     with monkeypatch.context() as patch:
@@ -151,7 +151,7 @@ def test_logits_that_are_not_finite_are_an_error_result(
     assert runner.launch(make_plan(freed_rows=u32([3]))).result().error == ""
 
 
-def test_one_step_ahead_gives_the_same_tokens(runner: ModelRunner) -> None:
+def test_one_step_ahead_gives_the_same_tokens(runner: CpuModelRunner) -> None:
     prompts = [PROMPT[: 1 + i % 7] for i in range(10)]
     outputs = []
     for steps_ahead in (0, 1):
@@ -167,7 +167,7 @@ VARIETY = [
 ]
 
 
-def test_seeded_tokens_are_the_same_alone_together_and_after_a_preemption(runner: ModelRunner) -> None:
+def test_seeded_tokens_are_the_same_alone_together_and_after_a_preemption(runner: CpuModelRunner) -> None:
     prompts = [PROMPT[: 1 + i % 7] for i in range(8)]
     together = PlanDriver(runner, budget=20).generate(prompts, 16, VARIETY)
     for prompt, record, expected in zip(prompts, VARIETY, together, strict=True):
@@ -183,7 +183,7 @@ def test_seeded_tokens_are_the_same_alone_together_and_after_a_preemption(runner
         assert again.output == expected.output[5:]
 
 
-def test_penalties_see_the_output_grow(runner: ModelRunner) -> None:
+def test_penalties_see_the_output_grow(runner: CpuModelRunner) -> None:
     """A bias of 100 makes one token certain until enough penalties of 2 have been added up."""
     biased = SamplingRecord(temperature=0.0, logit_bias=((4, 100.0),))
     [always] = PlanDriver(runner).generate([PROMPT], 100, biased)
@@ -194,7 +194,7 @@ def test_penalties_see_the_output_grow(runner: ModelRunner) -> None:
     assert set(limited.output) != {4}
 
 
-def test_logprobs_come_with_the_token_they_belong_to(runner: ModelRunner) -> None:
+def test_logprobs_come_with_the_token_they_belong_to(runner: CpuModelRunner) -> None:
     records = [GREEDY, replace(GREEDY, logprobs=2), GREEDY, replace(GREEDY, logprobs=0)]
     requests = PlanDriver(runner).generate([PROMPT[:n] for n in (1, 2, 3, 4)], 5, records)
     assert [len(request.logprobs) for request in requests] == [0, 5, 0, 5]
@@ -204,7 +204,7 @@ def test_logprobs_come_with_the_token_they_belong_to(runner: ModelRunner) -> Non
     assert all(len(entry.top_ids) == 0 for entry in requests[3].logprobs)
 
 
-def test_results_say_how_long_a_step_took(runner: ModelRunner) -> None:
+def test_results_say_how_long_a_step_took(runner: CpuModelRunner) -> None:
     started = time.monotonic()
     result = runner.launch(make_plan()).result()
     assert 0 < result.execute_us <= (time.monotonic() - started) * 1e6

@@ -14,9 +14,8 @@ from engine.dispatch.records import NewRequest, Pooling, SamplingRecord, StepPla
 from engine.null.build import build_null_worker
 from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids
-from engine.timeline import Timeline
-from pagewire.errors import ConfigError
-from pagewire.token_pieces import read_tokenizer
+from pagewire.base.errors import ConfigError
+from pagewire.hub.token_pieces import read_tokenizer
 
 VOCAB = 100
 EOS = 7
@@ -143,7 +142,7 @@ def test_its_text_is_words(smollm2_dir: Path) -> None:
 def test_its_facts_are_the_models_and_its_context_may_be_longer(smollm2_dir: Path) -> None:
     def facts(**values: object) -> object:
         config = WorkerConfig(model=str(smollm2_dir), socket=Path("unused"), engine="null", **values)  # type: ignore[arg-type]
-        return build_null_worker(config, Timeline()).facts
+        return build_null_worker(config).facts
 
     own = facts()
     assert (own.vocab_size, own.eos_token_ids, own.max_model_len) == (49152, (2,), 8192)  # type: ignore[attr-defined]

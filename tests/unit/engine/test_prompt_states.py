@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine import prompt_states
-from engine.build import build_worker
 from engine.config import WorkerConfig
+from engine.cpu import prompt_states
+from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.records import NewRequest, Pooling, RecordLimits, SamplingRecord, StepPlan, u32
-from engine.model_runner import ModelRunner
+from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, DrivenRequest, PlanDriver
 from tests.unit.engine.tiny_model import write_model
 
@@ -28,7 +28,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(directory: Path) -> ModelRunner:
+def built(directory: Path) -> CpuModelRunner:
     config = WorkerConfig(
         model=str(directory),
         socket=Path("unused"),
@@ -43,7 +43,7 @@ def built(directory: Path) -> ModelRunner:
 
 
 @pytest.fixture
-def runner(built: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> ModelRunner:
+def runner(built: CpuModelRunner, monkeypatch: pytest.MonkeyPatch) -> CpuModelRunner:
     built.reset()
     monkeypatch.setattr(prompt_states, "POSITIONS_AT_ONCE", 4)
     return built
@@ -74,7 +74,7 @@ def told(request: DrivenRequest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("budget", "steps_ahead"), BUDGETS)
 def test_prompt_logprobs_are_those_of_transformers(
-    runner: ModelRunner, references: list, budget: int, steps_ahead: int
+    runner: CpuModelRunner, references: list, budget: int, steps_ahead: int
 ) -> None:
     num_top = [3, 5, 0, -1, 20]
     records = [replace(GREEDY, prompt_logprobs=top, logprobs=top) for top in num_top]
@@ -99,7 +99,7 @@ def test_prompt_logprobs_are_those_of_transformers(
 
 @pytest.mark.parametrize(("budget", "steps_ahead"), BUDGETS)
 def test_pooled_states_are_those_of_transformers(
-    runner: ModelRunner, references: list, budget: int, steps_ahead: int
+    runner: CpuModelRunner, references: list, budget: int, steps_ahead: int
 ) -> None:
     kinds = [Pooling.LAST, Pooling.MEAN, Pooling.MEAN, Pooling.CLS, Pooling.CLS]
     for turn in range(3):  # rows are taken again, and must begin anew
@@ -121,7 +121,7 @@ def test_pooled_states_are_those_of_transformers(
         runner.reset()
 
 
-def test_a_resumed_request_tells_of_its_prompt_alone(runner: ModelRunner) -> None:
+def test_a_resumed_request_tells_of_its_prompt_alone(runner: CpuModelRunner) -> None:
     record = replace(GREEDY, prompt_logprobs=2)
     prompt = PROMPTS[0]
     [whole] = PlanDriver(runner).generate([prompt], 8, record)
@@ -158,13 +158,17 @@ def one_request(sampling: SamplingRecord, **changes: object) -> StepPlan:
     ],
     ids=["samples", "mean", "cls"],
 )
-def test_a_plan_that_cannot_be_pooled_is_an_error(runner: ModelRunner, plan: StepPlan, message: str) -> None:
+def test_a_plan_that_cannot_be_pooled_is_an_error(
+    runner: CpuModelRunner, plan: StepPlan, message: str
+) -> None:
     assert message in runner.launch(plan).result().error
     result = runner.launch(one_request(SamplingRecord(pooling=Pooling.MEAN))).result()
     assert (result.error, list(result.pooled)) == ("", [0])
 
 
-def test_more_than_a_result_holds_is_an_error(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_a_result_holds_is_an_error(
+    runner: CpuModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(RecordLimits, "max_prompt_logprobs", 8)
     result = runner.launch(one_request(replace(GREEDY, prompt_logprobs=0), samples=u32([1]))).result()
     assert "log probabilities of 9 prompt tokens; at most 8" in result.error
@@ -174,7 +178,7 @@ def test_more_than_a_result_holds_is_an_error(runner: ModelRunner, monkeypatch: 
 
 
 def test_prompt_logits_that_are_not_finite_are_an_error(
-    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+    runner: CpuModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute = runner.model.compute_logits
     with monkeypatch.context() as patch:

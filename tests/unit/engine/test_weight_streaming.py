@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from engine.cpu.runner import CpuModelRunner
 from engine.loader import stream
 from engine.loader.safetensors import _load_streamed
 from engine.loader.stream import StoredTensor, stored_tensors, stream_tensors
-from engine.model_runner import ModelRunner
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from tests.unit.engine.test_loading import runner
 from tests.unit.engine.tiny_model import CONFIG, tensors, write_model
 
@@ -142,7 +142,7 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_streamed_model_is_the_mapped_one(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directories = [write_model(tmp_path / str(shards), shards=shards) for shards in (1, 3)]
-    models: list[ModelRunner] = [runner(directory) for directory in directories]
+    models: list[CpuModelRunner] = [runner(directory) for directory in directories]
     request.getfixturevalue("streamed")
     for directory, mapped in zip(directories, models, strict=True):
         for name, parameter in runner(directory).model.state_dict().items():

@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from pagewire.admin.v1 import admin_pb2, admin_pb2_grpc
+from pagewire.base.errors import Unavailable
 from pagewire.cli.main import app
 from pagewire.client import AsyncClient
-from pagewire.errors import Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from tests.unit.frontend.conftest import FrontendFactory
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from frontend.generation.beam_search import BeamSearcher
-from pagewire.sampling_params import BeamSearch, SamplingParams
+from pagewire.wire.sampling_params import BeamSearch, SamplingParams
 
 VOCAB = 24
 PROMPTS = ([3, 7, 11, 2], [20, 4, 4])

@@ -10,8 +10,8 @@ import aiohttp
 import grpc
 import pytest
 
+from pagewire.base.errors import Code, InvalidRequest, Overloaded
 from pagewire.client import AsyncClient
-from pagewire.errors import Code, InvalidRequest, Overloaded
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend

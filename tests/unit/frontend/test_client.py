@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from pagewire.base.errors import InvalidRequest
 from pagewire.client import AsyncClient, Client
-from pagewire.errors import InvalidRequest
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
 from tests.unit.frontend.test_chat import CALL, THOUGHT, TOOLS

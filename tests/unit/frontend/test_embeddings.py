@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from frontend.pooling import EmbeddingFacts
-from pagewire.errors import Code, ConfigError, InvalidRequest
+from pagewire.base.errors import Code, ConfigError, InvalidRequest
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend

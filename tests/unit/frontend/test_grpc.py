@@ -9,12 +9,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from pagewire.base.errors import Code, InvalidRequest, NotFound, Overloaded, Unauthenticated, Unavailable
 from pagewire.client import AsyncClient
-from pagewire.errors import Code, InvalidRequest, NotFound, Overloaded, Unauthenticated, Unavailable
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from pagewire.sampling_params import SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.wire.sampling_params import SamplingParams
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, failure, stop
 

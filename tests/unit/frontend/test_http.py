@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pagewire.errors import Code
+from pagewire.base.errors import Code
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, failure, stop

@@ -16,7 +16,7 @@ from frontend.http.schemas.chat import ChatCompletionBody
 from frontend.http.schemas.completion import CompletionBody
 from frontend.http.schemas.embeddings import EmbeddingBody
 from frontend.http.schemas.responses import ResponsesBody
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
 from tests.unit.frontend.conftest import FrontendFactory
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler

@@ -13,8 +13,8 @@ import pytest
 
 from frontend.api_keys import ApiKeys
 from frontend.config import FrontendConfig
+from pagewire.base.errors import ConfigError, Unavailable
 from pagewire.client import AsyncClient
-from pagewire.errors import ConfigError, Unavailable
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.scheduler.v1 import scheduler_pb2
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend

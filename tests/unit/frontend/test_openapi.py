@@ -12,8 +12,8 @@ import pytest
 from frontend.http.endpoints import ENDPOINTS
 from frontend.http.openapi import openapi_document
 from frontend.http.schemas.bounds import SAMPLING_BOUNDS
-from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import SamplingParams
+from pagewire.base.errors import InvalidRequest
+from pagewire.wire.sampling_params import SamplingParams
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
 

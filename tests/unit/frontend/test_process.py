@@ -15,8 +15,8 @@ import aiohttp
 import psutil
 import pytest
 
+from pagewire.base.errors import PagewireError, Unavailable
 from pagewire.client import AsyncClient
-from pagewire.errors import PagewireError, Unavailable
 from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, stop
 
 ROOT = Path(__file__).parents[3]

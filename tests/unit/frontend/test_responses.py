@@ -20,9 +20,9 @@ from frontend.http.schemas.answers import ResponseAnswer, ResponseEvent
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.responses import ResponsesBody
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.errors import Code
-from pagewire.sampling_params import SamplingParams
+from pagewire.base.errors import Code
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from pagewire.wire.sampling_params import SamplingParams
 from tests.unit.frontend.conftest import RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler, failure
 

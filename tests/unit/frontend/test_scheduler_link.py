@@ -9,11 +9,11 @@ import pytest
 
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup
 from frontend.scheduler_link import MAX_CHANGED_BYTES, MAX_CHANGES, SchedulerLink
+from pagewire.base.errors import Unavailable
 from pagewire.client import AsyncClient
-from pagewire.errors import Unavailable
 from pagewire.inference.v1 import inference_pb2
-from pagewire.sampling_params import SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from pagewire.wire.sampling_params import SamplingParams
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend, until_ready
 from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, stop
 

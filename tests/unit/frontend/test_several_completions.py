@@ -10,11 +10,11 @@ import pytest
 
 from frontend.generation.message_parser import MessagePart, ToolCallDelta
 from frontend.generation.request import GenerationRequest, TextPrompt
+from pagewire.base.errors import Code, Overloaded
 from pagewire.client import AsyncClient
-from pagewire.errors import Code, Overloaded
 from pagewire.inference.v1 import inference_pb2
-from pagewire.sampling_params import BeamSearch, SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from pagewire.wire.sampling_params import BeamSearch, SamplingParams
 from tests.unit.frontend.conftest import RunningFrontend
 from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, failure, stop
 

@@ -9,8 +9,8 @@ import pytest
 
 from frontend.http.schemas.base import parse
 from frontend.http.schemas.structured import StructuredFields
-from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import InvalidRequest
+from pagewire.wire.sampling_params import StructuredOutput
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"const": "é"}}, "required": ["b"]}
 IN_OPENAIS_FORM = {"type": "json_schema", "json_schema": {"name": "thing", "strict": True, "schema": SCHEMA}}

@@ -13,11 +13,11 @@ import pytest
 
 from frontend.config import FrontendConfig
 from frontend.scheduler_link import SchedulerLink
+from pagewire.base.errors import ConfigError, Unavailable
+from pagewire.base.tls import ClientTls
 from pagewire.client import AsyncClient
-from pagewire.errors import ConfigError, Unavailable
-from pagewire.tls import ClientTls
 from scheduler.config import SchedulerConfig
-from scheduler.server import SchedulerServer
+from scheduler.serve.server import SchedulerServer
 from tests.unit.frontend.certificates import Certificates, write_certificates
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.cache import cache_home, publish, require_free_space
 
 # Builds cache/things/one slowly, and says on stdout that it has begun.

@@ -12,7 +12,7 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 from safetensors.numpy import load_file
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_convert import convert_gguf
 from tests.unit.hub.conftest import HEAD_DIM, HEADS, BuildGguf
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_reader import read_gguf
 from pagewire.hub.gguf_tokenizer import write_tokenizer
 from tests.unit.hub.conftest import BuildGguf, train_tokenizer

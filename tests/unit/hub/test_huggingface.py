@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.huggingface import is_huggingface_id, require_complete
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -90,7 +90,7 @@ def hub() -> Iterator[str]:
 def resolve(model: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own, because huggingface_hub reads its environment when it is imported."""
     script = (
-        "import sys; from pagewire.hub import resolve_model; from pagewire.errors import ConfigError\n"
+        "import sys; from pagewire.hub import resolve_model; from pagewire.base.errors import ConfigError\n"
         "try: print(resolve_model(sys.argv[1]))\n"
         "except ConfigError as error: sys.exit(f'ConfigError: {error}')"
     )

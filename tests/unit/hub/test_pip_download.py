@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub.aliases import ModelAlias
 from pagewire.hub.resolve import gguf_file
 

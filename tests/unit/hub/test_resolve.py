@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 from pagewire.hub import list_models, pull, resolve_model
 from tests.unit.hub.conftest import BuildGguf
 

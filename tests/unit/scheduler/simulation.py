@@ -9,9 +9,9 @@ from collections.abc import Callable
 from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
-from scheduler.pacing import Pacing
+from scheduler.policy.step_time import StepWork
 from scheduler.request import Request
-from scheduler.step_time import StepWork
+from scheduler.workers.pacing import Pacing
 
 Cost = Callable[[StepWork], float]
 

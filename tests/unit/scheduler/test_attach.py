@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.attach import attach
-from scheduler.watchdog import FIRST_STEPS_FACTOR
+from scheduler.workers.attach import attach
+from scheduler.workers.watchdog import FIRST_STEPS_FACTOR
 from tests.unit.scheduler.test_service import FACTS, WorkerThread
 
 

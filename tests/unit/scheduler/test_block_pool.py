@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scheduler.block_hash import ROOT_HASH, BlockHash, hash_blocks
-from scheduler.block_pool import BlockPool
-from scheduler.partial_blocks import PartialHit
+from scheduler.blocks.hashes import ROOT_HASH, BlockHash, hash_blocks
+from scheduler.blocks.partial import PartialHit
+from scheduler.blocks.pool import BlockPool
 
 NUM_BLOCKS = 14
 PLACE = (ROOT_HASH, "")

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from engine.dispatch.records import Pooling, SamplingRecord, StepPlan, u32
-from pagewire.sampling_params import StructuredOutput
-from scheduler.block_hash import root_hash
+from pagewire.wire.sampling_params import StructuredOutput
+from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.dispatch.records import SamplingRecord, StepPlan, StepResult
-from pagewire.errors import Overloaded
-from pagewire.sampling_params import StructuredOutput
-from scheduler.block_hash import root_hash
+from pagewire.base.errors import Overloaded
+from pagewire.wire.sampling_params import StructuredOutput
+from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
+from scheduler.policy.suspects import MAX_LONE_FAILURES
 from scheduler.request import EndReason, Request, Status
 from scheduler.step import InFlight
-from scheduler.suspects import MAX_LONE_FAILURES
 from tests.unit.scheduler.executor import (
     MiniatureWorker,
     continuation,

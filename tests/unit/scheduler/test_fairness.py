@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from engine.dispatch.records import SamplingRecord
-from pagewire.errors import Overloaded
+from pagewire.base.errors import Overloaded
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
+from scheduler.policy.shares import Group, Shares, Tally
 from scheduler.request import EndReason, Request, Status
-from scheduler.shares import Group, Shares, Tally
 from tests.unit.scheduler.executor import MiniatureWorker
 from tests.unit.scheduler.simulation import SimulatedService, of_a_gpu
 

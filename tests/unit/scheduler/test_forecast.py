@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pagewire.errors import Overloaded
+from pagewire.base.errors import Overloaded
 from scheduler.limits import SchedulerLimits
 from tests.unit.scheduler.simulation import SimulatedService, of_a_gpu
 

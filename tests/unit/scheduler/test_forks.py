@@ -10,7 +10,7 @@ from array import array
 from dataclasses import replace
 
 from engine.dispatch.records import SamplingRecord, StepPlan
-from pagewire.sampling_params import StructuredOutput
+from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
 from scheduler.request import Request

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
-from pagewire.sampling_params import StructuredOutput
+from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
-from scheduler.pacing import Pacing
 from scheduler.request import Request
+from scheduler.workers.pacing import Pacing
 from tests.unit.scheduler.simulation import SimulatedService
 
 SHORT_STEP_US, LONG_STEP_US = 4_000, 80_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 
-from scheduler.partial_blocks import _MAX_CANDIDATES, PartialBlocks, PartialHit, Place
+from scheduler.blocks.partial import _MAX_CANDIDATES, PartialBlocks, PartialHit, Place
 
 PARENT, OTHER = (b"parent", "client"), (b"other", "client")
 

@@ -6,12 +6,12 @@ import grpc
 import numpy as np
 import pytest
 
-from pagewire.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
-from pagewire.sampling_params import SamplingParams
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
-from scheduler.intake import make_request
+from pagewire.wire.sampling_params import SamplingParams
+from scheduler.serve.intake import make_request
 from tests.unit.scheduler.executor import continuation, pooled_state, prompt_logprob
 from tests.unit.scheduler.test_service import (
     FACTS,

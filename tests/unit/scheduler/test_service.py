@@ -20,7 +20,7 @@ from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
 from scheduler.config import SchedulerConfig
-from scheduler.server import SchedulerServer
+from scheduler.serve.server import SchedulerServer
 from tests.unit.scheduler.executor import MiniatureWorker, continuation
 
 VOCAB = 50

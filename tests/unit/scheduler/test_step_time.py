@@ -12,8 +12,8 @@ import pytest
 from engine.dispatch.records import SamplingRecord
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
+from scheduler.policy.step_time import PromptTime, StepTimes, StepWork, context_of
 from scheduler.request import Request
-from scheduler.step_time import PromptTime, StepTimes, StepWork, context_of
 from tests.unit.scheduler.executor import MiniatureWorker
 from tests.unit.scheduler.simulation import Cost, SimulatedService, of_a_gpu
 

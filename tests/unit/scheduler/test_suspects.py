@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.dispatch.records import Pooling, SamplingRecord, StepPlan
-from pagewire.sampling_params import StructuredOutput
-from scheduler.block_hash import root_hash
+from pagewire.wire.sampling_params import StructuredOutput
+from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
 from scheduler.limits import SchedulerLimits
+from scheduler.policy.suspects import MAX_LONE_FAILURES
 from scheduler.request import EndReason, Request, Status
 from scheduler.step import InFlight
-from scheduler.suspects import MAX_LONE_FAILURES
 from tests.unit.scheduler.executor import MiniatureWorker, continuation, to_mask
 
 VOCAB = 50

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 
-from scheduler import watchdog as module
-from scheduler.watchdog import FIRST_STEPS_FACTOR, NUM_FIRST_STEPS, Watchdog
+from scheduler.workers import watchdog as module
+from scheduler.workers.watchdog import FIRST_STEPS_FACTOR, NUM_FIRST_STEPS, Watchdog
 
 TIMEOUT = 10.0
 

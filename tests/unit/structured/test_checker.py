@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pagewire.errors import InvalidRequest
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import InvalidRequest
 from pagewire.structured.checker import ConstraintChecker
+from pagewire.wire.sampling_params import StructuredOutput
 
 
 @pytest.fixture(scope="module")

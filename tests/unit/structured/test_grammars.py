@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from pagewire.errors import InvalidRequest, PagewireError
-from pagewire.sampling_params import StructuredOutput
+from pagewire.base.errors import InvalidRequest, PagewireError
 from pagewire.structured import grammars as module
 from pagewire.structured.grammars import Grammars, Mask, Matcher
+from pagewire.wire.sampling_params import StructuredOutput
 from tests.unit.text.conftest import GEMMA_DECODER, byte_level_tokenizer, sentencepiece_tokenizer
 
 EOS = 256  # "<|end|>" of byte_level_tokenizer

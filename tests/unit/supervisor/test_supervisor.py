@@ -22,8 +22,8 @@ from pagewire.supervisor import child as child_module
 # A child that is ready at once and notes the order of endings in a file when it gets SIGTERM.
 POLITE = """
     import os, signal, sys
-    from pagewire.lifeline import end_with_parent
-    from pagewire.notify import notify_ready
+    from pagewire.base.lifeline import end_with_parent
+    from pagewire.base.notify import notify_ready
     def stop(*_):
         with open(sys.argv[1], "a") as journal:
             print(sys.argv[2], file=journal)
@@ -37,7 +37,7 @@ POLITE = """
 """
 DEAF = """
     import signal
-    from pagewire.notify import notify_ready
+    from pagewire.base.notify import notify_ready
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     notify_ready()
     while True:
@@ -172,7 +172,7 @@ async def test_a_child_is_stable_once_it_has_run_for_twice_as_long_as_it_waited(
 # Is ready the first and the third time that it is run, and hangs the second time.
 FORGETFUL = """
     import signal, sys
-    from pagewire.notify import notify_ready
+    from pagewire.base.notify import notify_ready
     with open(sys.argv[1], "a+") as runs:
         print("run", file=runs, flush=True)
         runs.seek(0)
@@ -329,9 +329,7 @@ async def test_no_child_outlives_a_killed_supervisor(supervising) -> None:  # ty
 
 
 async def test_a_child_that_ignores_the_end_of_its_supervisor_is_killed(supervising) -> None:  # type: ignore[no-untyped-def]
-    impatient = (
-        "import pagewire.lifeline\npagewire.lifeline.GRACE_SECONDS = 0.2\npagewire.lifeline.end_with_parent()"
-    )
+    impatient = "from pagewire.base import lifeline\nlifeline.GRACE_SECONDS = 0.2\nlifeline.end_with_parent()"
     process, child = supervising(f"{impatient}\n{textwrap.dedent(DEAF)}")
     process.kill()
     process.wait()
@@ -349,7 +347,7 @@ async def test_a_terminal_interrupt_reaches_only_the_supervisor(tmp_path: Path, 
 # Says how it was asked to end, by the signal's name.
 REPLACEABLE = """
     import os, signal, sys
-    from pagewire.notify import notify_ready
+    from pagewire.base.notify import notify_ready
     def stop(number, _):
         with open(sys.argv[1], "a") as journal:
             print(sys.argv[2], signal.Signals(number).name, file=journal)

@@ -13,7 +13,7 @@ from frontend.chat.conversation import Conversation
 from frontend.chat.tools import Tool
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.template_environment import MAX_PROMPT_CHARACTERS
-from pagewire.errors import ConfigError, InvalidRequest
+from pagewire.base.errors import ConfigError, InvalidRequest
 
 CONVERSATION: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief & <kind>."},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from frontend.text.generation_defaults import load_generation_defaults
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 
 def load(directory: Path, content: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from frontend.chat.conversation import Conversation
 from frontend.text import template_renderer
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.template_renderer import RENDERER
-from pagewire.errors import ConfigError, InvalidRequest, Overloaded
+from pagewire.base.errors import ConfigError, InvalidRequest, Overloaded
 
 DOUBLING = "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

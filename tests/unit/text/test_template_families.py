@@ -18,7 +18,7 @@ from frontend.chat.tools import Tool, ToolChoice
 from frontend.text import template_renderer
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.template_traits import TemplateTraits
-from pagewire.errors import InvalidRequest, Unsupported
+from pagewire.base.errors import InvalidRequest, Unsupported
 
 TEMPLATES = Path(__file__).parent / "templates"
 FAMILIES = ("llama31", "qwen25", "qwen3", "mistral", "hermes_tool_use", "smollm2")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.processors import TemplateProcessing
 
 from frontend.text.tokenizer import TextTokenizer
-from pagewire.errors import ConfigError, InvalidRequest
+from pagewire.base.errors import ConfigError, InvalidRequest
 from tests.unit.text.conftest import (
     LLAMA_DECODER,
     SaveTokenizer,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagewire.base.errors import ConfigError
 from pagewire.bench.serve.dataset_files import TRACE_BLOCK, Trace, read_conversations, read_trace
 from pagewire.bench.serve.datasets import (
     SHAREGPT_INPUT,
@@ -23,7 +24,6 @@ from pagewire.bench.serve.datasets import (
 from pagewire.bench.serve.prompts import PromptMaker
 from pagewire.bench.serve.tokenizer_file import find_tokenizer
 from pagewire.bench.workloads import Lengths
-from pagewire.errors import ConfigError
 
 IDS = PromptMaker(vocab_size=500)
 WORDS = PromptMaker("text")

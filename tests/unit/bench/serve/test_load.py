@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagewire.base.errors import ConfigError
 from pagewire.bench.serve.load import Load
-from pagewire.errors import ConfigError
 
 
 @given(

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from pagewire.base.errors import ConfigError
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.health import Health
 from pagewire.bench.serve.metrics import Objectives, client_health, rows, summarize
-from pagewire.errors import ConfigError
 
 NONE = Objectives({})
 

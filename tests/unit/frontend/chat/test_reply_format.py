@@ -21,10 +21,10 @@ from frontend.chat.tool_parsers.mistral import MistralToolParser
 from frontend.chat.tool_parsers.protocol import ToolParser
 from frontend.chat.tool_parsers.pythonic import PythonicToolParser
 from frontend.chat.tools import Tool, ToolChoice
-from pagewire.errors import ConfigError, InvalidRequest, Unsupported
-from pagewire.sampling_params import SamplingParams, StructuredOutput
+from pagewire.base.errors import ConfigError, InvalidRequest, Unsupported
 from pagewire.structured.translate import to_grammar
 from pagewire.structured.vocabulary import Vocabulary
+from pagewire.wire.sampling_params import SamplingParams, StructuredOutput
 
 Accepts = Callable[[StructuredOutput | None, str], bool]
 

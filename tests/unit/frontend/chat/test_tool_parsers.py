@@ -17,7 +17,7 @@ from frontend.chat.tool_parsers.mistral import MistralToolParser
 from frontend.chat.tool_parsers.protocol import Text, ToolParser
 from frontend.chat.tool_parsers.pythonic import PythonicToolParser
 from frontend.chat.tool_parsers.registry import find_tool_parser
-from pagewire.errors import ConfigError
+from pagewire.base.errors import ConfigError
 
 NAMES = ("get_weather", "get_time")
 PARIS = '{"city": "Paris"}'

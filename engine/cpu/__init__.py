@@ -1,0 +1,1 @@
+"""Plans run on CPUs, by torch's operators. Mirrors engine/cuda."""

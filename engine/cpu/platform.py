@@ -1,0 +1,58 @@
+"""CPUs: torch's operators."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.attention.interface import AttentionBackend, HeadLayout
+from engine.config import WorkerConfig
+from engine.cpu.attention import TorchAttentionBackend
+from engine.cpu.linear_method import PackedCpuMethod
+from engine.cpu.ops import TorchLayerOps
+from engine.cpu.rows import RequestRows
+from engine.cpu.runner import CpuModelRunner
+from engine.layers.linear_method import DenseMethod, LinearMethod
+from engine.layers.ops import LayerOps
+from engine.models.base import CausalLM
+from engine.platform.base import MakeTrial, Platform
+from engine.platform.device import CPU_LIMITS
+from engine.platform.kv_cache import KVPool, default_cpu_bytes
+from engine.step.row_ledger import RowLimits
+from engine.step.runner import Runner
+from pagewire.base.errors import ConfigError
+
+
+class CpuPlatform(Platform):
+    """Torch operators."""
+
+    limits = CPU_LIMITS
+
+    def __init__(self, config: WorkerConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        if config.deterministic:
+            raise ConfigError("deterministic needs a GPU; on the CPU sums depend on the batch")
+        self._kv_cache_memory = config.kv_cache_memory
+
+    def attention(self, heads: HeadLayout, max_num_seqs: int) -> AttentionBackend:
+        return TorchAttentionBackend(self.device, self.dtype)
+
+    def ops(self) -> LayerOps:
+        return TorchLayerOps(self.device)
+
+    def linear_method(self) -> LinearMethod:
+        return PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod()
+
+    def make_runner(
+        self,
+        model: CausalLM,
+        backend: AttentionBackend,
+        kv_pool: KVPool,
+        limits: RowLimits,
+        max_num_batched_tokens: int,
+    ) -> Runner:
+        assert isinstance(backend, TorchAttentionBackend)
+        rows = RequestRows(limits, self.device)
+        return CpuModelRunner(model, backend, kv_pool, rows, max_num_batched_tokens=max_num_batched_tokens)
+
+    def bytes_for_kv(self, make_trial: MakeTrial) -> int:
+        return default_cpu_bytes() if self._kv_cache_memory is None else self._kv_cache_memory

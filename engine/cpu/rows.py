@@ -1,0 +1,42 @@
+"""The rows of a runner that lays out its batches on the host.
+
+Token ids live on the device: a step reads its inputs there and appends what it sampled, so that the next
+step can be launched before anyone has seen the token. Block tables live on the host, since every step needs
+them to lay out its batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.attention.interface import IntArray
+from engine.step.row_ledger import RowLedger, RowLimits
+
+
+class RequestRows(RowLedger):
+    """See RowLedger.
+
+    Attributes:
+        token_ids: [max_num_seqs, max_model_len] int64, on the device. Valid up to each row's length.
+        block_table: [max_num_seqs, max_blocks].
+    """
+
+    def __init__(self, limits: RowLimits, device: torch.device) -> None:
+        super().__init__(limits)
+        size = (limits.max_num_seqs, limits.max_model_len)
+        self.token_ids = torch.zeros(size, dtype=torch.int64, device=device)
+        self.block_table: IntArray = np.zeros((limits.max_num_seqs, limits.max_blocks), dtype=np.int64)
+
+    def append_sampled(self, rows: IntArray, sampled: torch.Tensor) -> None:
+        """Appends one token, still on the device, to each of the rows."""
+        flat = torch.from_numpy(rows * self.limits.max_model_len + self.num_tokens[rows])
+        self.token_ids.view(-1).index_copy_(0, flat.to(self.token_ids.device), sampled)
+        self.num_tokens[rows] += 1
+
+    def _write_tokens(self, row: int, token_ids: np.ndarray) -> None:
+        tokens = torch.from_numpy(token_ids.astype(np.int64))
+        self.token_ids[row, : len(tokens)].copy_(tokens, non_blocking=True)
+
+    def _write_blocks(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        self.block_table[rows, columns] = block_ids

@@ -1,0 +1,119 @@
+"""Runs step plans: applies them to the rows, feeds the model, samples, and hands results back."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import torch
+
+from engine.cpu.attention import TorchAttentionBackend
+from engine.cpu.prompt_states import NotFinite, PooledStates, compute_prompt_logprobs
+from engine.cpu.results import NO_PROMPT_RESULTS, PromptResults, SampledStep
+from engine.cpu.rows import RequestRows
+from engine.cpu.step_layout import StepInputs, prepare_inputs
+from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult, u32
+from engine.models.base import CausalLM
+from engine.platform.kv_cache import KVPool
+from engine.sampling.masks import mask_batch
+from engine.sampling.sampler import sample
+from engine.step.prompt_work import PromptWork, find_prompt_work
+from engine.step.row_ledger import PlanError
+from engine.step.runner import NOT_FINITE, FinishedStep, PendingStep
+
+logger = logging.getLogger(__name__)
+
+
+class CpuModelRunner:
+    """Owns a model's rows and KV pool and executes plans in order. One thread uses it.
+
+    `launch` starts a step without waiting for the device, so that the next plan can be launched behind it;
+    on the CPU the step is over when it returns.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        backend: TorchAttentionBackend,
+        kv_pool: KVPool,
+        rows: RequestRows,
+        *,
+        max_num_batched_tokens: int,
+    ) -> None:
+        self.model = model
+        self.backend = backend
+        self.kv_pool = kv_pool
+        self.rows = rows
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.device = rows.token_ids.device
+        self._records = rows.limits.records(max_num_batched_tokens)
+        self._pooled = PooledStates(rows.limits.max_num_seqs, rows.limits.hidden_size)
+
+    def reset(self) -> None:
+        """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""
+        self.rows.reset()
+
+    def work_ahead(self) -> bool:
+        return False
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Starts one step. Never raises for what is in the plan or happens in the model: a failure becomes
+        a result with an error, and the rows stay usable."""
+        started = time.monotonic()
+        try:
+            return self._launch(plan, started)
+        except PlanError as error:
+            return FinishedStep.failed(plan.step_id, f"inconsistent plan: {error}")
+        except NotFinite:
+            return FinishedStep.failed(plan.step_id, NOT_FINITE)
+        except Exception as error:
+            logger.exception("step %d failed", plan.step_id)
+            return FinishedStep.failed(plan.step_id, f"{type(error).__name__}: {error}")
+
+    @torch.inference_mode()
+    def _launch(self, plan: StepPlan, started: float) -> PendingStep:
+        self.rows.apply(plan)
+        if not len(plan.rows):
+            return FinishedStep(StepResult(plan.step_id, u32([])))
+        inputs = prepare_inputs(plan, self.rows, self.max_num_batched_tokens)
+        if len(plan.copied_blocks):
+            copied = torch.from_numpy(plan.copied_blocks.astype(np.int64))
+            self.kv_pool.copy(copied[:, 0].to(self.device), copied[:, 1].to(self.device))
+        work = find_prompt_work(plan, self.rows, self._records)
+        hidden = self._run_model(inputs)
+        prompts = self._tell(work, hidden, inputs) if work else NO_PROMPT_RESULTS
+        if not len(inputs.logits_indices):
+            result = StepResult(plan.step_id, u32([]), execute_us=_microseconds_since(started))
+            result.prompt_logprobs, result.pooled = prompts.logprobs, prompts.pooled
+            return FinishedStep(result)
+        last = hidden.index_select(0, torch.from_numpy(inputs.logits_indices).to(self.device))
+        logits = self.model.compute_logits(last).float()
+        batch = self.rows.sampling.select(inputs.sampling_rows, inputs.sampling_positions)
+        if plan.masks:
+            everyone = np.arange(len(batch.rows))
+            mask_batch(batch, plan, everyone, self.rows.limits.vocab_size)
+        sampled = sample(logits, batch, self.rows.token_ids)
+        self.rows.append_sampled(inputs.sampling_rows, sampled.token_ids)
+        return SampledStep(plan.step_id, started, sampled, prompts)
+
+    def _tell(self, work: PromptWork, hidden: torch.Tensor, inputs: StepInputs) -> PromptResults:
+        logprobs: list[PromptLogprobs] = []
+        if work.logprobs:
+            logprobs = compute_prompt_logprobs(
+                work.logprobs, hidden, inputs.begins, self.rows.token_ids, self.model.compute_logits
+            )
+        return PromptResults(logprobs, self._pooled.add(work.pooled, hidden, inputs.begins))
+
+    def _run_model(self, inputs: StepInputs) -> torch.Tensor:
+        """Final hidden states of the step's tokens, [T, hidden]."""
+        token_index = torch.from_numpy(inputs.token_index).to(self.device, non_blocking=True)
+        positions = torch.from_numpy(inputs.positions).to(self.device, non_blocking=True)
+        token_ids = self.rows.token_ids.view(-1).index_select(0, token_index)
+        metadata = self.backend.prepare(inputs.layout)
+        hidden: torch.Tensor = self.model(token_ids, positions, self.kv_pool.layers, metadata)
+        return hidden
+
+
+def _microseconds_since(started: float) -> int:
+    return round((time.monotonic() - started) * 1e6)

@@ -1,0 +1,74 @@
+"""What one step feeds the model, laid out from a plan and the worker's rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.attention.interface import BatchLayout, IntArray
+from engine.cpu.rows import RequestRows
+from engine.dispatch.records import StepPlan
+
+
+@dataclass(slots=True)
+class StepInputs:
+    """One step on the host: T tokens of S requests, of which some sample.
+
+    Attributes:
+        token_index: of each token, into the flattened rows' token ids, [T].
+        positions: in its sequence, [T].
+        layout: of the batch, for the attention backend.
+        begins: where each request's tokens begin, in the plan's order.
+        logits_indices: the tokens whose logits are needed, in the plan's order of sampling requests.
+        sampling_rows: the rows that sample, in the plan's order.
+        sampling_positions: where each sampled token goes.
+    """
+
+    token_index: IntArray
+    positions: IntArray
+    layout: BatchLayout
+    begins: IntArray
+    logits_indices: IntArray
+    sampling_rows: IntArray
+    sampling_positions: IntArray
+
+
+def prepare_inputs(plan: StepPlan, rows: RequestRows, max_num_batched_tokens: int) -> StepInputs:
+    """Lays out the scheduled tokens of a plan that `rows` has applied.
+
+    Requests are reordered for the attention backend: those that compute one token first, longest first.
+
+    Raises:
+        PlanError: the plan computes too many tokens, or tokens that a row does not have or has no block for.
+    """
+    rows.check_schedule(plan, max_num_batched_tokens)
+    plan_rows = plan.rows.astype(np.int64)
+    plan_counts, plan_starts = plan.counts.astype(np.int64), plan.starts.astype(np.int64)
+    ends = plan_starts + plan_counts
+    order = np.lexsort((-ends, plan_counts > 1))
+    row, count, start, end = plan_rows[order], plan_counts[order], plan_starts[order], ends[order]
+    last = np.cumsum(count) - 1
+    token_row = np.repeat(row, count)
+    positions = np.arange(len(token_row)) + np.repeat(start - (last + 1 - count), count)
+    block_ids = rows.block_table[token_row, positions // rows.limits.block_size]
+    num_blocks = -(-int(end.max()) // rows.limits.block_size)
+    layout = BatchLayout(
+        counts=count,
+        seq_lens=end,
+        block_table=rows.block_table[row, :num_blocks],
+        slot_mapping=block_ids * rows.limits.block_size + positions % rows.limits.block_size,
+        block_size=rows.limits.block_size,
+    )
+    last_in_plan_order = np.empty_like(last)
+    last_in_plan_order[order] = last
+    samples = plan.samples.astype(bool)
+    return StepInputs(
+        token_index=token_row * rows.limits.max_model_len + positions,
+        positions=positions,
+        layout=layout,
+        begins=last_in_plan_order + 1 - plan_counts,
+        logits_indices=last_in_plan_order[samples],
+        sampling_rows=plan_rows[samples],
+        sampling_positions=ends[samples],
+    )

@@ -1,0 +1,213 @@
+"""Paged attention by the project's own Triton kernels, laid out entirely in device memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.attention.interface import (
+    AttentionBackend,
+    AttentionMetadata,
+    HeadLayout,
+    LayerKVCache,
+    QKNorm,
+    Rotation,
+)
+from engine.kernels.paged_attention.decode import decode_splits, paged_decode_attention
+from engine.kernels.paged_attention.prefill import (
+    paged_prefill_attention,
+    prefill_block_q,
+    prefill_config,
+)
+from engine.kernels.paged_attention.prefix import (
+    prefix_splits,
+    prefix_workspace,
+    shared_prefix_attention,
+)
+from engine.kernels.rotate_and_store.kernel import rotate_and_store
+
+# Without a device (under Triton's interpreter) any number serves.
+_SMS_WITHOUT_DEVICE = 4
+
+
+@dataclass(slots=True)
+class TritonRotation(Rotation):
+    """The table and the positions to look up in it; the kernel does so itself."""
+
+    table: torch.Tensor
+    positions: torch.Tensor
+
+
+@dataclass(slots=True)
+class PrefixMetadata:
+    """A prefix that many decodes share, in device memory; see `shared_prefix_attention`.
+
+    Attributes:
+        row: a row that begins with it, [1] int32.
+        num_tokens: its length, [1] int32.
+        lens: that length for each request that shares it, else 0, [S] int32.
+    """
+
+    row: torch.Tensor
+    num_tokens: torch.Tensor
+    lens: torch.Tensor
+
+
+@dataclass(slots=True)
+class TritonAttentionMetadata(AttentionMetadata):
+    """A step's layout in device memory: `num_decodes` requests of one token, then chunks. S requests.
+
+    Attributes:
+        num_decodes: requests served by the decode kernel.
+        rows: each request's row of the block table, -1 for padding, [S] int32.
+        seq_lens: context of each with the step's tokens, 0 for padding, [S] int32.
+        query_start_loc: where each request's tokens begin, and the end, [S + 1] int32.
+        tile_request, tile_start: see `prefill_tiles`, [num_tiles] int32.
+        block_table: every row's block ids, [R, B] int32.
+        prefix: what decodes share, or None to look for nothing.
+    """
+
+    num_decodes: int
+    rows: torch.Tensor
+    seq_lens: torch.Tensor
+    query_start_loc: torch.Tensor
+    tile_request: torch.Tensor
+    tile_start: torch.Tensor
+    block_table: torch.Tensor
+    prefix: PrefixMetadata | None = None
+
+
+class TritonAttentionBackend(AttentionBackend):
+    """See the module.
+
+    Attributes:
+        block_q: tokens of a chunk in one of attention's tiles.
+        tile_decodes: whether decodes are chunks of one token, computed by the same instructions as those of
+            prompts, so that a token's result depends neither on its batch nor on how it came to be computed.
+    """
+
+    def __init__(
+        self,
+        heads: HeadLayout,
+        *,
+        max_num_seqs: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        deterministic: bool = False,
+        num_sms: int | None = None,
+    ) -> None:
+        self.tile_decodes = deterministic
+        self._config = prefill_config(heads.head_dim, dtype)
+        self.block_q = prefill_block_q(heads.num_heads, heads.num_kv_heads, self._config)
+        self._num_sms = num_sms or _SMS_WITHOUT_DEVICE
+        if device.type == "cuda":
+            self._num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+        self._workspace = prefix_workspace(
+            max_num_seqs,
+            heads.num_heads,
+            heads.num_kv_heads,
+            heads.head_dim,
+            self._num_sms,
+            self._config.block_m,
+            device,
+        )
+
+    def rotation(self, table: torch.Tensor, positions: torch.Tensor) -> TritonRotation:
+        return TritonRotation(table, positions)
+
+    def rotate_and_store(
+        self,
+        qkv: torch.Tensor,
+        heads: HeadLayout,
+        norm: QKNorm | None,
+        rotation: Rotation,
+        kv_cache: LayerKVCache,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        assert isinstance(rotation, TritonRotation)
+        query: torch.Tensor = rotate_and_store(
+            qkv,
+            rotation.positions,
+            rotation.table,
+            kv_cache.key,
+            kv_cache.value,
+            metadata.slot_mapping,
+            num_heads=heads.num_heads,
+            num_kv_heads=heads.num_kv_heads,
+            head_dim=heads.head_dim,
+            q_norm=None if norm is None else norm.query,
+            k_norm=None if norm is None else norm.key,
+            eps=0.0 if norm is None else norm.eps,
+        )
+        return query
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        kv_cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        scale: float,
+    ) -> torch.Tensor:
+        assert isinstance(metadata, TritonAttentionMetadata)
+        out = query.new_empty(query.shape)
+        num_decodes = 0 if self.tile_decodes else metadata.num_decodes
+        if num_decodes:
+            self._decode(query[:num_decodes], kv_cache, metadata, scale, out[:num_decodes])
+        if len(metadata.tile_request):
+            paged_prefill_attention(
+                query,
+                kv_cache.key,
+                kv_cache.value,
+                block_table=metadata.block_table,
+                rows=metadata.rows,
+                query_start_loc=metadata.query_start_loc,
+                seq_lens=metadata.seq_lens,
+                tile_request=metadata.tile_request,
+                tile_start=metadata.tile_start,
+                scale=scale,
+                out=out,
+            )
+        return out
+
+    def _decode(
+        self,
+        query: torch.Tensor,
+        kv_cache: LayerKVCache,
+        metadata: TritonAttentionMetadata,
+        scale: float,
+        out: torch.Tensor,
+    ) -> None:
+        num_seqs, num_heads, _ = query.shape
+        num_kv_heads = kv_cache.key.shape[2]
+        num_splits = decode_splits(num_seqs, num_kv_heads, self._num_sms)
+        shared = None
+        if metadata.prefix is not None:
+            shared = shared_prefix_attention(
+                query,
+                kv_cache.key,
+                kv_cache.value,
+                block_table=metadata.block_table,
+                prefix_row=metadata.prefix.row,
+                prefix_len=metadata.prefix.num_tokens,
+                prefix_lens=metadata.prefix.lens,
+                scale=scale,
+                num_splits=num_splits,
+                num_prefix_splits=prefix_splits(
+                    num_seqs, num_heads, num_kv_heads, self._num_sms, self._config.block_m
+                ),
+                workspace=self._workspace,
+            )
+        paged_decode_attention(
+            query,
+            kv_cache.key,
+            kv_cache.value,
+            block_table=metadata.block_table,
+            rows=metadata.rows,
+            seq_lens=metadata.seq_lens,
+            scale=scale,
+            num_splits=num_splits,
+            out=out,
+            workspace=self._workspace,
+            prefix=shared,
+        )

@@ -1,0 +1,111 @@
+"""Puts a model, a KV pool and rows together on a platform's device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.attention.interface import HeadLayout
+from engine.config import WorkerConfig
+from engine.layers.parallel import TensorParallel
+from engine.models.base import CausalLM, ModelContext
+from engine.models.config import ModelConfig
+from engine.platform.base import Platform
+from engine.platform.kv_cache import KVCacheShape, KVCacheSize, allocate_kv_pool, size_kv_cache
+from engine.step.row_ledger import RowLimits
+from engine.step.runner import Runner
+from pagewire.base.errors import ConfigError
+
+# Fills the parameters of a model that it makes.
+Load = Callable[[ModelContext], CausalLM]
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A runner and the limits it was made for."""
+
+    runner: Runner
+    size: KVCacheSize
+    kv_bytes: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+def assemble(
+    config: WorkerConfig,
+    model_config: ModelConfig,
+    platform: Platform,
+    load: Load,
+    on_sized: Callable[[KVCacheSize], None],
+) -> Assembly:
+    """Puts a model, a KV pool and rows together on a platform's device.
+
+    Args:
+        load: makes the model.
+        on_sized: told the size of the KV pool before it is allocated.
+
+    Raises:
+        ConfigError: a setting is wrong, or the memory does not suffice.
+    """
+    max_num_seqs = config.max_num_seqs or platform.limits.max_num_seqs
+    max_tokens = config.max_num_batched_tokens or platform.limits.max_num_batched_tokens
+    wanted_len = max_model_len(config, model_config)
+    parallel = TensorParallel()
+    backend = platform.attention(_heads(model_config, parallel), max_num_seqs)
+    context = ModelContext(
+        model_config, wanted_len, backend, platform.ops(), platform.linear_method(), parallel
+    )
+    model = load(context)
+    shape = KVCacheShape(
+        num_layers=model_config.num_hidden_layers,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model_config.head_dim,
+        block_size=config.block_size,
+        dtype=platform.dtype,
+    )
+
+    def make_runner(size: KVCacheSize) -> Runner:
+        kv_pool = allocate_kv_pool(shape, size.num_blocks, platform.device)
+        limits = RowLimits(
+            max_num_seqs,
+            size.max_model_len,
+            config.block_size,
+            size.num_blocks,
+            model_config.vocab_size,
+            model_config.hidden_size,
+        )
+        return platform.make_runner(model, backend, kv_pool, limits, max_tokens)
+
+    def make_trial() -> Runner:
+        return make_runner(KVCacheSize(1, wanted_len))
+
+    size = size_kv_cache(
+        shape,
+        num_blocks=config.num_blocks,
+        available_bytes=platform.bytes_for_kv(make_trial),
+        max_model_len=wanted_len,
+        max_num_seqs=max_num_seqs,
+    )
+    on_sized(size)
+    runner = make_runner(size)
+    platform.finish(runner)
+    return Assembly(runner, size, size.num_blocks * shape.block_bytes, max_num_seqs, max_tokens)
+
+
+def max_model_len(config: WorkerConfig, model: ModelConfig) -> int:
+    """The longest request that a worker is asked to serve.
+
+    Raises:
+        ConfigError: the model was not made for so many tokens.
+    """
+    longest = model.max_position_embeddings
+    wanted = config.max_model_len or longest
+    if wanted > longest:
+        raise ConfigError(f"max_model_len is {wanted}; this model was made for at most {longest} tokens")
+    return wanted
+
+
+def _heads(config: ModelConfig, parallel: TensorParallel) -> HeadLayout:
+    """This rank's heads; key-value heads are replicated where there are more ranks than heads."""
+    num_kv_heads = max(1, config.num_key_value_heads // parallel.size)
+    return HeadLayout(config.num_attention_heads // parallel.size, num_kv_heads, config.head_dim)

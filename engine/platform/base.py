@@ -1,0 +1,69 @@
+"""What depends on the kind of device: how layers compute, what runs plans, how much memory is left for KV."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+
+from engine.attention.interface import AttentionBackend, HeadLayout
+from engine.layers.linear_method import LinearMethod
+from engine.layers.ops import LayerOps
+from engine.models.base import CausalLM
+from engine.platform.device import DeviceLimits
+from engine.platform.kv_cache import KVPool
+from engine.step.row_ledger import RowLimits
+from engine.step.runner import Runner
+
+# Makes a runner with a pool just large enough for the largest step.
+MakeTrial = Callable[[], Runner]
+
+
+class Platform(ABC):
+    """One kind of device.
+
+    Attributes:
+        device, dtype: of everything a model computes.
+        limits: how much it computes at once by default.
+    """
+
+    limits: DeviceLimits
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+
+    @abstractmethod
+    def attention(self, heads: HeadLayout, max_num_seqs: int) -> AttentionBackend:
+        """How layers attend."""
+
+    @abstractmethod
+    def ops(self) -> LayerOps:
+        """How layers compute what lies between matrix products."""
+
+    @abstractmethod
+    def linear_method(self) -> LinearMethod:
+        """How layers multiply."""
+
+    @abstractmethod
+    def make_runner(
+        self,
+        model: CausalLM,
+        backend: AttentionBackend,
+        kv_pool: KVPool,
+        limits: RowLimits,
+        max_num_batched_tokens: int,
+    ) -> Runner:
+        """What runs plans, with rows of its own."""
+
+    @abstractmethod
+    def bytes_for_kv(self, make_trial: MakeTrial) -> int:
+        """Memory for the KV pool, found once the weights are loaded.
+
+        Raises:
+            ConfigError: the limits leave none.
+        """
+
+    def finish(self, runner: Runner) -> None:  # noqa: B027 - some have nothing to do
+        """Called once, when the runner has its KV pool and before it gets its first plan."""

@@ -1,0 +1,143 @@
+"""The KV pool: how many blocks it holds, and its memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from engine.attention.interface import LayerKVCache
+from engine.platform.device import available_memory
+from pagewire.base.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+GIB = 1024**3
+DEFAULT_CPU_BYTES = 4 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheShape:
+    """What one worker keeps for each token.
+
+    Attributes:
+        num_layers, num_kv_heads, head_dim: on this worker.
+        block_size: tokens per block.
+        dtype: of keys and values.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers, keys and values."""
+        values = 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim
+        return values * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheSize:
+    """The pool's blocks and the longest request they can hold, in tokens."""
+
+    num_blocks: int
+    max_model_len: int
+
+
+def default_cpu_bytes() -> int:
+    """4 GiB, or a quarter of the machine's available memory where that is less."""
+    return min(DEFAULT_CPU_BYTES, available_memory() // 4)
+
+
+def size_kv_cache(
+    shape: KVCacheShape,
+    *,
+    num_blocks: int | None,
+    available_bytes: int,
+    max_model_len: int,
+    max_num_seqs: int,
+) -> KVCacheSize:
+    """How many blocks to allocate, and what that leaves of max_model_len.
+
+    Args:
+        num_blocks: exactly this many; None takes what fits `available_bytes`, but no more than
+            `max_num_seqs` requests of `max_model_len` can use.
+
+    Raises:
+        ConfigError: not even one block fits.
+    """
+    if num_blocks is None:
+        useful = max_num_seqs * -(-max_model_len // shape.block_size)
+        num_blocks = min(available_bytes // shape.block_bytes, useful)
+    if num_blocks < 1:
+        raise ConfigError(
+            f"the KV pool has room for {num_blocks} blocks: one block of {shape.block_size} tokens takes "
+            f"{shape.block_bytes} bytes and {max(available_bytes, 0)} bytes are available; free memory or "
+            "raise the limit (kv_cache_memory on the CPU, gpu_memory_utilization on a GPU)"
+        )
+    held = num_blocks * shape.block_size
+    if held < max_model_len:
+        logger.warning(
+            "max_model_len is cut from %d to %d tokens: the KV pool holds %d blocks of %d tokens",
+            max_model_len,
+            held,
+            num_blocks,
+            shape.block_size,
+        )
+    return KVCacheSize(num_blocks, min(max_model_len, held))
+
+
+@dataclass(frozen=True, slots=True)
+class KVPool:
+    """A worker's KV memory.
+
+    Attributes:
+        blocks: [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]; keys, then values.
+        layers: the same, one entry per layer.
+    """
+
+    blocks: torch.Tensor
+    layers: Sequence[LayerKVCache]
+
+    def copy(self, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+        """Copies blocks, by their ids [n], int64; all are read before any is written."""
+        self.blocks[:, :, destinations] = self.blocks[:, :, sources]
+
+
+def allocate_kv_pool(shape: KVCacheShape, num_blocks: int, device: torch.device) -> KVPool:
+    """The pool, zeroed. On the CPU the system commits its pages as they are written.
+
+    Raises:
+        ConfigError: the memory is not to be had.
+    """
+    size = (shape.num_layers, 2, num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
+    try:
+        pool = (
+            _lazy_zeros(math.prod(size) * shape.dtype.itemsize).view(shape.dtype).view(size)
+            if device.type == "cpu"
+            else torch.zeros(size, dtype=shape.dtype, device=device)
+        )
+    except (RuntimeError, OSError, OverflowError) as error:
+        total = num_blocks * shape.block_bytes
+        raise ConfigError(f"a KV pool of {num_blocks} blocks ({total} bytes) cannot be allocated") from error
+    return KVPool(pool, [LayerKVCache(layer[0], layer[1]) for layer in pool])
+
+
+def _lazy_zeros(num_bytes: int) -> torch.Tensor:
+    """Zeroed bytes whose pages the system commits as they are first written.
+
+    Small pages, because a block is a few KiB in each layer: with huge ones the first tokens of a request
+    would have the system clear 2 MiB for every layer's keys and again for its values.
+    """
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages refuses the advice and needs none
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

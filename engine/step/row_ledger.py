@@ -1,0 +1,238 @@
+"""What every runner knows on the host about the requests in its rows: lengths, blocks and parameters.
+
+All of it follows from the plans alone, so that a plan can be checked and laid out without asking the device.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.attention.interface import IntArray
+from engine.dispatch.records import NewRequest, Pooling, RecordLimits, StepPlan, mask_words
+from engine.sampling.parameters import SamplingTable
+
+
+class PlanError(ValueError):
+    """A plan contradicts the worker's rows or limits. The step is not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """What rows can hold.
+
+    Attributes:
+        max_num_seqs: how many rows there are.
+        max_model_len: tokens of a row.
+        block_size: tokens of a block.
+        num_pool_blocks: blocks there are to refer to.
+        vocab_size: token ids are below it.
+        hidden_size: numbers of a hidden state.
+    """
+
+    max_num_seqs: int
+    max_model_len: int
+    block_size: int
+    num_pool_blocks: int
+    vocab_size: int
+    hidden_size: int
+
+    @property
+    def max_blocks(self) -> int:
+        """Entries a row's block table can have."""
+        return -(-self.max_model_len // self.block_size)
+
+    def records(self, max_num_batched_tokens: int) -> RecordLimits:
+        """What plans and results can hold, where a step computes up to so many tokens."""
+        return RecordLimits.derive(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+        )
+
+
+class RowLedger(ABC):
+    """Rows of a worker, mutated by `apply` (from plans) and by whoever appends sampled tokens.
+
+    Attributes:
+        num_tokens: each row's length, sampled tokens included, [max_num_seqs]; 0 where the row is free.
+        num_blocks: entries of each row's block table.
+        sampling: parameters by row.
+        watched: rows whose request asks for something of its prompt, until all of that is computed.
+    """
+
+    def __init__(self, limits: RowLimits) -> None:
+        self.limits = limits
+        self.num_tokens: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
+        self.num_blocks: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
+        self.sampling = SamplingTable(limits.max_num_seqs)
+        self.watched: set[int] = set()
+        # Of rows with pooling: tokens that are in the pooled state.
+        self._num_pooled: dict[int, int] = {}
+
+    @abstractmethod
+    def _write_tokens(self, row: int, token_ids: np.ndarray) -> None:
+        """Puts a new request's tokens into its row."""
+
+    @abstractmethod
+    def _write_blocks(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        """Puts block ids into the block tables of rows, one entry each."""
+
+    def reset(self) -> None:
+        """Frees every row."""
+        self.num_tokens[:] = 0
+        self.num_blocks[:] = 0
+        self.watched.clear()
+        self._num_pooled.clear()
+
+    def apply(self, plan: StepPlan) -> None:
+        """Frees rows, adds new requests and appends blocks, as the plan says, and checks what it copies.
+
+        Raises:
+            PlanError: the plan is inconsistent. Rows it frees are free even then.
+        """
+        self._free(plan.freed_rows.astype(np.int64))
+        for request in plan.new_requests:
+            self._add(request)
+        self._append_blocks(plan)
+        if len(plan.copied_blocks):
+            self._check_copies(plan.copied_blocks)
+
+    def check_schedule(self, plan: StepPlan, max_num_batched_tokens: int) -> None:
+        """Checks what an applied plan computes.
+
+        Raises:
+            PlanError: it computes too many tokens, or tokens that a row does not have or has no block for.
+        """
+        counts = plan.counts.astype(np.int64)
+        ends = plan.starts.astype(np.int64) + counts
+        lengths = self.num_tokens[plan.rows]
+        total = int(counts.sum())
+        if total > max_num_batched_tokens:
+            raise PlanError(f"the step computes {total} tokens; at most {max_num_batched_tokens} are allowed")
+        _require_rows(plan, lengths > 0, "is not in use")
+        _require_rows(plan, counts > 0, "computes no token")
+        _require_rows(plan, ends <= lengths, "computes tokens beyond its end")
+        samples = ends == lengths
+        if self._num_pooled:
+            self._check_pooling(plan, samples)
+        _require_rows(plan, (plan.samples != 0) == samples, "must sample exactly at its last token")
+        _require_rows(
+            plan, (plan.samples == 0) | (lengths < self.limits.max_model_len), "is full and cannot sample"
+        )
+        _require_rows(plan, ends <= self.num_blocks[plan.rows] * self.limits.block_size, "has too few blocks")
+        if plan.masks:
+            self._check_masks(plan)
+
+    def _check_pooling(self, plan: StepPlan, samples: np.ndarray) -> None:
+        """Checks the rows with pooling, and clears `samples` of them."""
+        pooled = np.isin(plan.rows, list(self._num_pooled))
+        samples &= ~pooled
+        in_order = np.ones(len(pooled), dtype=bool)
+        for index in np.flatnonzero(pooled):
+            row, start = int(plan.rows[index]), int(plan.starts[index])
+            whole = self.sampling.parameters(row)["pooling"] in (Pooling.MEAN, Pooling.CLS)
+            in_order[index] = not whole or start == self._num_pooled[row]
+            self._num_pooled[row] = start + int(plan.counts[index])
+        _require_rows(plan, in_order, "must compute all of its prompt, in order, for pooling")
+
+    def _check_masks(self, plan: StepPlan) -> None:
+        width = mask_words(self.limits.vocab_size)
+        last = np.uint32((1 << (self.limits.vocab_size - 1) % 32 + 1) - 1)
+        for index, mask in plan.masks.items():
+            if index >= len(plan.rows) or not plan.samples[index]:
+                raise PlanError(f"a mask is for request {index} of the step, which does not sample")
+            if len(mask) != width:
+                raise PlanError(f"a mask has {len(mask)} words; it must have {width}")
+            if not mask[:-1].any() and not mask[-1] & last:
+                raise PlanError(f"the mask of row {plan.rows[index]} allows no token")
+
+    def _free(self, rows: IntArray) -> None:
+        _require(rows < self.limits.max_num_seqs, rows, f"freed row must be below {self.limits.max_num_seqs}")
+        self.num_tokens[rows] = 0
+        self.num_blocks[rows] = 0
+        if self.watched or self._num_pooled:
+            self.watched.difference_update(rows.tolist())
+            for row in rows.tolist():
+                self._num_pooled.pop(row, None)
+
+    def _add(self, request: NewRequest) -> None:
+        row, length, num_blocks = request.row, len(request.token_ids), len(request.block_ids)
+        if row >= self.limits.max_num_seqs:
+            raise PlanError(f"new request's row {row} must be below {self.limits.max_num_seqs}")
+        if self.num_tokens[row]:
+            raise PlanError(f"new request's row {row} is in use")
+        if not 0 < length <= self.limits.max_model_len:
+            raise PlanError(f"new request has {length} tokens; 1 to {self.limits.max_model_len} are allowed")
+        if not 0 < request.num_prompt_tokens <= length:
+            raise PlanError(f"new request has {length} tokens, {request.num_prompt_tokens} of them prompt")
+        if num_blocks > self.limits.max_blocks:
+            raise PlanError(f"new request has {num_blocks} blocks; at most {self.limits.max_blocks}")
+        _require(
+            request.token_ids < self.limits.vocab_size,
+            request.token_ids,
+            f"token id must be below {self.limits.vocab_size}",
+        )
+        self._require_in_pool(request.block_ids)
+        self._write_tokens(row, request.token_ids)
+        self._write_blocks(np.full(num_blocks, row), np.arange(num_blocks), request.block_ids)
+        self.num_tokens[row], self.num_blocks[row] = length, num_blocks
+        self.sampling.set(row, request.sampling, request.num_prompt_tokens)
+        if request.sampling.pooling:
+            self._num_pooled[row] = 0
+        if request.sampling.pooling or request.sampling.prompt_logprobs >= 0:
+            self.watched.add(row)
+
+    def _append_blocks(self, plan: StepPlan) -> None:
+        rows = plan.rows.astype(np.int64)
+        added = plan.num_new_blocks.astype(np.int64)
+        _require(
+            rows < self.limits.max_num_seqs, rows, f"scheduled row must be below {self.limits.max_num_seqs}"
+        )
+        if np.bincount(rows, minlength=1).max(initial=0) > 1:
+            raise PlanError("a row is scheduled twice in one step")
+        if not added.any():
+            return
+        ends = self.num_blocks[rows] + added
+        _require(ends <= self.limits.max_blocks, ends, f"blocks of a row: at most {self.limits.max_blocks}")
+        self._require_in_pool(plan.new_block_ids)
+        offsets = np.arange(int(added.sum())) - np.repeat(np.cumsum(added) - added, added)
+        columns = np.repeat(self.num_blocks[rows], added) + offsets
+        self._write_blocks(np.repeat(rows, added), columns, plan.new_block_ids)
+        self.num_blocks[rows] = ends
+
+    def _check_copies(self, copied_blocks: np.ndarray) -> None:
+        self._require_in_pool(copied_blocks.reshape(-1))
+        destinations = copied_blocks[:, 1]
+        if len(copied_blocks) > self.limits.max_num_seqs:
+            raise PlanError(f"{len(copied_blocks)} blocks are copied; at most {self.limits.max_num_seqs}")
+        if len(np.unique(destinations)) < len(destinations):
+            raise PlanError("two blocks are copied to the same one")
+        both = np.isin(destinations, copied_blocks[:, 0])
+        _require(~both, destinations, "no block may be copied from and copied to in one step")
+
+    def _require_in_pool(self, block_ids: np.ndarray) -> None:
+        _require(
+            block_ids < self.limits.num_pool_blocks,
+            block_ids,
+            f"block id must be below {self.limits.num_pool_blocks}",
+        )
+
+
+def _require(holds: np.ndarray, values: np.ndarray, rule: str) -> None:
+    if not holds.all():
+        raise PlanError(f"{rule}, got {values[~holds][0]}")
+
+
+def _require_rows(plan: StepPlan, holds: np.ndarray, rule: str) -> None:
+    if not holds.all():
+        i = int(np.flatnonzero(~holds)[0])
+        raise PlanError(
+            f"row {plan.rows[i]} {rule}: start {plan.starts[i]}, count {plan.counts[i]}, "
+            f"samples {plan.samples[i]}"
+        )

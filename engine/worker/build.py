@@ -1,0 +1,105 @@
+"""From a worker's configuration to a runner ready to take plans."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from engine.config import WorkerConfig
+from engine.cpu.platform import CpuPlatform
+from engine.dispatch.facts import WorkerFacts
+from engine.loader.load import load_model
+from engine.models.base import CausalLM, ModelContext
+from engine.models.config import ModelConfig
+from engine.models.families import load_model_config
+from engine.platform.assemble import assemble, max_model_len
+from engine.platform.base import Platform
+from engine.platform.device import device_name, dtype_name, pick_device, pick_dtype
+from engine.platform.kv_cache import GIB, KVCacheSize
+from engine.step.runner import LoadedWorker
+from engine.worker.timeline import Timeline
+from pagewire.hub import resolve_checkpoint
+
+logger = logging.getLogger(__name__)
+
+MakePlatform = Callable[[WorkerConfig, torch.device, torch.dtype], Platform]
+# Starts compiling what a worker of these configurations will launch; returns what waits for it.
+CompileAhead = Callable[[WorkerConfig, ModelConfig, torch.dtype], Callable[[], None]]
+
+
+def build_worker(
+    config: WorkerConfig,
+    make_platform: MakePlatform | None = None,
+    *,
+    compile_ahead: CompileAhead | None = None,
+    timeline: Timeline | None = None,
+) -> LoadedWorker:
+    """Loads the model, allocates the KV pool and the rows.
+
+    Args:
+        make_platform: what to run it with; by default what suits the device.
+        compile_ahead: compiles kernels while weights are loaded; without it each is compiled when it is first
+            launched.
+        timeline: told what took how long.
+
+    Raises:
+        ConfigError: a setting or a model file is wrong, or the memory does not suffice.
+    """
+    timeline = timeline or Timeline()
+    device = pick_device(config.device)
+    directory, load_format = resolve_checkpoint(config.model, config.load_format)
+    model_config = load_model_config(directory)
+    dtype = pick_dtype(config.dtype, device, model_config.dtype)
+    platform = (make_platform or _platform_for(device))(config, device, dtype)
+    compiled = compile_ahead(config, model_config, dtype) if compile_ahead else None
+
+    def load(context: ModelContext) -> CausalLM:
+        timeline.mark("configuration")
+        model = load_model(context, directory, load_format, device=device, dtype=dtype, seed=config.seed)
+        timeline.mark("weights")
+        if compiled:
+            compiled()
+            timeline.mark("kernels")
+        return model
+
+    def on_sized(size: KVCacheSize) -> None:
+        timeline.mark("memory")
+        if compile_ahead and size.max_model_len != max_model_len(config, model_config):
+            compile_ahead(replace(config, max_model_len=size.max_model_len), model_config, dtype)()
+            timeline.mark("kernels")
+
+    assembly = assemble(config, model_config, platform, load, on_sized)
+    timeline.mark("graphs" if device.type == "cuda" else "runner")
+    facts = WorkerFacts(
+        model=config.model,
+        vocab_size=model_config.vocab_size,
+        max_model_len=assembly.size.max_model_len,
+        eos_token_ids=model_config.eos_token_ids,
+        block_size=config.block_size,
+        num_blocks=assembly.size.num_blocks,
+        max_num_seqs=assembly.max_num_seqs,
+        max_num_batched_tokens=assembly.max_num_batched_tokens,
+        dtype=dtype_name(dtype),
+        device=device_name(device),
+        hidden_size=model_config.hidden_size,
+    )
+    logger.info(
+        "%s: %s on %s, KV pool of %d blocks (%.2f GiB)",
+        facts.model,
+        facts.dtype,
+        facts.device,
+        facts.num_blocks,
+        assembly.kv_bytes / GIB,
+    )
+    return LoadedWorker(assembly.runner, facts)
+
+
+def _platform_for(device: torch.device) -> MakePlatform:
+    if device.type == "cpu":
+        return CpuPlatform
+    from engine.cuda.platform import CudaPlatform  # imports Triton, which a CPU has no use for
+
+    return CudaPlatform

@@ -1,0 +1,192 @@
+"""Generation without a server: `LLM` loads a model and completes prompts, as fast as a full batch allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+from engine.config import WorkerConfig
+from frontend.chat.conversation import Conversation as Turns
+from frontend.served_model import ServedModel
+from pagewire.base.errors import InvalidRequest
+from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
+from pagewire.hub.model_name import default_model_name
+from pagewire.offline.engine import OfflineEngine
+from pagewire.offline.jobs import Job, open_job
+from pagewire.offline.outputs import CompletionOutput as CompletionOutput
+from pagewire.offline.outputs import RequestOutput as RequestOutput
+from pagewire.offline.outputs import TokenLogprobs as TokenLogprobs
+from pagewire.offline.prompts import Prompt, read_prompt
+from pagewire.wire.sampling_params import SamplingParams
+from scheduler.request import EndReason, Request
+
+Conversation = Sequence[Mapping[str, Any]]
+
+
+class LLM:
+    """A model, loaded into an engine-worker of its own.
+
+    Use it as a context manager, or `close()` it; it also closes when it is collected.
+    """
+
+    def __init__(
+        self, model: str = DEFAULT_MODEL, *, enable_prefix_caching: bool = True, **worker_options: Any
+    ) -> None:
+        """Args:
+        model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.
+        enable_prefix_caching: whether prompts share the KV of their common beginnings.
+        worker_options: fields of `engine.config.WorkerConfig`, such as `dtype`, `device`, `max_model_len`,
+            `max_num_seqs`, `max_num_batched_tokens`, `gpu_memory_utilization`, `load_format`.
+
+        Raises:
+            ConfigError: an option or the model is wrong.
+        """
+        self._engine: OfflineEngine | None = None
+        wanted = WorkerConfig(**worker_options, model=model, socket=Path())
+        directory, load_format = resolve_checkpoint(model, wanted.load_format, progress=True)
+        config = replace(wanted, model=str(directory), load_format=load_format)
+        self._text = ServedModel.load(directory, (default_model_name(model),), None)
+        self._engine = OfflineEngine(config, enable_prefix_caching=enable_prefix_caching)
+        self._ids = count()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the worker. Closing twice is fine."""
+        engine, self._engine = getattr(self, "_engine", None), None
+        if engine is not None:
+            engine.close()
+
+    @property
+    def default_sampling_params(self) -> SamplingParams:
+        """What the model's authors recommend (generation_config.json)."""
+        return SamplingParams(**self._text.defaults)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[RequestOutput]:
+        """Completes prompts, all in one batch as far as memory allows, and returns them in their order.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either. Instead of a text also
+                {"prompt": text}, instead of ids {"prompt_token_ids": ids}, either with a "cache_salt": cached
+                prefixes are shared only between prompts of the same one.
+            sampling_params: for all prompts, or one for each; default the model's recommendation.
+            truncate_prompt_tokens: keeps this many tokens at each prompt's end; -1 keeps what the model's
+                context has room for beside max_tokens.
+
+        Raises:
+            InvalidRequest: a prompt or parameter is wrong; nothing is generated then.
+            Unavailable: the worker died.
+        """
+        batch = _as_batch(prompts)
+        params = self._as_params(sampling_params, len(batch))
+        jobs = [
+            self._job(prompt, each, truncate_prompt_tokens)
+            for prompt, each in zip(batch, params, strict=True)
+        ]
+        self._run(jobs)
+        return [job.output for job in jobs]
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers one conversation or several, rendered by the model's chat template. See `generate`.
+
+        Raises:
+            InvalidRequest: the model has no template, or the template refuses a conversation.
+        """
+        if self._text.template is None:
+            raise InvalidRequest(
+                "the model has no chat template; use generate() with a text", param="messages"
+            )
+        one = bool(messages) and isinstance(messages[0], Mapping)
+        conversations = cast(Sequence[Conversation], [messages] if one else messages)
+        prompts = []
+        for conversation in conversations:
+            turns = [dict(message) for message in conversation]
+            rendered = self._text.template.render(Turns(messages=turns))
+            prompts.append(self._text.tokenizer.encode(rendered, add_special_tokens=False))
+        return self.generate(prompts, sampling_params)
+
+    def _as_params(
+        self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> Sequence[SamplingParams]:
+        if sampling_params is None:
+            sampling_params = self.default_sampling_params
+        if isinstance(sampling_params, SamplingParams):
+            return [sampling_params] * count
+        if len(sampling_params) != count:
+            raise InvalidRequest(
+                f"{len(sampling_params)} sampling_params for {count} prompts; give one for each"
+            )
+        return sampling_params
+
+    def _job(self, prompt: Prompt, sampling: SamplingParams, truncate_prompt_tokens: int | None) -> Job:
+        engine, tokenizer = self._running(), self._text.tokenizer
+        read = read_prompt(prompt, tokenizer, sampling, engine.facts.max_model_len, truncate_prompt_tokens)
+        job = open_job(f"offline-{next(self._ids)}", read, sampling, tokenizer, engine.facts)
+        for request in job.requests:
+            engine.check(request)
+        return job
+
+    def _run(self, jobs: list[Job]) -> None:
+        engine = self._running()
+        running = {id(request): request for job in jobs for request in job.requests}
+        watching = any(job.watches for job in jobs)
+        try:
+            for request in running.values():
+                engine.add(request)
+            for step in engine.steps():
+                for request, told in step.prompt_logprobs:
+                    _job_of(request).add_prompt_logprobs(told)
+                for index, entry in step.logprobs.items():
+                    request = step.requests[index]
+                    _job_of(request).add_logprobs(request, entry)
+                for request in step.requests if watching else ():
+                    if _job_of(request).catch_up(request) and engine.core.abort(request, EndReason.STOP):
+                        _job_of(request).ended(request)
+                for request in step.ended:
+                    running.pop(id(request))
+                    for further in _job_of(request).ended(request):
+                        running[id(further)] = further
+                        engine.add(further)
+        finally:
+            engine.abort(list(running.values()))
+
+    def _running(self) -> OfflineEngine:
+        if self._engine is None:
+            raise InvalidRequest("this LLM is closed")
+        return self._engine
+
+
+def _job_of(request: Request) -> Job:
+    assert isinstance(request.owner, Job)
+    return request.owner
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, str | Mapping):
+        return [cast(Prompt, prompts)]
+    if prompts and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    return prompts  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Values that travel, and what turns messages into them and back."""

@@ -1,0 +1,103 @@
+"""Which blocks of which request can be found by their content, to be shared or copied."""
+
+from __future__ import annotations
+
+from scheduler.blocks.hashes import RecentChains
+from scheduler.blocks.partial import PartialHit, Place
+from scheduler.blocks.pool import BlockPool
+from scheduler.limits import SchedulerLimits
+from scheduler.request import Request
+from scheduler.rows import IntArray, Rows
+
+# Fewer tokens than a block's part by this are computed sooner than copied, beside others.
+_LEAST_COPIED = 4
+
+
+class Prefixes:
+    """Publishes blocks once they are full of known tokens, computed by the steps planned so far, and finds
+    them again. It owns the hashes of the requests' blocks and how many are published; pool and rows are the
+    scheduler's.
+
+    Attributes:
+        is_enabled: whether anything is published and found; may be changed while nothing runs.
+    """
+
+    def __init__(self, limits: SchedulerLimits, pool: BlockPool, rows: Rows) -> None:
+        self._block_size = limits.block_size
+        self.is_enabled = limits.enable_prefix_caching
+        self._pool = pool
+        self._rows = rows
+        self._recent_chains = RecentChains(limits.block_size)
+
+    def find(self, request: Request) -> list[int]:
+        """The cached blocks of a waiting request's beginning that it may use."""
+        if not self.is_enabled:
+            return []
+        if not request.block_hashes:
+            request.block_hashes = self._recent_chains.hash(request.token_ids, request.root_hash)
+        num_blocks = request.num_reusable_tokens // self._block_size
+        request.hash_up_to(num_blocks, self._block_size)
+        return self._pool.lookup(request.block_hashes[:num_blocks])
+
+    def find_partial(self, request: Request, num_blocks: int) -> PartialHit | None:
+        """The block to copy the beginning of a waiting request's next one from, after so many that `find`
+        found, if that pays. It leaves a token to compute that needs no mask.
+        """
+        if not self.is_enabled:
+            return None
+        start = num_blocks * self._block_size
+        end = min(request.num_reusable_tokens - request.is_blocked, start + self._block_size)
+        if end <= start:
+            return None
+        hit = self._pool.partial.find(self._place(request, num_blocks), request.token_ids[start:end])
+        if hit is None:
+            return None
+        leaves_one = start + hit.num_tokens == len(request.token_ids) - 1
+        return hit if leaves_one or hit.num_tokens * _LEAST_COPIED >= self._block_size else None
+
+    def _place(self, request: Request, index: int) -> Place:
+        """Of a request's block."""
+        return (request.block_hashes[index - 1] if index else request.root_hash, request.client)
+
+    def publish_filled(self, rows: IntArray, ends: IntArray) -> None:
+        """Publishes what became full when the requests in these rows grew to `ends`."""
+        state, at_border = self._rows, ends % self._block_size == 0
+        rows = rows[at_border]
+        if not len(rows):
+            return
+        ends = ends[at_border]
+        ready = (state.num_known[rows] >= ends) & (state.num_computed[rows] >= ends)
+        for request in state.holders(rows[ready]):
+            self.publish(request)
+
+    def publish(self, request: Request) -> None:
+        """Publishes what is full of a running request's blocks."""
+        full = min(self._rows.num_computed.item(request.row), len(request.token_ids)) // self._block_size
+        first = request.num_published_blocks
+        if full <= first or not self.is_enabled:
+            return
+        request.hash_up_to(full, self._block_size)
+        for index in range(first, full):
+            self._pool.publish(request.block_ids[index], request.block_hashes[index])
+        request.num_published_blocks = full
+
+    def publish_chunk(self, request: Request) -> None:
+        """Publishes what a chunk has filled of a running request's blocks, which can also be copied in part.
+        That is not worth it for those that fill while all decode: sequences part in a prompt, or at an end.
+        """
+        first, size = request.num_published_blocks, self._block_size
+        self.publish(request)
+        if request.num_published_blocks == first:
+            return
+        tokens = request.token_ids
+        for index in range(first, request.num_published_blocks):
+            known = tokens[index * size : (index + 1) * size]
+            self._pool.remember(request.block_ids[index], self._place(request, index), known)
+
+    def publish_last(self, request: Request) -> None:
+        """Has what is known and computed of a running request's last block, which is not full, be found."""
+        end = min(self._rows.num_computed.item(request.row), len(request.token_ids))
+        index = end // self._block_size
+        if self.is_enabled and end % self._block_size and request.num_published_blocks == index:
+            known = request.token_ids[index * self._block_size : end]
+            self._pool.remember(request.block_ids[index], self._place(request, index), known)

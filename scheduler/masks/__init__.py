@@ -1,0 +1,1 @@
+"""Masks for requests with constraints: made in threads, handed to the event loop."""

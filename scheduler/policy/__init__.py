@@ -1,0 +1,1 @@
+"""Who is served first, who makes room, who is to blame, and how long a step takes."""

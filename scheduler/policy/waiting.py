@@ -1,0 +1,294 @@
+"""The requests that wait for a row: who may, and who is next."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+import numpy as np
+
+from engine.dispatch.records import U32
+from pagewire.base.errors import InvalidRequest
+from scheduler.limits import SchedulerLimits
+from scheduler.policy.shares import Share, Shares
+from scheduler.request import NO_TURN, Request, Status
+
+_HEAP_SLACK = 64
+
+
+def check(request: Request, limits: SchedulerLimits) -> None:
+    """Checks a request against the limits, and cuts its max_total_tokens to them.
+
+    Raises:
+        InvalidRequest: it could never be served.
+    """
+    token_ids = request.token_ids
+    if not token_ids:
+        raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
+    most = limits.max_model_len - (not request.is_pooling)
+    if len(token_ids) > most:
+        to_generate = "" if request.is_pooling else "with at least one to generate, "
+        raise InvalidRequest(
+            f"the prompt has {len(token_ids)} tokens; {to_generate}this model takes at most {most}",
+            param="prompt",
+        )
+    largest = int(np.frombuffer(token_ids, U32).max())
+    if largest >= limits.vocab_size:
+        raise InvalidRequest(
+            f"token id {largest} is out of range; it must be below {limits.vocab_size}",
+            param="prompt",
+        )
+    if len(token_ids) >= request.max_total_tokens:
+        raise InvalidRequest("max_tokens must leave at least one token to generate", param="max_tokens")
+    request.max_total_tokens = min(request.max_total_tokens, most + 1)
+
+
+class WaitingQueue:
+    """Requests in order of service: by priority; then by what their clients, and the clients' users, were
+    served so far, least first; then those that ran already; then by arrival. Those that ended while they
+    waited stay until they surface, or until they are most of it.
+
+    Attributes:
+        num_waiting: requests in it that have not ended.
+    """
+
+    def __init__(self, shares: Shares) -> None:
+        """Args:
+        shares: what clients were served; the queue tells it who waits.
+        """
+        self.num_waiting = 0
+        self._shares = shares
+        self._levels: dict[int, _Level] = {}
+        self._priorities: list[int] = []
+        self._num_entries = 0
+        self._num_turns = 0
+        self._set_aside: list[Request] = []
+        self._loads: dict[int, _Load] = {}
+        self._refusable: dict[Share, dict[Request, None]] = {}
+
+    def add(self, request: Request, *, may_be_refused: bool = False) -> None:
+        """Has a request wait.
+
+        Args:
+            request: new, or without its row again.
+            may_be_refused: whether it may be refused yet, to make room for another.
+        """
+        request.status = Status.WAITING
+        share = request.share = self._shares.of(request.client)
+        self._shares.begin_to_wait(share)
+        if may_be_refused:
+            self._refusable.setdefault(share, {})[request] = None
+        self.num_waiting += 1
+        self._push(request)
+        self._count(request, 1)
+
+    def _push(self, request: Request) -> None:
+        level = self._levels.get(request.priority)
+        if level is None:
+            level = self._levels[request.priority] = _Level()
+            heapq.heappush(self._priorities, request.priority)
+        level.add(request)
+        self._num_entries += 1
+
+    def first(self) -> Request | None:
+        """The request to be served first, which stays. It has its turn from now on: what comes to be first
+        later is served after it as long as both run.
+        """
+        while self._priorities:
+            level = self._levels[self._priorities[0]]
+            request = level.first()
+            if request is not None:
+                if request.turn >= NO_TURN:
+                    request.turn, self._num_turns = self._num_turns, self._num_turns + 1
+                return request
+            del self._levels[heapq.heappop(self._priorities)]
+        return None
+
+    def take_first(self) -> None:
+        """Takes out what `first` returned last."""
+        self._count_out(self._pop())
+
+    def set_aside(self) -> None:
+        """Has what `first` returned last wait without being first, until `restore`."""
+        self._set_aside.append(self._pop())
+
+    def restore(self) -> None:
+        """Ends what `set_aside` began."""
+        while self._set_aside:
+            self._push(self._set_aside.pop())
+
+    def _pop(self) -> Request:
+        self._num_entries -= 1
+        return self._levels[self._priorities[0]].pop()
+
+    def forget(self, request: Request) -> None:
+        """Counts out a request that has just ended."""
+        assert request.status is Status.ENDED
+        self._count_out(request)
+        if self._num_entries > 2 * self.num_waiting + _HEAP_SLACK:
+            self._rebuild()
+
+    def _count_out(self, request: Request) -> None:
+        share = request.share
+        assert share is not None
+        self.num_waiting -= 1
+        self._count(request, -1)
+        self._shares.wait_no_more(share)
+        refusable = self._refusable.get(share)
+        if refusable is not None:
+            refusable.pop(request, None)
+            if not refusable:
+                del self._refusable[share]
+
+    def _rebuild(self) -> None:
+        """Leaves out those that ended."""
+        live = self.waiting()
+        self._levels, self._priorities, self._num_entries = {}, [], 0
+        for request in live:
+            self._push(request)
+
+    def waiting(self) -> list[Request]:
+        """All of them, in no order."""
+        return [request for level in self._levels.values() for request in level.live()]
+
+    def take_all(self) -> list[Request]:
+        """Empties it."""
+        taken = self.waiting()
+        for request in taken:
+            self._count_out(request)
+        self._levels, self._priorities, self._num_entries = {}, [], 0
+        return taken
+
+    def has(self, share: Share) -> bool:
+        """Whether requests of a share wait."""
+        return any(share in load.of_users for load in self._loads.values())
+
+    def ahead_of(self, request: Request) -> tuple[int, int]:
+        """How many requests, and prompt tokens of theirs, are likely to be served before a new one: those of
+        its user, and as many of every other that has some.
+        """
+        share = self._shares.of(request.client)
+        loads = [load for priority, load in self._loads.items() if priority <= request.priority]
+        num_requests = sum(load.num_requests for load in loads)
+        if not num_requests:
+            return 0, 0
+        num_own = sum(load.of_users.get(share, 0) for load in loads)
+        num_parties = self._shares.num_parties(share)
+        num_ahead = min(num_requests, num_own * num_parties + num_parties - 1)
+        num_tokens = sum(load.num_tokens for load in loads)
+        return num_ahead, num_tokens * num_ahead // num_requests
+
+    def _count(self, request: Request, change: int) -> None:
+        load = self._loads.setdefault(request.priority, _Load())
+        load.count(request, change)
+        if not load.num_requests:
+            del self._loads[request.priority]
+
+    def to_be_refused(self, share: Share) -> Request | None:
+        """The request that is to make room for one of a share's: the newest of the user with the most, of the
+        client with the most. None if the share would have the most then, or all have been promised service.
+        """
+        most = self._shares.most_waiting(share)
+        refusable = self._refusable.get(most) if most is not None else None
+        return next(reversed(refusable)) if refusable else None
+
+
+class _Load:
+    """How much of one priority waits."""
+
+    def __init__(self) -> None:
+        self.num_requests = self.num_tokens = 0
+        self.of_users: dict[Share, int] = {}
+
+    def count(self, request: Request, change: int) -> None:
+        user = request.share
+        assert user is not None
+        self.num_requests += change
+        self.num_tokens += change * request.num_prompt_tokens
+        count = self.of_users.pop(user, 0) + change
+        if count:
+            self.of_users[user] = count
+
+
+class _Level:
+    """The requests of one priority."""
+
+    def __init__(self) -> None:
+        self._clients = _LeastServed()
+        self._users: dict[Share, _LeastServed] = {}
+        self._queues: dict[Share, list[tuple[tuple[int, int], Request]]] = {}
+
+    def add(self, request: Request) -> None:
+        user = request.share
+        assert user is not None
+        queue = self._queues.get(user)
+        if queue is None:
+            queue = self._queues[user] = []
+            client = user.client
+            users = self._users.get(client)
+            if users is None:
+                users = self._users[client] = _LeastServed()
+                self._clients.add(client)
+            users.add(user)
+        heapq.heappush(queue, (request.order, request))
+
+    def first(self) -> Request | None:
+        while (client := self._clients.first()) is not None:
+            users = self._users[client]
+            while (user := users.first()) is not None:
+                if _drop_ended(self._queues[user]):
+                    return self._queues[user][0][1]
+                users.pop()
+                del self._queues[user]
+            self._clients.pop()
+            del self._users[client]
+        return None
+
+    def pop(self) -> Request:
+        """Takes out what `first` has just returned."""
+        client = self._clients.top
+        return heapq.heappop(self._queues[self._users[client].top])[1]
+
+    def live(self) -> Iterator[Request]:
+        """Those that wait."""
+        for queue in self._queues.values():
+            for _, request in queue:
+                if request.status is Status.WAITING:
+                    yield request
+
+
+def _drop_ended(queue: list[tuple[tuple[int, int], Request]]) -> bool:
+    """Has a request that waits come first; whether there is one."""
+    while queue and queue[0][1].status is Status.ENDED:
+        heapq.heappop(queue)
+    return bool(queue)
+
+
+class _LeastServed:
+    """Shares by what they were served, which may grow while they are here."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Share]] = []
+        self._num_added = 0
+
+    @property
+    def top(self) -> Share:
+        """What `first` returned last."""
+        return self._heap[0][2]
+
+    def add(self, share: Share) -> None:
+        heapq.heappush(self._heap, (share.served, self._num_added, share))
+        self._num_added += 1
+
+    def first(self) -> Share | None:
+        """The one served the least, which stays."""
+        heap = self._heap
+        while heap:
+            served, number, share = heap[0]
+            if served == share.served:
+                return share
+            heapq.heapreplace(heap, (share.served, number, share))
+        return None
+
+    def pop(self) -> None:
+        heapq.heappop(self._heap)

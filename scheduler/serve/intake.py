@@ -1,0 +1,166 @@
+"""From sampling parameters and token ids to a request the core can serve."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Sequence
+
+from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.records import MAX_BAD_WORD_TOKENS, Pooling, SamplingRecord
+from pagewire.base.errors import InvalidRequest
+from pagewire.wire.sampling_params import SamplingParams
+from scheduler.blocks.hashes import root_hash
+from scheduler.limits import SchedulerLimits
+from scheduler.request import Request
+
+
+def make_request(
+    request_id: str,
+    token_ids: Sequence[int],
+    sampling: SamplingParams,
+    facts: WorkerFacts,
+    *,
+    num_prompt_tokens: int = 0,
+    priority: int = 0,
+    client: str = "",
+    owner: object = None,
+    bad_words: Sequence[Sequence[int]] = (),
+    cache_salt: str = "",
+    pooling: int = Pooling.NONE,
+) -> Request:
+    """Resolves what is still open: the seed, max_tokens, and the tokens that end the output.
+
+    Args:
+        request_id: for logs.
+        token_ids: prompt, and any output already generated.
+        sampling: how to sample. Not looked at are what works on text, and what makes several completions of
+            one prompt, which are as many requests.
+        facts: of the model.
+        num_prompt_tokens: how many of `token_ids` are prompt; 0 means all.
+        priority: lower goes first.
+        client: whose it is; see `Shares.of`.
+        owner: kept in the request.
+        bad_words: token sequences that may not appear in the output.
+        cache_salt: cached prefixes are shared only between requests of the same salt.
+        pooling: a Pooling, if it is to end with a pooled state. Then `sampling` is not looked at.
+
+    Raises:
+        InvalidRequest: a value does not suit the model.
+    """
+    num_prompt_tokens = num_prompt_tokens or len(token_ids)
+    if num_prompt_tokens > len(token_ids):
+        raise InvalidRequest(f"num_prompt_tokens is {num_prompt_tokens}, of {len(token_ids)} tokens in all")
+    try:
+        known = array("I", token_ids)
+    except OverflowError:
+        raise InvalidRequest("token ids must not be negative, nor beyond 32 bits", param="prompt") from None
+    if pooling != Pooling.NONE:
+        return _pooling_request(request_id, known, pooling, priority, client, owner, cache_salt)
+    sampling.check_token_ids(facts.vocab_size)
+    _check_bad_words(bad_words, facts.vocab_size)
+    max_tokens = facts.max_model_len if sampling.max_tokens is None else sampling.max_tokens
+    eos = () if sampling.ignore_eos else facts.eos_token_ids
+    stop_token_ids = frozenset(sampling.stop_token_ids).union(eos)
+    return Request(
+        request_id,
+        known,
+        num_prompt_tokens,
+        _record(sampling, stop_token_ids, bad_words),
+        max_total_tokens=num_prompt_tokens + max_tokens,
+        stop_token_ids=stop_token_ids,
+        priority=priority,
+        client=client,
+        owner=owner,
+        root_hash=root_hash(cache_salt),
+        constraint=sampling.structured_output,
+    )
+
+
+def _pooling_request(
+    request_id: str,
+    token_ids: array[int],
+    pooling: int,
+    priority: int,
+    client: str,
+    owner: object,
+    cache_salt: str,
+) -> Request:
+    if pooling not in list(Pooling):
+        known = ", ".join(f"{each.value} ({each.name.lower()})" for each in Pooling)
+        raise InvalidRequest(f"pooling is {pooling}; it must be one of {known}", param="pooling")
+    return Request(
+        request_id,
+        token_ids,
+        len(token_ids),
+        SamplingRecord(pooling=pooling),
+        max_total_tokens=len(token_ids) + 1,
+        priority=priority,
+        client=client,
+        owner=owner,
+        root_hash=root_hash(cache_salt),
+    )
+
+
+def _check_bad_words(bad_words: Sequence[Sequence[int]], vocab_size: int) -> None:
+    num_tokens = sum(map(len, bad_words))
+    if num_tokens > MAX_BAD_WORD_TOKENS:
+        raise InvalidRequest(
+            f"bad_words has {num_tokens} tokens in all; it must have at most {MAX_BAD_WORD_TOKENS}",
+            param="bad_words",
+        )
+    for sequence in bad_words:
+        if not sequence or not all(0 <= token_id < vocab_size for token_id in sequence):
+            raise InvalidRequest(
+                f"bad_words has the tokens {list(sequence)}; it must have lists of at least one, between 0 "
+                f"and {vocab_size - 1}",
+                param="bad_words",
+            )
+
+
+def _record(
+    sampling: SamplingParams, stop_token_ids: frozenset[int], bad_words: Sequence[Sequence[int]]
+) -> SamplingRecord:
+    return SamplingRecord(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=max(sampling.top_k, 0),
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+        min_tokens=sampling.min_tokens,
+        logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
+        masked_until_min_tokens=tuple(sorted(stop_token_ids)) if sampling.min_tokens else (),
+        logit_bias=tuple(sampling.logit_bias.items()),
+        allowed_token_ids=tuple(sampling.allowed_token_ids),
+        bad_words=tuple(map(tuple, bad_words)),
+        prompt_logprobs=-1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
+    )
+
+
+def make_limits(
+    facts: WorkerFacts,
+    *,
+    max_num_waiting: int,
+    enable_prefix_caching: bool,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    target_itl_ms: float | None = None,
+) -> SchedulerLimits:
+    """The limits of a scheduler over a worker: the worker's own, lowered where a number is given."""
+    return SchedulerLimits(
+        num_blocks=facts.num_blocks,
+        block_size=facts.block_size,
+        max_num_seqs=min(facts.max_num_seqs, max_num_seqs or facts.max_num_seqs),
+        max_num_batched_tokens=min(
+            facts.max_num_batched_tokens, max_num_batched_tokens or facts.max_num_batched_tokens
+        ),
+        max_model_len=facts.max_model_len,
+        vocab_size=facts.vocab_size,
+        hidden_size=facts.hidden_size,
+        max_num_waiting=max_num_waiting,
+        enable_prefix_caching=enable_prefix_caching,
+        target_itl=None if target_itl_ms is None else target_itl_ms / 1e3,
+    )

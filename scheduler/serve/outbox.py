@@ -1,0 +1,202 @@
+"""What the scheduler has to tell one subscriber, gathered until its stream takes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.dispatch.records import F32Array, PromptLogprobs, TokenLogprobs
+from pagewire.base.errors import Code, PagewireError
+from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from scheduler.request import EndReason, Request
+
+_END_REASONS = {
+    EndReason.STOP: pb.END_REASON_STOP,
+    EndReason.LENGTH: pb.END_REASON_LENGTH,
+    EndReason.ABORT: pb.END_REASON_ABORT,
+    EndReason.ERROR: pb.END_REASON_ERROR,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """The submitter's side of a request; `Request.owner`.
+
+    Attributes:
+        outbox: where its events go.
+        handle: its name on that stream.
+        submitted_at, scheduled_at, first_token_at, last_token_at: perf_counter seconds; 0 while it has not
+            happened.
+        deadline: ends it when its time is up.
+    """
+
+    outbox: Outbox
+    handle: int
+    submitted_at: float
+    scheduled_at: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    deadline: asyncio.TimerHandle | None = None
+
+
+class Outbox:
+    """Events for one stream, in columns. A subscriber that lags gets the steps it missed in one message, so
+    that what waits here is bounded by the tokens its requests may still generate.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[int] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[tuple[int, TokenLogprobs]] = []
+        self._prompt_logprobs: list[tuple[int, PromptLogprobs]] = []
+        self._pooled_states: list[tuple[int, F32Array]] = []
+        self._admitted: list[pb.Admitted] = []
+        self._ended: list[pb.Ended] = []
+        self._model: pb.GetModelResponse | None = None
+        self._step_id = 0
+        self._wake = asyncio.Event()
+        self.is_closed = False
+
+    def close(self) -> None:
+        """Nobody takes anything any more; whoever waits to goes on with nothing."""
+        self.is_closed = True
+        self._wake.set()
+
+    def add_tokens(
+        self, handles: list[int], token_ids: list[int], logprobs: list[tuple[int, TokenLogprobs]]
+    ) -> None:
+        """Requests gained a token each.
+
+        Args:
+            handles: of the requests.
+            token_ids: the tokens.
+            logprobs: index into both, and the token's log probabilities.
+        """
+        begin = len(self._handles)
+        self._logprobs += [(begin + index, entry) for index, entry in logprobs]
+        self._handles += handles
+        self._token_ids += token_ids
+
+    def add_prompt_logprobs(self, handle: int, entry: PromptLogprobs) -> None:
+        """There are log probabilities of some more tokens of a request's prompt."""
+        self._prompt_logprobs.append((handle, entry))
+
+    def add_pooled_state(self, handle: int, state: F32Array) -> None:
+        """A request ends with this."""
+        self._pooled_states.append((handle, state))
+
+    def add_admitted(self, handle: int, num_cached_tokens: int) -> None:
+        """A request entered its first step."""
+        self._admitted.append(pb.Admitted(handle=handle, num_cached_tokens=num_cached_tokens))
+
+    def add_ended(
+        self,
+        handle: int,
+        request: Request,
+        status: Code = Code.INTERNAL,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """A request ended; `status`, the field at fault and when to come again matter if it ended with an
+        error.
+        """
+        ended = pb.Ended(
+            handle=handle,
+            reason=_END_REASONS[request.end_reason or EndReason.ABORT],
+            stop_token_id=request.stop_token_id,
+            num_cached_tokens=max(request.num_cached_tokens, 0),
+            num_output_tokens=request.num_output_tokens,
+        )
+        if request.end_reason is EndReason.ERROR:
+            ended.status, ended.error, ended.param = status, request.error, param or ""
+            if retry_after is not None:
+                ended.retry_after = retry_after
+        self._ended.append(ended)
+
+    def add_refused(self, handle: int, error: PagewireError) -> None:
+        """A submission was not accepted."""
+        self._ended.append(
+            pb.Ended(
+                handle=handle,
+                reason=pb.END_REASON_ERROR,
+                status=error.code,
+                error=error.message,
+                param=error.param or "",
+                retry_after=error.retry_after,
+            )
+        )
+
+    def set_model(self, model: pb.GetModelResponse) -> None:
+        """The model's facts, or whether an engine is attached, changed."""
+        self._model = model
+        self._wake.set()
+
+    def flush(self, step_id: int) -> None:
+        """Lets the stream take what has been added."""
+        self._step_id = step_id
+        self._wake.set()
+
+    async def take(self) -> list[pb.ConnectResponse]:
+        """Waits until there is something and takes all of it: at most one message of each kind."""
+        await self._wake.wait()
+        self._wake.clear()
+        if self.is_closed:
+            return []
+        messages = []
+        if self._model is not None:
+            messages.append(pb.ConnectResponse(model=self._model))
+            self._model = None
+        if self._handles or self._admitted or self._ended or self._prompt_logprobs:
+            messages.append(self._take_deltas())
+        return messages
+
+    def _take_deltas(self) -> pb.ConnectResponse:
+        message = pb.ConnectResponse()
+        deltas = message.deltas  # filled in place: a message given to a constructor is copied
+        deltas.step_id = self._step_id
+        deltas.handles.extend(self._handles)
+        deltas.token_ids.extend(self._token_ids)
+        deltas.admitted.extend(self._admitted)
+        deltas.ended.extend(self._ended)
+        for index, logprobs in self._logprobs:
+            deltas.logprob_indices.append(index)
+            deltas.logprobs.append(logprobs_message(logprobs))
+        for handle, entry in self._prompt_logprobs:
+            _fill_prompt_logprobs(deltas.prompt_logprobs.add(handle=handle, first=entry.first), entry)
+        for handle, state in self._pooled_states:
+            deltas.pooled_states.add(handle=handle).values.extend(state.tolist())
+        self._handles, self._token_ids, self._logprobs = [], [], []
+        self._prompt_logprobs, self._pooled_states = [], []
+        self._admitted, self._ended = [], []
+        return message
+
+
+def _fill_prompt_logprobs(message: pb.PromptLogprobs, entry: PromptLogprobs) -> None:
+    columns = entry.logprobs.tolist(), entry.top_ids.tolist(), entry.top_logprobs.tolist()
+    for logprob, top_ids, top_logprobs in zip(*columns, strict=True):
+        message.logprobs.add(logprob=logprob, top_ids=top_ids, top_logprobs=top_logprobs)
+
+
+def logprobs_message(logprobs: TokenLogprobs) -> pb.TokenLogprobs:
+    """Log probabilities as a message."""
+    return pb.TokenLogprobs(
+        logprob=logprobs.logprob, top_ids=list(logprobs.top_ids), top_logprobs=list(logprobs.top_logprobs)
+    )
+
+
+def ticket_of(request: Request) -> Ticket:
+    """The ticket of a request that came with one."""
+    assert isinstance(request.owner, Ticket)
+    return request.owner
+
+
+def by_outbox(tickets: list[Ticket]) -> dict[Outbox, Sequence[int]]:
+    """The indices of each outbox's tickets."""
+    outboxes = {ticket.outbox for ticket in tickets}
+    if len(outboxes) == 1:
+        return {outboxes.pop(): range(len(tickets))}
+    return {
+        outbox: [index for index, ticket in enumerate(tickets) if ticket.outbox is outbox]
+        for outbox in outboxes
+    }

@@ -1,0 +1,1 @@
+"""The link to the workers: attaching, watching, and when a plan goes out."""

@@ -1,0 +1,109 @@
+"""Waits for a worker and attaches to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+from contextlib import closing
+from pathlib import Path
+
+from engine.dispatch.control import (
+    HANDSHAKE_SECONDS,
+    MAX_STEPS_IN_FLIGHT,
+    HandshakeError,
+    WorkerLink,
+    WorkerSilent,
+    is_warm,
+)
+from engine.dispatch.peer import PeerProcess
+from engine.dispatch.ring import RingError
+from scheduler.workers.watchdog import FIRST_STEPS_FACTOR, STACKS_SECONDS
+
+logger = logging.getLogger(__name__)
+
+# The time from one look to the next is this share of the time waited so far, within these limits, so that a
+# worker that has started is soon attached, and one that stays away costs nothing.
+_SHARE = 1 / 200
+_LEAST_SECONDS, _MOST_SECONDS = 0.05, 0.25
+
+
+async def attach(socket: Path, step_timeout: float = math.inf) -> WorkerLink:
+    """Tries until a worker that listens on `socket` answers. The handshake runs in a thread, as an answer may
+    take its time: a worker first finishes the step of the scheduler before.
+
+    Args:
+        socket: where workers listen.
+        step_timeout: seconds that a step may take. A worker that takes connections and does not answer for as
+            long as the steps of the scheduler before may take counts as hung and is killed.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with closing(_Silence()) as silence:
+        while True:
+            seconds = min(max(_SHARE * (loop.time() - began), _LEAST_SECONDS), _MOST_SECONDS)
+            try:
+                if socket.exists():
+                    patience = patience_with(socket, step_timeout)
+                    return await asyncio.to_thread(WorkerLink.connect, socket, patience)
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass  # it was removed just now; or its worker was killed, or does not listen yet
+            except (HandshakeError, RingError, OSError) as error:
+                logger.warning("cannot attach to the worker at %s: %s", socket, error)
+                seconds = _MOST_SECONDS
+                if isinstance(error, WorkerSilent):
+                    silence.kept_by(error.process, patience)
+                if isinstance(error, WorkerSilent | TimeoutError):
+                    await silence.end_if_longer_than(patience)
+            await asyncio.sleep(seconds)
+
+
+def patience_with(socket: Path, step_timeout: float) -> float:
+    """Seconds that the worker on `socket` may need for what the scheduler before has left in flight."""
+    return step_timeout * (MAX_STEPS_IN_FLIGHT if is_warm(socket) else FIRST_STEPS_FACTOR)
+
+
+class _Silence:
+    """How long a worker has taken connections without an answer. Nobody else can notice that it hangs: steps,
+    which the watchdog looks at, exist only once a scheduler is attached.
+    """
+
+    def __init__(self) -> None:
+        self._process: PeerProcess | None = None
+        self._began = 0.0
+
+    def kept_by(self, process: PeerProcess, patience: float) -> None:
+        """This worker did not answer, for so long; its silence began then unless it had before. Takes over
+        `process`.
+        """
+        if self._process is not None and self._process.pid == process.pid:
+            process.close()
+            return
+        self.close()
+        self._process = process
+        self._began = asyncio.get_running_loop().time() - min(patience, HANDSHAKE_SECONDS)
+
+    async def end_if_longer_than(self, patience: float) -> None:
+        """Kills the worker if it has been silent for so long; it is asked for its stacks before."""
+        process = self._process
+        seconds = asyncio.get_running_loop().time() - self._began
+        if process is None or seconds < patience:
+            return
+        who = f"the worker (pid {process.pid})"
+        logger.error("%s hangs: it has answered no scheduler for %.1f s, and is killed", who, seconds)
+        try:
+            process.signal(signal.SIGUSR1)
+            await asyncio.sleep(STACKS_SECONDS)
+            process.signal(signal.SIGKILL)
+        except ProcessLookupError:
+            logger.info("%s has ended by itself", who)
+        except OSError as error:
+            logger.error("%s cannot be killed from here (%s); end it by hand", who, error)
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the worker."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
