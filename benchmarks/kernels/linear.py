@@ -254,7 +254,8 @@ def measure_shape(bench: Bench, name: str, batches: tuple[int, ...]) -> list[dic
     for m in batches:
         x = torch.randn(m, k, dtype=torch.bfloat16, device=bench.device)
         torch_s = bench.product(x, weights, None, math.inf)
-        num_timed, failed = 0, {}
+        own_us: dict[str, float] = {}
+        failed: dict[str, str] = {}
         best, best_s = "torch", torch_s
         overlapped_s = math.inf
         for config in candidates(m, n):
@@ -264,10 +265,11 @@ def measure_shape(bench: Bench, name: str, batches: tuple[int, ...]) -> list[dic
                 failed[describe(config)] = f"{type(error).__name__}: {error}"[:200]
                 torch.cuda.synchronize()
                 continue
-            num_timed += 1
             if isinstance(config, RowsConfig) and config.overlap:
                 overlapped_s = min(overlapped_s, seconds)
-            elif seconds < best_s:
+                continue
+            own_us[describe(config)] = round(seconds * 1e6, 2)
+            if seconds < best_s:
                 best, best_s = describe(config), seconds
         moved, operations = 2 * (n * k + m * k + m * n), 2 * m * n * k
         floor = max(moved / BANDWIDTH, operations / ARITHMETIC)
@@ -278,7 +280,8 @@ def measure_shape(bench: Bench, name: str, batches: tuple[int, ...]) -> list[dic
                 "n": n,
                 "k": k,
                 "torch_us": round(torch_s * 1e6, 2),
-                "candidates": num_timed,
+                "candidates": len(own_us),
+                "fastest_candidates_us": fastest(own_us),
                 "best": best,
                 "best_us": round(best_s * 1e6, 2),
                 "overlapped_us": None if overlapped_s == math.inf else round(overlapped_s * 1e6, 2),
@@ -290,6 +293,11 @@ def measure_shape(bench: Bench, name: str, batches: tuple[int, ...]) -> list[dic
             }
         )
     return rows
+
+
+def fastest(times: dict[str, float], count: int = 2) -> str:
+    """The first few of the candidates by their times."""
+    return ", ".join(f"{name}: {times[name]}" for name in sorted(times, key=times.__getitem__)[:count])
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

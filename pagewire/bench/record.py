@@ -43,8 +43,8 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def compact_json(value: Any, indent: int = 0) -> str:
-    """JSON in few lines: a list or object has one line if it fits in LINE_WIDTH or holds no other, except that
-    each text of a longer list has its own."""
+    """JSON in few lines: a list or object has one line if it fits in LINE_WIDTH or holds no other, but each
+    text of a longer list has its own."""
     line = json.dumps(value, default=str)
     if not isinstance(value, (dict, list, tuple)) or indent + len(line) <= LINE_WIDTH:
         return line

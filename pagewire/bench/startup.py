@@ -35,6 +35,8 @@ CACHES = ("PAGEWIRE_HOME", "TRITON_CACHE_DIR")
 MAX_LINES = 400
 
 _LINE = re.compile(r"(\S+)\s*\| (.*)")
+_WORKER_TOLD = re.compile(r"\b(?:compiled \d+ kernels|started in) .*")
+"""Where a worker's time went, as its log has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,7 @@ def _summary(starts: list[Start]) -> dict[str, Any]:
                 "first_token_after_ready_s": round(start.first_token_s, 4),
                 "ready_by_process_s": start.ready_by_process,
                 "stop_s": round(start.stop_s, 2),
+                "worker": [text for line in start.log for text in _WORKER_TOLD.findall(line.text)],
             }
             for start in starts
         ],
