@@ -236,10 +236,10 @@ def summary(samples: list[Any]) -> dict[str, Any]:
             role: {f"{part}_sixth": round(_middle(samples, role, part), 1) for part in ("second", "last")}
             for role in roles
         },
-        "descriptors": {
-            role: {"second_rest": rests[min(1, len(rests) - 1)][role]["fds"], "last": rests[-1][role]["fds"]}
+        "descriptors_at_rest": {
+            role: {"least": min(held), "most": max(held)}
             for role in roles
-            if role in rests[0]
+            if (held := [each[role]["fds"] for each in rests if role in each])
         },
         "series": series(samples, roles),
     }
