@@ -19,7 +19,7 @@ Behaviour = Literal["answer", "refuse", "break off", "cancel", "hang", "no model
 
 
 @dataclass
-class GrpcStreamServer(inference_pb2_grpc.InferenceServiceServicer):  # type: ignore[misc]
+class GrpcStreamServer(inference_pb2_grpc.InferenceServiceServicer):
     """Listens on 127.0.0.1. A context manager.
 
     Attributes:

@@ -25,7 +25,7 @@ from pagewire.errors import PagewireError, Unavailable
 
 STREAMS_PER_PROCESS, RATE_PER_PROCESS = 64, 16.0
 """What one process of grpc.aio is given: so many open requests, or so many new ones a second. At 50 tokens a
-second for each stream that is a quarter of a core or a third."""
+second for each stream that is a third of a core."""
 START_DELAY = 0.1
 """Seconds between the word to begin and the beginning, so that every process is ready for it."""
 
