@@ -32,7 +32,6 @@ from engine.dispatch.records import SamplingRecord, decode_plan, encode_plan, en
 from engine.worker.build import build_worker
 from scheduler.core import Scheduler
 from scheduler.request import Request
-from scheduler.serve.intake import make_limits
 
 NUM_REQUESTS = 256
 NUM_STEPS = 400
@@ -86,7 +85,7 @@ def measure(sampling: SamplingRecord, num_requests: int = NUM_REQUESTS) -> dict[
         worker = build_worker(
             WorkerConfig(model=directory, socket=Path("unused"), device="cuda", load_format="dummy")
         )
-    core = Scheduler(make_limits(worker.facts, max_num_waiting=1024, enable_prefix_caching=True))
+    core = Scheduler(worker.facts.limits)
     for index in range(num_requests):
         prompt = array("I", [index + 3] * 128)
         core.add(Request(str(index), prompt, len(prompt), sampling, 128 + NUM_STEPS + WARM_UP))

@@ -16,6 +16,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import (
     F32Array,
     StepPlan,
@@ -26,7 +27,6 @@ from pagewire.base.errors import Overloaded
 from scheduler import results
 from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
-from scheduler.limits import SchedulerLimits
 from scheduler.placement import Beginning, Placement
 from scheduler.policy import victims
 from scheduler.policy.forecast import Forecast, Progress
@@ -36,7 +36,8 @@ from scheduler.policy.suspects import Suspects, accuse, verdict
 from scheduler.policy.waiting import WaitingQueue, check
 from scheduler.request import NO_TURN, EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
-from scheduler.step import Counters, Draft, InFlight, StepLimits, StepOutput
+from scheduler.settings import CoreSettings
+from scheduler.step import Counters, Draft, InFlight, StepOutput
 
 
 class Scheduler:
@@ -45,20 +46,24 @@ class Scheduler:
     Every accepted request ends exactly once: in the `ended` of an `update`, or by `abort`.
     """
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: EngineLimits, settings: CoreSettings | None = None) -> None:
         self.limits = limits
-        self.pool = BlockPool(limits.num_blocks, enable_caching=limits.enable_prefix_caching)
+        self.settings = settings = settings or CoreSettings()
+        self.pool = BlockPool(limits.num_blocks, enable_caching=settings.enable_prefix_caching)
         self.counters = Counters()
         self.step_times = StepTimes()
         self.running: list[Request] = []
-        self._step_limits = StepLimits.of(limits.records)
         self.shares = Shares()
         self._waiting = WaitingQueue(self.shares)
         self._suspects = Suspects()
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
-        self.prefixes = Prefixes(limits, self.pool, self._rows)
+        self.prefixes = Prefixes(
+            limits.block_size, self.pool, self._rows, enabled=settings.enable_prefix_caching
+        )
         self._placement = Placement(limits, self.pool, self._rows, self.prefixes)
-        self._forecast = Forecast(limits, self.step_times, self._waiting, self.shares, self.prefixes)
+        self._forecast = Forecast(
+            limits, settings.target_itl, self.step_times, self._waiting, self.shares, self.prefixes
+        )
         self._wants = Wants.nothing()
         self._in_flight: deque[InFlight] = deque()
         self._admitted: list[Request] = []
@@ -130,7 +135,7 @@ class Scheduler:
         refused = None
         if not resumed and timeout is not None:
             self._forecast.check(request, timeout, self._progress())
-        if not resumed and self.num_waiting >= self.limits.max_num_waiting:
+        if not resumed and self.num_waiting >= self.settings.max_num_waiting:
             refused = self._refuse_for(request)
         request.arrival = self._num_arrivals
         request.turn = NO_TURN + request.arrival
@@ -256,7 +261,7 @@ class Scheduler:
 
     def _schedule_alone(self, suspect: Request) -> StepPlan:
         """Plans a step of a suspect, while none is in flight. Whoever holds what it needs makes room."""
-        draft = self._placement.new_draft(self._step_limits)
+        draft = self._placement.new_draft()
         while not self._place_alone(draft, suspect):
             others = [request for request in self._suspects.running if request is not suspect]
             self._preempt(self.running.pop() if self.running else others[-1])
@@ -281,7 +286,7 @@ class Scheduler:
 
     def _schedule_together(self) -> StepPlan | None:
         """Plans a step of all requests that are not suspects."""
-        draft = self._placement.new_draft(self._step_limits)
+        draft = self._placement.new_draft()
         if self._waiting.num_waiting and self.shares.is_contended:
             if self._has_arrivals or self._rows.next_free is not None:
                 for request in self.running:
@@ -334,7 +339,7 @@ class Scheduler:
         for request in singles:
             if request.status is Status.RUNNING and draft.budget > 0:
                 preempted |= self._continue(draft, request, 1)
-        target = self.limits.target_itl
+        target = self.settings.target_itl
         if target is not None and self._somebody_waits_for_a_token(draft):
             draft.limit_prompts(self.step_times, target, self.limits.block_size)
         return preempted

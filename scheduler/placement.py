@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import U32, NewRequest, StepPlan, u32
 from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
-from scheduler.limits import SchedulerLimits
 from scheduler.request import Request, Status
 from scheduler.rows import IntArray, Rows, Wants
-from scheduler.step import Draft, StepLimits
+from scheduler.step import Draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Beginning:
 class Placement:
     """Gives rows and blocks to requests and takes them away. Pool, rows and prefixes are the scheduler's."""
 
-    def __init__(self, limits: SchedulerLimits, pool: BlockPool, rows: Rows, prefixes: Prefixes) -> None:
+    def __init__(self, limits: EngineLimits, pool: BlockPool, rows: Rows, prefixes: Prefixes) -> None:
+        self._limits = limits
         self._block_size = limits.block_size
         self._pool = pool
         self._rows = rows
@@ -133,10 +134,10 @@ class Placement:
         if samples and start < request.num_prompt_tokens:
             self._prefixes.publish_last(request)
 
-    def new_draft(self, limits: StepLimits) -> Draft:
+    def new_draft(self) -> Draft:
         """A step to be planned. What the steps before it compute may be copied in it."""
         self._pool.partial.begin_step()
-        return Draft(limits)
+        return Draft(self._limits)
 
     def plan(self, draft: Draft, step_id: int) -> StepPlan:
         """The step as it stands; what is copied in it is let go."""

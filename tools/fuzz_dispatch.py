@@ -28,6 +28,7 @@ import numpy as np
 from benchmarks import record
 from engine.attention.interface import IntArray
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import (
     Pooling,
     PromptLogprobs,
@@ -41,13 +42,14 @@ from engine.dispatch.records import (
     u32,
 )
 from engine.dispatch.ring import Ring, RingError, RingReader, RingShape, RingWriter
-from engine.step.row_ledger import PlanError, RowLedger, RowLimits
+from engine.step.row_ledger import PlanError, RowLedger
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2
 from pagewire.wire.sampling import to_message
 from pagewire.wire.sampling_params import SamplingParams
 from scheduler.core import Scheduler
-from scheduler.serve.intake import make_limits, make_request
+from scheduler.serve.intake import make_request
+from scheduler.settings import CoreSettings
 from tools.fuzz_service import harm, process_ids, start_service
 
 ROWS, VOCAB, MODEL_LEN, BLOCK, POOL, BUDGET = 4, 50, 64, 4, 40, 32
@@ -56,16 +58,18 @@ SLOWEST_SECONDS, MESSAGE_SECONDS = 1.0, 10.0
 MESSAGES_AT_ONCE = 16
 FACTS = WorkerFacts(
     model="none",
-    vocab_size=VOCAB,
-    max_model_len=MODEL_LEN,
+    limits=EngineLimits(
+        vocab_size=VOCAB,
+        max_model_len=MODEL_LEN,
+        block_size=BLOCK,
+        num_blocks=POOL,
+        max_num_seqs=ROWS,
+        max_num_batched_tokens=BUDGET,
+        hidden_size=8,
+    ),
     eos_token_ids=(2,),
-    block_size=BLOCK,
-    num_blocks=POOL,
-    max_num_seqs=ROWS,
-    max_num_batched_tokens=BUDGET,
     dtype="float32",
     device="none",
-    hidden_size=8,
 )
 
 
@@ -107,8 +111,7 @@ def prompt_of(number: int) -> list[int]:
 
 def busy_scheduler() -> Scheduler:
     """A scheduler with requests of all kinds; the next plans are theirs."""
-    limits = make_limits(FACTS, max_num_waiting=16, enable_prefix_caching=True)
-    scheduler = Scheduler(limits)
+    scheduler = Scheduler(FACTS.limits, CoreSettings(max_num_waiting=16))
     for number in range(ROWS):
         sampling = SamplingParams(
             temperature=0.5,
@@ -155,7 +158,7 @@ class PlanTarget:
         assert second is not None
         assert len(second.copied_blocks) == 1
         self.samples = [encode_plan(first), encode_plan(second)]
-        self._rows = GuardedRows(RowLimits(ROWS, MODEL_LEN, BLOCK, POOL, VOCAB, hidden_size=8))
+        self._rows = GuardedRows(FACTS.limits)
 
     def take(self, data: bytes) -> None:
         try:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from engine.attention.interface import IntArray
-from engine.step.row_ledger import RowLedger, RowLimits
+from engine.dispatch.limits import EngineLimits
+from engine.step.row_ledger import RowLedger
 
 
 class RequestRows(RowLedger):
@@ -22,7 +23,7 @@ class RequestRows(RowLedger):
         block_table: [max_num_seqs, max_blocks].
     """
 
-    def __init__(self, limits: RowLimits, device: torch.device) -> None:
+    def __init__(self, limits: EngineLimits, device: torch.device) -> None:
         super().__init__(limits)
         size = (limits.max_num_seqs, limits.max_model_len)
         self.token_ids = torch.zeros(size, dtype=torch.int64, device=device)

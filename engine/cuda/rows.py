@@ -11,8 +11,9 @@ import torch
 
 from engine.attention.interface import IntArray
 from engine.cuda.shared_prefix import SharedPrefix, find_shared_prefix
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepPlan
-from engine.step.row_ledger import RowLedger, RowLimits
+from engine.step.row_ledger import RowLedger
 
 
 class DeviceRows(RowLedger):
@@ -26,7 +27,7 @@ class DeviceRows(RowLedger):
         host_block_table: the same, on the host.
     """
 
-    def __init__(self, limits: RowLimits, device: torch.device) -> None:
+    def __init__(self, limits: EngineLimits, device: torch.device) -> None:
         super().__init__(limits)
         num_tokens = limits.max_num_seqs * limits.max_model_len
         num_blocks = limits.max_num_seqs * limits.max_blocks

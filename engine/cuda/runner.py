@@ -84,27 +84,23 @@ class CudaModelRunner:
         backend: TritonAttentionBackend,
         kv_pool: KVPool,
         rows: DeviceRows,
-        *,
-        max_num_batched_tokens: int,
     ) -> None:
         self.model = model
         self.backend = backend
         self.kv_pool = kv_pool
         self.rows = rows
-        self.max_num_batched_tokens = max_num_batched_tokens
         self.device = rows.arena.device
         self.graphs = StepGraphs(self._compute, self.device)
         self._sizes_left: list[GraphSize] = []
         limits = rows.limits
         # A graph's padding may take a step beyond the tokens and the requests there can be.
-        max_tokens = max_num_batched_tokens + limits.max_num_seqs
+        max_tokens = limits.max_num_batched_tokens + limits.max_num_seqs
         max_slots = 2 * limits.max_num_seqs
         self._inputs = _Inputs.allocate(max_tokens, max_slots, self.device)
         self._results = ResultBuffers(max_slots, self.device)
         self._workspace = SamplingWorkspace.allocate(max_slots, limits.vocab_size, self.device)
         self._extras = SamplingExtras(rows, self._results.token_ids, self._workspace)
-        self._records = limits.records(max_num_batched_tokens)
-        self._prompts = PromptStates(rows, self._records, model.compute_logits, self.device)
+        self._prompts = PromptStates(rows, model.compute_logits, self.device)
         num_words = self._max_words()
         pin = self.device.type == "cuda"
         self._staged = [torch.zeros(num_words, dtype=torch.int32, pin_memory=pin) for _ in range(NUM_TURNS)]
@@ -118,16 +114,17 @@ class CudaModelRunner:
         """Words of the largest step: its columns, and two for each word of the rows that it changes and for
         each block that it copies.
         """
-        limits, records = self.rows.limits, self._records
-        seqs, tokens = limits.max_num_seqs, self.max_num_batched_tokens
+        limits = self.rows.limits
+        seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words
         new_blocks = seqs + tokens // limits.block_size
-        return columns + 2 * (records.max_new_words + new_blocks + seqs)
+        return columns + 2 * (limits.max_new_words + new_blocks + seqs)
 
     @property
     def largest_shape(self) -> StepShape:
         """The most that a step may compute, in as many requests as there can be."""
-        seqs, tokens = self.rows.limits.max_num_seqs, self.max_num_batched_tokens
+        limits = self.rows.limits
+        seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         return self._padded(0, seqs, tokens)
 
     def _padded(
@@ -161,7 +158,7 @@ class CudaModelRunner:
     def rehearse_prompts(self) -> None:
         """Computes steps of prompts of all magnitudes once: what is compiled or loaded for a number of tokens
         is there before the first request needs it."""
-        tokens = self.max_num_batched_tokens
+        tokens = self.rows.limits.max_num_batched_tokens
         while tokens >= _SMALLEST_REHEARSAL:
             self.rehearse(self._padded(0, min(self.rows.limits.max_num_seqs, tokens), tokens))
             tokens //= 2
@@ -216,8 +213,8 @@ class CudaModelRunner:
         rows.apply(plan)
         if not len(plan.rows):
             return FinishedStep(StepResult(plan.step_id, u32([])))
-        rows.check_schedule(plan, self.max_num_batched_tokens)
-        work = find_prompt_work(plan, rows, self._records)
+        rows.check_schedule(plan)
+        work = find_prompt_work(plan, rows)
         layout = lay_out(plan)
         if not self.backend.tile_decodes:
             decodes = slice(layout.num_decodes)

@@ -16,7 +16,8 @@ from engine.cuda.logprobs import LogprobsBuffers, LogprobsRequest
 from engine.cuda.rows import DeviceRows
 from engine.cuda.staging import NUM_TURNS, Staging
 from engine.cuda.step_shape import StepColumns
-from engine.dispatch.records import U32Array, mask_words
+from engine.dispatch.limits import mask_words
+from engine.dispatch.records import U32Array
 from engine.kernels.sampling.adjust import (
     AdjustWorkspace,
     BadWords,

@@ -20,16 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.dispatch.limits import MAX_TOP_LOGPROBS, EngineLimits
+
 DISPATCH_VERSION = 5
 MAX_ERROR_BYTES = 4096
-# The most top entries a token's log probabilities come with.
-MAX_TOP_LOGPROBS = 20
-# Tokens in all the bad words of a request together.
-MAX_BAD_WORD_TOKENS = 4096
-# What one step may report, so that results stay small: prompt tokens with log probabilities, and numbers of
-# pooled states (at least one state, whatever its size). See RecordLimits, whose limits the scheduler keeps.
-MAX_STEP_PROMPT_LOGPROBS = 2048
-MAX_STEP_POOLED_NUMBERS = 1 << 20
 
 U32 = np.dtype("<u4")
 F32 = np.dtype("<f4")
@@ -269,83 +263,21 @@ class RecordError(ValueError):
     """A record is malformed: wrong version, or lengths that do not add up."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordLimits:
-    """What bounds the size of records, known to both sides.
-
-    Attributes:
-        max_num_seqs: request rows.
-        max_num_batched_tokens: tokens computed in a step.
-        block_size: tokens per KV block.
-        max_new_words: bound on the sum of NewRequest.num_words in one plan; at least that of one request of
-            max_model_len tokens with the longest sampling lists.
-        mask_words: 32-bit words of one mask.
-        hidden_size: numbers of a pooled state.
-    """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
-    max_new_words: int
-    mask_words: int
-    hidden_size: int
-
-    @classmethod
-    def derive(
-        cls,
-        *,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        block_size: int,
-        max_model_len: int,
-        vocab_size: int,
-        hidden_size: int,
-    ) -> RecordLimits:
-        """Limits under which any single request fits a plan, and usually many."""
-        blocks = -(-max_model_len // block_size)
-        one_request = max_model_len + blocks + 4 * 1024 + 2 * MAX_BAD_WORD_TOKENS + 64
-        # Many requests with long prompts may begin in one step, as they do when a prefix is cached.
-        max_new_words = max(2 * one_request, min(max_num_seqs * one_request, 1 << 20))
-        return cls(
-            max_num_seqs,
-            max_num_batched_tokens,
-            block_size,
-            max_new_words,
-            mask_words(vocab_size),
-            hidden_size,
-        )
-
-    @property
-    def max_prompt_logprobs(self) -> int:
-        """Tokens that the requests with prompt_logprobs may compute in one step, together."""
-        return min(self.max_num_batched_tokens, MAX_STEP_PROMPT_LOGPROBS)
-
-    @property
-    def max_pooled(self) -> int:
-        """Requests with pooling whose prompts may end in one step."""
-        return max(1, min(self.max_num_seqs, MAX_STEP_POOLED_NUMBERS // max(1, self.hidden_size)))
-
-    @property
-    def plan_bytes(self) -> int:
-        """Size of the largest plan record."""
-        max_new_blocks = self.max_num_seqs + self.max_num_batched_tokens // self.block_size
-        words = self.max_num_seqs * (6 + 1 + self.mask_words + 2) + max_new_blocks + self.max_new_words
-        return _PLAN_HEADER.size + self.max_num_seqs * _NEW_REQUEST.itemsize + words * 4 + 64
-
-    @property
-    def result_bytes(self) -> int:
-        """Size of the largest result record: every row sampled with the most log probabilities, and as many
-        prompt tokens and pooled states as one step may report."""
-        top = MAX_TOP_LOGPROBS * 8
-        per_row = 4 + _LOGPROB.itemsize + top + _PROMPT_LOGPROBS_WORDS * 4
-        size = self.max_num_seqs * per_row + self.max_prompt_logprobs * (4 + top)
-        size += self.max_pooled * (1 + self.hidden_size) * 4
-        return _RESULT_HEADER.size + size + MAX_ERROR_BYTES + 64
+def plan_bytes(limits: EngineLimits) -> int:
+    """Size of the largest plan record."""
+    max_new_blocks = limits.max_num_seqs + limits.max_num_batched_tokens // limits.block_size
+    words = limits.max_num_seqs * (6 + 1 + limits.mask_words + 2) + max_new_blocks + limits.max_new_words
+    return _PLAN_HEADER.size + limits.max_num_seqs * _NEW_REQUEST.itemsize + words * 4 + 64
 
 
-def mask_words(vocab_size: int) -> int:
-    """32-bit words of a mask, one bit for each token."""
-    return -(-vocab_size // 32)
+def result_bytes(limits: EngineLimits) -> int:
+    """Size of the largest result record: every row sampled with the most log probabilities, and as many
+    prompt tokens and pooled states as one step may report."""
+    top = MAX_TOP_LOGPROBS * 8
+    per_row = 4 + _LOGPROB.itemsize + top + _PROMPT_LOGPROBS_WORDS * 4
+    size = limits.max_num_seqs * per_row + limits.max_prompt_logprobs * (4 + top)
+    size += limits.max_pooled * (1 + limits.hidden_size) * 4
+    return _RESULT_HEADER.size + size + MAX_ERROR_BYTES + 64
 
 
 def u32(values: Sequence[int]) -> U32Array:

@@ -6,54 +6,17 @@ All of it follows from the plans alone, so that a plan can be checked and laid o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import numpy as np
 
 from engine.attention.interface import IntArray
-from engine.dispatch.records import NewRequest, Pooling, RecordLimits, StepPlan, mask_words
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import NewRequest, Pooling, StepPlan
 from engine.sampling.parameters import SamplingTable
 
 
 class PlanError(ValueError):
     """A plan contradicts the worker's rows or limits. The step is not run."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowLimits:
-    """What rows can hold.
-
-    Attributes:
-        max_num_seqs: how many rows there are.
-        max_model_len: tokens of a row.
-        block_size: tokens of a block.
-        num_pool_blocks: blocks there are to refer to.
-        vocab_size: token ids are below it.
-        hidden_size: numbers of a hidden state.
-    """
-
-    max_num_seqs: int
-    max_model_len: int
-    block_size: int
-    num_pool_blocks: int
-    vocab_size: int
-    hidden_size: int
-
-    @property
-    def max_blocks(self) -> int:
-        """Entries a row's block table can have."""
-        return -(-self.max_model_len // self.block_size)
-
-    def records(self, max_num_batched_tokens: int) -> RecordLimits:
-        """What plans and results can hold, where a step computes up to so many tokens."""
-        return RecordLimits.derive(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_size=self.block_size,
-            max_model_len=self.max_model_len,
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-        )
 
 
 class RowLedger(ABC):
@@ -66,7 +29,7 @@ class RowLedger(ABC):
         watched: rows whose request asks for something of its prompt, until all of that is computed.
     """
 
-    def __init__(self, limits: RowLimits) -> None:
+    def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
         self.num_tokens: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.num_blocks: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
@@ -103,7 +66,7 @@ class RowLedger(ABC):
         if len(plan.copied_blocks):
             self._check_copies(plan.copied_blocks)
 
-    def check_schedule(self, plan: StepPlan, max_num_batched_tokens: int) -> None:
+    def check_schedule(self, plan: StepPlan) -> None:
         """Checks what an applied plan computes.
 
         Raises:
@@ -113,8 +76,9 @@ class RowLedger(ABC):
         ends = plan.starts.astype(np.int64) + counts
         lengths = self.num_tokens[plan.rows]
         total = int(counts.sum())
-        if total > max_num_batched_tokens:
-            raise PlanError(f"the step computes {total} tokens; at most {max_num_batched_tokens} are allowed")
+        most = self.limits.max_num_batched_tokens
+        if total > most:
+            raise PlanError(f"the step computes {total} tokens; at most {most} are allowed")
         _require_rows(plan, lengths > 0, "is not in use")
         _require_rows(plan, counts > 0, "computes no token")
         _require_rows(plan, ends <= lengths, "computes tokens beyond its end")
@@ -142,7 +106,7 @@ class RowLedger(ABC):
         _require_rows(plan, in_order, "must compute all of its prompt, in order, for pooling")
 
     def _check_masks(self, plan: StepPlan) -> None:
-        width = mask_words(self.limits.vocab_size)
+        width = self.limits.mask_words
         last = np.uint32((1 << (self.limits.vocab_size - 1) % 32 + 1) - 1)
         for index, mask in plan.masks.items():
             if index >= len(plan.rows) or not plan.samples[index]:
@@ -218,9 +182,9 @@ class RowLedger(ABC):
 
     def _require_in_pool(self, block_ids: np.ndarray) -> None:
         _require(
-            block_ids < self.limits.num_pool_blocks,
+            block_ids < self.limits.num_blocks,
             block_ids,
-            f"block id must be below {self.limits.num_pool_blocks}",
+            f"block id must be below {self.limits.num_blocks}",
         )
 
 

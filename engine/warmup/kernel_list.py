@@ -135,10 +135,9 @@ class _RehearsalPlatform(CudaPlatform):
         # Products of a few tokens are compiled for their number. What takes longest is in here too.
         runner.rehearse_sizes([GraphSize(0, 1, count, False) for count in range(1, MAX_TOKENS + 1)])
         runner.rehearse_sizes(self._graph_sizes(runner))
+        limits = runner.rows.limits
         # Which of these get graphs depends on the whole model; the others are launched as they come.
-        runner.rehearse_sizes(
-            mixed_graph_sizes(runner.rows.limits.max_num_seqs, runner.max_num_batched_tokens)
-        )
+        runner.rehearse_sizes(mixed_graph_sizes(limits.max_num_seqs, limits.max_num_batched_tokens))
         runner.rehearse_prompts()
 
 

@@ -72,7 +72,7 @@ class MaskMaker:
     """
 
     def __init__(self, facts: WorkerFacts, wake: Callable[[], None]) -> None:
-        self._grammars = Grammars(facts.model, facts.vocab_size, facts.eos_token_ids)
+        self._grammars = Grammars(facts.model, facts.limits.vocab_size, facts.eos_token_ids)
         self._wake = wake
         self._matchers: dict[Request, Matcher | None] = {}
         self._done: deque[tuple[_Task, MaskOutcome]] = deque()

@@ -7,11 +7,11 @@ from array import array
 from collections.abc import Sequence
 
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import MAX_BAD_WORD_TOKENS, Pooling, SamplingRecord
+from engine.dispatch.limits import MAX_BAD_WORD_TOKENS
+from engine.dispatch.records import Pooling, SamplingRecord
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import SamplingParams
 from scheduler.blocks.hashes import root_hash
-from scheduler.limits import SchedulerLimits
 from scheduler.request import Request
 
 
@@ -57,9 +57,9 @@ def make_request(
         raise InvalidRequest("token ids must not be negative, nor beyond 32 bits", param="prompt") from None
     if pooling != Pooling.NONE:
         return _pooling_request(request_id, known, pooling, priority, client, owner, cache_salt)
-    sampling.check_token_ids(facts.vocab_size)
-    _check_bad_words(bad_words, facts.vocab_size)
-    max_tokens = facts.max_model_len if sampling.max_tokens is None else sampling.max_tokens
+    sampling.check_token_ids(facts.limits.vocab_size)
+    _check_bad_words(bad_words, facts.limits.vocab_size)
+    max_tokens = facts.limits.max_model_len if sampling.max_tokens is None else sampling.max_tokens
     eos = () if sampling.ignore_eos else facts.eos_token_ids
     stop_token_ids = frozenset(sampling.stop_token_ids).union(eos)
     return Request(
@@ -137,30 +137,4 @@ def _record(
         allowed_token_ids=tuple(sampling.allowed_token_ids),
         bad_words=tuple(map(tuple, bad_words)),
         prompt_logprobs=-1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
-    )
-
-
-def make_limits(
-    facts: WorkerFacts,
-    *,
-    max_num_waiting: int,
-    enable_prefix_caching: bool,
-    max_num_seqs: int | None = None,
-    max_num_batched_tokens: int | None = None,
-    target_itl_ms: float | None = None,
-) -> SchedulerLimits:
-    """The limits of a scheduler over a worker: the worker's own, lowered where a number is given."""
-    return SchedulerLimits(
-        num_blocks=facts.num_blocks,
-        block_size=facts.block_size,
-        max_num_seqs=min(facts.max_num_seqs, max_num_seqs or facts.max_num_seqs),
-        max_num_batched_tokens=min(
-            facts.max_num_batched_tokens, max_num_batched_tokens or facts.max_num_batched_tokens
-        ),
-        max_model_len=facts.max_model_len,
-        vocab_size=facts.vocab_size,
-        hidden_size=facts.hidden_size,
-        max_num_waiting=max_num_waiting,
-        enable_prefix_caching=enable_prefix_caching,
-        target_itl=None if target_itl_ms is None else target_itl_ms / 1e3,
     )

@@ -78,7 +78,7 @@ def test_it_serves_one_scheduler_after_another(worker: subprocess.Popen[str], co
     for step_id in (4, 5):
         link = WorkerLink.connect(control)
         assert link.worker_pid == worker.pid
-        assert link.facts.vocab_size == 64
+        assert link.facts.limits.vocab_size == 64
         assert link.facts.eos_token_ids == (2,)
         result = result_of(link, request_plan(step_id))
         assert (result.error, result.step_id) == ("", step_id)

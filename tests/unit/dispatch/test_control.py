@@ -24,6 +24,7 @@ from engine.dispatch.control import (
     WorkerSession,
 )
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import DISPATCH_VERSION, StepPlan, StepResult, u32
 from engine.dispatch.ring import RingError
 from pagewire.worker.v1 import worker_pb2 as pb
@@ -31,16 +32,18 @@ from tests.segments import segments_of
 
 FACTS = WorkerFacts(
     model="a-model",
-    vocab_size=100,
-    max_model_len=64,
+    limits=EngineLimits(
+        vocab_size=100,
+        max_model_len=64,
+        block_size=16,
+        num_blocks=8,
+        max_num_seqs=4,
+        max_num_batched_tokens=32,
+        hidden_size=64,
+    ),
     eos_token_ids=(1, 2),
-    block_size=16,
-    num_blocks=8,
-    max_num_seqs=4,
-    max_num_batched_tokens=32,
     dtype="float32",
     device="cpu",
-    hidden_size=64,
 )
 EMPTY = u32([])
 

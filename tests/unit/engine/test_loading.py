@@ -184,7 +184,7 @@ def test_max_model_len_is_cut_to_what_the_pool_holds(
 ) -> None:
     config = WorkerConfig(model=str(write_model(tmp_path)), socket=Path("unused"), num_blocks=3, device="cpu")
     facts = build_worker(config).facts
-    assert (facts.max_model_len, facts.num_blocks) == (48, 3)
+    assert (facts.limits.max_model_len, facts.limits.num_blocks) == (48, 3)
     assert "cut from 256 to 48" in caplog.text
 
 
@@ -192,4 +192,4 @@ def test_the_pool_is_no_larger_than_its_rows_can_use(tmp_path: Path) -> None:
     config = WorkerConfig(
         model=str(write_model(tmp_path)), socket=Path("unused"), max_num_seqs=2, device="cpu"
     )
-    assert build_worker(config).facts.num_blocks == 2 * 256 // 16
+    assert build_worker(config).facts.limits.num_blocks == 2 * 256 // 16

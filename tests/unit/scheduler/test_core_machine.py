@@ -15,14 +15,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import SamplingRecord, StepPlan, StepResult
 from pagewire.base.errors import Overloaded
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.policy.suspects import MAX_LONE_FAILURES
 from scheduler.request import EndReason, Request, Status
+from scheduler.settings import CoreSettings
 from scheduler.step import InFlight
 from tests.unit.scheduler.executor import (
     MiniatureWorker,
@@ -76,18 +77,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size: int,
     ) -> None:
         self.depth = depth
-        self.limits = SchedulerLimits(
+        self.limits = EngineLimits(
             num_blocks=num_blocks,
             block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB,
+        )
+        self.settings = CoreSettings(
             max_num_waiting=max_num_waiting,
             enable_prefix_caching=caching,
             target_itl=target_itl,
         )
-        self.scheduler = Scheduler(self.limits)
+        self.scheduler = Scheduler(self.limits, self.settings)
         self.worker = MiniatureWorker(block_size, VOCAB, budget, max_num_seqs)
         self.in_flight: deque[StepPlan] = deque()
         self.doomed = 0
@@ -176,7 +179,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _add(self, request: Request, timeout: float | None = None) -> None:
         name = request.request_id
-        full = self.scheduler.num_waiting >= self.limits.max_num_waiting
+        full = self.scheduler.num_waiting >= self.settings.max_num_waiting
         try:
             refused = self.scheduler.add(request, timeout=timeout)
         except Overloaded:
@@ -251,7 +254,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.terminal.update(request.request_id for request in condemned)
         for request in condemned:
             self._check_tokens(request)
-        self.scheduler = Scheduler(self.limits)
+        self.scheduler = Scheduler(self.limits, self.settings)
         limits = self.limits
         self.worker = MiniatureWorker(
             limits.block_size, VOCAB, limits.max_num_batched_tokens, limits.max_num_seqs
