@@ -30,7 +30,8 @@ from benchmarks import record
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerLink
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import StepPlan, StepResult, U32Array, u32
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import U32Array, u32
 from pagewire.bench.percentiles import percentile
 
 WARM_UP, ROUNDS = 500, 20_000

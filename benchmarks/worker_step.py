@@ -28,7 +28,8 @@ from engine.cuda.results import LaunchedStep, ResultBuffers
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
 from engine.cuda.sampling_extras import UnusualRows
-from engine.dispatch.records import SamplingRecord, decode_plan, encode_plan, encode_result
+from engine.dispatch.records import decode_plan, encode_plan, encode_result
+from engine.dispatch.sampling import SamplingRecord
 from engine.worker.build import build_worker
 from scheduler.core import Scheduler
 from scheduler.request import Request

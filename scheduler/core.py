@@ -17,12 +17,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import (
-    F32Array,
-    StepPlan,
-    StepResult,
-    U32Array,
-)
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import F32Array, U32Array
 from pagewire.base.errors import Overloaded
 from scheduler import results
 from scheduler.blocks.pool import BlockPool
@@ -474,19 +470,22 @@ class Scheduler:
         if step.void or result.error:
             self._in_flight.popleft()
             return StepOutput() if step.void else self._fail(step, result.error)
-        results.check(step, result)
+        results.check(step, result, self.limits.max_tokens_per_step)
         told = results.take_untold(step, result) if result.prompt_logprobs else []
         self._in_flight.popleft()
         self.step_times.observe(step.work, result.execute_us * 1e-6)
         self._forecast.ran(result.execute_us * 1e-6)
-        output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
         rows = step.sampled_rows
         stayed = self._rows.arrivals(rows) == step.sampled_arrivals
-        if not stayed.all():  # some ended, or wait again, since the step was planned
-            rows = rows[stayed]
-            output = output.without_ended()
+        if result.num_tokens is not None:
+            output = self._append_several(step, result, stayed.tolist())
+        else:
+            output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
+            if not stayed.all():  # some ended, or wait again, since the step was planned
+                rows = rows[stayed]
+                output = output.without_ended()
+            self._append(output, rows)
         output.prompt_logprobs = told
-        self._append(output, rows)
         for column, state in result.pooled.items():
             self._finish_pooling(output, step.request_at(column), state)
         self.counters.num_generated_tokens += len(output.token_ids)
@@ -526,6 +525,38 @@ class Scheduler:
                 self._end(request, EndReason.LENGTH)
                 stopped.append(request)
         output.ended = stopped
+
+    def _append_several(self, step: InFlight, result: StepResult, stayed: Sequence[bool]) -> StepOutput:
+        """Gives requests the tokens that they gained in a step, where some gained more than one, and ends
+        those whose last was among them. `stayed` says which still have the row that they had.
+        """
+        assert result.num_tokens is not None
+        output, state, end = StepOutput(), self._rows, 0
+        counts = result.num_tokens.tolist()
+        for request, count, is_there in zip(step.sampled, counts, stayed, strict=True):
+            begin, end = end, end + count
+            if request.status is Status.ENDED:
+                continue
+            kept, stops = results.tokens_kept(request, result.token_ids[begin:end].tolist())
+            for index in range(begin, begin + len(kept)):
+                if index in result.logprobs:
+                    output.logprobs[len(output.token_ids) + index - begin] = result.logprobs[index]
+            output.requests += [request] * len(kept)
+            output.token_ids += kept
+            request.token_ids.extend(kept)
+            if is_there:
+                state.gain(request.row, len(kept))
+                self.prefixes.publish(request)
+            else:
+                request.num_pending -= 1
+            if stops:
+                self._end(request, EndReason.STOP, stop_token_id=kept[-1])
+                output.ended.append(request)
+            elif len(request.token_ids) >= request.max_total_tokens:
+                self._end(request, EndReason.LENGTH)
+                output.ended.append(request)
+        self._wants.num_steps = 0
+        return output
 
     def _fail(self, step: InFlight, error: str) -> StepOutput:
         """Handles a step the worker could not run: its KV is in doubt, so everything is recomputed from the

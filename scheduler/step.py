@@ -8,17 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import (
-    NO_COPIES,
-    U32,
-    F32Array,
-    NewRequest,
-    PromptLogprobs,
-    StepPlan,
-    TokenLogprobs,
-    U32Array,
-    u32,
-)
+from engine.dispatch.records import NO_COPIES, NewRequest, PromptLogprobs, StepPlan, TokenLogprobs
+from engine.dispatch.sampling import U32, F32Array, U32Array, u32
 from scheduler.policy.step_time import PromptTime, StepTimes, StepWork
 from scheduler.request import Request, Status
 from scheduler.rows import BoolArray, IntArray, Wants

@@ -30,18 +30,16 @@ from engine.attention.interface import IntArray
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import (
-    Pooling,
     PromptLogprobs,
-    RecordError,
     StepResult,
     TokenLogprobs,
     decode_plan,
     decode_result,
     encode_plan,
     encode_result,
-    u32,
 )
 from engine.dispatch.ring import Ring, RingError, RingReader, RingShape, RingWriter
+from engine.dispatch.sampling import Pooling, RecordError, u32
 from engine.step.row_ledger import PlanError, RowLedger
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2
@@ -80,8 +78,10 @@ class GuardedRows(RowLedger):
         if not (0 <= row < ROWS and len(token_ids) <= MODEL_LEN and token_ids.max(initial=0) < VOCAB):
             raise AssertionError(f"{len(token_ids)} tokens written to row {row}")
 
-    def _write_blocks(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
-        inside = (rows >= 0) & (rows < ROWS) & (columns >= 0) & (columns < self.limits.max_blocks)
+    def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        inside = (
+            (group == 0) & (rows >= 0) & (rows < ROWS) & (columns >= 0) & (columns < self.limits.max_blocks)
+        )
         if not (inside.all() and (block_ids < POOL).all() and len(rows) == len(columns) == len(block_ids)):
             raise AssertionError(f"blocks {block_ids} written to rows {rows}, columns {columns}")
 
@@ -165,7 +165,7 @@ class PlanTarget:
             plan = decode_plan(data)
             self._rows.reset()
             self._rows.apply(plan)
-            self._rows.check_schedule(plan, BUDGET)
+            self._rows.check_schedule(plan)
         except (RecordError, PlanError):
             raise Refused from None
         if (plan.copied_blocks >= POOL).any():

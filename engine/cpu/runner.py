@@ -13,7 +13,8 @@ from engine.cpu.prompt_states import NotFinite, PooledStates, compute_prompt_log
 from engine.cpu.results import NO_PROMPT_RESULTS, PromptResults, SampledStep
 from engine.cpu.rows import RequestRows
 from engine.cpu.step_layout import StepInputs, prepare_inputs
-from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult, u32
+from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult
+from engine.dispatch.sampling import u32
 from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch

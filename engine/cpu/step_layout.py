@@ -51,12 +51,12 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows) -> StepInputs:
     last = np.cumsum(count) - 1
     token_row = np.repeat(row, count)
     positions = np.arange(len(token_row)) + np.repeat(start - (last + 1 - count), count)
-    block_ids = rows.block_table[token_row, positions // rows.limits.block_size]
+    block_ids = rows.block_tables[0, token_row, positions // rows.limits.block_size]
     num_blocks = -(-int(end.max()) // rows.limits.block_size)
     layout = BatchLayout(
         counts=count,
         seq_lens=end,
-        block_table=rows.block_table[row, :num_blocks],
+        block_table=rows.block_tables[0, row, :num_blocks],
         slot_mapping=block_ids * rows.limits.block_size + positions % rows.limits.block_size,
         block_size=rows.limits.block_size,
     )

@@ -17,7 +17,8 @@ from engine.cuda.logprobs import LogprobsBuffers, LogprobsRequest
 from engine.cuda.rows import DeviceRows
 from engine.cuda.staging import NUM_TURNS, Staging
 from engine.cuda.step_layout import StepLayout
-from engine.dispatch.records import F32Array, PromptLogprobs
+from engine.dispatch.records import PromptLogprobs
+from engine.dispatch.sampling import F32Array
 from engine.kernels.pooling.kernel import PooledColumns, pool_hidden
 from engine.kernels.sampling.logprobs import Logprobs, LogprobsWorkspace, gather_logprobs
 from engine.step.prompt_work import PooledChunk, PromptWork, logprobs_places, split_logprobs

@@ -36,7 +36,8 @@ from engine.cuda.step_layout import (
     padded_shape,
 )
 from engine.cuda.step_shape import StepColumns, StepShape, device_columns, host_columns
-from engine.dispatch.records import NO_COPIES, StepPlan, StepResult, u32
+from engine.dispatch.records import NO_COPIES, StepPlan, StepResult
+from engine.dispatch.sampling import u32
 from engine.kernels.copy_blocks.kernel import copy_blocks
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
@@ -111,14 +112,15 @@ class CudaModelRunner:
         self._device_columns: dict[StepShape, StepColumns[torch.Tensor]] = {}
 
     def _max_words(self) -> int:
-        """Words of the largest step: its columns, and two for each word of the rows that it changes and for
-        each block that it copies.
+        """Words of the largest step: its columns, and two for each word of the rows that it changes (their
+        lengths too) and for each block that it copies.
         """
         limits = self.rows.limits
         seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words
         new_blocks = seqs + tokens // limits.block_size
-        return columns + 2 * (limits.max_new_words + new_blocks + seqs)
+        new_blocks *= limits.num_kv_groups
+        return columns + 2 * (limits.max_new_words + new_blocks + 2 * seqs)
 
     @property
     def largest_shape(self) -> StepShape:
@@ -147,7 +149,7 @@ class CudaModelRunner:
         copy_blocks(self.kv_pool.blocks, self._nowhere, self._nowhere)
         hidden = self._run_model(shape)
         logits = self._sample(shape, hidden)
-        self._extras.rehearse(logits, self._columns(shape))
+        self._extras.rehearse(logits, self._columns(shape), self._positions(shape))
         self._prompts.rehearse(hidden)
 
     def rehearse_sizes(self, sizes: Sequence[GraphSize]) -> None:
@@ -238,7 +240,9 @@ class CudaModelRunner:
         self._send(index, shape, plan.copied_blocks)
         logits, prompts = self._execute(shape, layout, work, captured=graph is not None)
         slots = _slots(layout, shape)
-        logprobs = self._extras.after_sampling(batch, slots, order, logits, self._columns(shape))
+        logprobs = self._extras.after_sampling(
+            batch, slots, order, logits, self._columns(shape), self._positions(shape)
+        )
         rows.num_tokens[layout.rows[order]] += 1
         return self._results.collect(index, plan.step_id, slots[order], logprobs, prompts)
 
@@ -317,7 +321,7 @@ class CudaModelRunner:
             query_start_loc=columns.query_start_loc,
             tile_request=columns.tile_request,
             tile_start=columns.tile_start,
-            block_table=rows.block_table,
+            block_table=rows.block_tables[0],
             prefix=PrefixMetadata(columns.prefix_row, columns.prefix_len, columns.prefix_lens)
             if shape.shares_prefix
             else None,
@@ -338,7 +342,7 @@ class CudaModelRunner:
         logits = self.model.compute_logits(hidden)
         sample_rows(
             logits,
-            columns=sampling_columns(columns),
+            columns=sampling_columns(columns, self._positions(shape)),
             token_ids=self.rows.token_ids,
             out_token_ids=self._results.token_ids,
             out_largest=self._results.largest,
@@ -347,14 +351,18 @@ class CudaModelRunner:
         )
         return logits
 
+    def _positions(self, shape: StepShape) -> torch.Tensor:
+        """Where the sampled token of each slot goes, [S]: behind what it has computed."""
+        return self._inputs.seq_lens[: shape.num_slots]
+
     def _prepare(self, shape: StepShape, columns: StepColumns[torch.Tensor]) -> None:
         rows, inputs, num_decodes = self.rows, self._inputs, shape.num_decodes
         if num_decodes:
             prepare_decodes(
                 columns.rows[:num_decodes],
-                columns.starts,
+                rows.lengths,
                 rows.token_ids,
-                rows.block_table,
+                rows.block_tables[0],
                 block_size=rows.limits.block_size,
                 input_ids=inputs.input_ids,
                 positions=inputs.positions,
@@ -364,10 +372,12 @@ class CudaModelRunner:
         if shape.num_chunks:
             prepare_chunks(
                 columns.rows[num_decodes:],
-                columns.starts[num_decodes:],
+                columns.starts,
                 columns.query_start_loc[num_decodes:],
+                columns.sampling_rows[num_decodes:],
+                rows.lengths,
                 rows.token_ids,
-                rows.block_table,
+                rows.block_tables[0],
                 block_size=rows.limits.block_size,
                 num_tokens=shape.num_tokens,
                 max_count=shape.num_chunk_tokens,

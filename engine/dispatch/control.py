@@ -37,9 +37,9 @@ from engine.dispatch.records import (
     encode_result,
     plan_bytes,
     result_bytes,
-    u32,
 )
 from engine.dispatch.ring import Ring, RingError, RingMemoryError, RingReader, RingShape, RingWriter
+from engine.dispatch.sampling import u32
 from pagewire.worker.v1 import worker_pb2 as pb
 
 logger = logging.getLogger(__name__)

@@ -19,6 +19,9 @@ _MAX_PLANNED_WORDS = 1 << 20
 _LISTED_TOKENS = 4 * 1024
 
 
+_WITH_A_LEAST = ("max_model_len", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "max_loras")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
     """The limits of a worker, or of a group of workers that share a model.
@@ -32,6 +35,8 @@ class EngineLimits:
         max_num_seqs: request rows, and requests in a step.
         max_num_batched_tokens: tokens computed in a step.
         num_kv_groups: groups of layers, each with a block table of its own in every row.
+        max_tokens_per_step: tokens that a request can gain in one step.
+        max_loras: adapters that can be in use at once; 0 where there are none.
 
     Derived from those:
         max_blocks: entries of a row's block table, in each group.
@@ -49,6 +54,8 @@ class EngineLimits:
     max_num_seqs: int
     max_num_batched_tokens: int
     num_kv_groups: int = 1
+    max_tokens_per_step: int = 1
+    max_loras: int = 0
     max_blocks: int = field(init=False)
     mask_words: int = field(init=False)
     max_new_words: int = field(init=False)
@@ -100,16 +107,13 @@ class EngineLimits:
                 or the number of groups.
         """
         first = proposals[0]
-        for name in ("vocab_size", "hidden_size", "block_size", "num_kv_groups"):
+        for name in ("vocab_size", "hidden_size", "block_size", "num_kv_groups", "max_tokens_per_step"):
             values = sorted({getattr(each, name) for each in proposals})
             if len(values) > 1:
                 raise ValueError(f"workers of one group differ in {name}: {values}")
         return replace(
             first,
-            **{
-                name: min(getattr(each, name) for each in proposals)
-                for name in ("max_model_len", "num_blocks", "max_num_seqs", "max_num_batched_tokens")
-            },
+            **{name: min(getattr(each, name) for each in proposals) for name in _WITH_A_LEAST},
         )
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from engine.attention.interface import IntArray
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import Pooling, PromptLogprobs, StepPlan
+from engine.dispatch.records import PromptLogprobs, StepPlan
+from engine.dispatch.sampling import Pooling
 from engine.step.row_ledger import PlanError, RowLedger
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from engine.attention.interface import IntArray
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import NewRequest, Pooling, StepPlan
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import Pooling
 from engine.sampling.parameters import SamplingTable
 
 
@@ -24,7 +25,8 @@ class RowLedger(ABC):
 
     Attributes:
         num_tokens: each row's length, sampled tokens included, [max_num_seqs]; 0 where the row is free.
-        num_blocks: entries of each row's block table.
+        num_blocks: entries of each row's block table, in each KV group.
+        adapter_ids: the adapter of each row, [max_num_seqs]; 0 is none.
         sampling: parameters by row.
         watched: rows whose request asks for something of its prompt, until all of that is computed.
     """
@@ -33,6 +35,7 @@ class RowLedger(ABC):
         self.limits = limits
         self.num_tokens: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.num_blocks: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
+        self.adapter_ids: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.sampling = SamplingTable(limits.max_num_seqs)
         self.watched: set[int] = set()
         # Of rows with pooling: tokens that are in the pooled state.
@@ -43,8 +46,8 @@ class RowLedger(ABC):
         """Puts a new request's tokens into its row."""
 
     @abstractmethod
-    def _write_blocks(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
-        """Puts block ids into the block tables of rows, one entry each."""
+    def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        """Puts block ids into one KV group's block tables of rows, one entry each."""
 
     def reset(self) -> None:
         """Frees every row."""
@@ -126,7 +129,8 @@ class RowLedger(ABC):
                 self._num_pooled.pop(row, None)
 
     def _add(self, request: NewRequest) -> None:
-        row, length, num_blocks = request.row, len(request.token_ids), len(request.block_ids)
+        row, length = request.row, len(request.token_ids)
+        num_blocks = len(request.block_ids) // self.limits.num_kv_groups
         if row >= self.limits.max_num_seqs:
             raise PlanError(f"new request's row {row} must be below {self.limits.max_num_seqs}")
         if self.num_tokens[row]:
@@ -142,9 +146,16 @@ class RowLedger(ABC):
             request.token_ids,
             f"token id must be below {self.limits.vocab_size}",
         )
+        if num_blocks * self.limits.num_kv_groups != len(request.block_ids):
+            raise PlanError(f"new request has {len(request.block_ids)} blocks in {self._groups}")
+        if request.adapter_id > self.limits.max_loras:
+            raise PlanError(
+                f"new request has adapter {request.adapter_id}; there are {self.limits.max_loras}"
+            )
         self._require_in_pool(request.block_ids)
         self._write_tokens(row, request.token_ids)
-        self._write_blocks(np.full(num_blocks, row), np.arange(num_blocks), request.block_ids)
+        self._write_groups(np.full(num_blocks, row), np.arange(num_blocks), request.block_ids)
+        self.adapter_ids[row] = request.adapter_id
         self.num_tokens[row], self.num_blocks[row] = length, num_blocks
         self.sampling.set(row, request.sampling, request.num_prompt_tokens)
         if request.sampling.pooling:
@@ -160,6 +171,8 @@ class RowLedger(ABC):
         )
         if np.bincount(rows, minlength=1).max(initial=0) > 1:
             raise PlanError("a row is scheduled twice in one step")
+        if plan.num_kv_groups != self.limits.num_kv_groups:
+            raise PlanError(f"the plan has {plan.num_kv_groups} KV groups; this worker has {self._groups}")
         if not added.any():
             return
         ends = self.num_blocks[rows] + added
@@ -167,8 +180,18 @@ class RowLedger(ABC):
         self._require_in_pool(plan.new_block_ids)
         offsets = np.arange(int(added.sum())) - np.repeat(np.cumsum(added) - added, added)
         columns = np.repeat(self.num_blocks[rows], added) + offsets
-        self._write_blocks(np.repeat(rows, added), columns, plan.new_block_ids)
+        self._write_groups(np.repeat(rows, added), columns, plan.new_block_ids)
         self.num_blocks[rows] = ends
+
+    @property
+    def _groups(self) -> str:
+        count = self.limits.num_kv_groups
+        return "1 KV group" if count == 1 else f"{count} KV groups"
+
+    def _write_groups(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        """Puts block ids into the block tables of all groups, whose ids follow each other."""
+        for group, own in enumerate(block_ids.reshape(self.limits.num_kv_groups, len(rows))):
+            self._write_blocks(group, rows, columns, own)
 
     def _check_copies(self, copied_blocks: np.ndarray) -> None:
         self._require_in_pool(copied_blocks.reshape(-1))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import U32Array
+from engine.dispatch.sampling import U32Array
 from pagewire.base.errors import PagewireError
 from pagewire.structured.grammars import Grammars, Matcher
 from pagewire.wire.sampling_params import StructuredOutput

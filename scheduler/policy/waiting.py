@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import U32
+from engine.dispatch.sampling import U32
 from pagewire.base.errors import InvalidRequest
 from scheduler.policy.shares import Share, Shares
 from scheduler.request import NO_TURN, Request, Status

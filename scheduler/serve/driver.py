@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, cast
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerLink, is_warm
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import RecordError, StepResult, TokenLogprobs
+from engine.dispatch.records import StepResult, TokenLogprobs
 from engine.dispatch.ring import RingError
+from engine.dispatch.sampling import RecordError
 from pagewire.base.errors import Code, Overloaded, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.config import SchedulerConfig

@@ -13,17 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.cpu.runner import CpuModelRunner
-from engine.dispatch.records import (
-    F32Array,
-    NewRequest,
-    PromptLogprobs,
-    SamplingRecord,
-    StepPlan,
-    StepResult,
-    TokenLogprobs,
-    U32Array,
-    u32,
-)
+from engine.dispatch.records import NewRequest, PromptLogprobs, StepPlan, StepResult, TokenLogprobs
+from engine.dispatch.sampling import F32Array, SamplingRecord, U32Array, u32
 from engine.step.runner import PendingStep
 
 GREEDY = SamplingRecord(temperature=0.0)

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from engine.dispatch.control import WorkerLink
-from engine.dispatch.records import NewRequest, StepPlan, StepResult, u32
+from engine.dispatch.records import NewRequest, StepPlan, StepResult
+from engine.dispatch.sampling import u32
 from tests.integration.plan_driver import GREEDY
 from tests.unit.engine.tiny_model import write_model
 

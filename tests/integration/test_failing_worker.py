@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from engine.dispatch.control import WorkerGone, WorkerLink
-from engine.dispatch.records import StepPlan, StepResult, u32
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import u32
 from pagewire.base.exit_status import DEVICE_LOST
 
 SECONDS = 30.0

@@ -6,7 +6,8 @@ import pytest
 
 from engine.cuda import shared_prefix
 from engine.cuda.runner import CudaModelRunner
-from engine.dispatch.records import NewRequest, StepPlan, u32
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import u32
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY
 from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config

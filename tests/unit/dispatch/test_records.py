@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 from engine.dispatch.control import RING_SLOTS
 from engine.dispatch.limits import MAX_BAD_WORD_TOKENS, EngineLimits, mask_words
 from engine.dispatch.records import (
-    F32,
-    U32,
     NewRequest,
-    Pooling,
     PromptLogprobs,
-    RecordError,
-    SamplingRecord,
     StepPlan,
     StepResult,
     TokenLogprobs,
@@ -28,9 +23,9 @@ from engine.dispatch.records import (
     encode_result,
     plan_bytes,
     result_bytes,
-    u32,
 )
 from engine.dispatch.ring import RingShape
+from engine.dispatch.sampling import F32, U32, Pooling, RecordError, SamplingRecord, u32
 
 WORD = st.integers(0, 2**32 - 1)
 FLOAT = st.floats(width=32, allow_nan=False)

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from engine.config import WorkerConfig
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import NewRequest, Pooling, SamplingRecord, StepPlan, StepResult, U32Array, u32
+from engine.dispatch.records import NewRequest, StepPlan, StepResult
+from engine.dispatch.sampling import Pooling, SamplingRecord, U32Array, u32
 from engine.null.build import build_null_worker
 from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids

@@ -13,7 +13,8 @@ import torch
 from engine.config import WorkerConfig
 from engine.cpu import prompt_states
 from engine.cpu.runner import CpuModelRunner
-from engine.dispatch.records import NewRequest, Pooling, SamplingRecord, StepPlan, u32
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import Pooling, SamplingRecord, u32
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, DrivenRequest, PlanDriver
 from tests.unit.engine.tiny_model import write_model

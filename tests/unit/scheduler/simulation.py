@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import SamplingRecord, u32
 from scheduler.core import Scheduler
 from scheduler.policy.step_time import StepWork
 from scheduler.request import Request

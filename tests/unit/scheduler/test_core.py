@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import Pooling, SamplingRecord, StepPlan, u32
+from engine.dispatch.records import StepPlan
+from engine.dispatch.sampling import Pooling, SamplingRecord, u32
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.sampling import SamplingRecord
 from pagewire.base.errors import Overloaded
 from scheduler.core import Scheduler
 from scheduler.policy.shares import Group, Shares, Tally

@@ -10,7 +10,8 @@ from array import array
 from dataclasses import replace
 
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import SamplingRecord, StepPlan
+from engine.dispatch.records import StepPlan
+from engine.dispatch.sampling import SamplingRecord
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.core import Scheduler
 from scheduler.request import Request

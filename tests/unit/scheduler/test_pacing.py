@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import SamplingRecord, u32
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.core import Scheduler
 from scheduler.request import Request

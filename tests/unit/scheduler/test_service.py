@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import StepResult, u32
+from engine.dispatch.records import StepResult
+from engine.dispatch.sampling import u32
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import Pooling, SamplingRecord, StepPlan
+from engine.dispatch.records import StepPlan
+from engine.dispatch.sampling import Pooling, SamplingRecord
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
