@@ -11,7 +11,7 @@ from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.ops import TorchLayerOps
 from engine.cpu.rows import RequestRows
 from engine.cpu.runner import CpuModelRunner
-from engine.layers.linear_method import DenseMethod, LinearMethod
+from engine.layers.linear_method import DenseMethod, LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
@@ -39,8 +39,8 @@ class CpuPlatform(Platform):
     def ops(self) -> LayerOps:
         return TorchLayerOps(self.device)
 
-    def linear_method(self) -> LinearMethod:
-        return PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod()
+    def linear_methods(self) -> LinearMethods:
+        return SameMethod(PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod())
 
     def make_runner(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from engine.layers.parallel import SplitError
 from engine.layers.weights import LoadableModule
 from engine.loader.dummy import load_dummy
 from engine.loader.safetensors import load_safetensors
@@ -42,7 +43,10 @@ def load_model(
     with fitting(device, f"{source}: the model"):
         if device.type == "cpu":
             _require_table_room(context, source)
-        model = create_model(context, device, dtype)
+        try:
+            model = create_model(context, device, dtype)
+        except SplitError as error:
+            raise ConfigError(f"{source}: {error}") from error
         if device.type == "cpu":
             _require_room(model, source)
         if load_format == "dummy":

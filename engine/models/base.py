@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.attention.interface import AttentionBackend, AttentionMetadata, LayerKVCache
-from engine.layers.linear_method import LinearMethod
+from engine.layers.linear_method import LinearMethods
 from engine.layers.ops import LayerOps
 from engine.layers.parallel import TensorParallel
 from engine.models.config import ModelConfig
@@ -26,7 +26,7 @@ class ModelContext:
         max_model_len: positions it must serve.
         backend: how its attention layers attend.
         ops: how its layers compute what lies between.
-        linear_method: how its linear layers store weights and multiply.
+        linear_methods: how each of its linear layers stores its weights and multiplies.
         parallel: this rank.
     """
 
@@ -34,7 +34,7 @@ class ModelContext:
     max_model_len: int
     backend: AttentionBackend
     ops: LayerOps
-    linear_method: LinearMethod
+    linear_methods: LinearMethods
     parallel: TensorParallel
 
 
@@ -50,6 +50,20 @@ class CausalLM(nn.Module, ABC):
     fused: ClassVar[Mapping[str, tuple[str, str]]] = {}
     ignored: ClassVar[tuple[str, ...]] = ()
     num_kv_heads: int
+
+    @classmethod
+    def checkpoint_module(cls, layer: str, shard: str) -> str:
+        """What checkpoints call a layer, or one of the matrices of a fused layer.
+
+        Args:
+            layer: its full name here, such as "model.layers.3.self_attn.qkv_proj".
+            shard: such as "q"; "" where the layer is not fused.
+        """
+        if not shard:
+            return layer
+        parent, _, own_name = layer.rpartition(".")
+        parts = {place: name for name, place in cls.fused.items()}
+        return f"{parent}.{parts[own_name, shard]}"
 
     @abstractmethod
     def forward(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.ops import TorchLayerOps
-from engine.layers.linear_method import DenseMethod
+from engine.layers.linear_method import DenseMethod, SameMethod
 from engine.layers.parallel import TensorParallel
 from engine.loader.load import create_model
 from engine.loader.safetensors import checkpoint_files, load_safetensors
@@ -60,7 +60,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(directory: Path) -> CausalLM:
     config = load_model_config(directory)
     backend = TorchAttentionBackend(CPU, torch.float32)
-    context = ModelContext(config, 64, backend, TorchLayerOps(CPU), DenseMethod(), TensorParallel())
+    methods = SameMethod(DenseMethod())
+    context = ModelContext(config, 64, backend, TorchLayerOps(CPU), methods, TensorParallel())
     return create_model(context, CPU, torch.float32)
 
 
