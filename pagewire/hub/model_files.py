@@ -15,6 +15,8 @@ from pagewire.base.errors import ConfigError
 MAX_CONFIG_BYTES = 16 * 1024**2
 MAX_INDEX_BYTES = 128 * 1024**2
 """An index has a line for each tensor; the largest published ones have hundreds of thousands."""
+MAX_TOKENIZER_BYTES = 128 * 1024**2
+"""The largest published ones have a quarter of this."""
 MAX_TEMPLATE_BYTES = 1024**2
 MAX_JSON_DEPTH = 64
 
