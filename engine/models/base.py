@@ -43,11 +43,15 @@ class CausalLM(nn.Module, ABC):
 
     Attributes:
         fused: checkpoint module name -> (module here, shard of it), such as "q_proj" -> ("qkv_proj", "q").
+        head, embedding: names of the checkpoint's tensors for the output projection and for the embedding
+            that it may be tied to.
         ignored: suffixes of checkpoint tensors that carry nothing to load.
         num_kv_heads: key-value heads on this rank.
     """
 
     fused: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    head: ClassVar[str] = "lm_head.weight"
+    embedding: ClassVar[str] = "model.embed_tokens.weight"
     ignored: ClassVar[tuple[str, ...]] = ()
     num_kv_heads: int
 
