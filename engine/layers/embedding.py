@@ -40,7 +40,8 @@ class VocabParallelEmbedding(LoadableModule):
 class ParallelLMHead(LinearLayer):
     """hidden [S, hidden] -> logits [S, vocab] in the model's dtype, complete on every rank.
 
-    Where the model ties its embeddings, the weight is the embedding's and nothing is loaded here.
+    Where the model ties its embeddings, the weight is the embedding's and nothing is loaded here; the layer's
+    method must then be one for plain weights.
     """
 
     def __init__(
