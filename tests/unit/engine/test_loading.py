@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import WorkerConfig
 from engine.cpu.runner import CpuModelRunner
-from engine.loader import tied
+from engine.loader import checkpoint, tied
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.tied import have_same_values
 from engine.worker.build import build_worker
@@ -244,6 +244,14 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str, content: bytes
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         runner(tmp_path)
+
+
+def test_all_files_together_may_not_have_too_many_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "MAX_TENSORS", 15)
+    with pytest.raises(ConfigError, match="has more than 15 tensors"):
+        runner(write_model(tmp_path, shards=2))
 
 
 def test_a_directory_without_weights_says_what_it_looked_for(tmp_path: Path) -> None:
