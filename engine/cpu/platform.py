@@ -12,7 +12,7 @@ from engine.cpu.ops import TorchLayerOps
 from engine.cpu.rows import RequestRows
 from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.limits import EngineLimits
-from engine.layers.linear_method import DenseMethod, LinearMethod
+from engine.layers.linear_method import DenseMethod, LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
@@ -39,8 +39,8 @@ class CpuPlatform(Platform):
     def ops(self) -> LayerOps:
         return TorchLayerOps(self.device)
 
-    def linear_method(self) -> LinearMethod:
-        return PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod()
+    def linear_methods(self) -> LinearMethods:
+        return SameMethod(PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod())
 
     def make_runner(
         self,

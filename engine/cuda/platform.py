@@ -16,7 +16,7 @@ from engine.cuda.ops import TritonLayerOps
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
 from engine.dispatch.limits import EngineLimits
-from engine.layers.linear_method import LinearMethod
+from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
@@ -60,8 +60,9 @@ class CudaPlatform(Platform):
     def ops(self) -> LayerOps:
         return TritonLayerOps()
 
-    def linear_method(self) -> LinearMethod:
-        return InvariantMethod() if self._config.deterministic else CudaLinearMethod(self.device)
+    def linear_methods(self) -> LinearMethods:
+        deterministic = self._config.deterministic
+        return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
 
     def make_runner(
         self,

@@ -51,7 +51,7 @@ def assemble(
     parallel = TensorParallel()
     backend = platform.attention(_heads(model_config, parallel), max_num_seqs)
     context = ModelContext(
-        model_config, wanted_len, backend, platform.ops(), platform.linear_method(), parallel
+        model_config, wanted_len, backend, platform.ops(), platform.linear_methods(), parallel
     )
     model = load(context)
     shape = KVCacheShape(

@@ -9,7 +9,7 @@ import torch
 
 from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.dispatch.limits import EngineLimits
-from engine.layers.linear_method import LinearMethod
+from engine.layers.linear_method import LinearMethods
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
 from engine.platform.device import DeviceDefaults
@@ -43,8 +43,8 @@ class Platform(ABC):
         """How layers compute what lies between matrix products."""
 
     @abstractmethod
-    def linear_method(self) -> LinearMethod:
-        """How layers multiply."""
+    def linear_methods(self) -> LinearMethods:
+        """How each layer stores its weights and multiplies."""
 
     @abstractmethod
     def make_runner(

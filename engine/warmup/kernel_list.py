@@ -25,7 +25,7 @@ from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
 from engine.kernels.linear.matrix_vector import MAX_TOKENS
-from engine.layers.linear_method import LinearMethod
+from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.loader.load import create_model
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
@@ -121,8 +121,9 @@ class _RehearsalPlatform(CudaPlatform):
             num_sms=self._num_sms,
         )
 
-    def linear_method(self) -> LinearMethod:
-        return InvariantMethod() if self._config.deterministic else _RehearsedLinear(self.device)
+    def linear_methods(self) -> LinearMethods:
+        deterministic = self._config.deterministic
+        return SameMethod(InvariantMethod() if deterministic else _RehearsedLinear(self.device))
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         trial = make_trial()

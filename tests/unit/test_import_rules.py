@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.sampling": ("engine.dispatch",),
     "engine.step": ("engine.attention", "engine.dispatch", "engine.sampling"),
     "engine.layers": ("engine.attention",),
+    "engine.quant": ("pagewire.base",),
     "engine.models": ("pagewire.base", "pagewire.hub", "engine.attention", "engine.layers"),
     "engine.platform": (
         *("pagewire.base", "engine.config", "engine.dispatch"),
