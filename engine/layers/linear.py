@@ -13,6 +13,7 @@ import torch
 
 from engine.layers.linear_method import LinearMethod, LinearWeight
 from engine.layers.parallel import TensorParallel
+from engine.layers.step_context import StepContext
 from engine.layers.weights import LoadableModule, copy_checked, take_part
 
 
@@ -69,7 +70,7 @@ class ColumnParallelLinear(LoadableModule):
     def finish_loading(self) -> None:
         self.method.finish_loading(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
         return self.method.apply(self, x, self.bias)
 
 
@@ -162,7 +163,7 @@ class RowParallelLinear(LoadableModule):
     def finish_loading(self) -> None:
         self.method.finish_loading(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
         # The bias is added by one rank only, since the results are summed.
         bias = self.bias if self.parallel.rank == 0 else None
         return self.parallel.all_reduce(self.method.apply(self, x, bias))

@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from engine.attention.interface import AttentionBackend, AttentionMetadata, LayerKVCache
+from engine.attention.interface import AttentionBackend, LayerKVCache, RotaryTable
 from engine.layers.linear_method import LinearMethod
 from engine.layers.ops import LayerOps
 from engine.layers.parallel import TensorParallel
+from engine.layers.step_context import StepContext
 from engine.models.config import ModelConfig
 
 
@@ -45,21 +46,22 @@ class CausalLM(nn.Module, ABC):
         fused: checkpoint module name -> (module here, shard of it), such as "q_proj" -> ("qkv_proj", "q").
         ignored: suffixes of checkpoint tensors that carry nothing to load.
         num_kv_heads: key-value heads on this rank.
+        rotary_tables: one for each way in which layers rotate; a step context has the angles of each.
     """
 
     fused: ClassVar[Mapping[str, tuple[str, str]]] = {}
     ignored: ClassVar[tuple[str, ...]] = ()
     num_kv_heads: int
+    rotary_tables: Sequence[RotaryTable] = ()
 
     @abstractmethod
     def forward(
         self,
         token_ids: torch.Tensor,
-        positions: torch.Tensor,
+        context: StepContext,
         kv_caches: Sequence[LayerKVCache],
-        metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        """token_ids and positions [T] -> final hidden states [T, hidden]. Writes the KV caches."""
+        """token_ids [T] -> final hidden states [T, hidden]. Writes the KV caches, one for each layer."""
 
     @abstractmethod
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
