@@ -98,7 +98,8 @@ class TorchAttentionMetadata(AttentionMetadata):
 class TorchRotation(Rotation):
     """Cosines and sines of each token's R rotated channels, each [T, 1, R].
 
-    The sine of a pair's first channel is negative: channels become channels * cos + (their pairs' others) * sin.
+    The sine of a pair's first channel is negative, so that rotated channels are channels * cos + (the others
+    of their pairs) * sin.
     """
 
     cos: torch.Tensor

@@ -1,4 +1,4 @@
-"""The Llama family: Llama 1 to 3.x, Mistral without a sliding window, Yi, SmolLM2, Qwen3 and their like.
+"""The Llama family: Llama 1 to 3.x, Mistral, Yi, SmolLM2, Qwen3 and their like.
 
 Pre-norm decoder layers of grouped-query attention with rotary embedding and a gated feed-forward layer.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from engine.attention.interface import AttentionSpec, HeadLayout, LayerKVCache, QKNorm, RotaryTable
+from engine.layers.alibi import alibi_slopes
 from engine.layers.attention import Attention
 from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from engine.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
@@ -19,14 +20,15 @@ from engine.layers.norm import RMSNorm
 from engine.layers.rotary import rotary_table
 from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM, ModelContext
+from engine.models.config import LayerConfig
 
 
 class LlamaAttention(nn.Module):
     """Projections, rotation and attention of one layer."""
 
-    def __init__(self, context: ModelContext) -> None:
+    def __init__(self, context: ModelContext, layer: LayerConfig) -> None:
         super().__init__()
-        config = context.config
+        config, parallel = context.config, context.parallel
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size,
             num_heads=config.num_attention_heads,
@@ -44,8 +46,18 @@ class LlamaAttention(nn.Module):
             parallel=context.parallel,
         )
         heads = HeadLayout(self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, config.head_dim)
-        spec = AttentionSpec(config.head_dim**-0.5)
-        self.attention = Attention(heads, spec, rotary=0, kv_group=0, backend=context.backend)
+        slopes = None
+        if config.alibi:
+            first = parallel.rank * heads.num_heads
+            slopes = alibi_slopes(config.num_attention_heads)[first : first + heads.num_heads]
+        spec = AttentionSpec(
+            config.attention_scale,
+            sliding_window=layer.sliding_window,
+            soft_cap=config.attention_soft_cap,
+            alibi_slopes=slopes,
+        )
+        rotary = None if layer.rotary is None else config.rotaries.index(layer.rotary)
+        self.attention = Attention(heads, spec, rotary=rotary, kv_group=0, backend=context.backend)
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if config.qk_norm:
@@ -93,11 +105,11 @@ class LlamaDecoderLayer(nn.Module):
     """One layer. The residual stream travels beside the activations, so that each norm adds and
     normalises in one place."""
 
-    def __init__(self, context: ModelContext) -> None:
+    def __init__(self, context: ModelContext, layer: LayerConfig) -> None:
         super().__init__()
         config = context.config
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, context.ops)
-        self.self_attn = LlamaAttention(context)
+        self.self_attn = LlamaAttention(context, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, context.ops)
         self.mlp = LlamaMLP(context)
 
@@ -123,7 +135,7 @@ class LlamaModel(nn.Module):
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, ops=context.ops, parallel=context.parallel
         )
-        self.layers = nn.ModuleList(LlamaDecoderLayer(context) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(LlamaDecoderLayer(context, layer) for layer in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, context.ops)
 
     def forward(
@@ -164,8 +176,13 @@ class LlamaForCausalLM(CausalLM):
             parallel=context.parallel,
             tied_to=self.model.embed_tokens if config.tie_word_embeddings else None,
         )
-        table = rotary_table(config.head_dim, context.max_model_len, config.rope_theta, config.rope_scaling)
-        self.rotary_tables = (RotaryTable(table),)
+        self.rotary_tables = [
+            RotaryTable(
+                rotary_table(rotary.rotary_dim, context.max_model_len, rotary.theta, rotary.scaling),
+                rotary.interleaved,
+            )
+            for rotary in config.rotaries
+        ]
         self.num_kv_heads = self.model.layers[0].self_attn.qkv_proj.num_kv_heads  # type: ignore[assignment, union-attr]
 
     def forward(
