@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from engine.layers.ops import LayerOps
 from engine.layers.parallel import TensorParallel
 from engine.layers.step_context import StepContext
 from engine.models.config import ModelConfig
+from engine.models.fused import FusedLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,17 @@ class CausalLM(nn.Module, ABC):
 
     Attributes:
         fused: checkpoint module name -> (module here, shard of it), such as "q_proj" -> ("qkv_proj", "q").
+        split: of modules that checkpoints fuse, checkpoint module name -> how it holds those of `fused`, such
+            as "W_pack" -> qkv_in_turn.
         ignored: suffixes of checkpoint tensors that carry nothing to load.
         num_kv_heads: key-value heads on this rank.
         rotary_tables: one for each way in which layers rotate; a step context has the angles of each.
     """
 
     fused: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    split: ClassVar[Mapping[str, Callable[[ModelConfig], FusedLayout]]] = {}
     ignored: ClassVar[tuple[str, ...]] = ()
+    config: ModelConfig
     num_kv_heads: int
     rotary_tables: Sequence[RotaryTable] = ()
 

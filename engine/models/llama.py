@@ -167,7 +167,7 @@ class LlamaForCausalLM(CausalLM):
 
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
-        config = context.config
+        self.config = config = context.config
         self.model = LlamaModel(context)
         self.lm_head = ParallelLMHead(
             config.vocab_size,
