@@ -52,6 +52,43 @@ class QKNorm:
     eps: float
 
 
+@dataclass(frozen=True, slots=True)
+class RotaryTable:
+    """The rotary angles (arXiv:2104.09864) of layers that rotate alike. R channels of a head are rotated.
+
+    Attributes:
+        angles: cosines of each position's R/2 pairs of channels, then sines, [max_positions, R] fp32.
+        interleaved: whether channel 2i pairs with 2i + 1, as in GPT-J; else i pairs with i + R/2.
+    """
+
+    angles: torch.Tensor
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionSpec:
+    """What one attention layer computes: softmax over its keys of the scores, which are, in this order,
+
+        q.k * scale                           the scores
+        soft_cap * tanh(scores / soft_cap)    if there is a cap (Gemma 2)
+        scores - alibi_slope * distance       if there are slopes (arXiv:2108.12409)
+
+    Attributes:
+        scale: positive.
+        sliding_window: a token sees itself and this number less one before it; 0 for no limit.
+        soft_cap: the bound of the scores; 0 for none.
+        alibi_slopes: for each query head on this rank, [H] fp32. The distance is in tokens.
+        sinks: for each query head on this rank, one more score, as of a key whose value is zero, [H]
+            (arXiv:2309.17453, as gpt-oss learns it). It is neither scaled nor capped.
+    """
+
+    scale: float
+    sliding_window: int = 0
+    soft_cap: float = 0.0
+    alibi_slopes: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+
+
 class Rotation:
     """The rotary angles of a step's tokens, in whatever form its backend made them."""
 
@@ -98,13 +135,8 @@ class AttentionBackend(ABC):
     """One way to attend over paged keys and values. Shared by all layers; holds no request state."""
 
     @abstractmethod
-    def rotation(self, table: torch.Tensor, positions: torch.Tensor) -> Rotation:
-        """The angles of a step's tokens, looked up once for all layers.
-
-        Args:
-            table: cosines, then sines, [max_positions, head_dim] fp32.
-            positions: [T].
-        """
+    def rotation(self, table: RotaryTable, positions: torch.Tensor) -> Rotation:
+        """The angles of a step's tokens, at positions [T]; looked up once for all layers of a table."""
 
     @abstractmethod
     def rotate_and_store(
@@ -112,12 +144,12 @@ class AttentionBackend(ABC):
         qkv: torch.Tensor,
         heads: HeadLayout,
         norm: QKNorm | None,
-        rotation: Rotation,
+        rotation: Rotation | None,
         kv_cache: LayerKVCache,
         metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        """Normalises (where a norm is given) and rotates queries and keys, and puts keys and values into
-        their slots. Channel i of a head pairs with i + D/2: (a, b) -> (a cos - b sin, b cos + a sin).
+        """Normalises (where a norm is given) and rotates (where angles are given) queries and keys, and puts
+        keys and values into their slots. A pair of channels (a, b) becomes (a cos - b sin, b cos + a sin).
 
         Args:
             qkv: [T, (H + 2 * HK) * D]. May be overwritten.
@@ -132,7 +164,7 @@ class AttentionBackend(ABC):
         query: torch.Tensor,
         kv_cache: LayerKVCache,
         metadata: AttentionMetadata,
-        scale: float,
+        spec: AttentionSpec,
     ) -> torch.Tensor:
         """Causal attention of query [T, num_heads, head_dim] over each request's own context.
 

@@ -15,6 +15,7 @@ from engine.cpu.rows import RequestRows
 from engine.cpu.step_layout import StepInputs, prepare_inputs
 from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult
 from engine.dispatch.sampling import u32
+from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch
@@ -107,8 +108,12 @@ class CpuModelRunner:
         token_index = torch.from_numpy(inputs.token_index).to(self.device, non_blocking=True)
         positions = torch.from_numpy(inputs.positions).to(self.device, non_blocking=True)
         token_ids = self.rows.token_ids.view(-1).index_select(0, token_index)
-        metadata = self.backend.prepare(inputs.layout)
-        hidden: torch.Tensor = self.model(token_ids, positions, self.kv_pool.layers, metadata)
+        context = StepContext(
+            positions,
+            attention=(self.backend.prepare(inputs.layout),),
+            rotations=[self.backend.rotation(table, positions) for table in self.model.rotary_tables],
+        )
+        hidden: torch.Tensor = self.model(token_ids, context, self.kv_pool.layers)
         return hidden
 
 

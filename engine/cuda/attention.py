@@ -9,9 +9,11 @@ import torch
 from engine.attention.interface import (
     AttentionBackend,
     AttentionMetadata,
+    AttentionSpec,
     HeadLayout,
     LayerKVCache,
     QKNorm,
+    RotaryTable,
     Rotation,
 )
 from engine.kernels.paged_attention.decode import decode_splits, paged_decode_attention
@@ -35,7 +37,7 @@ _SMS_WITHOUT_DEVICE = 4
 class TritonRotation(Rotation):
     """The table and the positions to look up in it; the kernel does so itself."""
 
-    table: torch.Tensor
+    table: RotaryTable
     positions: torch.Tensor
 
 
@@ -113,7 +115,7 @@ class TritonAttentionBackend(AttentionBackend):
             device,
         )
 
-    def rotation(self, table: torch.Tensor, positions: torch.Tensor) -> TritonRotation:
+    def rotation(self, table: RotaryTable, positions: torch.Tensor) -> TritonRotation:
         return TritonRotation(table, positions)
 
     def rotate_and_store(
@@ -121,15 +123,15 @@ class TritonAttentionBackend(AttentionBackend):
         qkv: torch.Tensor,
         heads: HeadLayout,
         norm: QKNorm | None,
-        rotation: Rotation,
+        rotation: Rotation | None,
         kv_cache: LayerKVCache,
         metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        assert isinstance(rotation, TritonRotation)
+        assert rotation is None or isinstance(rotation, TritonRotation)
         query: torch.Tensor = rotate_and_store(
             qkv,
-            rotation.positions,
-            rotation.table,
+            None if rotation is None else rotation.positions,
+            None if rotation is None else rotation.table.angles,
             kv_cache.key,
             kv_cache.value,
             metadata.slot_mapping,
@@ -139,6 +141,7 @@ class TritonAttentionBackend(AttentionBackend):
             q_norm=None if norm is None else norm.query,
             k_norm=None if norm is None else norm.key,
             eps=0.0 if norm is None else norm.eps,
+            interleaved=rotation is not None and rotation.table.interleaved,
         )
         return query
 
@@ -147,13 +150,13 @@ class TritonAttentionBackend(AttentionBackend):
         query: torch.Tensor,
         kv_cache: LayerKVCache,
         metadata: AttentionMetadata,
-        scale: float,
+        spec: AttentionSpec,
     ) -> torch.Tensor:
         assert isinstance(metadata, TritonAttentionMetadata)
         out = query.new_empty(query.shape)
         num_decodes = 0 if self.tile_decodes else metadata.num_decodes
         if num_decodes:
-            self._decode(query[:num_decodes], kv_cache, metadata, scale, out[:num_decodes])
+            self._decode(query[:num_decodes], kv_cache, metadata, spec, out[:num_decodes])
         if len(metadata.tile_request):
             paged_prefill_attention(
                 query,
@@ -165,7 +168,11 @@ class TritonAttentionBackend(AttentionBackend):
                 seq_lens=metadata.seq_lens,
                 tile_request=metadata.tile_request,
                 tile_start=metadata.tile_start,
-                scale=scale,
+                scale=spec.scale,
+                sliding_window=spec.sliding_window,
+                soft_cap=spec.soft_cap,
+                alibi_slopes=spec.alibi_slopes,
+                sinks=spec.sinks,
                 out=out,
             )
         return out
@@ -175,14 +182,15 @@ class TritonAttentionBackend(AttentionBackend):
         query: torch.Tensor,
         kv_cache: LayerKVCache,
         metadata: TritonAttentionMetadata,
-        scale: float,
+        spec: AttentionSpec,
         out: torch.Tensor,
     ) -> None:
         num_seqs, num_heads, _ = query.shape
         num_kv_heads = kv_cache.key.shape[2]
         num_splits = decode_splits(num_seqs, num_kv_heads, self._num_sms)
         shared = None
-        if metadata.prefix is not None:
+        # Where scores depend on the distance to the query, a prefix is not the same for all who share it.
+        if metadata.prefix is not None and not spec.sliding_window and spec.alibi_slopes is None:
             shared = shared_prefix_attention(
                 query,
                 kv_cache.key,
@@ -191,7 +199,8 @@ class TritonAttentionBackend(AttentionBackend):
                 prefix_row=metadata.prefix.row,
                 prefix_len=metadata.prefix.num_tokens,
                 prefix_lens=metadata.prefix.lens,
-                scale=scale,
+                scale=spec.scale,
+                soft_cap=spec.soft_cap,
                 num_splits=num_splits,
                 num_prefix_splits=prefix_splits(
                     num_seqs, num_heads, num_kv_heads, self._num_sms, self._config.block_m
@@ -205,7 +214,11 @@ class TritonAttentionBackend(AttentionBackend):
             block_table=metadata.block_table,
             rows=metadata.rows,
             seq_lens=metadata.seq_lens,
-            scale=scale,
+            scale=spec.scale,
+            sliding_window=spec.sliding_window,
+            soft_cap=spec.soft_cap,
+            alibi_slopes=spec.alibi_slopes,
+            sinks=spec.sinks,
             num_splits=num_splits,
             out=out,
             workspace=self._workspace,

@@ -41,6 +41,7 @@ from engine.dispatch.sampling import u32
 from engine.kernels.copy_blocks.kernel import copy_blocks
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
+from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch
@@ -326,12 +327,13 @@ class CudaModelRunner:
             if shape.shares_prefix
             else None,
         )
-        hidden: torch.Tensor = self.model(
-            self._inputs.input_ids[:num_tokens],
-            self._inputs.positions[:num_tokens],
-            self.kv_pool.layers,
-            metadata,
+        positions = self._inputs.positions[:num_tokens]
+        context = StepContext(
+            positions,
+            attention=(metadata,),
+            rotations=[self.backend.rotation(table, positions) for table in self.model.rotary_tables],
         )
+        hidden: torch.Tensor = self.model(self._inputs.input_ids[:num_tokens], context, self.kv_pool.layers)
         return hidden
 
     def _sample(self, shape: StepShape, hidden: torch.Tensor) -> torch.Tensor:

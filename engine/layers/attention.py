@@ -7,30 +7,44 @@ from torch import nn
 
 from engine.attention.interface import (
     AttentionBackend,
-    AttentionMetadata,
+    AttentionSpec,
     HeadLayout,
     LayerKVCache,
     QKNorm,
-    Rotation,
 )
+from engine.layers.step_context import StepContext
 
 
 class Attention(nn.Module):
-    """Rotation and scaled dot-product attention of one layer over the paged cache, by the given backend."""
+    """Rotation and scaled dot-product attention of one layer over the paged cache, by the given backend.
 
-    def __init__(self, heads: HeadLayout, *, scale: float, backend: AttentionBackend) -> None:
+    Args:
+        rotary: which of the model's `rotary_tables` turns its queries and keys; None for no rotation.
+        kv_group: which of the step's block tables finds its context.
+    """
+
+    def __init__(
+        self,
+        heads: HeadLayout,
+        spec: AttentionSpec,
+        *,
+        rotary: int | None,
+        kv_group: int,
+        backend: AttentionBackend,
+    ) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = scale
+        self.spec = spec
+        self.rotary = rotary
+        self.kv_group = kv_group
         self.backend = backend
 
     def forward(
         self,
         qkv: torch.Tensor,
         norm: QKNorm | None,
-        rotation: Rotation,
         kv_cache: LayerKVCache,
-        metadata: AttentionMetadata,
+        context: StepContext,
     ) -> torch.Tensor:
         """Rotates queries and keys, stores the new keys and values, then attends.
 
@@ -41,5 +55,7 @@ class Attention(nn.Module):
         Returns:
             [T, num_heads * head_dim].
         """
+        metadata = context.attention[self.kv_group]
+        rotation = None if self.rotary is None else context.rotations[self.rotary]
         query = self.backend.rotate_and_store(qkv, self.heads, norm, rotation, kv_cache, metadata)
-        return self.backend.forward(query, kv_cache, metadata, self.scale).flatten(1)
+        return self.backend.forward(query, kv_cache, metadata, self.spec).flatten(1)

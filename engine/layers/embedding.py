@@ -10,6 +10,7 @@ from engine.layers.linear_method import LinearMethods, LinearShape
 from engine.layers.linear_weight import OutputShard
 from engine.layers.ops import LayerOps
 from engine.layers.parallel import FeatureRange, TensorParallel
+from engine.layers.step_context import StepContext
 from engine.layers.weights import LoadableModule, copy_checked, take_part
 
 
@@ -60,5 +61,5 @@ class ParallelLMHead(LinearLayer):
         super().__init__(name, shape, methods.for_matrix(name, ""), bias=False, shared_weight=shared)
         self.parallel = parallel
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.parallel.all_gather_last_dim(self.method.apply(self, hidden, None))
+    def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
+        return self.parallel.all_gather_last_dim(self.method.apply(self, x, None))

@@ -16,6 +16,7 @@ from torch import nn
 from engine.layers.linear_method import LinearMethod, LinearMethods, LinearShape
 from engine.layers.linear_weight import FeatureDim, LinearWeight, OutputShard
 from engine.layers.parallel import FeatureRange, TensorParallel
+from engine.layers.step_context import StepContext
 from engine.layers.weights import LoadableModule
 
 
@@ -63,7 +64,7 @@ class LinearLayer(LoadableModule):
     def finish_loading(self) -> None:
         self.method.finish_loading(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
         return self.method.apply(self, x, self.bias)
 
 
@@ -183,7 +184,7 @@ class RowParallelLinear(LinearLayer):
         super().__init__(name, shape, methods.for_matrix(name, ""), bias=bias)
         self.parallel = parallel
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
         # The bias is added by one rank only, since the results are summed.
         bias = self.bias if self.parallel.rank == 0 else None
         return self.parallel.all_reduce(self.method.apply(self, x, bias))

@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv:2104.09864), in the half-split layout of Hugging Face checkpoints."""
+"""The angles of rotary position embedding (arXiv:2104.09864)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from engine.layers.rope_scaling import RopeScaling
 
 
-def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
-    """Angle per position of each pair of channels, [head_dim / 2] fp32, scaling applied."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+def inverse_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
+    """Angle per position of each pair of channels, [rotary_dim / 2] fp32, scaling applied."""
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device="cpu") / rotary_dim
     frequencies = 1.0 / theta**exponents
     if scaling is None:
         return frequencies
@@ -26,13 +26,13 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
 
 
 def rotary_table(
-    head_dim: int, max_positions: int, theta: float, scaling: RopeScaling | None
+    rotary_dim: int, max_positions: int, theta: float, scaling: RopeScaling | None
 ) -> torch.Tensor:
-    """Cosines, then sines, of every position's angles, [max_positions, head_dim] fp32, on the default
+    """Cosines, then sines, of every position's angles, [max_positions, rotary_dim] fp32, on the default
     device."""
     device = torch.get_default_device()
     if device.type == "meta":  # torch would import its compiler to find out this much
-        return torch.empty(max_positions, head_dim, dtype=torch.float32)
-    frequencies = inverse_frequencies(head_dim, theta, scaling).to(device)
+        return torch.empty(max_positions, rotary_dim, dtype=torch.float32)
+    frequencies = inverse_frequencies(rotary_dim, theta, scaling).to(device)
     angles = torch.arange(max_positions, dtype=torch.float32, device=device)[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)

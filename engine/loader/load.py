@@ -66,10 +66,11 @@ def load_model(
 
 
 def _require_table_room(context: ModelContext, source: Path) -> None:
-    """The table of rotations is the one part of a model that has its size from config.json alone, and it is
-    written before any weight is looked at."""
-    angle_bytes = context.max_model_len * context.config.head_dim * torch.float32.itemsize
-    needed, available = 3 * angle_bytes, available_memory()  # it, and what it is computed from
+    """The tables of rotations are the one part of a model that has its size from config.json alone, and they
+    are written before any weight is looked at."""
+    channels = sum(rotary.rotary_dim for rotary in context.config.rotaries)
+    angle_bytes = context.max_model_len * channels * torch.float32.itemsize
+    needed, available = 3 * angle_bytes, available_memory()  # they, and what they are computed from
     if needed > available // 2:
         raise ConfigError(
             f"{source}: {context.max_model_len} positions take {needed / GIB:.1f} GiB for their rotations "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +23,17 @@ class _Target:
 
 
 class LoadTargets:
-    """The checkpoint tensors a model needs, by name; each is loaded exactly once."""
+    """The checkpoint tensors a model needs, by name; each is loaded exactly once.
+
+    A tensor that a checkpoint keeps as one of several (`CausalLM.split`) is loaded as each of them.
+    """
 
     def __init__(self, model: CausalLM) -> None:
         self._targets: dict[str, _Target] = {}
         self._ignored = model.ignored
         self._aliases: set[str] = set()
         self._collect(model)
+        self._fused = _fused_tensors(model, self._targets)
         self._loaded: dict[str, str] = {}
 
     def wants(self, name: str, source: str) -> bool:
@@ -38,6 +43,8 @@ class LoadTargets:
             ConfigError: the model has no such parameter, or it was loaded before; the message names the
                 tensor and `source`, its file.
         """
+        if name in self._fused:
+            return all(self.wants(part, source) for part in self._fused[name])
         if name not in self._targets:
             if name in self._aliases or name.endswith(self._ignored):
                 return False
@@ -52,7 +59,14 @@ class LoadTargets:
         Raises:
             ConfigError: its shape or the kind of its numbers is not the parameter's.
         """
-        target = self._targets[name]
+        if name in self._fused:
+            for part, piece in self._take_apart(name, tensor, source):
+                self._load(part, piece, source, name)
+        else:
+            self._load(name, tensor, source, name)
+
+    def _load(self, target_name: str, tensor: torch.Tensor, source: str, name: str) -> None:
+        target = self._targets[target_name]
         kept = getattr(target.module, target.parameter)
         # A conversion between kinds would go through, and give numbers that mean nothing.
         if not _converts(tensor.dtype, kept.dtype):
@@ -62,7 +76,7 @@ class LoadTargets:
             target.module.load_parameter(target.parameter, tensor, target.shard)
         except ShardError as error:
             raise ConfigError(f"{source}: tensor {name!r} {error}") from error
-        self._loaded[name] = source
+        self._loaded[target_name] = source
 
     def require_complete(self, source: str) -> None:
         """Raises ConfigError if any parameter was not loaded."""
@@ -70,6 +84,26 @@ class LoadTargets:
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise ConfigError(f"{source} lacks {len(missing)} tensors of the model: {shown}")
+
+    def _take_apart(self, name: str, tensor: torch.Tensor, source: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The names and contents of the tensors that a fused one holds. What does not extend along the output
+        features, such as one scale for all of them, belongs to each."""
+        layout = self._fused[name]
+        num_units = sum(map(len, layout.values()))
+        for part, units in layout.items():
+            target = self._targets[part]
+            dim: int | None = getattr(getattr(target.module, target.parameter), "output_dim", 0)
+            if dim is None:
+                yield part, tensor
+                continue
+            if dim >= tensor.dim() or tensor.shape[dim] % num_units:
+                shape = list(tensor.shape)
+                raise ConfigError(
+                    f"{source}: tensor {name!r} has shape {shape}; a multiple of {num_units} is needed in "
+                    f"dimension {dim}"
+                )
+            pieces = tensor.chunk(num_units, dim)
+            yield part, torch.cat([pieces[unit] for unit in units], dim)
 
     def _collect(self, model: CausalLM) -> None:
         """Names every parameter as checkpoints do. A parameter shared by two modules (tied embeddings) is
@@ -96,6 +130,19 @@ def _converts(stored: torch.dtype, kept: torch.dtype) -> bool:
 
 def _is_plain_float(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype.itemsize > 1
+
+
+def _fused_tensors(model: CausalLM, names: Collection[str]) -> dict[str, dict[str, Sequence[int]]]:
+    """Fused checkpoint tensor -> the tensors of the model that it holds, with their units in it."""
+    fused: dict[str, dict[str, Sequence[int]]] = {}
+    layouts = {module: layout(model.config) for module, layout in model.split.items()}
+    for name in names:
+        path, _, parameter = name.rpartition(".")
+        parent, _, own_name = path.rpartition(".")
+        for module, layout in layouts.items():
+            if own_name in layout:
+                fused.setdefault(f"{parent}.{module}.{parameter}", {})[name] = layout[own_name]
+    return fused
 
 
 def _short(dtype: torch.dtype) -> str:

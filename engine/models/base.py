@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from engine.attention.interface import AttentionBackend, AttentionMetadata, LayerKVCache
+from engine.attention.interface import AttentionBackend, LayerKVCache, RotaryTable
 from engine.layers.linear_method import LinearMethods
 from engine.layers.ops import LayerOps
 from engine.layers.parallel import TensorParallel
+from engine.layers.step_context import StepContext
 from engine.models.config import ModelConfig
+from engine.models.fused import FusedLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,21 @@ class CausalLM(nn.Module, ABC):
         fused: checkpoint module name -> (module here, shard of it), such as "q_proj" -> ("qkv_proj", "q").
         head, embedding: names of the checkpoint's tensors for the output projection and for the embedding
             that it may be tied to.
+        split: of modules that checkpoints fuse, checkpoint module name -> how it holds those of `fused`, such
+            as "W_pack" -> qkv_in_turn.
         ignored: suffixes of checkpoint tensors that carry nothing to load.
         num_kv_heads: key-value heads on this rank.
+        rotary_tables: one for each way in which layers rotate; a step context has the angles of each.
     """
 
     fused: ClassVar[Mapping[str, tuple[str, str]]] = {}
     head: ClassVar[str] = "lm_head.weight"
     embedding: ClassVar[str] = "model.embed_tokens.weight"
+    split: ClassVar[Mapping[str, Callable[[ModelConfig], FusedLayout]]] = {}
     ignored: ClassVar[tuple[str, ...]] = ()
+    config: ModelConfig
     num_kv_heads: int
+    rotary_tables: Sequence[RotaryTable] = ()
 
     @classmethod
     def checkpoint_module(cls, layer: str, shard: str) -> str:
@@ -73,11 +81,10 @@ class CausalLM(nn.Module, ABC):
     def forward(
         self,
         token_ids: torch.Tensor,
-        positions: torch.Tensor,
+        context: StepContext,
         kv_caches: Sequence[LayerKVCache],
-        metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        """token_ids and positions [T] -> final hidden states [T, hidden]. Writes the KV caches."""
+        """token_ids [T] -> final hidden states [T, hidden]. Writes the KV caches, one for each layer."""
 
     @abstractmethod
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -33,8 +33,8 @@ from engine.platform.assemble import assemble
 from engine.platform.base import MakeTrial
 from engine.step.runner import Runner
 
-# The first layer differs from the second, and all others are like that one.
-_LAYERS = 2
+# The first layer differs from the second, and all others of its kind are like that one.
+_FEWEST_LAYERS = 2
 # Bytes: the pool is cut to what the rows can use.
 _AS_MUCH_AS_WANTED = 1 << 60
 
@@ -83,7 +83,8 @@ def find_kernels(
 
     Triton's driver must be a CompileOnlyDriver.
     """
-    model = replace(model, num_hidden_layers=min(model.num_hidden_layers, _LAYERS))
+    num_layers = max(_FEWEST_LAYERS, *(model.layers.index(layer) + 1 for layer in set(model.layers)))
+    model = replace(model, layers=model.layers[:num_layers])
     device = torch.device("meta")
     platform = _RehearsalPlatform(config, device, dtype, target.num_sms)
 

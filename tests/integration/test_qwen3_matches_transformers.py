@@ -1,4 +1,5 @@
-"""Qwen3, with its normalised query and key heads, gives transformers' greedy tokens in fp32."""
+"""Qwen3, with its normalised query and key heads, and with a sliding window in some of its layers, gives
+transformers' greedy tokens in fp32."""
 
 from __future__ import annotations
 
@@ -18,8 +19,12 @@ OUTPUT_TOKENS = 12
 TIE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+# The longest prompt is several windows long, and a window is no multiple of a block.
+WINDOWED = {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}
+
+
+@pytest.fixture(scope="module", params=[{}, WINDOWED], ids=["full", "windowed"])
+def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     torch.manual_seed(0)
     config = Qwen3Config(
         hidden_size=64,
@@ -32,6 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=128,
         initializer_range=0.3,
         tie_word_embeddings=True,
+        **request.param,
     )
     reference = Qwen3ForCausalLM(config)
     for name, parameter in reference.named_parameters():

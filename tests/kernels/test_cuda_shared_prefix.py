@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from engine.cpu.runner import CpuModelRunner
 from engine.cuda import shared_prefix
 from engine.cuda.runner import CudaModelRunner
-from engine.dispatch.records import NewRequest, StepPlan
-from engine.dispatch.sampling import u32
+from engine.dispatch.records import NewRequest, StepPlan, StepResult
+from engine.dispatch.sampling import SamplingRecord, u32
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY
 from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
@@ -43,10 +44,13 @@ def plan(step_id: int, starts: list[int], counts: list[int], *new: NewRequest) -
     )
 
 
-def generate(runner: CudaModelRunner) -> list[list[int]]:
+def launch_all(
+    runner: CudaModelRunner | CpuModelRunner, sampling: SamplingRecord = GREEDY
+) -> list[StepResult]:
+    """The prompts, then decodes of all three."""
     runner.reset()
     requests = [
-        NewRequest(row, u32(prompt), len(prompt), u32(blocks), GREEDY)
+        NewRequest(row, u32(prompt), len(prompt), u32(blocks), sampling)
         for row, (prompt, blocks) in enumerate(zip(PROMPTS, BLOCKS, strict=True))
     ]
     computed = [0, len(PREFIX), 0]
@@ -56,7 +60,11 @@ def generate(runner: CudaModelRunner) -> list[list[int]]:
     steps += [plan(1 + i, [length + i for length in lengths], [1, 1, 1]) for i in range(NUM_DECODES)]
     results = [runner.launch(step).result() for step in steps]
     assert not any(result.error for result in results)
-    return [result.token_ids.tolist() for result in results]
+    return results
+
+
+def generate(runner: CudaModelRunner) -> list[list[int]]:
+    return [result.token_ids.tolist() for result in launch_all(runner)]
 
 
 def test_tokens_do_not_depend_on_sharing(runner: CudaModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.attention.interface import BatchLayout, LayerKVCache
+from engine.attention.interface import AttentionSpec, BatchLayout, LayerKVCache
 from engine.cpu.attention import TorchAttentionBackend
 from engine.kernels.paged_attention.naive import naive_paged_attention
 
@@ -64,7 +64,7 @@ def test_equals_the_naive_definition(name: str, heads: tuple[int, int, int], con
     backend = TorchAttentionBackend(CPU, torch.float32)
     before = cache.key.clone()
     metadata = backend.prepare(layout)
-    output = backend.forward(query, cache, metadata, 0.2)
+    output = backend.forward(query, cache, metadata, AttentionSpec(0.2))
     expected = naive_paged_attention(
         query,
         cache.key,
@@ -76,6 +76,41 @@ def test_equals_the_naive_definition(name: str, heads: tuple[int, int, int], con
     )
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(before.nan_to_num(9.0), cache.key.nan_to_num(9.0)), "attention changed the pool"
+
+
+SLOPES, SINKS = torch.tensor([0.5, 0.1, 0.25, 0.05]), torch.tensor([1.0, -1.0, 0.0, 2.0])
+VARIANTS = {
+    "window of one": AttentionSpec(0.2, sliding_window=1),
+    "window": AttentionSpec(0.2, sliding_window=16),
+    "soft cap": AttentionSpec(0.2, soft_cap=1.2),
+    "slopes": AttentionSpec(0.2, alibi_slopes=SLOPES),
+    "sinks": AttentionSpec(0.2, sinks=SINKS),
+    "all": AttentionSpec(0.2, 37, 1.2, SLOPES, SINKS),
+}
+
+
+@pytest.mark.parametrize("contiguous", [False, True], ids=["scattered", "contiguous"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", BATCHES)
+def test_every_variant_equals_the_naive_definition(name: str, variant: str, contiguous: bool) -> None:
+    query, cache, layout = make_case(BATCHES[name], (4, 2, 16), torch.float32, contiguous, seed=len(name))
+    spec = VARIANTS[variant]
+    backend = TorchAttentionBackend(CPU, torch.float32)
+    output = backend.forward(query, cache, backend.prepare(layout), spec)
+    expected = naive_paged_attention(
+        query,
+        cache.key,
+        cache.value,
+        query_start_loc=[0, *np.cumsum(layout.counts).tolist()],
+        seq_lens=layout.seq_lens.tolist(),
+        block_table=torch.from_numpy(layout.block_table),
+        scale=spec.scale,
+        sliding_window=spec.sliding_window,
+        soft_cap=spec.soft_cap,
+        alibi_slopes=spec.alibi_slopes,
+        sinks=spec.sinks,
+    )
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_as_close_as_its_precision_allows() -> None:
@@ -91,7 +126,9 @@ def test_bfloat16_is_as_close_as_its_precision_allows() -> None:
         block_table=torch.from_numpy(layout.block_table),
         scale=0.125,
     )
-    torch.testing.assert_close(backend.forward(query, cache, metadata, 0.125), expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(
+        backend.forward(query, cache, metadata, AttentionSpec(0.125)), expected, rtol=2e-2, atol=2e-2
+    )
 
 
 def test_padding_of_batched_decodes_is_bounded() -> None:
@@ -100,9 +137,25 @@ def test_padding_of_batched_decodes_is_bounded() -> None:
     counts, lengths = np.ones(64, dtype=np.int64), np.array([length for length, _ in batch])
     table = np.arange(64 * 256).reshape(64, 256)
     layout = BatchLayout(counts, lengths, table, np.zeros(64, dtype=np.int64), BLOCK_SIZE)
-    metadata = TorchAttentionBackend(CPU, torch.float32).prepare(layout)
-    gathered = sum((bucket.end - bucket.begin) * bucket.length for bucket in metadata.decodes)
+    backend = TorchAttentionBackend(CPU, torch.float32)
+    decodes = backend.calls(backend.prepare(layout), sliding_window=0).decodes
+    gathered = sum((bucket.end - bucket.begin) * bucket.length for bucket in decodes)
     assert gathered < 1.5 * lengths.sum()
+
+
+def test_blocks_behind_a_window_are_neither_gathered_nor_seen() -> None:
+    """A layer with a window costs what the window holds, whatever is left behind it."""
+    query, cache, layout = make_case([(500, 1), (400, 8)], (4, 2, 16), torch.float32, False, seed=3)
+    backend, spec = TorchAttentionBackend(CPU, torch.float32), AttentionSpec(0.2, sliding_window=20)
+    expected = backend.forward(query, cache, backend.prepare(layout), spec)
+    for request, first_seen in enumerate((480, 373)):
+        behind = layout.block_table[request, : first_seen // BLOCK_SIZE]
+        cache.key[behind], cache.value[behind] = torch.nan, torch.nan
+    metadata = backend.prepare(layout)
+    assert torch.equal(backend.forward(query, cache, metadata, spec), expected)
+    calls = backend.calls(metadata, sliding_window=20)
+    assert calls.decodes[0].length < 20 + BLOCK_SIZE
+    assert calls.chunks[0].length < 27 + BLOCK_SIZE
 
 
 def test_storing_writes_the_mapped_slots_and_no_other() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,14 @@ def make_case(
     )
 
 
-def reference(case: Case, sliding_window: int = 0) -> torch.Tensor:
+def reference(
+    case: Case,
+    sliding_window: int = 0,
+    *,
+    soft_cap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
     """What naive.py defines, a request at a time, in fp64; zeros for padding."""
     output = torch.zeros(case.query.shape, dtype=torch.float64, device=DEVICE)
     group = case.query.shape[1] // case.key.shape[2]
@@ -135,21 +143,33 @@ def reference(case: Case, sliding_window: int = 0) -> torch.Tensor:
             for cache in (case.key, case.value)
         )
         scores = torch.einsum("thd,nhd->htn", case.query[begin:end].double(), k) * SCALE
-        age = torch.arange(seq_len - end + begin, seq_len)[:, None] - torch.arange(seq_len)[None, :]
+        positions = torch.arange(seq_len, device=DEVICE)
+        age = positions[seq_len - end + begin :, None] - positions
+        if soft_cap:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        if alibi_slopes is not None:
+            scores -= alibi_slopes.double()[:, None, None] * age
         hidden = (age < 0) | (age >= (sliding_window or seq_len))
-        weights = torch.softmax(scores.masked_fill(hidden.to(DEVICE), -torch.inf), dim=2)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.double()[:, None, None].expand(-1, end - begin, 1)), dim=2)
+        weights = torch.softmax(scores, dim=2)[:, :, :seq_len]
         output[begin:end] = torch.einsum("htn,nhd->thd", weights, v)
     return output
 
 
-def assert_matches(actual: torch.Tensor, case: Case, sliding_window: int = 0) -> None:
-    expected = reference(case, sliding_window)
+def assert_matches(actual: torch.Tensor, case: Case, sliding_window: int = 0, **variant: Any) -> None:
+    expected = reference(case, sliding_window, **variant)
     # Relative to the size of what is averaged, not of each average.
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=TOLERANCE[actual.dtype])
 
 
 def decode(
-    case: Case, num_splits: int, sliding_window: int = 0, config: DecodeConfig | None = None
+    case: Case,
+    num_splits: int,
+    sliding_window: int = 0,
+    config: DecodeConfig | None = None,
+    **variant: Any,
 ) -> torch.Tensor:
     num_seqs, num_heads, head_dim = case.query.shape
     num_kv_heads = case.key.shape[2]
@@ -169,12 +189,15 @@ def decode(
         out=case.poisoned_out(),
         workspace=workspace,
         config=config,
+        **variant,
     )
     assert int(workspace.arrivals.abs().sum()) == 0, "the next launch would never merge"
     return out
 
 
-def prefill(case: Case, sliding_window: int = 0, config: PrefillConfig | None = None) -> torch.Tensor:
+def prefill(
+    case: Case, sliding_window: int = 0, config: PrefillConfig | None = None, **variant: Any
+) -> torch.Tensor:
     num_heads, num_kv_heads = case.query.shape[1], case.key.shape[2]
     block_q = prefill_block_q(
         num_heads, num_kv_heads, config or prefill_config(case.query.shape[2], case.query.dtype)
@@ -196,11 +219,31 @@ def prefill(case: Case, sliding_window: int = 0, config: PrefillConfig | None = 
         sliding_window=sliding_window,
         out=case.poisoned_out(),
         config=config,
+        **variant,
     )
 
 
-def test_the_reference_equals_the_naive_definition() -> None:
-    case = make_case([(20, 4), (7, 1)])
+def make_variant(num_heads: int, *names: str) -> dict[str, Any]:
+    """What some families' attention does besides, strong enough to change every result."""
+    generator = torch.Generator().manual_seed(num_heads)
+    slopes, sinks = (torch.rand(2, num_heads, generator=generator) + 0.1).to(DEVICE)
+    every = {"sliding_window": 21, "soft_cap": 1.2, "alibi_slopes": slopes, "sinks": 2 * sinks - 1}
+    return {name: every[name] for name in names}
+
+
+VARIANTS = [
+    ("soft_cap",),
+    ("alibi_slopes",),
+    ("sinks",),
+    ("sliding_window", "sinks"),
+    ("sliding_window", "soft_cap", "alibi_slopes", "sinks"),
+]
+
+
+@pytest.mark.parametrize("names", [(), *VARIANTS], ids=" ".join)
+def test_the_reference_equals_the_naive_definition(names: tuple[str, ...]) -> None:
+    case = make_case([(40, 4), (7, 1)])
+    variant = make_variant(4, *names)
     expected = naive_paged_attention(
         case.query,
         case.key,
@@ -209,8 +252,28 @@ def test_the_reference_equals_the_naive_definition() -> None:
         seq_lens=case.seq_lens,
         block_table=case.block_table[case.rows.long()],
         scale=SCALE,
+        **variant,
     )
-    torch.testing.assert_close(reference(case), expected.double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(reference(case, **variant), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("names", VARIANTS, ids=" ".join)
+def test_decode_of_every_variant(names: tuple[str, ...], dtype: torch.dtype) -> None:
+    case = make_case([(70, 1), (0, 1), (33, 1), (1, 1)], (6, 2, 64), dtype=dtype)
+    variant = make_variant(6, *names)
+    config = DecodeConfig(block_n=16, num_warps=4, num_stages=3)
+    for num_splits in (1, 3):
+        assert_matches(decode(case, num_splits, config=config, **variant), case, **variant)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("names", VARIANTS, ids=" ".join)
+def test_prefill_of_every_variant(names: tuple[str, ...], dtype: torch.dtype) -> None:
+    case = make_case([(70, 50), (40, 1), (20, 20)], (6, 2, 64), dtype=dtype)
+    variant = make_variant(6, *names)
+    config = PrefillConfig(block_m=32, block_n=16, num_warps=4, num_stages=2)
+    assert_matches(prefill(case, config=config, **variant), case, **variant)
 
 
 @pytest.mark.parametrize("num_splits", [1, 4])
@@ -249,16 +312,25 @@ def test_prefill_with_windows_and_block_sizes(sliding_window: int, block_size: i
     assert_matches(prefill(case, sliding_window, config), case, sliding_window)
 
 
-@pytest.mark.parametrize(("dtype", "sliding_window"), [(DTYPES[0], 25), (DTYPES[-1], 0)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "sliding_window", "names"),
+    [
+        (DTYPES[0], 25, ()),
+        (DTYPES[-1], 0, ()),
+        *([(DTYPES[-1], 25, ("soft_cap",)), (DTYPES[-1], 25, ("alibi_slopes", "sinks"))] if GPU else []),
+    ],
+    ids=str,
+)
 def test_a_token_is_bitwise_the_same_however_the_batch_is_cut(
-    dtype: torch.dtype, sliding_window: int
+    dtype: torch.dtype, sliding_window: int, names: tuple[str, ...]
 ) -> None:
     """In one chunk, in several, one by one beside strangers: the same bits."""
     length = 60 if not GPU else 1500
     heads = (4, 2, 64) if not GPU else (32, 8, 128)
     config = PrefillConfig(block_m=32, block_n=16, num_warps=4, num_stages=2) if not GPU else None
+    variant = make_variant(heads[0], *names)
     whole = make_case([(length, length)], heads, dtype=dtype)
-    expected = prefill(whole, sliding_window, config)
+    expected = prefill(whole, sliding_window, config, **variant)
     positions = [*range(0, length, length // 4), length - 1]
     cut = sorted({0, 1, length // 3, length // 2 + 1, length})
     chunks = [(end, end - begin) for begin, end in pairwise(cut)]
@@ -266,7 +338,7 @@ def test_a_token_is_bitwise_the_same_however_the_batch_is_cut(
     strangers = make_case([(18, 18), (40, 1)], heads, dtype=dtype, seed=9)
     for batch in (chunks, singles):
         case = joined(whole, batch, strangers)
-        out = prefill(case, sliding_window, config)
+        out = prefill(case, sliding_window, config, **variant)
         at = sum(strangers.counts)
         for end, count in batch:
             assert torch.equal(out[at : at + count], expected[end - count : end]), (end, count)
@@ -292,10 +364,23 @@ def joined(whole: Case, batch: list[tuple[int, int]], strangers: Case) -> Case:
 
 
 @pytest.mark.parametrize(("prefix_len", "num_splits"), [(0, 1), (32, 1), (80, 2)])
-@pytest.mark.parametrize(("heads", "dtype"), [((9, 3, 64), DTYPES[0]), ((8, 2, 128), DTYPES[-1])], ids=str)
+@pytest.mark.parametrize(
+    ("heads", "dtype", "names"),
+    [
+        ((9, 3, 64), DTYPES[0], ()),
+        ((9, 3, 64), DTYPES[0], ("soft_cap", "sinks")),
+        ((8, 2, 128), DTYPES[-1], ()),
+    ],
+    ids=str,
+)
 def test_a_shared_prefix_changes_nothing_but_who_reads_it(
-    heads: tuple[int, int, int], dtype: torch.dtype, prefix_len: int, num_splits: int
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    names: tuple[str, ...],
+    prefix_len: int,
+    num_splits: int,
 ) -> None:
+    variant = make_variant(heads[0], *names)
     case = make_case([(100, 1), (81, 1), (0, 1), (90, 1), (130, 1)], heads, dtype=dtype)
     table, shared = case.block_table, prefix_len // 16
     for request in (1, 4):
@@ -313,6 +398,7 @@ def test_a_shared_prefix_changes_nothing_but_who_reads_it(
         # The fourth request begins otherwise.
         prefix_lens=torch.tensor([prefix_len] * 3 + [0, prefix_len], dtype=torch.int32, device=DEVICE),
         scale=SCALE,
+        soft_cap=variant.get("soft_cap", 0.0),
         num_splits=num_splits,
         num_prefix_splits=num_prefix_splits,
         workspace=workspace,
@@ -327,8 +413,9 @@ def test_a_shared_prefix_changes_nothing_but_who_reads_it(
         out=case.poisoned_out(),
         workspace=workspace,
         prefix=prefix,
+        **variant,
     )
-    assert_matches(out, case)
+    assert_matches(out, case, **variant)
     assert int(workspace.arrivals.abs().sum()) == 0
 
 
@@ -394,14 +481,24 @@ CONSTANT_STRIDES = {
 }
 POINTERS = {f"{name}_ptr": "*bf16" for name in ("query", "key", "value", "out")}
 SCALARS = {"scale": "fp32", "window": "i32"}
+PLAIN = {"slopes_ptr": None, "sinks_ptr": None, "SOFT_CAP": 0.0}
+VARIED = {"SOFT_CAP": 50.0}
+VARIED_POINTERS = {"slopes_ptr": "*fp32", "sinks_ptr": "*bf16"}
 SHARED_LIMIT = 227 * 1024
 
 
 @pytest.mark.parametrize(
-    ("num_seqs", "split", "prefix"),
-    [(1, True, False), (16, True, False), (64, False, True), (256, False, False)],
+    ("num_seqs", "split", "prefix", "varied"),
+    [
+        (1, True, False, False),
+        (16, True, False, False),
+        (16, True, False, True),
+        (64, False, True, False),
+        (256, False, False, False),
+    ],
 )
-def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool) -> None:
+def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool, varied: bool) -> None:
+    """With a window, a cap, slopes and sinks, or with none of them."""
     config = decode_config(128, torch.bfloat16, num_seqs * 8)
     integers = dict.fromkeys(
         ("table_ptr", "rows_ptr", "seq_lens_ptr", "prefix_lens_ptr", "arrivals_ptr"), "*i32"
@@ -418,13 +515,23 @@ def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool) ->
         "SPLIT": split,
         "HAS_PREFIX": prefix,
         "PREFIX_BLOCK_N": 128,
-        "HAS_WINDOW": False,
+        "HAS_WINDOW": varied,
+        **(VARIED if varied else PLAIN),
     }
     binary = compile_overlapping(
         "engine.kernels.paged_attention.decode:_decode_kernel",
-        POINTERS | integers | floats | SCALARS | {"prefix_splits": "i32", "min_share": "i32"},
+        POINTERS
+        | integers
+        | floats
+        | SCALARS
+        | {"prefix_splits": "i32", "min_share": "i32"}
+        | (VARIED_POINTERS if varied else {}),
         constants,
-        early_reads=["seq_lens_ptr", "rows_ptr", "table_ptr", *["prefix_lens_ptr"] * prefix],
+        early_reads=[
+            *("seq_lens_ptr", "rows_ptr", "table_ptr"),
+            *["prefix_lens_ptr"] * prefix,
+            *(VARIED_POINTERS if varied else ()),
+        ],
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -432,7 +539,8 @@ def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool) ->
     assert binary["shared"] <= SHARED_LIMIT // 2
 
 
-def test_prefill_compiles_for_hopper() -> None:
+@pytest.mark.parametrize("varied", [False, True])
+def test_prefill_compiles_for_hopper(varied: bool) -> None:
     config = prefill_config(128, torch.bfloat16)
     names = ("table", "rows", "query_start_loc", "seq_lens", "tile_request", "tile_start")
     constants = {
@@ -445,10 +553,11 @@ def test_prefill_compiles_for_hopper() -> None:
         "BLOCK_D": 128,
         "BLOCK_N": config.block_n,
         "HAS_WINDOW": True,
+        **(VARIED if varied else PLAIN),
     }
     binary = compile_for_hopper(
         "engine.kernels.paged_attention.prefill:_prefill_kernel",
-        POINTERS | {f"{name}_ptr": "*i32" for name in names} | SCALARS,
+        POINTERS | {f"{name}_ptr": "*i32" for name in names} | SCALARS | (VARIED_POINTERS if varied else {}),
         constants,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -477,6 +586,7 @@ def test_the_shared_prefix_compiles_for_hopper() -> None:
             "BLOCK_M": config.block_m,
             "BLOCK_D": 128,
             "BLOCK_N": config.block_n,
+            "SOFT_CAP": 0.0,
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -29,15 +29,23 @@ class Case:
     """Random projections, and slots scattered over a pool of NaN; some tokens are padding."""
 
     qkv: torch.Tensor
-    positions: torch.Tensor
-    table: torch.Tensor
+    positions: torch.Tensor | None
+    table: torch.Tensor | None
     key_cache: torch.Tensor
     value_cache: torch.Tensor
     slot_mapping: torch.Tensor
     heads: tuple[int, int, int]
 
+    def rotating(self, rotary_dim: int) -> Case:
+        """The same case with angles for so many channels of each head alone; without any for none."""
+        half = rotary_dim // 2
+        cos, sin = self.table.chunk(2, dim=-1)
+        table = torch.cat((cos[:, :half], sin[:, :half]), dim=-1) if rotary_dim else None
+        positions = self.positions if rotary_dim else None
+        return replace(self, positions=positions, table=table)
+
     @property
-    def arguments(self) -> tuple[torch.Tensor, ...]:
+    def arguments(self) -> tuple[torch.Tensor | None, ...]:
         caches = self.key_cache, self.value_cache
         return self.qkv, self.positions, self.table, *caches, self.slot_mapping
 
@@ -102,6 +110,29 @@ def test_equals_its_definition(
     close(case.value_cache, reference.value_cache)
 
 
+# Rotated channels of 64 and of 80: all, half (ChatGLM), 0.4 (Phi), none.
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
+@pytest.mark.parametrize(
+    ("head_dim", "rotary_dim", "interleaved"),
+    [
+        *[(64, 64, True), (64, 32, False), (64, 32, True), (64, 0, False)],
+        *[(80, 80, True), (80, 32, False), (80, 32, True), (80, 0, False)],
+    ],
+)
+def test_pairs_of_every_kind_are_rotated_and_all_else_is_kept(
+    head_dim: int, rotary_dim: int, interleaved: bool, normed: bool
+) -> None:
+    for dtype in DTYPES:
+        case = make_case(5, (9, 3, head_dim), dtype).rotating(rotary_dim)
+        norms = case.norms() if normed else {}
+        reference = case.copy()
+        options = {"interleaved": interleaved, **case.sizes, **norms}
+        expected = naive_rotate_and_store(*reference.arguments, **options)
+        close(rotate_and_store(*case.arguments, **options), expected)
+        close(case.key_cache, reference.key_cache)
+        close(case.value_cache, reference.value_cache)
+
+
 @pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
 def test_queries_replace_their_projections_and_nothing_else(slot_dtype: torch.dtype) -> None:
     case = make_case(5, (9, 3, 64), torch.float32, slot_dtype)
@@ -158,24 +189,40 @@ def test_slots_beyond_two_to_the_31_elements() -> None:
     close(case.value_cache.view(-1, 8, 128)[slots], reference.value_cache.view(-1, 8, 128)[:3])
 
 
-@pytest.mark.parametrize(("heads", "normed"), [((32, 8, 128), False), ((16, 8, 128), True)], ids=str)
-def test_compiles_for_hopper(heads: tuple[int, int, int], normed: bool) -> None:
-    """Without norms, as in Llama; with them, as in Qwen3."""
+@pytest.mark.parametrize(
+    ("heads", "normed", "rotary_dim", "interleaved"),
+    [
+        ((32, 8, 128), False, 128, False),
+        ((16, 8, 128), True, 128, False),
+        ((32, 2, 128), False, 64, True),
+        ((32, 8, 128), True, 0, False),
+    ],
+    ids=["llama", "qwen3", "chatglm", "without angles"],
+)
+def test_compiles_for_hopper(
+    heads: tuple[int, int, int], normed: bool, rotary_dim: int, interleaved: bool
+) -> None:
     num_heads, num_kv_heads, head_dim = heads
     group, half, num_warps = launch_shape(head_dim)
     norms = ["q_norm", "k_norm"]
     strides = ["qkv", "cache_block", "cache_slot", "cache_head"]
     signature = dict.fromkeys(["qkv", "key_cache", "value_cache", *norms * normed], "*bf16")
     signature |= {f"{name}_stride": "i32" for name in strides}
-    signature |= {"positions": "*i32", "slot_mapping": "*i32", "table": "*fp32", "eps": "fp32"}
+    signature |= {"slot_mapping": "*i32", "eps": "fp32"}
     constants = {} if normed else dict.fromkeys(norms)
+    angles = {"positions": "*i32", "table": "*fp32"}
+    if rotary_dim:
+        signature |= angles
+    else:
+        constants |= dict.fromkeys(angles)
     constants |= {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim}
     constants |= {"BLOCK_SIZE": 16, "HEADS": group, "HALF": half}
+    constants |= {"ROTARY_DIM": rotary_dim, "INTERLEAVED": interleaved}
     sizes = compile_overlapping(
         "engine.kernels.rotate_and_store.kernel:rotate_and_store_kernel",
         signature,
         constants,
-        early_reads=["positions", "slot_mapping", "table", *norms * normed],
+        early_reads=["slot_mapping", *(angles if rotary_dim else ()), *norms * normed],
         num_warps=num_warps,
     )
     assert sizes["shared"] < 227 << 10

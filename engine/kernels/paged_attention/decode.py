@@ -17,7 +17,7 @@ import triton.language as tl
 
 from engine.kernels.launch import overlap_options, prefetch_lines, wait_for_previous
 
-LOG2_E = math.log2(math.e)
+LOG2_E = tl.constexpr(math.log2(math.e))
 # Requests times key-value heads from which on other tiles are faster; see `decode_config`.
 _SOME_PROGRAMS, _SEVERAL_PROGRAMS, _MANY_PROGRAMS = 128, 256, 1024
 # Up to here, with nothing else to fill the device, the smallest shares are worth merging.
@@ -144,6 +144,9 @@ def paged_decode_attention(
     scale: float,
     num_splits: int,
     sliding_window: int = 0,
+    soft_cap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
     out: torch.Tensor,
     workspace: DecodeWorkspace,
     prefix: SharedPrefix | None = None,
@@ -162,9 +165,13 @@ def paged_decode_attention(
         scale: what scores are multiplied with, positive.
         num_splits: shares per context, MAX_SPLITS at most; see `decode_splits`.
         sliding_window: a token sees itself and this number less one before it; 0 for no limit.
+        soft_cap: scaled scores s become soft_cap * tanh(s / soft_cap); 0 for no cap.
+        alibi_slopes: [H] fp32, what is taken from a score for each token between key and query.
+        sinks: [H], one more score of each head, of a key whose value is zero.
         out: [S, H, D], as strided as the query may be.
         workspace: of at least S x (num_splits + prefix.num_splits) shares; untouched where that is S.
-        prefix: what the workspace holds already of these contexts' beginnings; not with a sliding window.
+        prefix: what the workspace holds already of these contexts' beginnings; not with a sliding window or
+            slopes.
         config: to choose between in benchmarks; by default `decode_config`.
 
     Returns:
@@ -173,7 +180,7 @@ def paged_decode_attention(
     num_seqs, num_heads, head_dim = query.shape
     block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
     group = num_heads // num_kv_heads
-    assert prefix is None or not sliding_window
+    assert prefix is None or (not sliding_window and alibi_slopes is None)
     config = config or decode_config(head_dim, key_cache.dtype, num_seqs * num_kv_heads)
     block_d = triton.next_power_of_2(head_dim)
     _decode_kernel[(num_kv_heads, num_seqs, num_splits)](
@@ -188,7 +195,9 @@ def paged_decode_attention(
         workspace.partials,
         workspace.log_sums,
         workspace.arrivals,
-        scale * LOG2_E,
+        alibi_slopes,
+        sinks,
+        scale * LOG2_E.value,
         sliding_window,
         prefix.num_splits if prefix else 0,
         config.min_share,
@@ -213,6 +222,7 @@ def paged_decode_attention(
         HAS_PREFIX=prefix is not None,
         PREFIX_BLOCK_N=prefix.block_n if prefix else 0,
         HAS_WINDOW=sliding_window > 0,
+        SOFT_CAP=soft_cap,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **overlap_options(),
@@ -233,6 +243,8 @@ def _decode_kernel(
     partials_ptr,  # [S, HK, shares, GROUP, D]
     log_sums_ptr,  # [S, HK, shares, GROUP]
     arrivals_ptr,  # [S, HK]
+    slopes_ptr,  # [H] or None
+    sinks_ptr,  # [H] or None
     scale,
     window,
     prefix_splits,
@@ -258,6 +270,7 @@ def _decode_kernel(
     HAS_PREFIX: tl.constexpr,
     PREFIX_BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     # Heads vary fastest: programs that run together then read neighbouring parts of the same blocks.
@@ -302,6 +315,17 @@ def _decode_kernel(
         value_ptr, blocks, tokens, end, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT, BLOCK_SIZE, HEAD_DIM, OVERLAP
     )
     # fmt: on
+    slopes = None
+    if slopes_ptr is not None:
+        slopes = tl.load(slopes_ptr + kv_head * GROUP + heads, mask=heads < GROUP, other=0.0)
+    highest = tl.full([BLOCK_G], -1e30, tl.float32)
+    total = tl.zeros([BLOCK_G], tl.float32)
+    if sinks_ptr is not None:
+        # The sink is in a context's first own share, which there always is.
+        is_first = heads < tl.where(split == 0, GROUP, 0)
+        sinks = tl.load(sinks_ptr + kv_head * GROUP + heads, mask=is_first, other=0.0).to(tl.float32)
+        highest = tl.where(is_first, sinks * LOG2_E, highest)
+        total = tl.where(is_first, 1.0, 0.0)
     wait_for_previous(OVERLAP)
 
     if seq_len == 0:
@@ -314,12 +338,16 @@ def _decode_kernel(
     query = tl.load(query_ptrs + dims[None, :], mask=in_tile, other=0.0)
     acc, log_sum = _attend_share(
         query,
+        highest,
+        total,
         key_ptr,
         value_ptr,
         table_ptr,
         blocks,
         begin,
         end,
+        seq_len - 1,
+        slopes,
         scale,
         KEY_STRIDE_BLOCK,
         KEY_STRIDE_SLOT,
@@ -329,6 +357,7 @@ def _decode_kernel(
         HEAD_DIM,
         BLOCK_D,
         BLOCK_N,
+        SOFT_CAP,
     )
     if (not SPLIT and not HAS_PREFIX) or num_prefix_shares + num_shares == 1:
         tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=in_tile)
@@ -391,14 +420,40 @@ def _prefetch_tile(
 
 
 @triton.jit
+def final_scores(scores, scale, distances, slopes, SOFT_CAP: tl.constexpr):
+    """Capped and biased scores, to the base of two like `scale`.
+
+    Multiply-adds are fused by name, since their rounding must not depend on what the compiler finds behind
+    them: see prefill.py.
+
+    Args:
+        scores: [M, N], q.k.
+        distances: [1 or M, N], tokens from each key to the query.
+        slopes: [M] or None.
+    """
+    scores *= scale
+    if SOFT_CAP > 0:
+        CAP: tl.constexpr = SOFT_CAP * LOG2_E
+        # tanh(x) = 2 sigmoid(2 x) - 1
+        scores = tl.fma(tl.sigmoid(scores * (2 / CAP)), 2 * CAP, -CAP)
+    if slopes is not None:
+        scores = tl.fma((slopes * -LOG2_E)[:, None], distances.to(tl.float32), scores)
+    return scores
+
+
+@triton.jit
 def _attend_share(
     query,  # [BLOCK_G, BLOCK_D]
+    highest,  # [BLOCK_G]
+    total,  # [BLOCK_G]
     key_ptr,
     value_ptr,
     table_ptr,
     blocks,  # [BLOCK_N], of the first tile
     begin,
     end,
+    position,
+    slopes,  # [BLOCK_G] or None
     scale,
     KEY_STRIDE_BLOCK: tl.constexpr,
     KEY_STRIDE_SLOT: tl.constexpr,
@@ -408,11 +463,14 @@ def _attend_share(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
 ):
-    """Attention over the context's tokens begin to end, at least one; (output, log2 of the sum) in fp32."""
+    """Attention over the context's tokens begin to end, at least one; (output, log2 of the sum) in fp32.
+
+    `highest` (to the base of two) and `total` are the highest score and the sum that the softmax begins with.
+    """
+    FINAL: tl.constexpr = SOFT_CAP > 0 or slopes is not None
     dims = tl.arange(0, BLOCK_D)
-    highest = tl.full([query.shape[0]], -1e30, tl.float32)
-    total = tl.zeros([query.shape[0]], tl.float32)
     acc = tl.zeros([query.shape[0], BLOCK_D], tl.float32)
     # A tile's block ids are read while the tile before it is asked for, so that its addresses never wait.
     for first in range(begin, end, BLOCK_N):
@@ -431,9 +489,15 @@ def _attend_share(
         blocks = tl.load(table_ptr + following // BLOCK_SIZE, mask=following < end, other=0)
 
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+        if FINAL:
+            scores = final_scores(scores, scale, (position - tokens)[None, :], slopes, SOFT_CAP)
         scores = tl.where(inside[None, :], scores, float("-inf"))
-        new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
-        weights = tl.exp2(tl.fma(scores, scale, -new_highest[:, None]))
+        if FINAL:
+            new_highest = tl.maximum(highest, tl.max(scores, 1))
+            weights = tl.exp2(scores - new_highest[:, None])
+        else:
+            new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
+            weights = tl.exp2(tl.fma(scores, scale, -new_highest[:, None]))
         decay = tl.exp2(highest - new_highest)
         total = total * decay + tl.sum(weights, 1)
         acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")

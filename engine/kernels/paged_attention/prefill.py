@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.paged_attention.decode import LOG2_E
+from engine.kernels.paged_attention.decode import LOG2_E, final_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,9 @@ def paged_prefill_attention(
     tile_start: torch.Tensor,
     scale: float,
     sliding_window: int = 0,
+    soft_cap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
     out: torch.Tensor,
     config: PrefillConfig | None = None,
 ) -> torch.Tensor:
@@ -103,7 +106,7 @@ def paged_prefill_attention(
         seq_lens: [S] int32, tokens in each context, its chunk included.
         tile_request, tile_start: [num_tiles] int32, see `prefill_tiles`; a request of -1 marks padding.
         scale: what scores are multiplied with, positive.
-        sliding_window: a token sees itself and this number less one before it; 0 for no limit.
+        sliding_window, soft_cap, alibi_slopes, sinks: as for `paged_decode_attention`.
         out: [P, H, D], as strided as the query may be; tokens in no tile are left as they are.
         config: to choose between in benchmarks; by default `prefill_config`. The tiles must be made for it.
 
@@ -124,7 +127,9 @@ def paged_prefill_attention(
         tile_request,
         tile_start,
         out,
-        scale * LOG2_E,
+        alibi_slopes,
+        sinks,
+        scale * LOG2_E.value,
         sliding_window,
         QUERY_STRIDE_TOKEN=query.stride(0),
         QUERY_STRIDE_HEAD=query.stride(1),
@@ -145,6 +150,7 @@ def paged_prefill_attention(
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_N=config.block_n,
         HAS_WINDOW=sliding_window > 0,
+        SOFT_CAP=soft_cap,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -163,6 +169,8 @@ def _prefill_kernel(
     tile_request_ptr,  # [num_tiles]
     tile_start_ptr,  # [num_tiles]
     out_ptr,  # [P, H, D]
+    slopes_ptr,  # [H] or None
+    sinks_ptr,  # [H] or None
     scale,
     window,
     QUERY_STRIDE_TOKEN: tl.constexpr,
@@ -184,6 +192,7 @@ def _prefill_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
 ):
     # Heads vary fastest, so that the longest tiles of all heads start first.
     kv_head = tl.program_id(0)
@@ -217,6 +226,12 @@ def _prefill_kernel(
         full_begin = tl.minimum(tl.cdiv(tl.maximum(end - window, 0), BLOCK_N) * BLOCK_N, full_end)
     highest = tl.full([BLOCK_M], -1e30, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
+    slopes = None
+    if slopes_ptr is not None:
+        slopes = tl.load(slopes_ptr + heads)
+    if sinks_ptr is not None:
+        highest = tl.load(sinks_ptr + heads).to(tl.float32) * LOG2_E
+        total += 1
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     key_ptr += kv_head * KEY_STRIDE_HEAD
     value_ptr += kv_head * VALUE_STRIDE_HEAD
@@ -224,22 +239,22 @@ def _prefill_kernel(
     # fmt: off
     if HAS_WINDOW:
         acc, total, highest = attend_tiles(
-            acc, total, highest, query, positions, key_ptr, value_ptr, table_ptr,
+            acc, total, highest, query, positions, slopes, key_ptr, value_ptr, table_ptr,
             oldest // BLOCK_N * BLOCK_N, full_begin, oldest, end, scale, window,
             KEY_STRIDE_BLOCK, KEY_STRIDE_SLOT, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT,
-            BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_WINDOW, True,
+            BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_WINDOW, SOFT_CAP, True,
         )
     acc, total, highest = attend_tiles(
-        acc, total, highest, query, positions, key_ptr, value_ptr, table_ptr,
+        acc, total, highest, query, positions, slopes, key_ptr, value_ptr, table_ptr,
         full_begin, full_end, oldest, end, scale, window,
         KEY_STRIDE_BLOCK, KEY_STRIDE_SLOT, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT,
-        BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_WINDOW, False,
+        BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_WINDOW, SOFT_CAP, False,
     )
     acc, total, highest = attend_tiles(
-        acc, total, highest, query, positions, key_ptr, value_ptr, table_ptr,
+        acc, total, highest, query, positions, slopes, key_ptr, value_ptr, table_ptr,
         full_end, end, oldest, end, scale, window,
         KEY_STRIDE_BLOCK, KEY_STRIDE_SLOT, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT,
-        BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_WINDOW, True,
+        BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_WINDOW, SOFT_CAP, True,
     )
     # fmt: on
     out = acc / total[:, None]
@@ -254,6 +269,7 @@ def attend_tiles(
     highest,  # [BLOCK_M]
     query,  # [BLOCK_M, BLOCK_D]
     positions,  # [BLOCK_M]
+    slopes,  # [BLOCK_M] or None
     key_ptr,
     value_ptr,
     table_ptr,
@@ -272,6 +288,7 @@ def attend_tiles(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Adds the tiles of the context from `begin` (a multiple of BLOCK_N) until `end` is passed.
@@ -279,6 +296,7 @@ def attend_tiles(
     No token outside `oldest` to `context_end` is read. The arithmetic, its fused multiply-adds too, is the
     same whether masked or not, since the same tile may be either, depending on how a chunk is cut.
     """
+    FINAL: tl.constexpr = SOFT_CAP > 0 or slopes is not None
     dims = tl.arange(0, BLOCK_D)
     tokens = begin + tl.arange(0, BLOCK_N)
     # A tile's block ids are read while the tile before it is asked for, so that its addresses never wait.
@@ -307,13 +325,20 @@ def attend_tiles(
         blocks = tl.load(table_ptr + following // BLOCK_SIZE, mask=following < context_end, other=0)
 
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+        if FINAL:
+            distances = positions[:, None] - tokens[None, :]
+            scores = final_scores(scores, scale, distances, slopes, SOFT_CAP)
         if MASKED:
             seen = tokens[None, :] <= positions[:, None]
             if HAS_WINDOW:
                 seen = seen & (tokens[None, :] > positions[:, None] - window)
             scores = tl.where(seen, scores, float("-inf"))
-        new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
-        weights = tl.exp2(tl.fma(scores, scale, -new_highest[:, None]))
+        if FINAL:
+            new_highest = tl.maximum(highest, tl.max(scores, 1))
+            weights = tl.exp2(scores - new_highest[:, None])
+        else:
+            new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
+            weights = tl.exp2(tl.fma(scores, scale, -new_highest[:, None]))
         decay = tl.exp2(highest - new_highest)
         total = tl.fma(total, decay, tl.sum(weights, 1))
         acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")

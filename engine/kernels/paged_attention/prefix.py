@@ -61,6 +61,7 @@ def shared_prefix_attention(
     prefix_len: torch.Tensor,
     prefix_lens: torch.Tensor,
     scale: float,
+    soft_cap: float = 0.0,
     num_splits: int,
     num_prefix_splits: int,
     workspace: DecodeWorkspace,
@@ -69,7 +70,8 @@ def shared_prefix_attention(
     """Attention of each request's newest token to the first tokens of one context, left in the workspace.
 
     Args:
-        query, key_cache, value_cache, block_table, scale: as for `paged_decode_attention`.
+        query, key_cache, value_cache, block_table, scale, soft_cap: as for `paged_decode_attention`. Where a
+            score depends on the distance to the query (a window, ALiBi), nothing can be shared.
         prefix_row: [1] int32, a row of the block table that begins with the prefix.
         prefix_len: [1] int32, its length; 0 for none in this step, which costs next to nothing.
         prefix_lens: [S] int32: that length for requests that begin with the prefix, 0 for others.
@@ -95,7 +97,7 @@ def shared_prefix_attention(
         prefix_len,
         workspace.partials,
         workspace.log_sums,
-        scale * LOG2_E,
+        scale * LOG2_E.value,
         num_seqs,
         num_splits,
         QUERY_STRIDE_TOKEN=query.stride(0),
@@ -113,6 +115,7 @@ def shared_prefix_attention(
         BLOCK_M=config.block_m,
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_N=config.block_n,
+        SOFT_CAP=soft_cap,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -147,6 +150,7 @@ def _prefix_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
 ):
     kv_head = tl.program_id(0)
     split = tl.program_id(2)
@@ -175,16 +179,16 @@ def _prefix_kernel(
     full_end = end // BLOCK_N * BLOCK_N
     # fmt: off
     acc, total, highest = attend_tiles(
-        acc, total, highest, query, positions, key_ptr, value_ptr, table_ptr,
+        acc, total, highest, query, positions, None, key_ptr, value_ptr, table_ptr,
         begin, full_end, 0, end, scale, 0,
         KEY_STRIDE_BLOCK, KEY_STRIDE_SLOT, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT,
-        BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, False, False,
+        BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, False, SOFT_CAP, False,
     )
     acc, total, highest = attend_tiles(
-        acc, total, highest, query, positions, key_ptr, value_ptr, table_ptr,
+        acc, total, highest, query, positions, None, key_ptr, value_ptr, table_ptr,
         full_end, end, 0, end, scale, 0,
         KEY_STRIDE_BLOCK, KEY_STRIDE_SLOT, VALUE_STRIDE_BLOCK, VALUE_STRIDE_SLOT,
-        BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, False, True,
+        BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, False, SOFT_CAP, True,
     )
     # fmt: on
     rows = ((requests * tl.num_programs(0) + kv_head) * (prefix_splits + num_splits) + split) * GROUP

@@ -25,34 +25,52 @@ def _rotate(
     first_gain,
     second_gain,
     eps,
+    gap,
     mask,
     HEAD_DIM: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    HAS_ANGLES: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Loads the two halves of heads, [HEADS, HALF] each, and returns them normed, rotated and rounded."""
+    """Loads the pairs of heads, their firsts and seconds [HEADS, HALF] each, and returns them normed, rotated
+    and rounded."""
     first = tl.load(head, mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(head + HEAD_DIM // 2, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(head + gap, mask=mask, other=0.0).to(tl.float32)
     if HAS_NORM:
         mean = tl.sum(first * first + second * second, axis=1, keep_dims=True) / HEAD_DIM
         scale = tl.rsqrt(mean + eps)
         first = first * scale * first_gain
         second = second * scale * second_gain
+    if not HAS_ANGLES:
+        return first.to(dtype), second.to(dtype)
     return (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype)
 
 
 @triton.jit
-def _store_halves(target, first, second, mask, HEAD_DIM: tl.constexpr):
+def _store_pairs(target, first, second, gap, mask):
     tl.store(target, first, mask=mask)
-    tl.store(target + HEAD_DIM // 2, second, mask=mask)
+    tl.store(target + gap, second, mask=mask)
+
+
+@triton.jit
+def _channels(pair, HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """The first channel of each pair, and how far behind it the second is.
+
+    Channels that are not rotated, those from ROTARY_DIM on, are paired by halves, behind the pairs that are.
+    """
+    is_rotated = pair < ROTARY_DIM // 2
+    rotated_first = 2 * pair if INTERLEAVED else pair
+    rotated_gap = 1 if INTERLEAVED else ROTARY_DIM // 2
+    first = tl.where(is_rotated, rotated_first, pair + ROTARY_DIM // 2)
+    return first, tl.where(is_rotated, rotated_gap, (HEAD_DIM - ROTARY_DIM) // 2)
 
 
 # Tokens may begin anywhere in a step: their one-word loads must not compile anew for each alignment.
 @triton.jit(do_not_specialize_on_alignment=["positions", "slot_mapping"])
 def rotate_and_store_kernel(
     qkv,  # [T, (H + 2 * HK) * D]
-    positions,  # [T]
-    table,  # [max_pos, D]
+    positions,  # [T] or None
+    table,  # [max_pos, ROTARY_DIM] or None
     key_cache,  # [num_blocks, block_size, HK, D]
     value_cache,
     slot_mapping,  # [T]
@@ -69,6 +87,8 @@ def rotate_and_store_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Program: one token, HEADS heads of one kind; queries come first, then keys, then values."""
@@ -81,36 +101,52 @@ def rotate_and_store_kernel(
     row = token.to(tl.int64)
     is_query = group < query_groups
     is_value = group >= query_groups + kv_groups
-    column = tl.arange(0, HALF)[None, :]  # [1, HALF]
+    pair = tl.arange(0, HALF)[None, :]  # [1, HALF]
+    if ROTARY_DIM == HEAD_DIM and not INTERLEAVED:
+        column, gap = pair, HEAD_DIM // 2
+    else:
+        column, gap = _channels(pair, HEAD_DIM, ROTARY_DIM, INTERLEAVED)
     lane = tl.arange(0, HEADS)[:, None]  # [HEADS, 1]
-    in_half = column < HEAD_DIM // 2
+    in_half = pair < HEAD_DIM // 2
     head = tl.where(is_query, group, (group - query_groups) % kv_groups) * HEADS + lane
     num_heads = tl.where(is_query, NUM_HEADS, NUM_KV_HEADS)
     mask = (head < num_heads) & in_half
 
     # Made at the start of the step, long before the product that this launch follows.
-    position = tl.load(positions + token, cache_modifier=".cg")
+    if ROTARY_DIM > 0:
+        position = tl.load(positions + token, cache_modifier=".cg")
     slot = tl.load(slot_mapping + token, cache_modifier=".cg")
     # Each head's threads load what all heads share: that is cheaper than exchanging it between threads.
     channel = tl.broadcast_to(column, mask.shape)  # [HEADS, HALF]
     rotated = (head < tl.where(is_value, 0, num_heads)) & in_half
-    angles = table + position.to(tl.int64) * HEAD_DIM + channel
-    cos = tl.load(angles, mask=rotated, other=0.0).to(tl.float32)
-    sin = tl.load(angles + HEAD_DIM // 2, mask=rotated, other=0.0).to(tl.float32)
+    cos = 1.0
+    sin = 0.0
+    if ROTARY_DIM > 0:
+        turned = rotated
+        unturned = 0.0
+        if ROTARY_DIM < HEAD_DIM:
+            turned = rotated & (pair < ROTARY_DIM // 2)
+            unturned = 1.0
+        angles = table + position.to(tl.int64) * ROTARY_DIM + tl.broadcast_to(pair, mask.shape)
+        cos = tl.load(angles, mask=turned, other=unturned).to(tl.float32)
+        sin = tl.load(angles + ROTARY_DIM // 2, mask=turned, other=0.0).to(tl.float32)
     first_gain = 1.0
     second_gain = 1.0
     if q_norm is not None:
         gain = tl.where(is_query, q_norm, k_norm) + channel
         first_gain = tl.load(gain, mask=rotated, other=0.0).to(tl.float32)
-        second_gain = tl.load(gain + HEAD_DIM // 2, mask=rotated, other=0.0).to(tl.float32)
+        second_gain = tl.load(gain + gap, mask=rotated, other=0.0).to(tl.float32)
     wait_for_previous(OVERLAP)
 
     if is_query:
         source = qkv + row * qkv_stride + head * HEAD_DIM + column
+        # fmt: off
         first, second = _rotate(
-            source, cos, sin, first_gain, second_gain, eps, mask, HEAD_DIM, q_norm is not None, dtype
+            source, cos, sin, first_gain, second_gain, eps, gap, mask,
+            HEAD_DIM, q_norm is not None, ROTARY_DIM > 0, dtype,
         )
-        _store_halves(source, first, second, mask, HEAD_DIM)
+        # fmt: on
+        _store_pairs(source, first, second, gap, mask)
     else:
         # Rows of keys, then of values, behind the queries.
         behind = tl.where(is_value, NUM_HEADS + NUM_KV_HEADS, NUM_HEADS)
@@ -124,19 +160,22 @@ def rotate_and_store_kernel(
         stored = (head < tl.where(slot >= 0, NUM_KV_HEADS, 0)) & in_half
         if is_value:
             first = tl.load(source, mask=mask, other=0.0)
-            second = tl.load(source + HEAD_DIM // 2, mask=mask, other=0.0)
-            _store_halves(value_cache + place, first, second, stored, HEAD_DIM)
+            second = tl.load(source + gap, mask=mask, other=0.0)
+            _store_pairs(value_cache + place, first, second, gap, stored)
         else:
+            # fmt: off
             first, second = _rotate(
-                source, cos, sin, first_gain, second_gain, eps, mask, HEAD_DIM, q_norm is not None, dtype
+                source, cos, sin, first_gain, second_gain, eps, gap, mask,
+                HEAD_DIM, q_norm is not None, ROTARY_DIM > 0, dtype,
             )
-            _store_halves(key_cache + place, first, second, stored, HEAD_DIM)
+            # fmt: on
+            _store_pairs(key_cache + place, first, second, gap, stored)
 
 
 def rotate_and_store(
     qkv: torch.Tensor,
-    positions: torch.Tensor,
-    table: torch.Tensor,
+    positions: torch.Tensor | None,
+    table: torch.Tensor | None,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
@@ -147,19 +186,22 @@ def rotate_and_store(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
+    interleaved: bool = False,
 ) -> torch.Tensor:
-    """Norms (if asked) and rotates queries and keys, and stores keys and values in the paged cache.
+    """Norms and rotates (each if asked) queries and keys, and stores keys and values in the paged cache.
 
-    Rotation pairs channel i with i + D/2 (arXiv:2104.09864): (a cos - b sin, b cos + a sin). All of it is
-    computed in fp32 and rounded once.
+    Rotation (arXiv:2104.09864) makes (a cos - b sin, b cos + a sin) of each pair (a, b) of a head's first R
+    channels, and leaves the others. All of it is computed in fp32 and rounded once.
 
     Args:
         qkv: [T, (H + 2 * HK) * D], queries, keys, values; rows may be strided. Its queries are overwritten.
         positions: [T] int32, rows of the table. Like slot_mapping, not written by the launch just before.
-        table: [max_pos, D] contiguous, cosines of the D/2 pairs, then sines.
+        table: [max_pos, R] contiguous, cosines of the R/2 pairs, then sines. Where it and positions are None,
+            nothing is rotated.
         key_cache, value_cache: [num_blocks, block_size, HK, D], strided alike, channels contiguous.
         slot_mapping: [T] int32 or int64, block_id * block_size + offset; -1 stores nothing.
         q_norm, k_norm: [D] weights of the RMSNorm over each head's channels (Qwen3), with its eps.
+        interleaved: channel 2i pairs with 2i + 1; else i with i + R/2.
 
     Returns:
         The queries, [T, H, D]: a strided view of qkv.
@@ -192,6 +234,8 @@ def rotate_and_store(
         BLOCK_SIZE=key_cache.shape[1],
         HEADS=heads,
         HALF=half,
+        ROTARY_DIM=0 if table is None else table.shape[1],
+        INTERLEAVED=interleaved,
         num_warps=num_warps,
         **overlap_options(),
     )

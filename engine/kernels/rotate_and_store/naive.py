@@ -7,8 +7,8 @@ import torch
 
 def naive_rotate_and_store(
     qkv: torch.Tensor,
-    positions: torch.Tensor,
-    table: torch.Tensor,
+    positions: torch.Tensor | None,
+    table: torch.Tensor | None,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
@@ -19,6 +19,7 @@ def naive_rotate_and_store(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
+    interleaved: bool = False,
 ) -> torch.Tensor:
     """Everything in fp32, rounded once.
 
@@ -31,9 +32,11 @@ def naive_rotate_and_store(
     heads = qkv.reshape(num_tokens, num_heads + 2 * num_kv_heads, head_dim)
     query, key, value = heads.clone().split((num_heads, num_kv_heads, num_kv_heads), dim=1)
     for token in range(num_tokens):
-        cos, sin = table[positions[token]].float().chunk(2)
-        query[token] = _rotate(query[token], cos, sin, q_norm, eps)
-        key[token] = _rotate(key[token], cos, sin, k_norm, eps)
+        angles = None
+        if table is not None and positions is not None:
+            angles = table[positions[token]].float()
+        query[token] = _rotate(query[token], angles, interleaved, q_norm, eps)
+        key[token] = _rotate(key[token], angles, interleaved, k_norm, eps)
         slot = int(slot_mapping[token])
         if slot >= 0:
             key_cache[slot // block_size, slot % block_size] = key[token]
@@ -42,11 +45,19 @@ def naive_rotate_and_store(
 
 
 def _rotate(
-    heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, norm: torch.Tensor | None, eps: float
+    heads: torch.Tensor,
+    angles: torch.Tensor | None,
+    interleaved: bool,
+    norm: torch.Tensor | None,
+    eps: float,
 ) -> torch.Tensor:
-    """[H, D] -> [H, D]: channel i pairs with i + D/2 (arXiv:2104.09864), after the optional RMSNorm."""
+    """[H, D] -> [H, D], after the optional RMSNorm; angles are the cosines and sines of R/2 pairs, [R]."""
     wide = heads.float()
     if norm is not None:
         wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * norm.float()
-    first, second = wide.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(heads.dtype)
+    if angles is not None:
+        for pair, (cos, sin) in enumerate(zip(*angles.chunk(2), strict=True)):
+            a, b = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + len(angles) // 2)
+            first, second = wide[:, a].clone(), wide[:, b].clone()
+            wide[:, a], wide[:, b] = first * cos - second * sin, second * cos + first * sin
+    return wide.to(heads.dtype)

@@ -20,6 +20,7 @@ LARGEST = {
     "head_dim": 2**14,
     "vocab_size": 2**22,
     "max_position_embeddings": 2**27,
+    "sliding_window": 2**27,
     "original_max_position_embeddings": 2**31,
 }
 

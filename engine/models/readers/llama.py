@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.models.config import ModelConfig
+from engine.models.config import LayerConfig, ModelConfig
 from engine.models.readers.eos import read_eos_token_ids
 from engine.models.readers.fields import ConfigFields
-from engine.models.readers.rope import read_rope
+from engine.models.readers.rope import read_rotary
+from engine.models.readers.window import read_sliding_windows
 from pagewire.base.errors import ConfigError
 
 
@@ -27,7 +28,8 @@ def read_llama(
     head_dim = fields.positive("head_dim", hidden_size // num_heads)
     if head_dim % 2:
         fields.fail("head_dim", head_dim, "even, for the rotary embedding")
-    rope_theta, rope_scaling = read_rope(fields)
+    rotary = read_rotary(fields, head_dim)
+    windows = read_sliding_windows(fields, architecture, fields.positive("num_hidden_layers"))
     vocab_size = fields.positive("vocab_size")
     attention_bias = fields.flag("attention_bias")
     return ModelConfig(
@@ -35,14 +37,13 @@ def read_llama(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=fields.positive("intermediate_size"),
-        num_hidden_layers=fields.positive("num_hidden_layers"),
         num_attention_heads=num_heads,
         num_key_value_heads=num_kv_heads,
         head_dim=head_dim,
         max_position_embeddings=fields.positive("max_position_embeddings", 2048),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
+        layers=tuple(LayerConfig(rotary=rotary, sliding_window=window) for window in windows),
+        attention_scale=head_dim**-0.5,
         qkv_bias=attention_bias,
         o_bias=attention_bias,
         mlp_bias=fields.flag("mlp_bias"),
@@ -59,11 +60,6 @@ def _refuse_unsupported(fields: ConfigFields) -> None:
     activation = values.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         fields.fail("hidden_act", activation, "'silu'; no other activation is implemented")
-    # Some checkpoints carry a window that use_sliding_window switches off.
-    if values.get("sliding_window") is not None and values.get("use_sliding_window", True):
-        fields.fail(
-            "sliding_window", values["sliding_window"], "null; sliding-window attention is not implemented"
-        )
     quantization = values.get("quantization_config")
     if quantization is not None:
         if not isinstance(quantization, dict):

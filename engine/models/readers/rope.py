@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from engine.layers.rope_scaling import RopeScaling
+from engine.models.config import RotaryConfig
 from engine.models.readers.fields import ConfigFields
 
 
-def read_rope(fields: ConfigFields) -> tuple[float, RopeScaling | None]:
-    """The base and the scaling, from `rope_parameters` (newer) or `rope_theta` + `rope_scaling`."""
+def read_rotary(fields: ConfigFields, rotary_dim: int) -> RotaryConfig:
+    """How all layers of a model rotate, from `rope_parameters` (newer) or `rope_theta` + `rope_scaling`."""
+    theta, scaling = _read_rope(fields)
+    return RotaryConfig(rotary_dim=rotary_dim, theta=theta, scaling=scaling)
+
+
+def _read_rope(fields: ConfigFields) -> tuple[float, RopeScaling | None]:
     parameters = fields.values.get("rope_parameters") or fields.values.get("rope_scaling") or {}
     if not isinstance(parameters, dict):
         fields.fail("rope_scaling", parameters, "an object or null")

@@ -69,6 +69,31 @@ print(json.dumps([sorted(ahead), sorted(names)]))
 """
 
 
+# How many variants of each kernel are found for a model whose last layer is unlike the others.
+KINDS = """
+import json, sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+import torch
+from triton.runtime.driver import driver
+from engine.config import WorkerConfig
+from engine.cuda.gpu import GpuTarget
+from engine.models.config import LayerConfig
+from engine.models.families import load_model_config
+from engine.warmup import kernel_list
+
+target = GpuTarget(90, 132)
+driver.set_active(kernel_list.CompileOnlyDriver(target))
+model = load_model_config(Path(sys.argv[1]))
+model = replace(model, layers=(model.layers[0],) * 3 + (LayerConfig(rotary=None, sliding_window=16),))
+worker = WorkerConfig(model="unused", socket=Path("unused"), max_num_seqs=2, max_num_batched_tokens=32)
+found = []
+kernel_list.find_kernels(worker, model, torch.bfloat16, target, found.append)
+print(json.dumps(Counter(variant.name for variant in found)))
+"""
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> ModelConfig:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
@@ -93,6 +118,13 @@ def test_what_is_compiled_ahead_is_what_will_be_launched(tmp_path: Path, model: 
     assert ahead == launched
     functions = {name.split()[0] for name in ahead}
     assert functions >= {"_decode_kernel", "_prefill_kernel", "_choose_tokens", "scatter_words_kernel"}
+
+
+def test_kernels_of_a_kind_of_layer_that_comes_late_are_found_too(tmp_path: Path, model: ModelConfig) -> None:
+    run = run_alone(KINDS, tmp_path)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["rotate_and_store_kernel"] == 2, "with angles and without"
 
 
 def compile_nothing(self: AheadCompiler, *arguments: object) -> list[CompiledKernel]:

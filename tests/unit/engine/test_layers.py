@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.attention.interface import RotaryTable
 from engine.cpu.attention import TorchAttentionBackend, rotate
 from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.ops import TorchLayerOps
@@ -151,18 +152,22 @@ def test_rms_norm_of_zeros_is_zero() -> None:
     assert torch.equal(norm(torch.zeros(1, 8), None)[0], torch.zeros(1, 8))
 
 
-def test_rotary_turns_each_pair_by_its_angle() -> None:
-    table = rotary_table(8, 100, 10000.0, None)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rotary_dim", [8, 4])
+def test_rotary_turns_each_pair_by_its_angle(rotary_dim: int, interleaved: bool) -> None:
+    table = RotaryTable(rotary_table(rotary_dim, 100, 10000.0, None), interleaved)
     backend = TorchAttentionBackend(torch.device("cpu"), torch.float32)
     heads, positions = torch.randn(3, 2, 8), torch.tensor([0, 1, 77])
     rotated = rotate(heads, backend.rotation(table, positions))
     for token, position in enumerate(positions.tolist()):
-        for pair in range(4):
-            angle = torch.tensor(position * 10000.0 ** (-2 * pair / 8))
-            as_complex = torch.complex(heads[token, :, pair], heads[token, :, pair + 4])
+        for pair in range(rotary_dim // 2):
+            angle = torch.tensor(position * 10000.0 ** (-2 * pair / rotary_dim))
+            first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + rotary_dim // 2)
+            as_complex = torch.complex(heads[token, :, first], heads[token, :, second])
             turned = as_complex * torch.polar(torch.tensor(1.0), angle)
-            torch.testing.assert_close(rotated[token, :, pair], turned.real, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(rotated[token, :, pair + 4], turned.imag, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(rotated[token, :, first], turned.real, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(rotated[token, :, second], turned.imag, rtol=1e-4, atol=1e-5)
+    assert torch.equal(rotated[..., rotary_dim:], heads[..., rotary_dim:])
 
 
 def test_silu_and_mul_takes_gate_first() -> None:

@@ -72,6 +72,7 @@ LLAMA3_ROPE = {
         {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
         {"rope_scaling": LLAMA3_ROPE},
         {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None},
+        {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 5},
     ],
     ids=str,
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.layers.rope_scaling import RopeScaling
-from engine.models.config import ModelConfig
+from engine.models.config import LayerConfig, ModelConfig, RotaryConfig
 from engine.models.families import load_model_config, parse_model_config
 from pagewire.base.errors import ConfigError
 
@@ -42,8 +43,8 @@ def test_defaults_are_those_of_the_family() -> None:
     config = parse(num_key_value_heads=None)
     assert config.num_key_value_heads == 4
     assert config.head_dim == 16
-    assert config.rope_theta == 10000.0
-    assert config.rope_scaling is None
+    assert config.layers == (LayerConfig(rotary=RotaryConfig(rotary_dim=16, theta=10000.0)),) * 2
+    assert config.attention_scale == 16**-0.5
     assert not any((config.qkv_bias, config.o_bias, config.mlp_bias, config.tie_word_embeddings))
 
 
@@ -82,9 +83,7 @@ def test_attention_bias_is_on_all_four_projections() -> None:
     ids=["theta", "new default", "null scaling", "linear", "llama3", "new llama3"],
 )
 def test_both_generations_of_rope_fields(fields: dict, theta: float, scaling: RopeScaling | None) -> None:
-    config = parse(**fields)
-    assert config.rope_theta == theta
-    assert config.rope_scaling == scaling
+    assert parse(**fields).rotaries == (RotaryConfig(rotary_dim=16, theta=theta, scaling=scaling),)
 
 
 @pytest.mark.parametrize(
@@ -164,10 +163,36 @@ def test_qwen3_normalises_its_heads() -> None:
     assert not parse().qk_norm
 
 
-def test_mistral_without_a_sliding_window_is_a_llama() -> None:
-    assert (
-        parse(architectures=["MistralForCausalLM"], sliding_window=None).architecture == "MistralForCausalLM"
-    )
+MISTRAL, QWEN3 = ["MistralForCausalLM"], ["Qwen3ForCausalLM"]
+SWITCHED_ON = {"architectures": QWEN3, "use_sliding_window": True, "sliding_window": 32}
+
+
+@pytest.mark.parametrize(
+    ("fields", "windows"),
+    [
+        ({"architectures": MISTRAL, "sliding_window": None}, [0, 0]),
+        ({"architectures": MISTRAL, "sliding_window": 32}, [32, 32]),
+        ({"architectures": MISTRAL, "sliding_window": 32, "use_sliding_window": False}, [0, 0]),
+        ({"architectures": MISTRAL}, [4096, 4096]),
+        ({"architectures": QWEN3, "sliding_window": 32}, [0, 0]),
+        ({**SWITCHED_ON, "sliding_window": None}, [0, 0]),
+        ({**SWITCHED_ON, "max_window_layers": 1}, [0, 32]),
+        (SWITCHED_ON, [0, 0]),
+        ({**SWITCHED_ON, "layer_types": ["sliding_attention", "full_attention"]}, [32, 0]),
+        ({"sliding_window": 32, "use_sliding_window": False}, [0, 0]),
+    ],
+    ids=str,
+)
+def test_layers_have_the_windows_that_their_family_gives_them(fields: dict, windows: list[int]) -> None:
+    assert [layer.sliding_window for layer in parse(**fields).layers] == windows
+
+
+def test_ways_to_rotate_are_listed_once_in_the_order_of_the_layers() -> None:
+    far, near = (RotaryConfig(rotary_dim=16, theta=theta) for theta in (1e6, 1e4))
+    layers = [LayerConfig(rotary=rotary) for rotary in (near, None, near, far)]
+    config = replace(parse(), layers=tuple(layers))
+    assert config.rotaries == (near, far)
+    assert config.num_hidden_layers == 4
 
 
 @pytest.mark.parametrize(
@@ -175,7 +200,10 @@ def test_mistral_without_a_sliding_window_is_a_llama() -> None:
     [
         ({"architectures": ["BertModel"]}, "supported: LlamaForCausalLM, MistralForCausalLM"),
         ({"architectures": None}, "architectures is None"),
-        ({"sliding_window": 4096}, "sliding_window is 4096; it must be null"),
+        ({"sliding_window": 4096}, "sliding_window is 4096; it must be null: a LlamaForCausalLM has none"),
+        ({"architectures": MISTRAL, "sliding_window": -1}, "sliding_window is -1; it must be a positive"),
+        ({**SWITCHED_ON, "layer_types": ["chunked"]}, "layer_types is ['chunked']; it must be a list of 2"),
+        ({**SWITCHED_ON, "max_window_layers": "1"}, "max_window_layers is '1'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_type is 'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor is None"),
