@@ -123,7 +123,7 @@ class Rows:
         self.num_known[row] += count
         self.num_tokens[row] += count - 1
         self.num_computed[row] += count - 1
-        if self.num_computed[row] > self.num_held[row]:
+        if self.num_known[row] > self.num_held[row] + 1:
             raise ValueError(f"{count} tokens in a step are more than the blocks of row {row} have room for")
 
     def holders(self, rows: IntArray) -> list[Request]:

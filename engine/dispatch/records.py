@@ -171,8 +171,9 @@ class StepResult:
         is_last: the worker can compute nothing any more, and ends.
         launch_us: time the worker spent on the step before its device had all of it, microseconds; 0 where
             they are one.
-        num_tokens: how many of `token_ids` each of those requests has gained, 1 at least; None where each has
-            gained one.
+        num_tokens: how many of `token_ids` each of those requests has gained; None where each has gained one. A
+            request gains none where its blocks have no room for the token to compute: steps in flight have
+            taken it to its end.
     """
 
     step_id: int
@@ -421,7 +422,7 @@ def decode_result(record: bytes) -> StepResult:
     words = _Words(record[:error_at] if num_error else record, _RESULT_HEADER.size)
     token_ids = words.take(num_tokens)
     counted = words.take(num_counted) if num_counted else None
-    if counted is not None and (int(counted.sum()) != num_tokens or not counted.all()):
+    if counted is not None and int(counted.sum()) != num_tokens:
         raise RecordError(f"{num_tokens} tokens, but {num_counted} requests gain {int(counted.sum())}")
     fixed = words.take(3 * num_logprobs).view(_LOGPROB) if num_logprobs else _NO_LOGPROBS
     top_ids = words.take(num_top)

@@ -71,7 +71,8 @@ class Prefixes:
 
     def publish(self, request: Request) -> None:
         """Publishes what is full of a running request's blocks."""
-        full = min(self._rows.num_computed.item(request.row), len(request.token_ids)) // self._block_size
+        computed = min(self._rows.num_computed.item(request.row), len(request.token_ids))
+        full = min(computed // self._block_size, len(request.block_ids))
         first = request.num_published_blocks
         if full <= first or not self.is_enabled:
             return

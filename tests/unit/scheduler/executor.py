@@ -126,6 +126,10 @@ class MiniatureWorker:
         result = StepResult(plan.step_id, u32([]))
         sampled, gained = [], []
         for column, (row, start, count, samples) in enumerate(self._scheduled(plan)):
+            if start // self.block_size >= len(row.block_ids):
+                assert samples
+                gained.append(0)
+                continue
             self._attend(row, start + count)
             if row.sampling.prompt_logprobs >= 0:
                 result.prompt_logprobs += _prompt_logprobs(column, row, start, count)
@@ -165,7 +169,6 @@ class MiniatureWorker:
         for number, start, count, samples in zip(*columns, strict=True):
             row = self.rows[number]
             if self.generosity is not None and samples and count == 1:
-                assert start <= len(row.token_ids) - 1
                 start = len(row.token_ids) - 1
             steps.append((row, start, count, samples))
         return steps
@@ -191,6 +194,8 @@ class MiniatureWorker:
             assert count > 0
             whole = start + count == len(row.token_ids)
             assert samples == (whole and not row.sampling.pooling)
+            if self.generosity is not None and start // self.block_size >= len(row.block_ids):
+                continue  # steps before this one have taken it to its end
             for position in range(start, start + count):
                 self.slots[self._slot(row, position)] = tuple(row.token_ids[: position + 1])
 
