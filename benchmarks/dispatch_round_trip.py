@@ -29,22 +29,26 @@ import uvloop
 from benchmarks import record
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerLink
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import StepPlan, StepResult, U32Array, u32
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import U32Array, u32
 from pagewire.bench.percentiles import percentile
 
 WARM_UP, ROUNDS = 500, 20_000
 FACTS = WorkerFacts(
     model="null",
-    vocab_size=50_000,
-    max_model_len=8192,
+    limits=EngineLimits(
+        vocab_size=50_000,
+        max_model_len=8192,
+        block_size=16,
+        num_blocks=1 << 16,
+        max_num_seqs=256,
+        max_num_batched_tokens=8192,
+        hidden_size=64,
+    ),
     eos_token_ids=(0,),
-    block_size=16,
-    num_blocks=1 << 16,
-    max_num_seqs=256,
-    max_num_batched_tokens=8192,
     dtype="none",
     device="none",
-    hidden_size=64,
 )
 
 

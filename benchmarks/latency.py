@@ -27,10 +27,11 @@ import grpc
 from benchmarks import record
 from benchmarks.flood import USER, lengths
 from benchmarks.requests import greedy, prompt
+from engine.dispatch.limits import EngineLimits
 from pagewire.bench.percentiles import percentile
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
-from scheduler.limits import SchedulerLimits
+from scheduler.settings import CoreSettings
 from tests.unit.scheduler.simulation import SimulatedService
 from tools.service import Service
 
@@ -276,18 +277,18 @@ def simulated(plan: Plan) -> dict[str, Any]:
     """
     given = dict(zip(plan.options[::2], plan.options[1::2], strict=False))
     step, token = float(given["--null-step-ms"]) * 1e-3, float(given["--null-prompt-us"]) * 1e-6
-    limits = SchedulerLimits(
+    limits = EngineLimits(
         num_blocks=65_536,
         block_size=16,
         max_num_seqs=int(given["--max-num-seqs"]),
         max_num_batched_tokens=8192,
         max_model_len=int(given["--max-model-len"]),
         vocab_size=1 << 20,
-        max_num_waiting=2 * plan.flood,
     )
+    settings = CoreSettings(max_num_waiting=2 * plan.flood)
     waited = {}
     for name, flood in (("alone", 0), ("two_clients", plan.flood)):
-        service = SimulatedService(limits, lambda work: step + token * work.num_prompt)
+        service = SimulatedService(limits, lambda work: step + token * work.num_prompt, settings)
         for index, (prompt_tokens, answer) in enumerate(lengths(flood, plan.flood_prompt, plan.flood_answer)):
             service.add(f"flood{index}", prompt_tokens, answer, client=USER)
         waited[name] = [_simulated_newcomer(service, plan, number) for number in range(plan.newcomers)]

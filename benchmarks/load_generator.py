@@ -1,9 +1,8 @@
 """What `pagewire bench serve` itself costs: CPU time of its process for each token it receives.
 
 First its parsing alone, from memory. Then whole clients against the null engine, whose step is slow enough
-that every token of every stream arrives alone, which is what costs most: ours, and the libraries a load
-generator would otherwise be made of, aiohttp with a JSON decoder and grpc's asyncio API. CPU time is that of
-this process.
+that every token of every stream arrives alone, which is what costs most: those of the load generator (over
+HTTP its own, over gRPC grpc.aio), and aiohttp with a JSON decoder. CPU time is that of this process.
 """
 
 from __future__ import annotations
@@ -18,19 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import grpc
 import uvloop
 
 from benchmarks import record
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.generator import new_client
-from pagewire.bench.serve.grpc_client import _Call, _read
-from pagewire.bench.serve.http2_wire import Http2Client, encode_headers
+from pagewire.bench.serve.grpc_client import take
 from pagewire.bench.serve.http_wire import EventSplitter, ResponseDecoder
 from pagewire.bench.serve.openai_events import EventReader
 from pagewire.bench.serve.target import Target
 from pagewire.inference.v1 import inference_pb2 as pb
-from pagewire.inference.v1 import inference_pb2_grpc
 from tools.service import Service
 
 STREAMS, TOKENS, STEP_MS, ROUNDS = 128, 100, 25, 3
@@ -63,25 +59,21 @@ def parse_http() -> dict[str, float]:
     return _parsed(seconds, len(piece))
 
 
-async def parse_grpc() -> dict[str, float]:
-    """Events of Generate, each a frame and a piece of its own."""
+def parse_grpc() -> dict[str, float]:
+    """Events of Generate, each a message and a piece of its own."""
     delta = pb.Delta(
         token_ids=[12_345], text=" token", usage=pb.Usage(prompt_tokens=16, completion_tokens=50)
     )
     message = pb.GenerateResponse(
         request_id="0123456789abcdef0123456789abcdef", delta=delta
     ).SerializeToString()
-    framed = b"\x00" + len(message).to_bytes(4) + message
-    answer, state = Answer(0, 1, PARSED), Http2Client()
-    call = _Call(lambda data, now: _read(answer, data, now))
-    number = state.request(encode_headers([]), b"", call)
-    piece = len(framed).to_bytes(3) + b"\x00\x00" + number.to_bytes(4) + framed
+    answer = Answer(0, 1, PARSED)
     began = time.process_time()
     for _ in range(PARSED):
-        state.feed(piece, time.perf_counter())
+        take(answer, pb.GenerateResponse.FromString(message), time.perf_counter())
     seconds = time.process_time() - began
     assert len(answer.times) == PARSED
-    return _parsed(seconds, len(piece))
+    return _parsed(seconds, len(message))
 
 
 def _parsed(seconds: float, size: int) -> dict[str, float]:
@@ -136,27 +128,12 @@ async def with_aiohttp(url: str, model: str) -> dict[str, float]:
         return await cpu_per_token(exchange)
 
 
-async def with_grpc(target: str, model: str) -> dict[str, float]:
-    """grpc's own client."""
-    sampling = pb.SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True)
-    request = pb.GenerateRequest(model=model, token_ids=pb.TokenIds(ids=PROMPT), sampling=sampling)
-    async with grpc.aio.insecure_channel(target) as channel:
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
-
-        async def exchange() -> int:
-            times = [time.perf_counter() async for event in stub.Generate(request) if event.HasField("delta")]
-            return len(times)
-
-        return await cpu_per_token(exchange)
-
-
 async def measure(service: Service) -> dict[str, Any]:
     """Every client in turn, several times over; medians."""
     clients: dict[str, Callable[[], Awaitable[dict[str, float]]]] = {
         "HTTP, ours": lambda: ours(service.http_url, service.model),
         "HTTP, aiohttp and json": lambda: with_aiohttp(service.http_url, service.model),
         "gRPC, ours": lambda: ours(f"grpc://{service.grpc_target}", service.model),
-        "gRPC, grpc.aio": lambda: with_grpc(service.grpc_target, service.model),
     }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
     for _ in range(ROUNDS):
@@ -176,7 +153,7 @@ async def measure(service: Service) -> dict[str, Any]:
 async def measure_all(service: Service) -> dict[str, Any]:
     """Parsing, then clients."""
     return {
-        "parsing": {"HTTP": parse_http(), "gRPC": await parse_grpc()},
+        "parsing": {"HTTP": parse_http(), "gRPC": parse_grpc()},
         f"{STREAMS} streams x {TOKENS} tokens, a step every {STEP_MS} ms": await measure(service),
     }
 

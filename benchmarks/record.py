@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from pagewire.bench.record import describe_run, write_record
+from pagewire.bench.record import compact_json, describe_run, write_record
 
 
 def parser(documentation: str | None) -> argparse.ArgumentParser:
@@ -19,8 +18,11 @@ def parser(documentation: str | None) -> argparse.ArgumentParser:
 
 
 def write(path: Path | None, results: dict[str, Any]) -> None:
-    """Prints the results and, if a path is given, writes them with all that is needed to repeat them."""
-    print(json.dumps(results, indent=2))
+    """Prints the results and, if a path is given, writes them with all that is needed to repeat them.
+
+    `results` is a summary: samples that only lead to it are printed by the benchmark, if anywhere.
+    """
+    print(compact_json(results))
     if path is not None:
         module = _module()
         write_record(path, {**describe_run(module, f"python -m {module}"), "results": results})

@@ -108,8 +108,11 @@ async def measure(service: Service, arguments: argparse.Namespace) -> dict[str, 
             print(role, kills[role][-1], flush=True)
             await streams.close()
             failures += streams.failures
-    results: dict[str, Any] = {role: {**summary(kills[role]), "kills": kills[role]} for role in ROLES}
-    return {**results, "failed_requests": failures, "streams": arguments.streams}
+    return {
+        **{role: {"kills": len(kills[role]), **summary(kills[role])} for role in ROLES},
+        "failed_requests": failures,
+        "streams": arguments.streams,
+    }
 
 
 def summary(kills: Sequence[dict[str, float]]) -> dict[str, float]:

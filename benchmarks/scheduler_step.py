@@ -30,6 +30,7 @@ from engine.config import WorkerConfig
 from engine.dispatch import control
 from engine.dispatch.control import WorkerEndpoint, WorkerLink, WorkerSession
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepResult
 from pagewire.bench.percentiles import percentile
 from pagewire.inference.v1 import inference_pb2
@@ -46,16 +47,18 @@ from scheduler.serve.service import Connection
 VOCAB = 49_152
 FACTS = WorkerFacts(
     model="null",
-    vocab_size=VOCAB,
-    max_model_len=8192,
+    limits=EngineLimits(
+        vocab_size=VOCAB,
+        max_model_len=8192,
+        block_size=16,
+        num_blocks=1 << 16,
+        max_num_seqs=256,
+        max_num_batched_tokens=8192,
+        hidden_size=64,
+    ),
     eos_token_ids=(0,),
-    block_size=16,
-    num_blocks=1 << 16,
-    max_num_seqs=256,
-    max_num_batched_tokens=8192,
     dtype="none",
     device="none",
-    hidden_size=64,
 )
 PARTS: tuple[tuple[object, str, str], ...] = (
     (Connection, "submit", "submit"),

@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +84,9 @@ def offline(model: Path, case: str, device: str, directory: Path, repeat: int) -
 
 def served(
     service: Service, case: str, vocab_size: int, processes: int, repeat: int, directory: Path
-) -> list[dict[str, Any]]:
-    """A case over HTTP, several times, each with what every process of the service took for it."""
-    points = []
+) -> dict[str, Any]:
+    """A case over HTTP, several times: medians, also of what every process of the service took for it."""
+    points: list[dict[str, Any]] = []
     for _ in range(repeat):
         before = service.processor_seconds()
         point = pagewire_json(
@@ -95,7 +97,26 @@ def served(
         after = service.processor_seconds()
         point["processor_s"] = {name: round(after[name] - before[name], 2) for name in before}
         points.append(point)
-    return points
+    return medians_of_runs(points)
+
+
+def medians_of_runs(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each figure over a case's runs, and each run's throughput."""
+    rates = [point["output_tokens_per_s"] for point in points]
+    return {"runs": len(points), "output_tokens_per_s_of_each": rates, **_medians(points)}
+
+
+def _medians(values: Sequence[Any]) -> Any:
+    """Of results of one form: numbers' medians, lists joined, of anything else the first."""
+    first = values[0]
+    if isinstance(first, dict):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {name: _medians([value[name] for value in values if name in value]) for name in names}
+    if isinstance(first, list):
+        return [part for value in values for part in value]
+    if isinstance(first, (int, float)) and not isinstance(first, bool):
+        return round(statistics.median(value for value in values if value is not None), 3)
+    return first
 
 
 def measure(shape: str, arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
@@ -120,7 +141,7 @@ def measure(shape: str, arguments: argparse.Namespace, directory: Path) -> dict[
             for case in cases
         }
     for case in cases:
-        print(f"{shape} {case}: {json.dumps(results['served'][case][-1])}", flush=True)
+        print(f"{shape} {case}: {json.dumps(results['served'][case])}", flush=True)
     return results
 
 

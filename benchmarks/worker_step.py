@@ -28,11 +28,11 @@ from engine.cuda.results import LaunchedStep, ResultBuffers
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
 from engine.cuda.sampling_extras import UnusualRows
-from engine.dispatch.records import SamplingRecord, decode_plan, encode_plan, encode_result
+from engine.dispatch.records import decode_plan, encode_plan, encode_result
+from engine.dispatch.sampling import SamplingRecord
 from engine.worker.build import build_worker
 from scheduler.core import Scheduler
 from scheduler.request import Request
-from scheduler.serve.intake import make_limits
 
 NUM_REQUESTS = 256
 NUM_STEPS = 400
@@ -86,7 +86,7 @@ def measure(sampling: SamplingRecord, num_requests: int = NUM_REQUESTS) -> dict[
         worker = build_worker(
             WorkerConfig(model=directory, socket=Path("unused"), device="cuda", load_format="dummy")
         )
-    core = Scheduler(make_limits(worker.facts, max_num_waiting=1024, enable_prefix_caching=True))
+    core = Scheduler(worker.facts.limits)
     for index in range(num_requests):
         prompt = array("I", [index + 3] * 128)
         core.add(Request(str(index), prompt, len(prompt), sampling, 128 + NUM_STEPS + WARM_UP))

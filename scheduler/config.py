@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pagewire.base.settings import require, require_positive
 from pagewire.base.tls import ServerTls
+from scheduler.settings import CoreSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,14 @@ class SchedulerConfig:
         require(target is None or 0 < target < float("inf"), "target_itl_ms", target, "more than 0")
         timeout = self.step_timeout
         require(0 < timeout < float("inf"), "step_timeout", timeout, "more than 0")
+
+    def core(self) -> CoreSettings:
+        """What the core is told to do."""
+        return CoreSettings(
+            max_num_waiting=self.max_num_waiting,
+            enable_prefix_caching=self.enable_prefix_caching,
+            target_itl=None if self.target_itl_ms is None else self.target_itl_ms / 1e3,
+        )
 
     def tls(self) -> ServerTls | None:
         """How frontends on other hosts are talked to; None for plainly.

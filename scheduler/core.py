@@ -16,17 +16,13 @@ from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 
-from engine.dispatch.records import (
-    F32Array,
-    StepPlan,
-    StepResult,
-    U32Array,
-)
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import F32Array, U32Array
 from pagewire.base.errors import Overloaded
 from scheduler import results
 from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
-from scheduler.limits import SchedulerLimits
 from scheduler.placement import Beginning, Placement
 from scheduler.policy import victims
 from scheduler.policy.forecast import Forecast, Progress
@@ -36,7 +32,8 @@ from scheduler.policy.suspects import Suspects, accuse, verdict
 from scheduler.policy.waiting import WaitingQueue, check
 from scheduler.request import NO_TURN, EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
-from scheduler.step import Counters, Draft, InFlight, StepLimits, StepOutput
+from scheduler.settings import CoreSettings
+from scheduler.step import Counters, Draft, InFlight, StepOutput
 
 
 class Scheduler:
@@ -45,20 +42,24 @@ class Scheduler:
     Every accepted request ends exactly once: in the `ended` of an `update`, or by `abort`.
     """
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: EngineLimits, settings: CoreSettings | None = None) -> None:
         self.limits = limits
-        self.pool = BlockPool(limits.num_blocks, enable_caching=limits.enable_prefix_caching)
+        self.settings = settings = settings or CoreSettings()
+        self.pool = BlockPool(limits.num_blocks, enable_caching=settings.enable_prefix_caching)
         self.counters = Counters()
         self.step_times = StepTimes()
         self.running: list[Request] = []
-        self._step_limits = StepLimits.of(limits.records)
         self.shares = Shares()
         self._waiting = WaitingQueue(self.shares)
         self._suspects = Suspects()
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
-        self.prefixes = Prefixes(limits, self.pool, self._rows)
+        self.prefixes = Prefixes(
+            limits.block_size, self.pool, self._rows, enabled=settings.enable_prefix_caching
+        )
         self._placement = Placement(limits, self.pool, self._rows, self.prefixes)
-        self._forecast = Forecast(limits, self.step_times, self._waiting, self.shares, self.prefixes)
+        self._forecast = Forecast(
+            limits, settings.target_itl, self.step_times, self._waiting, self.shares, self.prefixes
+        )
         self._wants = Wants.nothing()
         self._in_flight: deque[InFlight] = deque()
         self._admitted: list[Request] = []
@@ -130,7 +131,7 @@ class Scheduler:
         refused = None
         if not resumed and timeout is not None:
             self._forecast.check(request, timeout, self._progress())
-        if not resumed and self.num_waiting >= self.limits.max_num_waiting:
+        if not resumed and self.num_waiting >= self.settings.max_num_waiting:
             refused = self._refuse_for(request)
         request.arrival = self._num_arrivals
         request.turn = NO_TURN + request.arrival
@@ -256,7 +257,7 @@ class Scheduler:
 
     def _schedule_alone(self, suspect: Request) -> StepPlan:
         """Plans a step of a suspect, while none is in flight. Whoever holds what it needs makes room."""
-        draft = self._placement.new_draft(self._step_limits)
+        draft = self._placement.new_draft()
         while not self._place_alone(draft, suspect):
             others = [request for request in self._suspects.running if request is not suspect]
             self._preempt(self.running.pop() if self.running else others[-1])
@@ -281,7 +282,7 @@ class Scheduler:
 
     def _schedule_together(self) -> StepPlan | None:
         """Plans a step of all requests that are not suspects."""
-        draft = self._placement.new_draft(self._step_limits)
+        draft = self._placement.new_draft()
         if self._waiting.num_waiting and self.shares.is_contended:
             if self._has_arrivals or self._rows.next_free is not None:
                 for request in self.running:
@@ -334,7 +335,7 @@ class Scheduler:
         for request in singles:
             if request.status is Status.RUNNING and draft.budget > 0:
                 preempted |= self._continue(draft, request, 1)
-        target = self.limits.target_itl
+        target = self.settings.target_itl
         if target is not None and self._somebody_waits_for_a_token(draft):
             draft.limit_prompts(self.step_times, target, self.limits.block_size)
         return preempted
@@ -469,19 +470,22 @@ class Scheduler:
         if step.void or result.error:
             self._in_flight.popleft()
             return StepOutput() if step.void else self._fail(step, result.error)
-        results.check(step, result)
+        results.check(step, result, self.limits.max_tokens_per_step)
         told = results.take_untold(step, result) if result.prompt_logprobs else []
         self._in_flight.popleft()
         self.step_times.observe(step.work, result.execute_us * 1e-6)
         self._forecast.ran(result.execute_us * 1e-6)
-        output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
         rows = step.sampled_rows
         stayed = self._rows.arrivals(rows) == step.sampled_arrivals
-        if not stayed.all():  # some ended, or wait again, since the step was planned
-            rows = rows[stayed]
-            output = output.without_ended()
+        if result.num_tokens is not None:
+            output = self._append_several(step, result, stayed.tolist())
+        else:
+            output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
+            if not stayed.all():  # some ended, or wait again, since the step was planned
+                rows = rows[stayed]
+                output = output.without_ended()
+            self._append(output, rows)
         output.prompt_logprobs = told
-        self._append(output, rows)
         for column, state in result.pooled.items():
             self._finish_pooling(output, step.request_at(column), state)
         self.counters.num_generated_tokens += len(output.token_ids)
@@ -521,6 +525,38 @@ class Scheduler:
                 self._end(request, EndReason.LENGTH)
                 stopped.append(request)
         output.ended = stopped
+
+    def _append_several(self, step: InFlight, result: StepResult, stayed: Sequence[bool]) -> StepOutput:
+        """Gives requests the tokens that they gained in a step, where some gained more than one, and ends
+        those whose last was among them. `stayed` says which still have the row that they had.
+        """
+        assert result.num_tokens is not None
+        output, state, end = StepOutput(), self._rows, 0
+        counts = result.num_tokens.tolist()
+        for request, count, is_there in zip(step.sampled, counts, stayed, strict=True):
+            begin, end = end, end + count
+            if request.status is Status.ENDED:
+                continue
+            kept, stops = results.tokens_kept(request, result.token_ids[begin:end].tolist())
+            for index in range(begin, begin + len(kept)):
+                if index in result.logprobs:
+                    output.logprobs[len(output.token_ids) + index - begin] = result.logprobs[index]
+            output.requests += [request] * len(kept)
+            output.token_ids += kept
+            request.token_ids.extend(kept)
+            if is_there:
+                state.gain(request.row, len(kept))
+                self.prefixes.publish(request)
+            else:
+                request.num_pending -= 1
+            if stops:
+                self._end(request, EndReason.STOP, stop_token_id=kept[-1])
+                output.ended.append(request)
+            elif len(request.token_ids) >= request.max_total_tokens:
+                self._end(request, EndReason.LENGTH)
+                output.ended.append(request)
+        self._wants.num_steps = 0
+        return output
 
     def _fail(self, step: InFlight, error: str) -> StepOutput:
         """Handles a step the worker could not run: its KV is in doubt, so everything is recomputed from the

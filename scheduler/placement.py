@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.dispatch.records import U32, NewRequest, StepPlan, u32
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import U32, u32
 from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
-from scheduler.limits import SchedulerLimits
 from scheduler.request import Request, Status
 from scheduler.rows import IntArray, Rows, Wants
-from scheduler.step import Draft, StepLimits
+from scheduler.step import Draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Beginning:
 class Placement:
     """Gives rows and blocks to requests and takes them away. Pool, rows and prefixes are the scheduler's."""
 
-    def __init__(self, limits: SchedulerLimits, pool: BlockPool, rows: Rows, prefixes: Prefixes) -> None:
+    def __init__(self, limits: EngineLimits, pool: BlockPool, rows: Rows, prefixes: Prefixes) -> None:
+        self._limits = limits
         self._block_size = limits.block_size
         self._pool = pool
         self._rows = rows
@@ -83,6 +85,7 @@ class Placement:
             request.num_prompt_tokens,
             u32(hits + blocks),
             request.sampling,
+            request.adapter_id,
         )
         if new.num_words > draft.words:
             pool.release(hits + blocks)
@@ -110,7 +113,11 @@ class Placement:
 
     def num_needed(self, request: Request, count: int) -> int:
         """Blocks that `count` more tokens of a running request take; 0 or less if it holds enough."""
-        end = int(self._rows.num_computed[request.row]) + count
+        state, row, most = self._rows, request.row, self._limits.max_tokens_per_step
+        end = int(state.num_computed[row]) + count
+        if most > 1:  # those that the steps in flight, and this one, may gain it besides
+            num_steps = int(state.num_tokens[row] - state.num_known[row]) + 1
+            end = min(end + num_steps * (most - 1), int(state.max_total[row]))
         return -(-end // self._block_size) - len(request.block_ids)
 
     def place(
@@ -133,10 +140,10 @@ class Placement:
         if samples and start < request.num_prompt_tokens:
             self._prefixes.publish_last(request)
 
-    def new_draft(self, limits: StepLimits) -> Draft:
+    def new_draft(self) -> Draft:
         """A step to be planned. What the steps before it compute may be copied in it."""
         self._pool.partial.begin_step()
-        return Draft(limits)
+        return Draft(self._limits)
 
     def plan(self, draft: Draft, step_id: int) -> StepPlan:
         """The step as it stands; what is copied in it is let go."""
@@ -149,6 +156,8 @@ class Placement:
         state, rows = self._rows, wants.decoding_rows
         if not len(rows):
             return True
+        if self._limits.max_tokens_per_step > 1:
+            return False
         starts = state.num_computed[rows]
         grown = starts == state.num_held[rows]
         growing = rows[grown]

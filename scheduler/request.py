@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from engine.dispatch.records import Pooling, SamplingRecord, U32Array
+from engine.dispatch.sampling import Pooling, SamplingRecord, U32Array
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.blocks.hashes import ROOT_HASH, BlockHash, hash_blocks
 from scheduler.policy.shares import Share
@@ -61,6 +61,7 @@ class Request:
         client: whose it is; see `Shares.of`.
         owner: whatever the submitter wants to find again; the core does not look at it.
         root_hash: parent of its first block; see `block_hash.root_hash`.
+        adapter_id: of the adapter that its tokens are computed with; 0 is none.
         constraint: what its output must look like. It is sampled only under a mask, which its submitter gives
             for one token at a time: see `allow`.
         share: what its client's user was served, while a scheduler has the request.
@@ -86,6 +87,7 @@ class Request:
     client: str = ""
     owner: object = None
     root_hash: BlockHash = ROOT_HASH
+    adapter_id: int = 0
     constraint: StructuredOutput | None = None
 
     status: Status = Status.WAITING

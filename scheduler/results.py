@@ -7,11 +7,18 @@ from scheduler.request import Request, Status
 from scheduler.step import InFlight
 
 
-def check(step: InFlight, result: StepResult) -> None:
+def check(step: InFlight, result: StepResult, max_tokens_per_step: int) -> None:
     """Raises:
     ValueError: the result has the wrong number of tokens: a broken worker.
     """
-    if len(result.token_ids) != len(step.sampled):
+    counts = result.num_tokens
+    if counts is not None:
+        if len(counts) != len(step.sampled) or int(counts.max(initial=0)) > max_tokens_per_step:
+            raise ValueError(
+                f"step {step.step_id} samples {len(step.sampled)} requests, each for up to "
+                f"{max_tokens_per_step} tokens; its result has {len(counts)} of up to {counts.max(initial=0)}"
+            )
+    elif len(result.token_ids) != len(step.sampled):
         raise ValueError(
             f"step {step.step_id} samples {len(step.sampled)} requests, its result has "
             f"{len(result.token_ids)} tokens"
@@ -37,6 +44,17 @@ def take_untold(step: InFlight, result: StepResult) -> list[tuple[Request, Promp
             request.next_prompt_logprobs = entry.first + len(entry.logprobs)
             told.append((request, _from(entry, num_known)))
     return told
+
+
+def tokens_kept(request: Request, token_ids: list[int]) -> tuple[list[int], bool]:
+    """Of several tokens that a request has gained in a step, those up to its end; and whether the last of
+    them stops it."""
+    kept = token_ids[: request.max_total_tokens - len(request.token_ids)]
+    first = request.sampling.min_tokens - request.num_output_tokens
+    for index, token_id in enumerate(kept):
+        if token_id in request.stop_token_ids and index >= first:
+            return kept[: index + 1], True
+    return kept, False
 
 
 def _from(entry: PromptLogprobs, begin: int) -> PromptLogprobs:

@@ -114,6 +114,18 @@ class Rows:
         self._free.append(row)
         self._freed.append(row)
 
+    def gain(self, row: int, count: int) -> None:
+        """Counts the tokens that a step has gained a request, of which one was expected.
+
+        Raises:
+            ValueError: there is no room for so many in its blocks: a broken worker.
+        """
+        self.num_known[row] += count
+        self.num_tokens[row] += count - 1
+        self.num_computed[row] += count - 1
+        if self.num_computed[row] > self.num_held[row]:
+            raise ValueError(f"{count} tokens in a step are more than the blocks of row {row} have room for")
+
     def holders(self, rows: IntArray) -> list[Request]:
         """The requests in these rows, which are all taken."""
         requests = self.requests

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.dispatch.records import (
-    NO_COPIES,
-    U32,
-    F32Array,
-    NewRequest,
-    PromptLogprobs,
-    RecordLimits,
-    StepPlan,
-    TokenLogprobs,
-    U32Array,
-    u32,
-)
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import NO_COPIES, NewRequest, PromptLogprobs, StepPlan, TokenLogprobs
+from engine.dispatch.sampling import U32, F32Array, U32Array, u32
 from scheduler.policy.step_time import PromptTime, StepTimes, StepWork
 from scheduler.request import Request, Status
 from scheduler.rows import BoolArray, IntArray, Wants
@@ -113,22 +104,6 @@ class InFlight:
         return self.scheduled[column]
 
 
-@dataclass(frozen=True, slots=True)
-class StepLimits:
-    """What bounds one step; see RecordLimits, whose numbers these are, computed once."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_new_words: int
-    max_prompt_logprobs: int
-    max_pooled: int
-
-    @classmethod
-    def of(cls, limits: RecordLimits) -> StepLimits:
-        """The step's share of these."""
-        return cls(**{each.name: getattr(limits, each.name) for each in fields(cls)})
-
-
 class Draft:
     """A step being planned: the plan's columns, filled from the left.
 
@@ -145,7 +120,7 @@ class Draft:
         prompt_time: bounds the prompts in it, if the time of steps is bounded.
     """
 
-    def __init__(self, limits: StepLimits) -> None:
+    def __init__(self, limits: EngineLimits) -> None:
         self.budget = limits.max_num_batched_tokens
         self.words = limits.max_new_words
         self.num_prompt_logprobs, self.num_pooled = limits.max_prompt_logprobs, limits.max_pooled

@@ -28,26 +28,26 @@ import numpy as np
 from benchmarks import record
 from engine.attention.interface import IntArray
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import (
-    Pooling,
     PromptLogprobs,
-    RecordError,
     StepResult,
     TokenLogprobs,
     decode_plan,
     decode_result,
     encode_plan,
     encode_result,
-    u32,
 )
 from engine.dispatch.ring import Ring, RingError, RingReader, RingShape, RingWriter
-from engine.step.row_ledger import PlanError, RowLedger, RowLimits
+from engine.dispatch.sampling import Pooling, RecordError, u32
+from engine.step.row_ledger import PlanError, RowLedger
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2
 from pagewire.wire.sampling import to_message
 from pagewire.wire.sampling_params import SamplingParams
 from scheduler.core import Scheduler
-from scheduler.serve.intake import make_limits, make_request
+from scheduler.serve.intake import make_request
+from scheduler.settings import CoreSettings
 from tools.fuzz_service import harm, process_ids, start_service
 
 ROWS, VOCAB, MODEL_LEN, BLOCK, POOL, BUDGET = 4, 50, 64, 4, 40, 32
@@ -56,16 +56,18 @@ SLOWEST_SECONDS, MESSAGE_SECONDS = 1.0, 10.0
 MESSAGES_AT_ONCE = 16
 FACTS = WorkerFacts(
     model="none",
-    vocab_size=VOCAB,
-    max_model_len=MODEL_LEN,
+    limits=EngineLimits(
+        vocab_size=VOCAB,
+        max_model_len=MODEL_LEN,
+        block_size=BLOCK,
+        num_blocks=POOL,
+        max_num_seqs=ROWS,
+        max_num_batched_tokens=BUDGET,
+        hidden_size=8,
+    ),
     eos_token_ids=(2,),
-    block_size=BLOCK,
-    num_blocks=POOL,
-    max_num_seqs=ROWS,
-    max_num_batched_tokens=BUDGET,
     dtype="float32",
     device="none",
-    hidden_size=8,
 )
 
 
@@ -76,8 +78,10 @@ class GuardedRows(RowLedger):
         if not (0 <= row < ROWS and len(token_ids) <= MODEL_LEN and token_ids.max(initial=0) < VOCAB):
             raise AssertionError(f"{len(token_ids)} tokens written to row {row}")
 
-    def _write_blocks(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
-        inside = (rows >= 0) & (rows < ROWS) & (columns >= 0) & (columns < self.limits.max_blocks)
+    def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        inside = (
+            (group == 0) & (rows >= 0) & (rows < ROWS) & (columns >= 0) & (columns < self.limits.max_blocks)
+        )
         if not (inside.all() and (block_ids < POOL).all() and len(rows) == len(columns) == len(block_ids)):
             raise AssertionError(f"blocks {block_ids} written to rows {rows}, columns {columns}")
 
@@ -107,8 +111,7 @@ def prompt_of(number: int) -> list[int]:
 
 def busy_scheduler() -> Scheduler:
     """A scheduler with requests of all kinds; the next plans are theirs."""
-    limits = make_limits(FACTS, max_num_waiting=16, enable_prefix_caching=True)
-    scheduler = Scheduler(limits)
+    scheduler = Scheduler(FACTS.limits, CoreSettings(max_num_waiting=16))
     for number in range(ROWS):
         sampling = SamplingParams(
             temperature=0.5,
@@ -155,14 +158,14 @@ class PlanTarget:
         assert second is not None
         assert len(second.copied_blocks) == 1
         self.samples = [encode_plan(first), encode_plan(second)]
-        self._rows = GuardedRows(RowLimits(ROWS, MODEL_LEN, BLOCK, POOL, VOCAB, hidden_size=8))
+        self._rows = GuardedRows(FACTS.limits)
 
     def take(self, data: bytes) -> None:
         try:
             plan = decode_plan(data)
             self._rows.reset()
             self._rows.apply(plan)
-            self._rows.check_schedule(plan, BUDGET)
+            self._rows.check_schedule(plan)
         except (RecordError, PlanError):
             raise Refused from None
         if (plan.copied_blocks >= POOL).any():

@@ -23,12 +23,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape  # nosec B406 # writes, parses nothing
 
 import grpc
 import httpx
 
 from benchmarks import record
+from pagewire.bench.picture import Axis, Panel, Series, draw
 from pagewire.bench.record import describe_run, write_record
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
@@ -46,7 +46,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 PREFIX = "The same beginning for many requests. " * 20
-COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#8d6a9f", "#c78a1e")
+MOST_POINTS = 120
+"""Of each line in the record and the picture."""
 
 
 class Load:
@@ -224,41 +225,54 @@ def _middle(samples: list[Any], role: str, part: str) -> float:
     return statistics.median(each[role]["rss_mib"] for each in chosen if role in each)
 
 
-def picture(samples: list[Any]) -> str:
-    """Memory of each process and blocks in use over time, as SVG."""
-    roles = [key for key, value in samples[0].items() if isinstance(value, dict)]
-    lines = {
-        f"{role}, MiB": [(each["s"], each[role]["rss_mib"]) for each in samples if role in each]
+def summary(samples: list[Any]) -> dict[str, Any]:
+    """What a record keeps of the samples: figures, and series with as many points as a picture needs."""
+    rests = [each for each in samples if each.get("at_rest")]
+    roles = [role for role, value in rests[-1].items() if isinstance(value, dict)]
+    return {
+        "rests": len(rests),
+        "most_blocks_in_use_at_rest": max(each["used_blocks"] for each in rests),
+        "memory_mib": {
+            role: {f"{part}_sixth": round(_middle(samples, role, part), 1) for part in ("second", "last")}
+            for role in roles
+        },
+        "descriptors_at_rest": {
+            role: {"least": min(held), "most": max(held)}
+            for role in roles
+            if (held := [each[role]["fds"] for each in rests if role in each])
+        },
+        "series": series(samples, roles),
+    }
+
+
+def series(samples: list[Any], roles: list[str]) -> dict[str, list[float | None]]:
+    """Memory of each process and blocks in use over time, in columns of at most MOST_POINTS: each point is
+    the most that was held since the one before it; None where a process did not run."""
+    size = -(-len(samples) // MOST_POINTS)
+    parts = [samples[begin : begin + size] for begin in range(0, len(samples), size)]
+    memory: dict[str, list[float | None]] = {
+        f"{role}, MiB": [
+            max((each[role]["rss_mib"] for each in part if role in each), default=None) for part in parts
+        ]
         for role in roles
     }
-    lines["KV blocks in use"] = [(each["s"], each["used_blocks"]) for each in samples]
-    width, height, left, top = 900, 380, 70, 20
-    most_x = max(each["s"] for each in samples) or 1.0
-    most_y = max(value for points in lines.values() for _, value in points) * 1.05 or 1.0
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + 240} {height + 70}" '
-        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+    return {
+        "s": [part[-1]["s"] for part in parts],
+        **memory,
+        "KV blocks in use": [max(each["used_blocks"] for each in part) for part in parts],
+    }
+
+
+def picture(columns: dict[str, list[float | None]]) -> str:
+    """Of `series`, as SVG."""
+    times, *lines = columns.items()
+    minutes = [(at or 0.0) / 60 for at in times[1]]
+    drawn = [
+        Series(name, [(at, value) for at, value in zip(minutes, values, strict=True) if value is not None])
+        for name, values in lines
     ]
-    for share in range(5):
-        y = top + height - share * height / 4
-        parts.append(f'<path d="M{left} {y}h{width - left}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{share * most_y / 4:.0f}</text>')
-        x = left + share * (width - left) / 4
-        parts.append(
-            f'<text x="{x}" y="{top + height + 20}" text-anchor="middle">'
-            f"{share * most_x / 240:.0f} min</text>"
-        )
-    for number, (name, points) in enumerate(lines.items()):
-        places = " ".join(
-            f"{left + x / most_x * (width - left):.1f},{top + height - y / most_y * height:.1f}"
-            for x, y in points
-        )
-        colour = COLOURS[number % len(COLOURS)]
-        parts.append(f'<polyline points="{places}" fill="none" stroke="{colour}"/>')
-        parts.append(
-            f'<text x="{width + 12}" y="{top + 20 + number * 20}" fill="{colour}">{escape(name)}</text>'
-        )
-    return "\n".join([*parts, "</svg>", ""])
+    across, up = Axis(0.0, max(minutes)), Axis.from_zero([y for line in drawn for _, y in line.points])
+    return draw("What the processes hold", [Panel("", "minutes", across, up, drawn, width=830)])
 
 
 def main() -> int:
@@ -277,15 +291,15 @@ def main() -> int:
             found = faults(samples, ends) + harm(service, before)
         finally:
             service.stop()
-    if arguments.picture is not None:
-        arguments.picture.write_text(picture(samples), encoding="utf-8")
     results = {
         "hours": arguments.hours,
         "rate": arguments.rate,
         "ends": dict(ends),
         "faults": found,
-        "samples": samples,
+        **summary(samples),
     }
+    if arguments.picture is not None:
+        arguments.picture.write_text(picture(results["series"]), encoding="utf-8")
     if arguments.json is not None:
         write_record(arguments.json, {**describe_run("soak", "python -m tools.soak"), "results": results})
     print(f"{sum(ends.values())} requests; " + ("; ".join(found) or "everything stayed flat"))

@@ -138,7 +138,9 @@ class DecodeStep:
         self.token_ids = torch.randint(model.vocab, (num_seqs, max_context + 1), dtype=torch.int32)
         self.table = torch.rand(max_context, model.head_dim)
         self.rows = torch.arange(num_seqs, dtype=torch.int32)
-        self.starts = torch.full((num_seqs,), max_context - 1, dtype=torch.int32)
+        # Every step of a row appends a token; here each begins where the first did.
+        self.first_lengths = torch.full((num_seqs,), max_context, dtype=torch.int32)
+        self.lengths = self.first_lengths.clone()
         names = ("input_ids", "positions", "slot_mapping", "seq_lens")
         self.inputs = {name: torch.zeros(num_seqs, dtype=torch.int32) for name in names}
         self.linear_workspace = ShareWorkspace.make(device, tile_elements=264 * 128 * 128, tiles=1 << 14)
@@ -181,8 +183,9 @@ class DecodeStep:
 
     def launch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Launches the step. Returns what the last layer left, the logits and the tokens."""
+        self.lengths.copy_(self.first_lengths)
         prepare_decodes(
-            self.rows, self.starts, self.token_ids, self.block_table, block_size=BLOCK_SIZE, **self.inputs
+            self.rows, self.lengths, self.token_ids, self.block_table, block_size=BLOCK_SIZE, **self.inputs
         )
         x = embed(self.inputs["input_ids"], self.embedding)
         residual = None

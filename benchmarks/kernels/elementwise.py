@@ -207,12 +207,13 @@ def decodes(requests: int) -> Operation:
     token_ids, block_table = persistent_rows()
 
     def inputs() -> tuple[Call, Call]:
-        rows = torch.randint(NUM_ROWS, (requests,), dtype=torch.int32)
-        starts = torch.randint(MAX_MODEL_LEN, (requests,), dtype=torch.int32)
+        rows = torch.randperm(NUM_ROWS)[:requests].to(torch.int32)
+        # Far from the end, since every launch makes the rows one token longer.
+        lengths = torch.randint(1, MAX_MODEL_LEN // 2, (NUM_ROWS,), dtype=torch.int32)
         outputs = step_outputs(requests, requests)
-        wide_rows, wide_starts = rows.long(), starts.long()
+        wide_rows, wide_starts = rows.long(), lengths[rows.long()].long() - 1
         return (
-            lambda: prepare_decodes(rows, starts, token_ids, block_table, block_size=BLOCK_SIZE, **outputs),
+            lambda: prepare_decodes(rows, lengths, token_ids, block_table, block_size=BLOCK_SIZE, **outputs),
             lambda: (*plain_layout(wide_rows, wide_starts, token_ids, block_table), wide_starts + 1),
         )
 
@@ -238,8 +239,11 @@ def chunks(tokens: int) -> Operation:
         outputs = step_outputs(tokens, requests)
         sizes = {"block_size": BLOCK_SIZE, "num_tokens": tokens, "max_count": min(tokens, 1024)}
         wide_rows, wide_starts = rows.long(), starts.long()
+        nobody, lengths = torch.full_like(rows, -1), torch.zeros(NUM_ROWS, dtype=torch.int32)
         return (
-            lambda: prepare_chunks(rows, starts, query_start_loc, token_ids, block_table, **sizes, **outputs),
+            lambda: prepare_chunks(
+                *(rows, starts, query_start_loc, nobody, lengths, token_ids, block_table), **sizes, **outputs
+            ),
             lambda: plain(wide_rows, wide_starts),
         )
 

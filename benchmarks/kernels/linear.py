@@ -17,7 +17,7 @@ import multiprocessing
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -254,21 +254,23 @@ def measure_shape(bench: Bench, name: str, batches: tuple[int, ...]) -> list[dic
     for m in batches:
         x = torch.randn(m, k, dtype=torch.bfloat16, device=bench.device)
         torch_s = bench.product(x, weights, None, math.inf)
-        times: dict[str, float | str] = {}
-        best, best_s, best_config = "torch", torch_s, None
+        own_us: dict[str, float] = {}
+        failed: dict[str, str] = {}
+        best, best_s = "torch", torch_s
         overlapped_s = math.inf
         for config in candidates(m, n):
             try:
                 seconds = bench.product(x, weights, config, best_s)
             except Exception as error:
-                times[describe(config)] = f"{type(error).__name__}: {error}"[:200]
+                failed[describe(config)] = f"{type(error).__name__}: {error}"[:200]
                 torch.cuda.synchronize()
                 continue
-            times[describe(config)] = round(seconds * 1e6, 2)
             if isinstance(config, RowsConfig) and config.overlap:
                 overlapped_s = min(overlapped_s, seconds)
-            elif seconds < best_s:
-                best, best_s, best_config = describe(config), seconds, config
+                continue
+            own_us[describe(config)] = round(seconds * 1e6, 2)
+            if seconds < best_s:
+                best, best_s = describe(config), seconds
         moved, operations = 2 * (n * k + m * k + m * n), 2 * m * n * k
         floor = max(moved / BANDWIDTH, operations / ARITHMETIC)
         rows.append(
@@ -278,18 +280,24 @@ def measure_shape(bench: Bench, name: str, batches: tuple[int, ...]) -> list[dic
                 "n": n,
                 "k": k,
                 "torch_us": round(torch_s * 1e6, 2),
-                "candidates_us": times,
+                "candidates": len(own_us),
+                "fastest_candidates_us": fastest(own_us),
                 "best": best,
-                "best_config": None if best_config is None else asdict(best_config),
                 "best_us": round(best_s * 1e6, 2),
                 "overlapped_us": None if overlapped_s == math.inf else round(overlapped_s * 1e6, 2),
                 "best_gb_per_s": round(moved / best_s / 1e9),
                 "best_tflop_per_s": round(operations / best_s / 1e12, 1),
                 "best_share_of_floor": round(floor / best_s, 3),
                 "torch_share_of_floor": round(floor / torch_s, 3),
+                **({"failed": failed} if failed else {}),
             }
         )
     return rows
+
+
+def fastest(times: dict[str, float], count: int = 2) -> str:
+    """The first few of the candidates by their times."""
+    return ", ".join(f"{name}: {times[name]}" for name in sorted(times, key=times.__getitem__)[:count])
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -311,7 +319,7 @@ def main() -> None:
     for name in SHAPES:
         rows += measure_shape(bench, name, DECODE + ((PREFILL,) if name in PREFILL_SHAPES else ()))
     record.write(arguments.json, {"device": torch.cuda.get_device_name(), "products": rows})
-    failed = {error for row in rows for error in row["candidates_us"].values() if isinstance(error, str)}
+    failed = {error for row in rows for error in row.get("failed", {}).values()}
     print(*sorted(failed), sep="\n")
     print_table(rows)
 

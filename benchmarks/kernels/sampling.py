@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.kernels.timing import Call, Timer
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.sampling import SamplingRecord
 from engine.kernels.sampling.adjust import AdjustWorkspace, Penalties, adjust_logits
 from engine.kernels.sampling.kernel import SamplingColumns, SamplingWorkspace, sample_rows
 from engine.kernels.sampling.logprobs import Logprobs, LogprobsWorkspace, gather_logprobs

@@ -11,13 +11,13 @@ from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.ops import TorchLayerOps
 from engine.cpu.rows import RequestRows
 from engine.cpu.runner import CpuModelRunner
-from engine.layers.linear_method import DenseMethod, LinearMethod
+from engine.dispatch.limits import EngineLimits
+from engine.layers.linear_method import DenseMethod, LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
-from engine.platform.device import CPU_LIMITS
+from engine.platform.device import CPU_DEFAULTS
 from engine.platform.kv_cache import KVPool, default_cpu_bytes
-from engine.step.row_ledger import RowLimits
 from engine.step.runner import Runner
 from pagewire.base.errors import ConfigError
 
@@ -25,7 +25,7 @@ from pagewire.base.errors import ConfigError
 class CpuPlatform(Platform):
     """Torch operators."""
 
-    limits = CPU_LIMITS
+    defaults = CPU_DEFAULTS
 
     def __init__(self, config: WorkerConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(device, dtype)
@@ -39,20 +39,19 @@ class CpuPlatform(Platform):
     def ops(self) -> LayerOps:
         return TorchLayerOps(self.device)
 
-    def linear_method(self) -> LinearMethod:
-        return PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod()
+    def linear_methods(self) -> LinearMethods:
+        return SameMethod(PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod())
 
     def make_runner(
         self,
         model: CausalLM,
         backend: AttentionBackend,
         kv_pool: KVPool,
-        limits: RowLimits,
-        max_num_batched_tokens: int,
+        limits: EngineLimits,
     ) -> Runner:
         assert isinstance(backend, TorchAttentionBackend)
         rows = RequestRows(limits, self.device)
-        return CpuModelRunner(model, backend, kv_pool, rows, max_num_batched_tokens=max_num_batched_tokens)
+        return CpuModelRunner(model, backend, kv_pool, rows)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         return default_cpu_bytes() if self._kv_cache_memory is None else self._kv_cache_memory

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from engine.attention.interface import IntArray
-from engine.dispatch.records import F32Array, PromptLogprobs
+from engine.dispatch.records import PromptLogprobs
+from engine.dispatch.sampling import F32Array
 from engine.step.prompt_work import LogprobsChunk, PooledChunk, logprobs_places, split_logprobs
 
 # Positions whose logits there are at once.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.dispatch.records import F32Array, PromptLogprobs, StepResult, TokenLogprobs
+from engine.dispatch.records import PromptLogprobs, StepResult, TokenLogprobs
+from engine.dispatch.sampling import F32Array
 from engine.sampling.sampler import RawLogprobs, Sampled
 from engine.step.runner import NOT_FINITE, FinishedStep
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from engine.attention.interface import IntArray
-from engine.step.row_ledger import RowLedger, RowLimits
+from engine.dispatch.limits import EngineLimits
+from engine.step.row_ledger import RowLedger
 
 
 class RequestRows(RowLedger):
@@ -19,14 +20,15 @@ class RequestRows(RowLedger):
 
     Attributes:
         token_ids: [max_num_seqs, max_model_len] int64, on the device. Valid up to each row's length.
-        block_table: [max_num_seqs, max_blocks].
+        block_tables: [num_kv_groups, max_num_seqs, max_blocks].
     """
 
-    def __init__(self, limits: RowLimits, device: torch.device) -> None:
+    def __init__(self, limits: EngineLimits, device: torch.device) -> None:
         super().__init__(limits)
         size = (limits.max_num_seqs, limits.max_model_len)
         self.token_ids = torch.zeros(size, dtype=torch.int64, device=device)
-        self.block_table: IntArray = np.zeros((limits.max_num_seqs, limits.max_blocks), dtype=np.int64)
+        tables = (limits.num_kv_groups, limits.max_num_seqs, limits.max_blocks)
+        self.block_tables: IntArray = np.zeros(tables, dtype=np.int64)
 
     def append_sampled(self, rows: IntArray, sampled: torch.Tensor) -> None:
         """Appends one token, still on the device, to each of the rows."""
@@ -38,5 +40,5 @@ class RequestRows(RowLedger):
         tokens = torch.from_numpy(token_ids.astype(np.int64))
         self.token_ids[row, : len(tokens)].copy_(tokens, non_blocking=True)
 
-    def _write_blocks(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
-        self.block_table[rows, columns] = block_ids
+    def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        self.block_tables[group, rows, columns] = block_ids

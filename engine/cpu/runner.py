@@ -13,7 +13,8 @@ from engine.cpu.prompt_states import NotFinite, PooledStates, compute_prompt_log
 from engine.cpu.results import NO_PROMPT_RESULTS, PromptResults, SampledStep
 from engine.cpu.rows import RequestRows
 from engine.cpu.step_layout import StepInputs, prepare_inputs
-from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult, u32
+from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult
+from engine.dispatch.sampling import u32
 from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
@@ -39,16 +40,12 @@ class CpuModelRunner:
         backend: TorchAttentionBackend,
         kv_pool: KVPool,
         rows: RequestRows,
-        *,
-        max_num_batched_tokens: int,
     ) -> None:
         self.model = model
         self.backend = backend
         self.kv_pool = kv_pool
         self.rows = rows
-        self.max_num_batched_tokens = max_num_batched_tokens
         self.device = rows.token_ids.device
-        self._records = rows.limits.records(max_num_batched_tokens)
         self._pooled = PooledStates(rows.limits.max_num_seqs, rows.limits.hidden_size)
 
     def reset(self) -> None:
@@ -77,11 +74,11 @@ class CpuModelRunner:
         self.rows.apply(plan)
         if not len(plan.rows):
             return FinishedStep(StepResult(plan.step_id, u32([])))
-        inputs = prepare_inputs(plan, self.rows, self.max_num_batched_tokens)
+        inputs = prepare_inputs(plan, self.rows)
         if len(plan.copied_blocks):
             copied = torch.from_numpy(plan.copied_blocks.astype(np.int64))
             self.kv_pool.copy(copied[:, 0].to(self.device), copied[:, 1].to(self.device))
-        work = find_prompt_work(plan, self.rows, self._records)
+        work = find_prompt_work(plan, self.rows)
         hidden = self._run_model(inputs)
         prompts = self._tell(work, hidden, inputs) if work else NO_PROMPT_RESULTS
         if not len(inputs.logits_indices):

@@ -34,7 +34,7 @@ class StepInputs:
     sampling_positions: IntArray
 
 
-def prepare_inputs(plan: StepPlan, rows: RequestRows, max_num_batched_tokens: int) -> StepInputs:
+def prepare_inputs(plan: StepPlan, rows: RequestRows) -> StepInputs:
     """Lays out the scheduled tokens of a plan that `rows` has applied.
 
     Requests are reordered for the attention backend: those that compute one token first, longest first.
@@ -42,7 +42,7 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows, max_num_batched_tokens: in
     Raises:
         PlanError: the plan computes too many tokens, or tokens that a row does not have or has no block for.
     """
-    rows.check_schedule(plan, max_num_batched_tokens)
+    rows.check_schedule(plan)
     plan_rows = plan.rows.astype(np.int64)
     plan_counts, plan_starts = plan.counts.astype(np.int64), plan.starts.astype(np.int64)
     ends = plan_starts + plan_counts
@@ -51,12 +51,12 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows, max_num_batched_tokens: in
     last = np.cumsum(count) - 1
     token_row = np.repeat(row, count)
     positions = np.arange(len(token_row)) + np.repeat(start - (last + 1 - count), count)
-    block_ids = rows.block_table[token_row, positions // rows.limits.block_size]
+    block_ids = rows.block_tables[0, token_row, positions // rows.limits.block_size]
     num_blocks = -(-int(end.max()) // rows.limits.block_size)
     layout = BatchLayout(
         counts=count,
         seq_lens=end,
-        block_table=rows.block_table[row, :num_blocks],
+        block_table=rows.block_tables[0, row, :num_blocks],
         slot_mapping=block_ids * rows.limits.block_size + positions % rows.limits.block_size,
         block_size=rows.limits.block_size,
     )

@@ -15,13 +15,13 @@ from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.ops import TritonLayerOps
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
-from engine.layers.linear_method import LinearMethod
+from engine.dispatch.limits import EngineLimits
+from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
-from engine.platform.device import CUDA_LIMITS, fitting
+from engine.platform.device import CUDA_DEFAULTS, fitting
 from engine.platform.kv_cache import GIB, KVPool
-from engine.step.row_ledger import RowLimits
 from engine.step.runner import Runner
 from pagewire.base.errors import ConfigError
 
@@ -42,7 +42,7 @@ _FLOPS = 6e14
 class CudaPlatform(Platform):
     """See the module."""
 
-    limits = CUDA_LIMITS
+    defaults = CUDA_DEFAULTS
 
     def __init__(self, config: WorkerConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(device, dtype)
@@ -60,20 +60,20 @@ class CudaPlatform(Platform):
     def ops(self) -> LayerOps:
         return TritonLayerOps()
 
-    def linear_method(self) -> LinearMethod:
-        return InvariantMethod() if self._config.deterministic else CudaLinearMethod(self.device)
+    def linear_methods(self) -> LinearMethods:
+        deterministic = self._config.deterministic
+        return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
 
     def make_runner(
         self,
         model: CausalLM,
         backend: AttentionBackend,
         kv_pool: KVPool,
-        limits: RowLimits,
-        max_num_batched_tokens: int,
+        limits: EngineLimits,
     ) -> Runner:
         assert isinstance(backend, TritonAttentionBackend)
         rows = DeviceRows(limits, self.device)
-        return CudaModelRunner(model, backend, kv_pool, rows, max_num_batched_tokens=max_num_batched_tokens)
+        return CudaModelRunner(model, backend, kv_pool, rows)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         """What `gpu_memory_utilization` leaves after everything else on the GPU, the largest step and the
@@ -134,7 +134,7 @@ class CudaPlatform(Platform):
         parameters = list(runner.model.parameters())
         num_weights = sum(parameter.numel() for parameter in parameters)
         host_seconds = len(runner.kv_pool.layers) * _LAUNCHES_PER_LAYER * _LAUNCH_SECONDS
-        for size in mixed_graph_sizes(max_num_seqs, runner.max_num_batched_tokens):
+        for size in mixed_graph_sizes(max_num_seqs, runner.rows.limits.max_num_batched_tokens):
             device_seconds = 2 * num_weights * size.num_tokens / _FLOPS
             if device_seconds < host_seconds:
                 sizes.append(size)

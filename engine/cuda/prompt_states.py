@@ -17,7 +17,8 @@ from engine.cuda.logprobs import LogprobsBuffers, LogprobsRequest
 from engine.cuda.rows import DeviceRows
 from engine.cuda.staging import NUM_TURNS, Staging
 from engine.cuda.step_layout import StepLayout
-from engine.dispatch.records import F32Array, PromptLogprobs, RecordLimits
+from engine.dispatch.records import PromptLogprobs
+from engine.dispatch.sampling import F32Array
 from engine.kernels.pooling.kernel import PooledColumns, pool_hidden
 from engine.kernels.sampling.logprobs import Logprobs, LogprobsWorkspace, gather_logprobs
 from engine.step.prompt_work import PooledChunk, PromptWork, logprobs_places, split_logprobs
@@ -70,9 +71,8 @@ class PromptStates:
         compute_logits: of some hidden states, at most POSITIONS_AT_ONCE.
     """
 
-    def __init__(
-        self, rows: DeviceRows, limits: RecordLimits, compute_logits: ComputeLogits, device: torch.device
-    ) -> None:
+    def __init__(self, rows: DeviceRows, compute_logits: ComputeLogits, device: torch.device) -> None:
+        limits = rows.limits
         self._rows = rows
         self._compute_logits = compute_logits
         self._at_once = POSITIONS_AT_ONCE

@@ -6,35 +6,42 @@ pairs travel with its columns.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from engine.attention.interface import IntArray
 from engine.cuda.shared_prefix import SharedPrefix, find_shared_prefix
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepPlan
-from engine.step.row_ledger import RowLedger, RowLimits
+from engine.step.row_ledger import RowLedger
 
 
 class DeviceRows(RowLedger):
     """See RowLedger.
 
     Attributes:
-        arena: int32; token ids of all rows, then their block tables.
+        arena: int32; token ids of all rows, then their block tables, group by group, then their lengths.
         token_ids: [max_num_seqs, max_model_len], in the arena. Valid up to each row's length; the sampler
             appends to it.
-        block_table: [max_num_seqs, max_blocks], in the arena.
-        host_block_table: the same, on the host.
+        block_tables: [num_kv_groups, max_num_seqs, max_blocks], in the arena.
+        host_block_tables: the same, on the host.
+        lengths: tokens of each row, [max_num_seqs], in the arena; a step counts what it appends.
     """
 
-    def __init__(self, limits: RowLimits, device: torch.device) -> None:
+    def __init__(self, limits: EngineLimits, device: torch.device) -> None:
         super().__init__(limits)
         num_tokens = limits.max_num_seqs * limits.max_model_len
-        num_blocks = limits.max_num_seqs * limits.max_blocks
-        self.arena = torch.zeros(num_tokens + num_blocks, dtype=torch.int32, device=device)
+        tables = (limits.num_kv_groups, limits.max_num_seqs, limits.max_blocks)
+        num_entries = math.prod(tables)
+        self._first_block_entry, self._first_length = num_tokens, num_tokens + num_entries
+        size = self._first_length + limits.max_num_seqs
+        self.arena = torch.zeros(size, dtype=torch.int32, device=device)
         self.token_ids = self.arena[:num_tokens].view(limits.max_num_seqs, limits.max_model_len)
-        self.block_table = self.arena[num_tokens:].view(limits.max_num_seqs, limits.max_blocks)
-        self.host_block_table: IntArray = np.zeros(self.block_table.shape, dtype=np.int64)
-        self._first_block_entry = num_tokens
+        self.block_tables = self.arena[num_tokens : self._first_length].view(tables)
+        self.lengths = self.arena[self._first_length :]
+        self.host_block_tables: IntArray = np.zeros(tables, dtype=np.int64)
         self._places: list[IntArray] = []
         self._words: list[np.ndarray] = []
         self._prefix: tuple[bytes, SharedPrefix | None] | None = None
@@ -50,7 +57,7 @@ class DeviceRows(RowLedger):
         key = rows.tobytes()
         if self._prefix is None or self._prefix[0] != key:
             block_size = self.limits.block_size
-            found = find_shared_prefix(self.host_block_table, rows, starts // block_size, block_size)
+            found = find_shared_prefix(self.host_block_tables[0], rows, starts // block_size, block_size)
             self._prefix = key, found
         return self._prefix[1]
 
@@ -69,12 +76,14 @@ class DeviceRows(RowLedger):
 
     def _write_tokens(self, row: int, token_ids: np.ndarray) -> None:
         begin = row * self.limits.max_model_len
-        self._places.append(np.arange(begin, begin + len(token_ids)))
-        self._words.append(token_ids)
+        self._places += [np.arange(begin, begin + len(token_ids)), np.array([self._first_length + row])]
+        self._words += [token_ids, np.array([len(token_ids)])]
 
-    def _write_blocks(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
-        self.host_block_table[rows, columns] = block_ids
-        self._places.append(self._first_block_entry + rows * self.limits.max_blocks + columns)
+    def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        limits = self.limits
+        self.host_block_tables[group, rows, columns] = block_ids
+        entry = (group * limits.max_num_seqs + rows) * limits.max_blocks + columns
+        self._places.append(self._first_block_entry + entry)
         self._words.append(block_ids)
 
 

@@ -36,7 +36,8 @@ from engine.cuda.step_layout import (
     padded_shape,
 )
 from engine.cuda.step_shape import StepColumns, StepShape, device_columns, host_columns
-from engine.dispatch.records import NO_COPIES, StepPlan, StepResult, u32
+from engine.dispatch.records import NO_COPIES, StepPlan, StepResult
+from engine.dispatch.sampling import u32
 from engine.kernels.copy_blocks.kernel import copy_blocks
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
@@ -85,27 +86,23 @@ class CudaModelRunner:
         backend: TritonAttentionBackend,
         kv_pool: KVPool,
         rows: DeviceRows,
-        *,
-        max_num_batched_tokens: int,
     ) -> None:
         self.model = model
         self.backend = backend
         self.kv_pool = kv_pool
         self.rows = rows
-        self.max_num_batched_tokens = max_num_batched_tokens
         self.device = rows.arena.device
         self.graphs = StepGraphs(self._compute, self.device)
         self._sizes_left: list[GraphSize] = []
         limits = rows.limits
         # A graph's padding may take a step beyond the tokens and the requests there can be.
-        max_tokens = max_num_batched_tokens + limits.max_num_seqs
+        max_tokens = limits.max_num_batched_tokens + limits.max_num_seqs
         max_slots = 2 * limits.max_num_seqs
         self._inputs = _Inputs.allocate(max_tokens, max_slots, self.device)
         self._results = ResultBuffers(max_slots, self.device)
         self._workspace = SamplingWorkspace.allocate(max_slots, limits.vocab_size, self.device)
         self._extras = SamplingExtras(rows, self._results.token_ids, self._workspace)
-        self._records = limits.records(max_num_batched_tokens)
-        self._prompts = PromptStates(rows, self._records, model.compute_logits, self.device)
+        self._prompts = PromptStates(rows, model.compute_logits, self.device)
         num_words = self._max_words()
         pin = self.device.type == "cuda"
         self._staged = [torch.zeros(num_words, dtype=torch.int32, pin_memory=pin) for _ in range(NUM_TURNS)]
@@ -116,19 +113,21 @@ class CudaModelRunner:
         self._device_columns: dict[StepShape, StepColumns[torch.Tensor]] = {}
 
     def _max_words(self) -> int:
-        """Words of the largest step: its columns, and two for each word of the rows that it changes and for
-        each block that it copies.
+        """Words of the largest step: its columns, and two for each word of the rows that it changes (their
+        lengths too) and for each block that it copies.
         """
-        limits, records = self.rows.limits, self._records
-        seqs, tokens = limits.max_num_seqs, self.max_num_batched_tokens
+        limits = self.rows.limits
+        seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words
         new_blocks = seqs + tokens // limits.block_size
-        return columns + 2 * (records.max_new_words + new_blocks + seqs)
+        new_blocks *= limits.num_kv_groups
+        return columns + 2 * (limits.max_new_words + new_blocks + 2 * seqs)
 
     @property
     def largest_shape(self) -> StepShape:
         """The most that a step may compute, in as many requests as there can be."""
-        seqs, tokens = self.rows.limits.max_num_seqs, self.max_num_batched_tokens
+        limits = self.rows.limits
+        seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         return self._padded(0, seqs, tokens)
 
     def _padded(
@@ -151,7 +150,7 @@ class CudaModelRunner:
         copy_blocks(self.kv_pool.blocks, self._nowhere, self._nowhere)
         hidden = self._run_model(shape)
         logits = self._sample(shape, hidden)
-        self._extras.rehearse(logits, self._columns(shape))
+        self._extras.rehearse(logits, self._columns(shape), self._positions(shape))
         self._prompts.rehearse(hidden)
 
     def rehearse_sizes(self, sizes: Sequence[GraphSize]) -> None:
@@ -162,7 +161,7 @@ class CudaModelRunner:
     def rehearse_prompts(self) -> None:
         """Computes steps of prompts of all magnitudes once: what is compiled or loaded for a number of tokens
         is there before the first request needs it."""
-        tokens = self.max_num_batched_tokens
+        tokens = self.rows.limits.max_num_batched_tokens
         while tokens >= _SMALLEST_REHEARSAL:
             self.rehearse(self._padded(0, min(self.rows.limits.max_num_seqs, tokens), tokens))
             tokens //= 2
@@ -217,8 +216,8 @@ class CudaModelRunner:
         rows.apply(plan)
         if not len(plan.rows):
             return FinishedStep(StepResult(plan.step_id, u32([])))
-        rows.check_schedule(plan, self.max_num_batched_tokens)
-        work = find_prompt_work(plan, rows, self._records)
+        rows.check_schedule(plan)
+        work = find_prompt_work(plan, rows)
         layout = lay_out(plan)
         if not self.backend.tile_decodes:
             decodes = slice(layout.num_decodes)
@@ -242,7 +241,9 @@ class CudaModelRunner:
         self._send(index, shape, plan.copied_blocks)
         logits, prompts = self._execute(shape, layout, work, captured=graph is not None)
         slots = _slots(layout, shape)
-        logprobs = self._extras.after_sampling(batch, slots, order, logits, self._columns(shape))
+        logprobs = self._extras.after_sampling(
+            batch, slots, order, logits, self._columns(shape), self._positions(shape)
+        )
         rows.num_tokens[layout.rows[order]] += 1
         return self._results.collect(index, plan.step_id, slots[order], logprobs, prompts)
 
@@ -321,7 +322,7 @@ class CudaModelRunner:
             query_start_loc=columns.query_start_loc,
             tile_request=columns.tile_request,
             tile_start=columns.tile_start,
-            block_table=rows.block_table,
+            block_table=rows.block_tables[0],
             prefix=PrefixMetadata(columns.prefix_row, columns.prefix_len, columns.prefix_lens)
             if shape.shares_prefix
             else None,
@@ -343,7 +344,7 @@ class CudaModelRunner:
         logits = self.model.compute_logits(hidden)
         sample_rows(
             logits,
-            columns=sampling_columns(columns),
+            columns=sampling_columns(columns, self._positions(shape)),
             token_ids=self.rows.token_ids,
             out_token_ids=self._results.token_ids,
             out_largest=self._results.largest,
@@ -352,14 +353,18 @@ class CudaModelRunner:
         )
         return logits
 
+    def _positions(self, shape: StepShape) -> torch.Tensor:
+        """Where the sampled token of each slot goes, [S]: behind what it has computed."""
+        return self._inputs.seq_lens[: shape.num_slots]
+
     def _prepare(self, shape: StepShape, columns: StepColumns[torch.Tensor]) -> None:
         rows, inputs, num_decodes = self.rows, self._inputs, shape.num_decodes
         if num_decodes:
             prepare_decodes(
                 columns.rows[:num_decodes],
-                columns.starts,
+                rows.lengths,
                 rows.token_ids,
-                rows.block_table,
+                rows.block_tables[0],
                 block_size=rows.limits.block_size,
                 input_ids=inputs.input_ids,
                 positions=inputs.positions,
@@ -369,10 +374,12 @@ class CudaModelRunner:
         if shape.num_chunks:
             prepare_chunks(
                 columns.rows[num_decodes:],
-                columns.starts[num_decodes:],
+                columns.starts,
                 columns.query_start_loc[num_decodes:],
+                columns.sampling_rows[num_decodes:],
+                rows.lengths,
                 rows.token_ids,
-                rows.block_table,
+                rows.block_tables[0],
                 block_size=rows.limits.block_size,
                 num_tokens=shape.num_tokens,
                 max_count=shape.num_chunk_tokens,

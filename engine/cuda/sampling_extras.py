@@ -16,7 +16,8 @@ from engine.cuda.logprobs import LogprobsBuffers, LogprobsRequest
 from engine.cuda.rows import DeviceRows
 from engine.cuda.staging import NUM_TURNS, Staging
 from engine.cuda.step_shape import StepColumns
-from engine.dispatch.records import U32Array, mask_words
+from engine.dispatch.limits import mask_words
+from engine.dispatch.sampling import PENALTIES, U32Array
 from engine.kernels.sampling.adjust import (
     AdjustWorkspace,
     BadWords,
@@ -95,6 +96,7 @@ class SamplingExtras:
         plan_order: IntArray,
         logits: torch.Tensor,
         columns: StepColumns[torch.Tensor],
+        positions: torch.Tensor,
     ) -> LogprobsRequest | None:
         """Samples again, from adjusted logits, for requests that adjust them; then takes the log
         probabilities that requests asked for.
@@ -105,6 +107,7 @@ class SamplingExtras:
             plan_order: the requests that sample, as indices into the batch, in the order of the result.
             logits: raw, [S, vocab].
             columns: of the step.
+            positions: where each slot's token goes, [S].
         """
         adjusts = batch.columns["has_penalties"] | batch.columns["has_lists"]
         asks = batch.columns["logprobs"] >= 0
@@ -126,14 +129,16 @@ class SamplingExtras:
             adjustments = _on_device(adjusting, self._masks.send(part.masks))
             if not part.columns["has_penalties"].any():
                 adjustments = replace(adjustments, penalties=None)
-            self._resample(adjustments, logits, columns)
+            self._resample(adjustments, logits, columns, positions)
         if not len(index):
             return None
         request = self._results.take(index, batch.columns["logprobs"][asked])
         self._gather(asking, request, logits, columns)
         return request
 
-    def rehearse(self, logits: torch.Tensor, columns: StepColumns[torch.Tensor]) -> None:
+    def rehearse(
+        self, logits: torch.Tensor, columns: StepColumns[torch.Tensor], positions: torch.Tensor
+    ) -> None:
         """Launches for nobody what only some requests ask for, so that the first of them need not wait for
         the compiler."""
         nobody = np.full(1, -1)
@@ -141,15 +146,19 @@ class SamplingExtras:
         nobodys.lists[0] = _SOME_LISTS
         everything = _on_device(self._staging.send(_host_arrays(nobodys, nobody)), self._masks.send({}))
         for adjustments in (everything, replace(everything, penalties=None)):
-            self._resample(adjustments, logits, columns)
+            self._resample(adjustments, logits, columns, positions)
         self._gather(
             everything.index, self._results.take(nobody, np.ones(1, dtype=np.int64)), logits, columns
         )
 
     def _resample(
-        self, adjustments: _Adjustments, logits: torch.Tensor, columns: StepColumns[torch.Tensor]
+        self,
+        adjustments: _Adjustments,
+        logits: torch.Tensor,
+        columns: StepColumns[torch.Tensor],
+        positions: torch.Tensor,
     ) -> None:
-        sampling = sampling_columns(columns)
+        sampling = sampling_columns(columns, positions)
         num_rows, at_once = len(adjustments.index), len(self._adjusted.logits)
         for begin in range(0, num_rows, at_once):
             part = adjustments.part(slice(begin, min(begin + at_once, num_rows)))
@@ -157,7 +166,7 @@ class SamplingExtras:
                 logits,
                 index=part.index,
                 rows=columns.sampling_rows,
-                positions=columns.positions,
+                positions=positions,
                 token_ids=self._rows.token_ids,
                 penalties=part.penalties,
                 lists=part.lists,
@@ -194,16 +203,10 @@ class SamplingExtras:
         )
 
 
-def sampling_columns(columns: StepColumns[torch.Tensor]) -> SamplingColumns:
-    """The part of a step's columns that says how its slots sample."""
+def sampling_columns(columns: StepColumns[torch.Tensor], positions: torch.Tensor) -> SamplingColumns:
+    """How the slots of a step sample, whose tokens go to these positions."""
     return SamplingColumns(
-        temperature=columns.temperature,
-        top_k=columns.top_k,
-        top_p=columns.top_p,
-        min_p=columns.min_p,
-        draw=columns.draws,
-        rows=columns.sampling_rows,
-        positions=columns.positions,
+        **columns.sampling, draw=columns.draws, rows=columns.sampling_rows, positions=positions
     )
 
 
@@ -239,9 +242,7 @@ def _host_arrays(batch: SamplingBatch, slots: IntArray) -> list[np.ndarray]:
     mask_index[list(batch.masks)] = np.arange(len(batch.masks))
     return [
         slots.astype(np.int32),
-        columns["repetition_penalty"].copy(),
-        columns["presence_penalty"].copy(),
-        columns["frequency_penalty"].copy(),
+        *(columns[name].copy() for name in PENALTIES),
         columns["num_prompt_tokens"].astype(np.int32),
         allowed,
         allowed_offsets,

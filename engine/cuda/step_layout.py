@@ -106,15 +106,14 @@ def fill_columns(
     columns.result[0] = result
     d, n = layout.num_decodes, layout.num_chunks
     chunks = slice(shape.num_decodes, shape.num_decodes + n)
-    ends = layout.starts + layout.counts
-    for column, values, padding in (
-        (columns.rows, layout.rows, -1),
-        (columns.starts, layout.starts, 0),
-        (columns.sampling_rows, np.where(layout.samples, layout.rows, -1), -1),
-        (columns.positions, ends, 0),
+    columns.starts[:n] = layout.starts[d:]
+    columns.starts[n:] = 0
+    for column, values in (
+        (columns.rows, layout.rows),
+        (columns.sampling_rows, np.where(layout.samples, layout.rows, -1)),
     ):
-        column[d : shape.num_decodes] = padding
-        column[shape.num_decodes + n :] = padding
+        column[d : shape.num_decodes] = -1
+        column[shape.num_decodes + n :] = -1
         column[:d] = values[:d]
         column[chunks] = values[d:]
     first = columns.query_start_loc
@@ -166,16 +165,11 @@ def fill_sampling(
     batch = rows.sampling.select(layout.rows, ends)
     d, parameters = layout.num_decodes, batch.columns
     chunks = slice(shape.num_decodes, shape.num_decodes + layout.num_chunks)
-    columns.temperature[:] = 0  # padding is greedy
+    columns.sampling["temperature"][:] = 0  # padding is greedy
     if parameters["temperature"].any():
         draws = uniforms(parameters["seed"], ends)
-        for column, values in (
-            (columns.temperature, parameters["temperature"]),
-            (columns.top_k, parameters["top_k"]),
-            (columns.top_p, parameters["top_p"]),
-            (columns.min_p, parameters["min_p"]),
-            (columns.draws, draws),
-        ):
+        by_name = [(column, parameters[name]) for name, column in columns.sampling.items()]
+        for column, values in (*by_name, (columns.draws, draws)):
             column[:d] = values[:d]
             column[chunks] = values[d:]
     return batch

@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
+from engine.dispatch.sampling import COLUMNS, SCALARS
+
 Column = TypeVar("Column", np.ndarray, torch.Tensor)
 
 
@@ -58,7 +60,7 @@ class StepColumns(Generic[Column]):
     Attributes:
         result: which of the result buffers the step writes, [1].
         rows: the worker row of each slot, -1 for padding, [S].
-        starts: position of the first token computed, [S].
+        starts: position of the first token that each chunk computes, [num_chunks].
         query_start_loc: where each slot's tokens begin, and the end, [S + 1].
         tile_request, tile_start: attention's tiles: which slot, and which of its tokens is the first; -1 for
             padding, [num_tiles].
@@ -66,8 +68,7 @@ class StepColumns(Generic[Column]):
         prefix_lens: that length for each slot that shares it, 0 for others, [S].
         logits_index: the last token of each slot, [S].
         sampling_rows: the row that samples in each slot, -1 where none does, [S].
-        positions: where the sampled token goes, [S].
-        temperature, top_p, min_p: [S] fp32; top_k: [S]. See SamplingRecord.
+        sampling: the parameters of SamplingRecord that the sampling kernel reads, by name, each [S].
         draws: a uniform number for each slot, [S] fp64.
     """
 
@@ -82,12 +83,8 @@ class StepColumns(Generic[Column]):
     prefix_lens: Column
     logits_index: Column
     sampling_rows: Column
-    positions: Column
-    temperature: Column
-    top_k: Column
-    top_p: Column
-    min_p: Column
     draws: Column
+    sampling: dict[str, Column]
 
 
 def _layout(shape: StepShape) -> Iterator[tuple[str, int, str]]:
@@ -95,7 +92,7 @@ def _layout(shape: StepShape) -> Iterator[tuple[str, int, str]]:
     slots = shape.num_slots
     yield "result", 1, "i4"
     yield "rows", slots, "i4"
-    yield "starts", slots, "i4"
+    yield "starts", shape.num_chunks, "i4"
     yield "query_start_loc", slots + 1, "i4"
     yield "tile_request", shape.num_tiles, "i4"
     yield "tile_start", shape.num_tiles, "i4"
@@ -104,12 +101,9 @@ def _layout(shape: StepShape) -> Iterator[tuple[str, int, str]]:
     yield "prefix_lens", slots, "i4"
     yield "logits_index", slots, "i4"
     yield "sampling_rows", slots, "i4"
-    yield "positions", slots, "i4"
-    yield "temperature", slots, "f4"
-    yield "top_k", slots, "i4"
-    yield "top_p", slots, "f4"
-    yield "min_p", slots, "f4"
     yield "draws", slots, "f8"
+    for name in COLUMNS:
+        yield name, slots, SCALARS[name].lstrip("<")
 
 
 def _places(shape: StepShape) -> Iterator[tuple[str, int, int, int, str]]:
@@ -127,13 +121,16 @@ _TORCH_KINDS = {"i4": torch.int32, "f4": torch.float32, "f8": torch.float64}
 
 def host_columns(words: np.ndarray, shape: StepShape) -> StepColumns[np.ndarray]:
     """The columns in int32 words on the host."""
-    places = _places(shape)
-    return StepColumns(**{name: words[a:b].view(kind)[:length] for name, a, b, length, kind in places})
+    return _named({name: words[a:b].view(kind)[:length] for name, a, b, length, kind in _places(shape)})
 
 
 def device_columns(words: torch.Tensor, shape: StepShape) -> StepColumns[torch.Tensor]:
     """The columns in int32 words on the device."""
-    places = _places(shape)
-    return StepColumns(
-        **{name: words[a:b].view(_TORCH_KINDS[kind])[:length] for name, a, b, length, kind in places}
+    return _named(
+        {name: words[a:b].view(_TORCH_KINDS[kind])[:length] for name, a, b, length, kind in _places(shape)}
     )
+
+
+def _named(arrays: dict[str, Column]) -> StepColumns[Column]:
+    sampling = {name: arrays.pop(name) for name in COLUMNS}
+    return StepColumns(sampling=sampling, **arrays)

@@ -18,25 +18,28 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.peer import PeerProcess
 from engine.dispatch.records import (
     DISPATCH_VERSION,
-    RecordLimits,
     StepPlan,
     StepResult,
     decode_plan,
     decode_result,
     encode_plan,
     encode_result,
-    u32,
+    plan_bytes,
+    result_bytes,
 )
 from engine.dispatch.ring import Ring, RingError, RingMemoryError, RingReader, RingShape, RingWriter
+from engine.dispatch.sampling import u32
 from pagewire.worker.v1 import worker_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -88,18 +91,6 @@ class WorkerSilent(HandshakeTimeout):
     def __init__(self, message: str, process: PeerProcess) -> None:
         super().__init__(message)
         self.process = process
-
-
-def record_limits(facts: WorkerFacts) -> RecordLimits:
-    """The record limits that both sides derive from the worker's facts."""
-    return RecordLimits.derive(
-        max_num_seqs=facts.max_num_seqs,
-        max_num_batched_tokens=facts.max_num_batched_tokens,
-        block_size=facts.block_size,
-        max_model_len=facts.max_model_len,
-        vocab_size=facts.vocab_size,
-        hidden_size=facts.hidden_size,
-    )
 
 
 def _send(sock: socket.socket, kind: str, message: object, fds: tuple[int, ...] = ()) -> None:
@@ -280,7 +271,7 @@ def _worker_handshake(sock: socket.socket, facts: WorkerFacts) -> tuple[_Channel
     sock.settimeout(HANDSHAKE_SECONDS)
     hello = _receive(sock, "hello")[0].hello
     _check_version(hello.dispatch_version)
-    welcome = pb.Welcome(dispatch_version=DISPATCH_VERSION, pid=os.getpid(), **asdict(facts))
+    welcome = pb.Welcome(dispatch_version=DISPATCH_VERSION, pid=os.getpid(), **_fields(facts))
     _send(sock, "welcome", welcome)
     message, fds = _receive(sock, "attach", num_fds=2)
     attach = message.attach
@@ -289,10 +280,10 @@ def _worker_handshake(sock: socket.socket, facts: WorkerFacts) -> tuple[_Channel
     try:
         rings += [Ring.open(attach.plan_ring), Ring.open(attach.result_ring)]
         plans, results = rings
-        limits = record_limits(facts)
-        if results.shape.slot_bytes < limits.result_bytes:
+        needed = result_bytes(facts.limits)
+        if results.shape.slot_bytes < needed:
             raise HandshakeError(
-                f"result slots of {results.shape.slot_bytes} bytes; this worker needs {limits.result_bytes}"
+                f"result slots of {results.shape.slot_bytes} bytes; this worker needs {needed}"
             )
         _send(sock, "attached", pb.Attached())
         channel = _Channel(sock, results, plans, attach.plan_reader, [result_fd, plan_fd])
@@ -407,12 +398,12 @@ class WorkerLink:
         welcome = _receive(sock, "welcome")[0].welcome
         _check_version(welcome.dispatch_version)
         facts = _facts(welcome)
-        limits = record_limits(facts)
+        limits = facts.limits
         rings: list[Ring] = []
         fds: list[int] = []
         try:
-            rings.append(Ring.create(RingShape(limits.plan_bytes, RING_SLOTS, facts.world_size)))
-            rings.append(Ring.create(RingShape(limits.result_bytes, RING_SLOTS)))
+            rings.append(Ring.create(RingShape(plan_bytes(limits), RING_SLOTS, facts.world_size)))
+            rings.append(Ring.create(RingShape(result_bytes(limits), RING_SLOTS)))
             plans, results = rings
             fds += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
             attach = pb.Attach(plan_ring=plans.name, plan_reader=facts.rank, result_ring=results.name)
@@ -467,19 +458,30 @@ class WorkerLink:
         self.process.close()
 
 
+_LIMITS = tuple(each.name for each in fields(EngineLimits) if each.init)
+
+
+def _fields(facts: WorkerFacts) -> dict[str, Any]:
+    """The facts as fields of Welcome, where limits are not in a message of their own."""
+    values = asdict(facts)
+    limits = values.pop("limits")
+    return {**values, **{name: limits[name] for name in _LIMITS}}
+
+
 def _facts(welcome: pb.Welcome) -> WorkerFacts:
+    """Raises:
+    HandshakeError: the limits contradict each other.
+    """
+    try:
+        limits = EngineLimits(**{name: getattr(welcome, name) for name in _LIMITS})
+    except ValueError as error:
+        raise HandshakeError(f"a worker whose limits cannot be: {error}") from error
     return WorkerFacts(
         model=welcome.model,
-        vocab_size=welcome.vocab_size,
-        max_model_len=welcome.max_model_len,
+        limits=limits,
         eos_token_ids=tuple(welcome.eos_token_ids),
-        block_size=welcome.block_size,
-        num_blocks=welcome.num_blocks,
-        max_num_seqs=welcome.max_num_seqs,
-        max_num_batched_tokens=welcome.max_num_batched_tokens,
         dtype=welcome.dtype,
         device=welcome.device,
-        hidden_size=welcome.hidden_size,
         rank=welcome.rank,
         world_size=welcome.world_size,
     )

@@ -13,84 +13,31 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
-from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-DISPATCH_VERSION = 5
+from engine.dispatch.limits import MAX_TOP_LOGPROBS, EngineLimits
+from engine.dispatch.sampling import (
+    F32,
+    NUM_COUNTS,
+    SCALARS,
+    SCALARS_FORMAT,
+    U32,
+    F32Array,
+    RecordError,
+    SamplingRecord,
+    U32Array,
+    pack_lists,
+    scalars_of,
+    u32,
+    unpack,
+)
+
+DISPATCH_VERSION = 6
 MAX_ERROR_BYTES = 4096
-# The most top entries a token's log probabilities come with.
-MAX_TOP_LOGPROBS = 20
-# Tokens in all the bad words of a request together.
-MAX_BAD_WORD_TOKENS = 4096
-# What one step may report, so that results stay small: prompt tokens with log probabilities, and numbers of
-# pooled states (at least one state, whatever its size). See RecordLimits, whose limits the scheduler keeps.
-MAX_STEP_PROMPT_LOGPROBS = 2048
-MAX_STEP_POOLED_NUMBERS = 1 << 20
-
-U32 = np.dtype("<u4")
-F32 = np.dtype("<f4")
-U32Array = npt.NDArray[np.uint32]
-F32Array = npt.NDArray[np.float32]
-
 
 NO_COPIES: U32Array = np.zeros((0, 2), U32)
-
-
-class Pooling(IntEnum):
-    """What a request wants of its prompt's final hidden states instead of tokens: nothing, the last token's,
-    the mean of all, or the first token's."""
-
-    NONE = 0
-    LAST = 1
-    MEAN = 2
-    CLS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingRecord:
-    """The token-level sampling parameters of a request, resolved: no value is unset.
-
-    `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing; `logprobs` -1 asks for
-    none, otherwise for that many top entries (0 to 20) besides the sampled token's own. `seed` is a signed
-    64-bit integer; the generator is keyed by (seed, position of the sampled token in the sequence), so the
-    same request draws the same numbers in any batch and after any preemption. `masked_until_min_tokens`
-    are the stop tokens that may not be generated before `min_tokens` output tokens.
-
-    `bad_words` are token sequences that the output may not contain: the token that would complete one is not
-    generated, unless nothing else could be; what stands in the prompt does not count. `prompt_logprobs` is to
-    the prompt's tokens what `logprobs` is to sampled ones. With `pooling`, a Pooling, it samples nothing.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int = 0
-    min_tokens: int = 0
-    logprobs: int = -1
-    masked_until_min_tokens: tuple[int, ...] = ()
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    allowed_token_ids: tuple[int, ...] = ()
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    prompt_logprobs: int = -1
-    pooling: int = Pooling.NONE
-
-    @property
-    def num_words(self) -> int:
-        """32-bit words of the lists."""
-        return (
-            len(self.masked_until_min_tokens)
-            + 2 * len(self.logit_bias)
-            + len(self.allowed_token_ids)
-            + sum(1 + len(sequence) for sequence in self.bad_words)
-        )
 
 
 @dataclass(slots=True)
@@ -101,8 +48,10 @@ class NewRequest:
         row: the worker row it occupies until a plan frees the row. In [0, max_num_seqs).
         token_ids: prompt and any output so far.
         num_prompt_tokens: how many of `token_ids` are prompt (penalties treat output differently).
-        block_ids: KV blocks it holds at first, in sequence order; prefix-cache hits come first.
+        block_ids: KV blocks it holds at first, in sequence order, those of each KV group after those of the
+            group before; prefix-cache hits come first. Every group has as many.
         sampling: how its tokens are sampled.
+        adapter_id: of the adapter that its tokens are computed with; 0 is the base model alone.
     """
 
     row: int
@@ -110,6 +59,7 @@ class NewRequest:
     num_prompt_tokens: int
     block_ids: U32Array
     sampling: SamplingRecord
+    adapter_id: int = 0
 
     @property
     def num_words(self) -> int:
@@ -129,21 +79,26 @@ class StepPlan:
         freed_rows: rows whose requests are gone (finished, aborted or preempted).
         new_requests: requests entering a row, each also scheduled in this plan.
         rows: the row of each scheduled request.
-        starts: position of its first token computed in this step (= its num_computed_tokens).
+        starts: position of its first token computed in this step (= its num_computed_tokens). A request that
+            computes the one token it has sampled last starts where the worker knows its row to end: that is
+            behind the given position where steps in flight gain it more tokens than one.
         counts: how many tokens are computed, at least 1. Tokens come from the row; one that an earlier
             step sampled but the scheduler has not seen yet is in the row already.
         samples: 1 where the last computed position is the row's last token, so that a token is sampled
             and the worker appends it to the row; 0 for a chunk that ends earlier, and always for requests
             with pooling.
-        num_new_blocks: how many of `new_block_ids` are appended to each request's block table (those in
-            NewRequest.block_ids are not repeated here).
-        new_block_ids: the appended block ids of all scheduled requests, flat, in order.
+        num_new_blocks: how many block ids are appended to each request's block table in every KV group (those
+            in NewRequest.block_ids are not repeated here).
+        new_block_ids: the appended block ids of all scheduled requests, flat, in order; those of a KV group
+            after those of the group before.
         masks: index into the columns -> which tokens that request may sample in this step, as words of 32
             bits: token i is allowed if bit i % 32 of word i // 32 is set, counted from the lowest. There are
             `mask_words(vocab_size)` of them, and bits past the vocabulary mean nothing. At least one token is
             allowed; the request samples.
         copied_blocks: (from, to) ids of blocks whose keys and values are copied, [n, 2]. No block is copied
             to twice, and none that is copied from is copied to, so that their order means nothing.
+        num_kv_groups: groups of layers that have block tables of their own.
+        work_ahead: whether the worker does a piece of work that only makes later steps faster; see Runner.
     """
 
     step_id: int
@@ -157,6 +112,8 @@ class StepPlan:
     new_block_ids: U32Array
     masks: dict[int, U32Array] = field(default_factory=dict)
     copied_blocks: U32Array = field(default_factory=lambda: NO_COPIES)
+    num_kv_groups: int = 1
+    work_ahead: bool = False
 
 
 @dataclass(slots=True)
@@ -204,7 +161,7 @@ class StepResult:
 
     Attributes:
         step_id: of the plan.
-        token_ids: one sampled token for every scheduled request with `samples` set, in the plan's order.
+        token_ids: the tokens that the scheduled requests with `samples` set have gained, in the plan's order.
         logprobs: index into `token_ids` -> log probabilities, for requests that asked.
         execute_us: time the worker spent on the step, microseconds.
         error: if not empty, the step failed and nothing else in the result holds but `is_last`.
@@ -214,6 +171,8 @@ class StepResult:
         is_last: the worker can compute nothing any more, and ends.
         launch_us: time the worker spent on the step before its device had all of it, microseconds; 0 where
             they are one.
+        num_tokens: how many of `token_ids` each of those requests has gained, 1 at least; None where each has
+            gained one.
     """
 
     step_id: int
@@ -225,172 +184,54 @@ class StepResult:
     pooled: dict[int, F32Array] = field(default_factory=dict)
     is_last: bool = False
     launch_us: int = 0
+    num_tokens: U32Array | None = None
 
 
 # version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask,
-# num_copied_blocks, 0
-_PLAN_HEADER = struct.Struct("<IIQIIIIIIII")
-_NEW_REQUEST = np.dtype(
-    [
-        ("seed", "<i8"),
-        ("row", "<u4"),
-        ("num_tokens", "<u4"),
-        ("num_prompt_tokens", "<u4"),
-        ("num_blocks", "<u4"),
-        ("temperature", "<f4"),
-        ("top_p", "<f4"),
-        ("top_k", "<i4"),
-        ("min_p", "<f4"),
-        ("repetition_penalty", "<f4"),
-        ("presence_penalty", "<f4"),
-        ("frequency_penalty", "<f4"),
-        ("min_tokens", "<u4"),
-        ("logprobs", "<i4"),
-        ("num_masked", "<u4"),
-        ("num_bias", "<u4"),
-        ("num_allowed", "<u4"),
-        ("num_bad_words", "<u4"),
-        ("num_bad_word_tokens", "<u4"),
-        ("prompt_logprobs", "<i4"),
-        ("pooling", "<u4"),
-    ]
-)
-_UNPACK_NEW_REQUEST = struct.Struct("<q4I2fi4fIi5IiI")  # the same, as one tuple
-assert _UNPACK_NEW_REQUEST.size == _NEW_REQUEST.itemsize
+# num_copied_blocks, num_kv_groups, work_ahead
+_PLAN_HEADER = struct.Struct("<IIQIIIIIIIIIxxxx")
+# row, tokens, prompt tokens, blocks of all groups, adapter; a SamplingRecord's numbers and its lists' counts
+_NEW_REQUEST = struct.Struct(f"<5I{SCALARS_FORMAT}{NUM_COUNTS}I")
 # version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes, num_prompt_logprobs,
-# num_pooled, hidden_size (0 where nothing is pooled), is_last, launch_us
-_RESULT_HEADER = struct.Struct("<IIQIIIIIIIII")
+# num_pooled, hidden_size (0 where nothing is pooled), is_last, launch_us, requests with a number of tokens
+_RESULT_HEADER = struct.Struct("<IIQIIIIIIIIII")
 _LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
 _NO_LOGPROBS = np.zeros(0, _LOGPROB)
 _PROMPT_LOGPROBS_WORDS = 4  # index, first, n, k
 
 
-class RecordError(ValueError):
-    """A record is malformed: wrong version, or lengths that do not add up."""
+def plan_bytes(limits: EngineLimits) -> int:
+    """Size of the largest plan record."""
+    max_new_blocks = limits.max_num_seqs + limits.max_num_batched_tokens // limits.block_size
+    max_new_blocks *= limits.num_kv_groups
+    words = limits.max_num_seqs * (6 + 1 + limits.mask_words + 2) + max_new_blocks + limits.max_new_words
+    return _PLAN_HEADER.size + limits.max_num_seqs * _NEW_REQUEST.size + words * 4 + 64
 
 
-@dataclass(frozen=True, slots=True)
-class RecordLimits:
-    """What bounds the size of records, known to both sides.
-
-    Attributes:
-        max_num_seqs: request rows.
-        max_num_batched_tokens: tokens computed in a step.
-        block_size: tokens per KV block.
-        max_new_words: bound on the sum of NewRequest.num_words in one plan; at least that of one request of
-            max_model_len tokens with the longest sampling lists.
-        mask_words: 32-bit words of one mask.
-        hidden_size: numbers of a pooled state.
-    """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
-    max_new_words: int
-    mask_words: int
-    hidden_size: int
-
-    @classmethod
-    def derive(
-        cls,
-        *,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        block_size: int,
-        max_model_len: int,
-        vocab_size: int,
-        hidden_size: int,
-    ) -> RecordLimits:
-        """Limits under which any single request fits a plan, and usually many."""
-        blocks = -(-max_model_len // block_size)
-        one_request = max_model_len + blocks + 4 * 1024 + 2 * MAX_BAD_WORD_TOKENS + 64
-        # Many requests with long prompts may begin in one step, as they do when a prefix is cached.
-        max_new_words = max(2 * one_request, min(max_num_seqs * one_request, 1 << 20))
-        return cls(
-            max_num_seqs,
-            max_num_batched_tokens,
-            block_size,
-            max_new_words,
-            mask_words(vocab_size),
-            hidden_size,
-        )
-
-    @property
-    def max_prompt_logprobs(self) -> int:
-        """Tokens that the requests with prompt_logprobs may compute in one step, together."""
-        return min(self.max_num_batched_tokens, MAX_STEP_PROMPT_LOGPROBS)
-
-    @property
-    def max_pooled(self) -> int:
-        """Requests with pooling whose prompts may end in one step."""
-        return max(1, min(self.max_num_seqs, MAX_STEP_POOLED_NUMBERS // max(1, self.hidden_size)))
-
-    @property
-    def plan_bytes(self) -> int:
-        """Size of the largest plan record."""
-        max_new_blocks = self.max_num_seqs + self.max_num_batched_tokens // self.block_size
-        words = self.max_num_seqs * (6 + 1 + self.mask_words + 2) + max_new_blocks + self.max_new_words
-        return _PLAN_HEADER.size + self.max_num_seqs * _NEW_REQUEST.itemsize + words * 4 + 64
-
-    @property
-    def result_bytes(self) -> int:
-        """Size of the largest result record: every row sampled with the most log probabilities, and as many
-        prompt tokens and pooled states as one step may report."""
-        top = MAX_TOP_LOGPROBS * 8
-        per_row = 4 + _LOGPROB.itemsize + top + _PROMPT_LOGPROBS_WORDS * 4
-        size = self.max_num_seqs * per_row + self.max_prompt_logprobs * (4 + top)
-        size += self.max_pooled * (1 + self.hidden_size) * 4
-        return _RESULT_HEADER.size + size + MAX_ERROR_BYTES + 64
+def result_bytes(limits: EngineLimits) -> int:
+    """Size of the largest result record: every row sampled with the most log probabilities, and as many
+    prompt tokens and pooled states as one step may report."""
+    top = MAX_TOP_LOGPROBS * 8
+    per_row = limits.max_tokens_per_step * (4 + _LOGPROB.itemsize + top) + _PROMPT_LOGPROBS_WORDS * 4
+    if limits.max_tokens_per_step > 1:
+        per_row += 4
+    size = limits.max_num_seqs * per_row + limits.max_prompt_logprobs * (4 + top)
+    size += limits.max_pooled * (1 + limits.hidden_size) * 4
+    return _RESULT_HEADER.size + size + MAX_ERROR_BYTES + 64
 
 
-def mask_words(vocab_size: int) -> int:
-    """32-bit words of a mask, one bit for each token."""
-    return -(-vocab_size // 32)
-
-
-def u32(values: Sequence[int]) -> U32Array:
-    """A little-endian uint32 array of the values."""
-    return np.array(values, dtype=U32)
-
-
-def _pack_new(request: NewRequest) -> tuple[tuple[float, ...], list[U32Array]]:
-    s = request.sampling
-    bias_ids = u32([token_id for token_id, _ in s.logit_bias])
-    bias = np.array([value for _, value in s.logit_bias], dtype=F32)
-    fixed = (
-        s.seed,
+def _pack_new(request: NewRequest) -> tuple[bytes, list[U32Array]]:
+    counts, words = pack_lists(request.sampling)
+    fixed = _NEW_REQUEST.pack(
         request.row,
         len(request.token_ids),
         request.num_prompt_tokens,
         len(request.block_ids),
-        s.temperature,
-        s.top_p,
-        s.top_k,
-        s.min_p,
-        s.repetition_penalty,
-        s.presence_penalty,
-        s.frequency_penalty,
-        s.min_tokens,
-        s.logprobs,
-        len(s.masked_until_min_tokens),
-        len(s.logit_bias),
-        len(s.allowed_token_ids),
-        len(s.bad_words),
-        sum(map(len, s.bad_words)),
-        s.prompt_logprobs,
-        s.pooling,
+        request.adapter_id,
+        *scalars_of(request.sampling),
+        *counts,
     )
-    ragged = [
-        request.token_ids.astype(U32, copy=False),
-        request.block_ids.astype(U32, copy=False),
-        u32(s.masked_until_min_tokens),
-        bias_ids,
-        bias.view(U32),
-        u32(s.allowed_token_ids),
-    ]
-    if s.bad_words:
-        ragged += [u32([len(word) for word in s.bad_words]), u32(list(chain.from_iterable(s.bad_words)))]
-    return fixed, ragged
+    return fixed, [request.token_ids, request.block_ids, *words]
 
 
 def encode_plan(plan: StepPlan) -> bytes:
@@ -411,10 +252,11 @@ def encode_plan(plan: StepPlan) -> bytes:
         len(plan.masks),
         len(next(iter(plan.masks.values()))) if plan.masks else 0,
         len(plan.copied_blocks),
-        0,
+        plan.num_kv_groups,
+        plan.work_ahead,
     )
     columns = (plan.freed_rows, plan.rows, plan.starts, plan.counts, plan.samples, plan.num_new_blocks)
-    parts = [header, np.array(fixed, dtype=_NEW_REQUEST).tobytes() if fixed else b""]
+    parts = [header, *fixed]
     arrays = [*columns, plan.new_block_ids, plan.copied_blocks]
     if plan.masks:
         arrays += [u32(list(plan.masks)), np.stack(list(plan.masks.values()))]
@@ -456,51 +298,11 @@ def _header(record: bytes, layout: struct.Struct) -> tuple[int, ...]:
 
 
 def _take_new(fixed: tuple[Any, ...], words: _Words) -> NewRequest:
-    seed, row, num_tokens, num_prompt_tokens, num_blocks, *rest = fixed
-    temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, *rest = rest
-    min_tokens, logprobs, num_masked, num_bias, num_allowed, *rest = rest
-    num_bad_words, num_bad_word_tokens, prompt_logprobs, pooling = rest
-    token_ids = words.take(num_tokens)
-    block_ids = words.take(num_blocks)
-    masked = words.take(num_masked).tolist()
-    bias_ids = words.take(num_bias).tolist()
-    bias = words.take(num_bias).view(F32).tolist()
-    allowed = words.take(num_allowed).tolist()
-    sampling = SamplingRecord(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-        min_tokens=min_tokens,
-        logprobs=logprobs,
-        masked_until_min_tokens=tuple(masked),
-        logit_bias=tuple(zip(bias_ids, bias, strict=True)),
-        allowed_token_ids=tuple(allowed),
-        bad_words=_take_bad_words(words, num_bad_words, num_bad_word_tokens),
-        prompt_logprobs=prompt_logprobs,
-        pooling=_pooling(pooling),
-    )
-    return NewRequest(row, token_ids, num_prompt_tokens, block_ids, sampling)
-
-
-def _pooling(value: int) -> Pooling:
-    try:
-        return Pooling(value)
-    except ValueError:
-        raise RecordError(f"{value} is no kind of pooling") from None
-
-
-def _take_bad_words(words: _Words, num_words: int, num_tokens: int) -> tuple[tuple[int, ...], ...]:
-    if not num_words and not num_tokens:
-        return ()
-    lengths, tokens = words.take(num_words).tolist(), iter(words.take(num_tokens).tolist())
-    if sum(lengths) != num_tokens:
-        raise RecordError(f"{num_tokens} tokens of bad words, but their lengths sum to {sum(lengths)}")
-    return tuple(tuple(islice(tokens, length)) for length in lengths)
+    row, num_tokens, num_prompt_tokens, num_blocks, adapter_id, *rest = fixed
+    token_ids, block_ids = words.take(num_tokens), words.take(num_blocks)
+    scalars, counts = tuple(rest[: len(SCALARS)]), tuple(rest[len(SCALARS) :])
+    sampling = unpack(scalars, counts, words.take)
+    return NewRequest(row, token_ids, num_prompt_tokens, block_ids, sampling, adapter_id)
 
 
 def decode_plan(record: bytes) -> StepPlan:
@@ -510,14 +312,17 @@ def decode_plan(record: bytes) -> StepPlan:
         RecordError: the record is malformed.
     """
     num_freed, step_id, num_new, n, num_blocks, num_words, *rest = _header(record, _PLAN_HEADER)
-    num_masks, width, num_copied, unused = rest
-    words_at = _PLAN_HEADER.size + num_new * _NEW_REQUEST.itemsize
+    num_masks, width, num_copied, num_kv_groups, work_ahead = rest
+    words_at = _PLAN_HEADER.size + num_new * _NEW_REQUEST.size
     words = _Words(record, words_at)
     freed_rows = words.take(num_freed)
     rows, starts, counts, samples, num_new_blocks = (words.take(n) for _ in range(5))
     new_block_ids = words.take(num_blocks)
-    if num_blocks != (int(num_new_blocks.sum()) if num_blocks or num_new_blocks.any() else 0):
-        raise RecordError(f"{num_blocks} new block ids, but the counts sum to {num_new_blocks.sum()}")
+    if num_blocks != (num_kv_groups * int(num_new_blocks.sum()) if num_blocks or num_new_blocks.any() else 0):
+        raise RecordError(
+            f"{num_blocks} new block ids in {num_kv_groups} groups, but the counts sum to "
+            f"{num_new_blocks.sum()}"
+        )
     copied_blocks = words.take(2 * num_copied).reshape(num_copied, 2)
     masks = {}
     if num_masks or width:
@@ -530,11 +335,21 @@ def decode_plan(record: bytes) -> StepPlan:
     new_requests = []
     if num_new:
         fixed = record[_PLAN_HEADER.size : words_at]
-        new_requests = [_take_new(request, words) for request in _UNPACK_NEW_REQUEST.iter_unpack(fixed)]
-    if words.num_left or unused:
-        raise RecordError(f"{words.num_left} words left over at the end of a plan")
+        new_requests = [_take_new(request, words) for request in _NEW_REQUEST.iter_unpack(fixed)]
+    if words.num_left or work_ahead > 1:
+        raise RecordError(f"{words.num_left} words left over at the end of a plan, flags {work_ahead:#x}")
     columns = (rows, starts, counts, samples, num_new_blocks)
-    return StepPlan(step_id, freed_rows, new_requests, *columns, new_block_ids, masks, copied_blocks)
+    return StepPlan(
+        step_id,
+        freed_rows,
+        new_requests,
+        *columns,
+        new_block_ids,
+        masks,
+        copied_blocks,
+        num_kv_groups,
+        work_ahead == 1,
+    )
 
 
 def encode_result(result: StepResult) -> bytes:
@@ -555,8 +370,11 @@ def encode_result(result: StepResult) -> bytes:
         len(next(iter(result.pooled.values()))) if result.pooled else 0,
         result.is_last,
         min(result.launch_us, 2**32 - 1),
+        0 if result.num_tokens is None else len(result.num_tokens),
     )
     parts = [header, result.token_ids.astype(U32, copy=False).tobytes()]
+    if result.num_tokens is not None:
+        parts.append(result.num_tokens.astype(U32, copy=False).tobytes())
     parts.append(np.array(fixed, dtype=_LOGPROB).tobytes() if fixed else b"")
     parts += [np.asarray(entry.top_ids, dtype=U32).tobytes() for entry in entries.values()]
     parts += [np.asarray(entry.top_logprobs, dtype=F32).tobytes() for entry in entries.values()]
@@ -598,10 +416,13 @@ def decode_result(record: bytes) -> StepResult:
         RecordError: the record is malformed.
     """
     num_tokens, step_id, num_logprobs, num_top, execute_us, num_error, *rest = _header(record, _RESULT_HEADER)
-    num_prompts, num_pooled, hidden_size, is_last, launch_us = rest
+    num_prompts, num_pooled, hidden_size, is_last, launch_us, num_counted = rest
     error_at = len(record) - num_error
     words = _Words(record[:error_at] if num_error else record, _RESULT_HEADER.size)
     token_ids = words.take(num_tokens)
+    counted = words.take(num_counted) if num_counted else None
+    if counted is not None and (int(counted.sum()) != num_tokens or not counted.all()):
+        raise RecordError(f"{num_tokens} tokens, but {num_counted} requests gain {int(counted.sum())}")
     fixed = words.take(3 * num_logprobs).view(_LOGPROB) if num_logprobs else _NO_LOGPROBS
     top_ids = words.take(num_top)
     top_logprobs: F32Array = words.take(num_top).view(F32)
@@ -618,5 +439,5 @@ def decode_result(record: bytes) -> StepResult:
         )
         offset = end
     return StepResult(
-        step_id, token_ids, logprobs, execute_us, error, prompts, pooled, is_last != 0, launch_us
+        step_id, token_ids, logprobs, execute_us, error, prompts, pooled, is_last != 0, launch_us, counted
     )

@@ -1,42 +1,76 @@
 """How a linear layer stores its weights and multiplies by them.
 
 The layers in linear.py know which part of a matrix they hold; a LinearMethod knows its number format. A
-quantized format is another LinearMethod, and models do not change.
+quantized format is another LinearMethod, and models do not change. LinearMethods chooses one for each layer.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.layers.linear_weight import FeatureDim, LinearWeight, MatrixPart, OutputShard
+from engine.layers.parallel import FeatureRange
 
-class LinearWeight(nn.Parameter):
-    """A parameter of a linear layer that knows which of its dimensions count output and input features.
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """What this rank holds of a linear layer: [sum of the shards' sizes, inputs.size].
 
     Attributes:
-        output_dim, input_dim: the dimension; None where the parameter does not extend along it.
+        shards: the checkpoint matrices that the layer's output is made of, in order; one without a name
+            where the layer is not fused.
+        inputs: the input features, the same for all of them.
     """
 
-    output_dim: int | None
-    input_dim: int | None
+    shards: tuple[OutputShard, ...]
+    inputs: FeatureRange
 
-    @staticmethod
-    def make(data: torch.Tensor, *, output_dim: int | None, input_dim: int | None) -> LinearWeight:
-        """A parameter of inference only, around `data`."""
-        weight = LinearWeight(data, requires_grad=False)
-        weight.output_dim, weight.input_dim = output_dim, input_dim
-        return weight
+    @property
+    def in_features(self) -> int:
+        """Input features on this rank."""
+        return self.inputs.size
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Output features of each shard on this rank."""
+        return tuple(shard.held.size for shard in self.shards)
+
+    @property
+    def out_features(self) -> int:
+        """Output features on this rank."""
+        return sum(self.shard_sizes)
+
+    @property
+    def parts(self) -> dict[str, MatrixPart]:
+        """Where each shard belongs, by the shard's name."""
+        return {
+            shard.name: MatrixPart(index, shard.held, self.inputs, self.shard_sizes[:index])
+            for index, shard in enumerate(self.shards)
+        }
 
 
 class LinearMethod(ABC):
-    """Creates, finishes and applies the weights of any number of linear layers; has no state of its own."""
+    """Creates, loads, finishes and applies the weights of any number of linear layers; has no state of its
+    own."""
 
     @abstractmethod
-    def create_weights(self, layer: nn.Module, in_features: int, out_features: int) -> None:
-        """Registers the parameters of this rank's [out_features, in_features] on the layer, unfilled."""
+    def create_weights(self, layer: nn.Module, shape: LinearShape) -> None:
+        """Registers this rank's parameters on the layer, unfilled. Each is a LinearWeight, under the name
+        that its tensor has in checkpoints."""
+
+    def load_shard(self, parameter: LinearWeight, tensor: torch.Tensor, part: MatrixPart) -> None:
+        """Copies this rank's part of a checkpoint tensor into a parameter. A format whose files differ from
+        its parameters by more than the part converts here.
+
+        Raises:
+            ShardError: the tensor's shape is not what the parameter needs.
+        """
+        parameter.load(tensor, part)
 
     def finish_loading(self, layer: nn.Module) -> None:  # noqa: B027 - most methods have nothing to do
         """Called once when the parameters are filled."""
@@ -49,9 +83,34 @@ class LinearMethod(ABC):
 class DenseMethod(LinearMethod):
     """Plain weights in the model's dtype."""
 
-    def create_weights(self, layer: nn.Module, in_features: int, out_features: int) -> None:
-        weight = LinearWeight.make(torch.empty(out_features, in_features), output_dim=0, input_dim=1)
+    def create_weights(self, layer: nn.Module, shape: LinearShape) -> None:
+        data = torch.empty(shape.out_features, shape.in_features)
+        weight = LinearWeight.make(data, output=FeatureDim(0), input=FeatureDim(1))
         layer.register_parameter("weight", weight)
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return F.linear(x, layer.weight, bias)  # type: ignore[arg-type]
+
+
+class LinearMethods(ABC):
+    """Chooses the method of each linear layer of one model, by the layer's name."""
+
+    @abstractmethod
+    def for_matrix(self, layer: str, shard: str) -> LinearMethod:
+        """The method of one checkpoint matrix. Matrices with the same method share one object.
+
+        Args:
+            layer: its layer's full name, such as "model.layers.3.self_attn.qkv_proj" or "lm_head".
+            shard: which of a fused layer's matrices, such as "q"; "" where the layer is not fused. What
+                checkpoints call it, CausalLM.checkpoint_module says.
+        """
+
+
+class SameMethod(LinearMethods):
+    """One method for all layers."""
+
+    def __init__(self, method: LinearMethod) -> None:
+        self._method = method
+
+    def for_matrix(self, layer: str, shard: str) -> LinearMethod:
+        return self._method

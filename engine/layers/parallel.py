@@ -8,6 +8,24 @@ import torch
 import torch.distributed as dist
 
 
+class SplitError(ValueError):
+    """A matrix cannot be split over ranks, or fused with others, as the layer or its number format needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRange:
+    """The features that a rank holds of a checkpoint matrix: `size` of them from `first` on, of `total`."""
+
+    first: int
+    size: int
+    total: int
+
+    @staticmethod
+    def whole(total: int) -> FeatureRange:
+        """All of them."""
+        return FeatureRange(0, total, total)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorParallel:
     """This rank and how it adds up with the others. The default is one rank that holds everything.
@@ -22,12 +40,21 @@ class TensorParallel:
     group: dist.ProcessGroup | None = None
 
     def split(self, total: int, what: str) -> int:
-        """This rank's share of `total`, which must divide evenly."""
+        """This rank's share of `total`.
+
+        Raises:
+            SplitError: it does not divide evenly.
+        """
         if total % self.size:
-            raise ValueError(
+            raise SplitError(
                 f"{what} is {total}, which {self.size} tensor-parallel ranks cannot share evenly"
             )
         return total // self.size
+
+    def part(self, total: int, what: str) -> FeatureRange:
+        """The features that this rank holds of `total`. Raises as `split`."""
+        size = self.split(total, what)
+        return FeatureRange(self.rank * size, size, total)
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's partial result; in place where there are several ranks."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from engine.layers.parallel import TensorParallel
-
 
 class ShardError(ValueError):
     """A checkpoint tensor does not fit the parameter it is meant for."""
@@ -15,11 +13,15 @@ class ShardError(ValueError):
 class LoadableModule(nn.Module):
     """A layer that loads its own parameters.
 
-    `checkpoint_shards` names the checkpoint tensors that a fused parameter is made of, in order, such as
-    ("q", "k", "v"); empty where a parameter comes from one tensor of the same name.
+    Attributes:
+        checkpoint_shards: the checkpoint tensors that a fused parameter is made of, in order, such as
+            ("q", "k", "v"); empty where a parameter comes from one tensor of the same name.
+        layer_name: the layer's full name, such as "model.layers.3.self_attn.qkv_proj"; empty where a layer
+            need not know it.
     """
 
     checkpoint_shards: tuple[str, ...] = ()
+    layer_name: str = ""
 
     def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
         """Copies a whole checkpoint tensor, or this rank's part of it, into the parameter.
@@ -41,14 +43,8 @@ def copy_checked(target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source)
 
 
-def take_part(tensor: torch.Tensor, dim: int, index: int, size: int, total: int) -> torch.Tensor:
-    """The index-th part of `size` along `dim` of a checkpoint tensor that must have `total` there."""
+def take_part(tensor: torch.Tensor, dim: int, first: int, size: int, total: int) -> torch.Tensor:
+    """`size` elements from `first` on along `dim` of a checkpoint tensor, which must have `total` there."""
     if dim >= tensor.dim() or tensor.shape[dim] != total:
         raise ShardError(f"has shape {list(tensor.shape)}; {total} is needed in dimension {dim}")
-    return tensor.narrow(dim, index * size, size)
-
-
-def vocab_range(vocab_size: int, parallel: TensorParallel) -> tuple[int, int]:
-    """First and past-the-last row of this rank's share of the vocabulary."""
-    share = parallel.split(vocab_size, "vocab_size")
-    return parallel.rank * share, (parallel.rank + 1) * share
+    return tensor.narrow(dim, first, size)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from engine.layers.linear_weight import LinearWeight
 from engine.layers.norm import RMSNorm
 from engine.layers.weights import LoadableModule
 from engine.models.base import CausalLM
 
 SCALE = 0.02
+# Of the scales of integers and bytes: so small that sums over a layer's inputs stay finite in 16 bits.
+SMALLEST_SCALE, LARGEST_SCALE = 0.001, 0.002
 
 
 def load_dummy(model: CausalLM, seed: int) -> None:
-    """Fills every parameter from a seeded generator on its own device: norms near one, the rest near zero."""
+    """Fills every parameter from a seeded generator on its own device: norms near one, integers from their
+    whole range, scales of quantized weights small and positive, the rest near zero."""
     generators: dict[torch.device, torch.Generator] = {}
     for module in model.modules():
         if not isinstance(module, LoadableModule):
@@ -22,4 +27,19 @@ def load_dummy(model: CausalLM, seed: int) -> None:
             device = parameter.device
             if device not in generators:
                 generators[device] = torch.Generator(device=device).manual_seed(seed)
-            parameter.data.normal_(mean, SCALE, generator=generators[device])
+            _fill(parameter, mean, generators[device])
+
+
+def _fill(parameter: nn.Parameter, mean: float, generator: torch.Generator) -> None:
+    values = parameter.data
+    if values.dtype is torch.bool:
+        values.random_(0, 2, generator=generator)
+    elif not values.is_floating_point():
+        values.view(-1).view(torch.uint8).random_(0, 256, generator=generator)
+    elif isinstance(parameter, LinearWeight) and parameter.is_scale:
+        values.uniform_(SMALLEST_SCALE, LARGEST_SCALE, generator=generator)
+    elif values.itemsize > 1:
+        values.normal_(mean, SCALE, generator=generator)
+    else:  # torch draws no floating-point numbers of a byte
+        drawn = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+        values.copy_(drawn.normal_(mean, 1.0, generator=generator))

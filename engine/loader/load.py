@@ -8,9 +8,12 @@ from pathlib import Path
 
 import torch
 
+from engine.layers.parallel import SplitError
 from engine.layers.weights import LoadableModule
+from engine.loader.checkpoint import open_checkpoint
 from engine.loader.dummy import load_dummy
 from engine.loader.safetensors import load_safetensors
+from engine.loader.tied import untie_own_head
 from engine.models.base import CausalLM, ModelContext
 from engine.models.families import model_class
 from engine.platform.device import available_memory, fitting
@@ -42,13 +45,19 @@ def load_model(
     with fitting(device, f"{source}: the model"):
         if device.type == "cpu":
             _require_table_room(context, source)
-        model = create_model(context, device, dtype)
+        checkpoint = None if load_format == "dummy" else open_checkpoint(directory)
+        if checkpoint is not None:
+            context = untie_own_head(context, checkpoint, dtype)
+        try:
+            model = create_model(context, device, dtype)
+        except SplitError as error:
+            raise ConfigError(f"{source}: {error}") from error
         if device.type == "cpu":
             _require_room(model, source)
-        if load_format == "dummy":
+        if checkpoint is None:
             load_dummy(model, seed)
         else:
-            load_safetensors(model, directory, device)
+            load_safetensors(model, checkpoint, device)
         for module in model.modules():
             if isinstance(module, LoadableModule):
                 module.finish_loading()

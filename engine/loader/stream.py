@@ -196,7 +196,7 @@ class _Uploads:
         try:
             if buffer.sent is not None:
                 buffer.sent.synchronize()
-            _read_exactly(descriptor, buffer.view[: len(target)], stored, at)
+            read_exactly(descriptor, buffer.view[: len(target)], stored, at)
             source = buffer.bytes[: len(target)]
             if self._stream is None or buffer.sent is None:
                 target.copy_(source)
@@ -217,7 +217,13 @@ class _Uploads:
             os.close(descriptor)
 
 
-def _read_exactly(descriptor: int, view: memoryview, stored: StoredTensor, at: int) -> None:
+def read_exactly(descriptor: int, view: memoryview, stored: StoredTensor, at: int) -> None:
+    """Fills the view with a tensor's bytes from `at` on.
+
+    Raises:
+        SafetensorError: the file ends before.
+        OSError: it cannot be read.
+    """
     while len(view):
         count = os.preadv(descriptor, [view], stored.begin + at)
         if count == 0:

@@ -69,8 +69,8 @@ class LoadTargets:
         target = self._targets[target_name]
         kept = getattr(target.module, target.parameter)
         # A conversion between kinds would go through, and give numbers that mean nothing.
-        if tensor.is_complex() or tensor.is_floating_point() != kept.is_floating_point():
-            needed = "floating-point numbers" if kept.is_floating_point() else "integers"
+        if not _converts(tensor.dtype, kept.dtype):
+            needed = "floating-point numbers" if _is_plain_float(kept.dtype) else _short(kept.dtype)
             raise ConfigError(f"{source}: tensor {name!r} is of {_short(tensor.dtype)}; {needed} are needed")
         try:
             target.module.load_parameter(target.parameter, tensor, target.shard)
@@ -122,6 +122,16 @@ class LoadTargets:
                     self._targets[name] = _Target(module, parameter_name, shard)
 
 
+def _converts(stored: torch.dtype, kept: torch.dtype) -> bool:
+    """Whether numbers may be converted. Those of quantized formats are kept as they are: integers, whose bits
+    may be several numbers, and floating-point numbers of a byte, which need a scale."""
+    return stored == kept or (_is_plain_float(kept) and stored.is_floating_point)
+
+
+def _is_plain_float(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
 def _fused_tensors(model: CausalLM, names: Collection[str]) -> dict[str, dict[str, Sequence[int]]]:
     """Fused checkpoint tensor -> the tensors of the model that it holds, with their units in it."""
     fused: dict[str, dict[str, Sequence[int]]] = {}
@@ -143,8 +153,9 @@ def _checkpoint_names(
     model: CausalLM, path: str, module: LoadableModule, parameter: str
 ) -> dict[str, str | None]:
     """Checkpoint tensor name -> shard, for one parameter."""
+    layer = module.layer_name or path
     if not module.checkpoint_shards:
-        return {f"{path}.{parameter}": None}
-    parent, _, own_name = path.rpartition(".")
-    parts = {shard: name for name, (fused, shard) in model.fused.items() if fused == own_name}
-    return {f"{parent}.{parts[shard]}.{parameter}": shard for shard in module.checkpoint_shards}
+        return {f"{layer}.{parameter}": None}
+    return {
+        f"{model.checkpoint_module(layer, shard)}.{parameter}": shard for shard in module.checkpoint_shards
+    }

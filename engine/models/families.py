@@ -6,12 +6,13 @@ Importing this module imports no model and no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.models.config import ModelConfig
+from engine.models.readers.eos import tokenizer_eos_token_id
 from engine.models.readers.fields import ConfigFields
 from engine.models.readers.llama import read_llama
 from pagewire.base.errors import ConfigError
@@ -55,7 +56,7 @@ def model_class(architecture: str) -> type[CausalLM]:
 
 
 def load_model_config(directory: Path) -> ModelConfig:
-    """Reads config.json and, where there is one, generation_config.json.
+    """Reads config.json and, where they are, generation_config.json and the tokenizer's end of text.
 
     Raises:
         ConfigError: a file is missing or malformed, the architecture is unknown, or the model uses a
@@ -65,7 +66,12 @@ def load_model_config(directory: Path) -> ModelConfig:
     values = read_json_object(path)
     generation_path = directory / "generation_config.json"
     generation = read_json_object(generation_path) if generation_path.is_file() else {}
-    return parse_model_config(values, generation, source=str(path), generation_source=str(generation_path))
+    config = parse_model_config(values, generation, source=str(path), generation_source=str(generation_path))
+    token_id = tokenizer_eos_token_id(directory)
+    # What is beyond the model's vocabulary it never computes.
+    if token_id is None or token_id in config.eos_token_ids or not 0 <= token_id < config.vocab_size:
+        return config
+    return replace(config, eos_token_ids=(*config.eos_token_ids, token_id))
 
 
 def parse_model_config(

@@ -26,23 +26,25 @@ from engine.models.config import LayerConfig
 class LlamaAttention(nn.Module):
     """Projections, rotation and attention of one layer."""
 
-    def __init__(self, context: ModelContext, layer: LayerConfig) -> None:
+    def __init__(self, context: ModelContext, name: str, layer: LayerConfig) -> None:
         super().__init__()
         config, parallel = context.config, context.parallel
         self.qkv_proj = QKVParallelLinear(
+            f"{name}.qkv_proj",
             config.hidden_size,
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             bias=config.qkv_bias,
-            method=context.linear_method,
+            methods=context.linear_methods,
             parallel=context.parallel,
         )
         self.o_proj = RowParallelLinear(
+            f"{name}.o_proj",
             config.num_attention_heads * config.head_dim,
             config.hidden_size,
             bias=config.o_bias,
-            method=context.linear_method,
+            methods=context.linear_methods,
             parallel=context.parallel,
         )
         heads = HeadLayout(self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, config.head_dim)
@@ -76,21 +78,23 @@ class LlamaAttention(nn.Module):
 class LlamaMLP(nn.Module):
     """The gated feed-forward part of one layer."""
 
-    def __init__(self, context: ModelContext) -> None:
+    def __init__(self, context: ModelContext, name: str) -> None:
         super().__init__()
         config = context.config
         self.gate_up_proj = MergedColumnParallelLinear(
+            f"{name}.gate_up_proj",
             config.hidden_size,
             {"gate": config.intermediate_size, "up": config.intermediate_size},
             bias=config.mlp_bias,
-            method=context.linear_method,
+            methods=context.linear_methods,
             parallel=context.parallel,
         )
         self.down_proj = RowParallelLinear(
+            f"{name}.down_proj",
             config.intermediate_size,
             config.hidden_size,
             bias=config.mlp_bias,
-            method=context.linear_method,
+            methods=context.linear_methods,
             parallel=context.parallel,
         )
         self.ops = context.ops
@@ -105,13 +109,13 @@ class LlamaDecoderLayer(nn.Module):
     """One layer. The residual stream travels beside the activations, so that each norm adds and
     normalises in one place."""
 
-    def __init__(self, context: ModelContext, layer: LayerConfig) -> None:
+    def __init__(self, context: ModelContext, name: str, layer: LayerConfig) -> None:
         super().__init__()
         config = context.config
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, context.ops)
-        self.self_attn = LlamaAttention(context, layer)
+        self.self_attn = LlamaAttention(context, f"{name}.self_attn", layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, context.ops)
-        self.mlp = LlamaMLP(context)
+        self.mlp = LlamaMLP(context, f"{name}.mlp")
 
     def forward(
         self,
@@ -135,7 +139,10 @@ class LlamaModel(nn.Module):
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, ops=context.ops, parallel=context.parallel
         )
-        self.layers = nn.ModuleList(LlamaDecoderLayer(context, layer) for layer in config.layers)
+        self.layers = nn.ModuleList(
+            LlamaDecoderLayer(context, f"model.layers.{index}", layer)
+            for index, layer in enumerate(config.layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, context.ops)
 
     def forward(
@@ -170,9 +177,10 @@ class LlamaForCausalLM(CausalLM):
         self.config = config = context.config
         self.model = LlamaModel(context)
         self.lm_head = ParallelLMHead(
+            "lm_head",
             config.vocab_size,
             config.hidden_size,
-            method=context.linear_method,
+            methods=context.linear_methods,
             parallel=context.parallel,
             tied_to=self.model.embed_tokens if config.tie_word_embeddings else None,
         )

@@ -6,6 +6,7 @@ import logging
 
 from engine.config import WorkerConfig
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.limits import EngineLimits
 from engine.models.families import load_model_config
 from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids
@@ -34,23 +35,25 @@ def build_null_worker(config: WorkerConfig) -> LoadedWorker:
     wanted_len = config.max_model_len or model.max_position_embeddings
     facts = WorkerFacts(
         model=config.model,
-        vocab_size=model.vocab_size,
-        max_model_len=min(wanted_len, num_blocks * config.block_size),
+        limits=EngineLimits(
+            vocab_size=model.vocab_size,
+            hidden_size=model.hidden_size,
+            max_model_len=min(wanted_len, num_blocks * config.block_size),
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            max_num_seqs=config.max_num_seqs or MAX_NUM_SEQS,
+            max_num_batched_tokens=config.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS,
+        ),
         eos_token_ids=model.eos_token_ids,
-        block_size=config.block_size,
-        num_blocks=num_blocks,
-        max_num_seqs=config.max_num_seqs or MAX_NUM_SEQS,
-        max_num_batched_tokens=config.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS,
         dtype="none",
         device="null engine",
-        hidden_size=model.hidden_size,
     )
     logger.warning("%s: no model, only its tokenizer: the null engine is for measuring", facts.model)
     runner = NullRunner(
         text,
-        max_num_seqs=facts.max_num_seqs,
-        vocab_size=facts.vocab_size,
-        hidden_size=facts.hidden_size,
+        max_num_seqs=facts.limits.max_num_seqs,
+        vocab_size=facts.limits.vocab_size,
+        hidden_size=facts.limits.hidden_size,
         eos_token_ids=facts.eos_token_ids,
         step_seconds=config.null_step_ms / 1e3,
         prompt_token_seconds=config.null_prompt_us / 1e6,

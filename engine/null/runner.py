@@ -8,18 +8,8 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from engine.dispatch.records import (
-    F32,
-    F32Array,
-    NewRequest,
-    Pooling,
-    PromptLogprobs,
-    SamplingRecord,
-    StepPlan,
-    StepResult,
-    TokenLogprobs,
-    U32Array,
-)
+from engine.dispatch.records import NewRequest, PromptLogprobs, StepPlan, StepResult, TokenLogprobs
+from engine.dispatch.sampling import F32, F32Array, Pooling, SamplingRecord, U32Array
 from engine.null.text import NullText, begin_of
 from engine.step.runner import FinishedStep, PendingStep
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.dispatch.records import U32, U32Array
+from engine.dispatch.sampling import U32, U32Array
 from pagewire.base.errors import ConfigError
 from pagewire.hub.token_pieces import read_tokenizer, special_token_ids, token_bytes
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from engine.attention.interface import HeadLayout
 from engine.config import WorkerConfig
+from engine.dispatch.limits import EngineLimits
 from engine.layers.parallel import TensorParallel
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
 from engine.platform.base import Platform
 from engine.platform.kv_cache import KVCacheShape, KVCacheSize, allocate_kv_pool, size_kv_cache
-from engine.step.row_ledger import RowLimits
 from engine.step.runner import Runner
 from pagewire.base.errors import ConfigError
 
@@ -22,13 +22,11 @@ Load = Callable[[ModelContext], CausalLM]
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A runner and the limits it was made for."""
+    """A runner, the limits it was made for, and the bytes of its KV pool."""
 
     runner: Runner
-    size: KVCacheSize
+    limits: EngineLimits
     kv_bytes: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
 
 
 def assemble(
@@ -47,13 +45,13 @@ def assemble(
     Raises:
         ConfigError: a setting is wrong, or the memory does not suffice.
     """
-    max_num_seqs = config.max_num_seqs or platform.limits.max_num_seqs
-    max_tokens = config.max_num_batched_tokens or platform.limits.max_num_batched_tokens
+    max_num_seqs = config.max_num_seqs or platform.defaults.max_num_seqs
+    max_tokens = config.max_num_batched_tokens or platform.defaults.max_num_batched_tokens
     wanted_len = max_model_len(config, model_config)
     parallel = TensorParallel()
     backend = platform.attention(_heads(model_config, parallel), max_num_seqs)
     context = ModelContext(
-        model_config, wanted_len, backend, platform.ops(), platform.linear_method(), parallel
+        model_config, wanted_len, backend, platform.ops(), platform.linear_methods(), parallel
     )
     model = load(context)
     shape = KVCacheShape(
@@ -64,20 +62,25 @@ def assemble(
         dtype=platform.dtype,
     )
 
-    def make_runner(size: KVCacheSize) -> Runner:
-        kv_pool = allocate_kv_pool(shape, size.num_blocks, platform.device)
-        limits = RowLimits(
-            max_num_seqs,
-            size.max_model_len,
-            config.block_size,
-            size.num_blocks,
-            model_config.vocab_size,
-            model_config.hidden_size,
+    def limits_of(size: KVCacheSize) -> EngineLimits:
+        return EngineLimits(
+            vocab_size=model_config.vocab_size,
+            hidden_size=model_config.hidden_size,
+            max_model_len=size.max_model_len,
+            block_size=config.block_size,
+            num_blocks=size.num_blocks,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_tokens,
         )
-        return platform.make_runner(model, backend, kv_pool, limits, max_tokens)
+
+    def make_runner(limits: EngineLimits, num_blocks: int) -> Runner:
+        kv_pool = allocate_kv_pool(shape, num_blocks, platform.device)
+        return platform.make_runner(model, backend, kv_pool, limits)
 
     def make_trial() -> Runner:
-        return make_runner(KVCacheSize(1, wanted_len))
+        # Its steps are all padding, which refers to no block.
+        one_request = KVCacheSize(-(-wanted_len // config.block_size), wanted_len)
+        return make_runner(limits_of(one_request), 1)
 
     size = size_kv_cache(
         shape,
@@ -87,9 +90,10 @@ def assemble(
         max_num_seqs=max_num_seqs,
     )
     on_sized(size)
-    runner = make_runner(size)
+    limits = limits_of(size)
+    runner = make_runner(limits, limits.num_blocks)
     platform.finish(runner)
-    return Assembly(runner, size, size.num_blocks * shape.block_bytes, max_num_seqs, max_tokens)
+    return Assembly(runner, limits, limits.num_blocks * shape.block_bytes)
 
 
 def max_model_len(config: WorkerConfig, model: ModelConfig) -> int:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 
 from engine.attention.interface import AttentionBackend, HeadLayout
-from engine.layers.linear_method import LinearMethod
+from engine.dispatch.limits import EngineLimits
+from engine.layers.linear_method import LinearMethods
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
-from engine.platform.device import DeviceLimits
+from engine.platform.device import DeviceDefaults
 from engine.platform.kv_cache import KVPool
-from engine.step.row_ledger import RowLimits
 from engine.step.runner import Runner
 
 # Makes a runner with a pool just large enough for the largest step.
@@ -25,10 +25,10 @@ class Platform(ABC):
 
     Attributes:
         device, dtype: of everything a model computes.
-        limits: how much it computes at once by default.
+        defaults: how much it computes at once unless the user says otherwise.
     """
 
-    limits: DeviceLimits
+    defaults: DeviceDefaults
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
@@ -43,8 +43,8 @@ class Platform(ABC):
         """How layers compute what lies between matrix products."""
 
     @abstractmethod
-    def linear_method(self) -> LinearMethod:
-        """How layers multiply."""
+    def linear_methods(self) -> LinearMethods:
+        """How each layer stores its weights and multiplies."""
 
     @abstractmethod
     def make_runner(
@@ -52,8 +52,7 @@ class Platform(ABC):
         model: CausalLM,
         backend: AttentionBackend,
         kv_pool: KVPool,
-        limits: RowLimits,
-        max_num_batched_tokens: int,
+        limits: EngineLimits,
     ) -> Runner:
         """What runs plans, with rows of its own."""
 

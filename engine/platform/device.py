@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceLimits:
+class DeviceDefaults:
     """Defaults for how much a device computes at once.
 
     Attributes:
@@ -28,8 +28,8 @@ class DeviceLimits:
     max_num_batched_tokens: int
 
 
-CPU_LIMITS = DeviceLimits(max_num_seqs=64, max_num_batched_tokens=256)
-CUDA_LIMITS = DeviceLimits(max_num_seqs=256, max_num_batched_tokens=8192)
+CPU_DEFAULTS = DeviceDefaults(max_num_seqs=64, max_num_batched_tokens=256)
+CUDA_DEFAULTS = DeviceDefaults(max_num_seqs=256, max_num_batched_tokens=8192)
 
 
 def pick_device(name: str) -> torch.device:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from engine.dispatch.records import StepPlan, U32Array
+from engine.dispatch.records import StepPlan
+from engine.dispatch.sampling import U32Array
 from engine.sampling.parameters import IntArray, SamplingBatch, TokenLists
 
 BoolArray = npt.NDArray[np.bool_]

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.dispatch.records import SamplingRecord, U32Array
+from engine.dispatch.sampling import SCALARS, SamplingRecord, U32Array, scalars_of
 
 IntArray = npt.NDArray[np.int64]
 
 _COLUMNS = np.dtype(
     [
-        ("temperature", "f4"),
-        ("top_p", "f4"),
-        ("top_k", "i4"),
-        ("min_p", "f4"),
-        ("repetition_penalty", "f4"),
-        ("presence_penalty", "f4"),
-        ("frequency_penalty", "f4"),
-        ("seed", "i8"),
-        ("min_tokens", "i8"),
-        ("logprobs", "i4"),
-        ("prompt_logprobs", "i4"),
-        ("pooling", "i4"),
+        *SCALARS.items(),
         ("num_prompt_tokens", "i8"),
         # Derived: whether the row changes its logits before temperature, or anything at all.
         ("has_penalties", "?"),
@@ -99,28 +88,12 @@ class SamplingTable:
         if record.allowed_token_ids and set(record.allowed_token_ids) <= set(masked):
             masked = ()
         has_lists = bool(record.logit_bias or record.allowed_token_ids or masked or record.bad_words)
-        has_penalties = (
-            record.repetition_penalty != 1 or record.presence_penalty != 0 or record.frequency_penalty != 0
-        )
-        greedy = record.temperature == 0
-        self._columns[row] = (
-            min(record.temperature, _HOTTEST),
-            record.top_p,
-            record.top_k,
-            record.min_p,
-            record.repetition_penalty,
-            record.presence_penalty,
-            record.frequency_penalty,
-            record.seed,
-            record.min_tokens,
-            record.logprobs,
-            record.prompt_logprobs,
-            record.pooling,
-            num_prompt_tokens,
-            has_penalties,
-            has_lists,
-            greedy and not has_penalties and not has_lists,
-        )
+        has_penalties = record.has_penalties
+        is_plain_greedy = record.temperature == 0 and not has_penalties and not has_lists
+        derived = (num_prompt_tokens, has_penalties, has_lists, is_plain_greedy)
+        if record.temperature > _HOTTEST:
+            record = replace(record, temperature=_HOTTEST)
+        self._columns[row] = scalars_of(record) + derived
         self._lists.pop(row, None)
         if has_lists:
             self._lists[row] = TokenLists(

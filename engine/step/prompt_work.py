@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.attention.interface import IntArray
-from engine.dispatch.records import Pooling, PromptLogprobs, RecordLimits, StepPlan
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import PromptLogprobs, StepPlan
+from engine.dispatch.sampling import Pooling
 from engine.step.row_ledger import PlanError, RowLedger
 
 
@@ -63,7 +65,7 @@ class PromptWork:
     pooled: Sequence[PooledChunk]
 
 
-def find_prompt_work(plan: StepPlan, rows: RowLedger, limits: RecordLimits) -> PromptWork | None:
+def find_prompt_work(plan: StepPlan, rows: RowLedger) -> PromptWork | None:
     """What an applied and checked plan has to tell of prompts; None if nothing.
 
     Raises:
@@ -83,7 +85,7 @@ def find_prompt_work(plan: StepPlan, rows: RowLedger, limits: RecordLimits) -> P
         told = min(start + count, num_prompt_tokens - 1) - start
         if parameters["prompt_logprobs"] >= 0 and told > 0:
             logprobs.append(LogprobsChunk(index, row, start, told, int(parameters["prompt_logprobs"])))
-    _check_limits(logprobs, pooled, limits)
+    _check_limits(logprobs, pooled, rows.limits)
     return PromptWork(logprobs, pooled) if logprobs or pooled else None
 
 
@@ -98,7 +100,7 @@ def _pooled_chunk(
     return PooledChunk(index, row, count - int(is_last), count, False, int(is_last))
 
 
-def _check_limits(logprobs: list[LogprobsChunk], pooled: list[PooledChunk], limits: RecordLimits) -> None:
+def _check_limits(logprobs: list[LogprobsChunk], pooled: list[PooledChunk], limits: EngineLimits) -> None:
     num_tokens, num_pooled = (
         sum(chunk.count for chunk in logprobs),
         sum(chunk.divisor > 0 for chunk in pooled),

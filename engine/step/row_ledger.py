@@ -6,12 +6,13 @@ All of it follows from the plans alone, so that a plan can be checked and laid o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import numpy as np
 
 from engine.attention.interface import IntArray
-from engine.dispatch.records import NewRequest, Pooling, RecordLimits, StepPlan, mask_words
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import Pooling
 from engine.sampling.parameters import SamplingTable
 
 
@@ -19,57 +20,22 @@ class PlanError(ValueError):
     """A plan contradicts the worker's rows or limits. The step is not run."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowLimits:
-    """What rows can hold.
-
-    Attributes:
-        max_num_seqs: how many rows there are.
-        max_model_len: tokens of a row.
-        block_size: tokens of a block.
-        num_pool_blocks: blocks there are to refer to.
-        vocab_size: token ids are below it.
-        hidden_size: numbers of a hidden state.
-    """
-
-    max_num_seqs: int
-    max_model_len: int
-    block_size: int
-    num_pool_blocks: int
-    vocab_size: int
-    hidden_size: int
-
-    @property
-    def max_blocks(self) -> int:
-        """Entries a row's block table can have."""
-        return -(-self.max_model_len // self.block_size)
-
-    def records(self, max_num_batched_tokens: int) -> RecordLimits:
-        """What plans and results can hold, where a step computes up to so many tokens."""
-        return RecordLimits.derive(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_size=self.block_size,
-            max_model_len=self.max_model_len,
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-        )
-
-
 class RowLedger(ABC):
     """Rows of a worker, mutated by `apply` (from plans) and by whoever appends sampled tokens.
 
     Attributes:
         num_tokens: each row's length, sampled tokens included, [max_num_seqs]; 0 where the row is free.
-        num_blocks: entries of each row's block table.
+        num_blocks: entries of each row's block table, in each KV group.
+        adapter_ids: the adapter of each row, [max_num_seqs]; 0 is none.
         sampling: parameters by row.
         watched: rows whose request asks for something of its prompt, until all of that is computed.
     """
 
-    def __init__(self, limits: RowLimits) -> None:
+    def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
         self.num_tokens: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.num_blocks: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
+        self.adapter_ids: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.sampling = SamplingTable(limits.max_num_seqs)
         self.watched: set[int] = set()
         # Of rows with pooling: tokens that are in the pooled state.
@@ -80,8 +46,8 @@ class RowLedger(ABC):
         """Puts a new request's tokens into its row."""
 
     @abstractmethod
-    def _write_blocks(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
-        """Puts block ids into the block tables of rows, one entry each."""
+    def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        """Puts block ids into one KV group's block tables of rows, one entry each."""
 
     def reset(self) -> None:
         """Frees every row."""
@@ -103,7 +69,7 @@ class RowLedger(ABC):
         if len(plan.copied_blocks):
             self._check_copies(plan.copied_blocks)
 
-    def check_schedule(self, plan: StepPlan, max_num_batched_tokens: int) -> None:
+    def check_schedule(self, plan: StepPlan) -> None:
         """Checks what an applied plan computes.
 
         Raises:
@@ -113,8 +79,9 @@ class RowLedger(ABC):
         ends = plan.starts.astype(np.int64) + counts
         lengths = self.num_tokens[plan.rows]
         total = int(counts.sum())
-        if total > max_num_batched_tokens:
-            raise PlanError(f"the step computes {total} tokens; at most {max_num_batched_tokens} are allowed")
+        most = self.limits.max_num_batched_tokens
+        if total > most:
+            raise PlanError(f"the step computes {total} tokens; at most {most} are allowed")
         _require_rows(plan, lengths > 0, "is not in use")
         _require_rows(plan, counts > 0, "computes no token")
         _require_rows(plan, ends <= lengths, "computes tokens beyond its end")
@@ -142,7 +109,7 @@ class RowLedger(ABC):
         _require_rows(plan, in_order, "must compute all of its prompt, in order, for pooling")
 
     def _check_masks(self, plan: StepPlan) -> None:
-        width = mask_words(self.limits.vocab_size)
+        width = self.limits.mask_words
         last = np.uint32((1 << (self.limits.vocab_size - 1) % 32 + 1) - 1)
         for index, mask in plan.masks.items():
             if index >= len(plan.rows) or not plan.samples[index]:
@@ -162,7 +129,8 @@ class RowLedger(ABC):
                 self._num_pooled.pop(row, None)
 
     def _add(self, request: NewRequest) -> None:
-        row, length, num_blocks = request.row, len(request.token_ids), len(request.block_ids)
+        row, length = request.row, len(request.token_ids)
+        num_blocks = len(request.block_ids) // self.limits.num_kv_groups
         if row >= self.limits.max_num_seqs:
             raise PlanError(f"new request's row {row} must be below {self.limits.max_num_seqs}")
         if self.num_tokens[row]:
@@ -178,9 +146,16 @@ class RowLedger(ABC):
             request.token_ids,
             f"token id must be below {self.limits.vocab_size}",
         )
+        if num_blocks * self.limits.num_kv_groups != len(request.block_ids):
+            raise PlanError(f"new request has {len(request.block_ids)} blocks in {self._groups}")
+        if request.adapter_id > self.limits.max_loras:
+            raise PlanError(
+                f"new request has adapter {request.adapter_id}; there are {self.limits.max_loras}"
+            )
         self._require_in_pool(request.block_ids)
         self._write_tokens(row, request.token_ids)
-        self._write_blocks(np.full(num_blocks, row), np.arange(num_blocks), request.block_ids)
+        self._write_groups(np.full(num_blocks, row), np.arange(num_blocks), request.block_ids)
+        self.adapter_ids[row] = request.adapter_id
         self.num_tokens[row], self.num_blocks[row] = length, num_blocks
         self.sampling.set(row, request.sampling, request.num_prompt_tokens)
         if request.sampling.pooling:
@@ -196,6 +171,8 @@ class RowLedger(ABC):
         )
         if np.bincount(rows, minlength=1).max(initial=0) > 1:
             raise PlanError("a row is scheduled twice in one step")
+        if plan.num_kv_groups != self.limits.num_kv_groups:
+            raise PlanError(f"the plan has {plan.num_kv_groups} KV groups; this worker has {self._groups}")
         if not added.any():
             return
         ends = self.num_blocks[rows] + added
@@ -203,8 +180,18 @@ class RowLedger(ABC):
         self._require_in_pool(plan.new_block_ids)
         offsets = np.arange(int(added.sum())) - np.repeat(np.cumsum(added) - added, added)
         columns = np.repeat(self.num_blocks[rows], added) + offsets
-        self._write_blocks(np.repeat(rows, added), columns, plan.new_block_ids)
+        self._write_groups(np.repeat(rows, added), columns, plan.new_block_ids)
         self.num_blocks[rows] = ends
+
+    @property
+    def _groups(self) -> str:
+        count = self.limits.num_kv_groups
+        return "1 KV group" if count == 1 else f"{count} KV groups"
+
+    def _write_groups(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
+        """Puts block ids into the block tables of all groups, whose ids follow each other."""
+        for group, own in enumerate(block_ids.reshape(self.limits.num_kv_groups, len(rows))):
+            self._write_blocks(group, rows, columns, own)
 
     def _check_copies(self, copied_blocks: np.ndarray) -> None:
         self._require_in_pool(copied_blocks.reshape(-1))
@@ -218,9 +205,9 @@ class RowLedger(ABC):
 
     def _require_in_pool(self, block_ids: np.ndarray) -> None:
         _require(
-            block_ids < self.limits.num_pool_blocks,
+            block_ids < self.limits.num_blocks,
             block_ids,
-            f"block id must be below {self.limits.num_pool_blocks}",
+            f"block id must be below {self.limits.num_blocks}",
         )
 
 

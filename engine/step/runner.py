@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import StepPlan, StepResult, u32
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import u32
 
 # The error of a step over a model that computes NaN or infinity.
 NOT_FINITE = "the model's logits are not finite"

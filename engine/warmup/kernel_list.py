@@ -25,7 +25,7 @@ from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
 from engine.kernels.linear.matrix_vector import MAX_TOKENS
-from engine.layers.linear_method import LinearMethod
+from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.loader.load import create_model
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
@@ -122,8 +122,9 @@ class _RehearsalPlatform(CudaPlatform):
             num_sms=self._num_sms,
         )
 
-    def linear_method(self) -> LinearMethod:
-        return InvariantMethod() if self._config.deterministic else _RehearsedLinear(self.device)
+    def linear_methods(self) -> LinearMethods:
+        deterministic = self._config.deterministic
+        return SameMethod(InvariantMethod() if deterministic else _RehearsedLinear(self.device))
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         trial = make_trial()
@@ -136,10 +137,9 @@ class _RehearsalPlatform(CudaPlatform):
         # Products of a few tokens are compiled for their number. What takes longest is in here too.
         runner.rehearse_sizes([GraphSize(0, 1, count, False) for count in range(1, MAX_TOKENS + 1)])
         runner.rehearse_sizes(self._graph_sizes(runner))
+        limits = runner.rows.limits
         # Which of these get graphs depends on the whole model; the others are launched as they come.
-        runner.rehearse_sizes(
-            mixed_graph_sizes(runner.rows.limits.max_num_seqs, runner.max_num_batched_tokens)
-        )
+        runner.rehearse_sizes(mixed_graph_sizes(limits.max_num_seqs, limits.max_num_batched_tokens))
         runner.rehearse_prompts()
 
 

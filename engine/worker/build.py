@@ -75,23 +75,17 @@ def build_worker(
     timeline.mark("graphs" if device.type == "cuda" else "runner")
     facts = WorkerFacts(
         model=config.model,
-        vocab_size=model_config.vocab_size,
-        max_model_len=assembly.size.max_model_len,
+        limits=assembly.limits,
         eos_token_ids=model_config.eos_token_ids,
-        block_size=config.block_size,
-        num_blocks=assembly.size.num_blocks,
-        max_num_seqs=assembly.max_num_seqs,
-        max_num_batched_tokens=assembly.max_num_batched_tokens,
         dtype=dtype_name(dtype),
         device=device_name(device),
-        hidden_size=model_config.hidden_size,
     )
     logger.info(
         "%s: %s on %s, KV pool of %d blocks (%.2f GiB)",
         facts.model,
         facts.dtype,
         facts.device,
-        facts.num_blocks,
+        facts.limits.num_blocks,
         assembly.kv_bytes / GIB,
     )
     return LoadedWorker(assembly.runner, facts)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.config import WorkerConfig
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
-from engine.dispatch.records import RecordError
+from engine.dispatch.sampling import RecordError
 from engine.step.runner import DeviceLost, LoadedWorker, PendingStep, Runner
 from engine.worker.timeline import Timeline
 from pagewire.base.errors import ConfigError

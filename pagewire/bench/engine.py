@@ -98,7 +98,7 @@ class BenchEngine:
 
     def batch(self, workload: Workload, round_: int) -> Batch:
         """A workload's requests, with prompts that no other round has."""
-        prompts = workload.prompts(self.facts.vocab_size, round_)
+        prompts = workload.prompts(self.facts.limits.vocab_size, round_)
         return Batch(prompts, [output for _, output in workload.lengths()])
 
     def use_prefix_caching(self, wanted: bool) -> None:
@@ -131,8 +131,8 @@ class BenchEngine:
 
     def check(self, workload: Workload) -> None:
         """Raises ConfigError if the workload has requests that are too long for this engine."""
-        if workload.longest > self.facts.max_model_len:
+        if workload.longest > self.facts.limits.max_model_len:
             raise ConfigError(
                 f"{workload.name} ({workload}) has requests of {workload.longest} tokens, max_model_len is "
-                f"{self.facts.max_model_len}; choose a longer --max-model-len or shorter requests"
+                f"{self.facts.limits.max_model_len}; choose a longer --max-model-len or shorter requests"
             )

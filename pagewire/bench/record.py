@@ -15,6 +15,8 @@ from typing import Any
 
 _PACKAGES = ("pagewire", "torch", "triton", "numpy", "grpcio", "protobuf", "uvloop", "transformers")
 _COMMIT_VARIABLE = "GIT_COMMIT"
+LINE_WIDTH = 110
+"""Characters that a list or object of several parts may have on one line of a record."""
 
 
 def describe_run(benchmark: str, program: str = "pagewire") -> dict[str, Any]:
@@ -30,11 +32,34 @@ def describe_run(benchmark: str, program: str = "pagewire") -> dict[str, Any]:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Writes the file, whole or not at all; a longer record may take its place later."""
+    """Writes the file, whole or not at all; a longer record may take its place later.
+
+    Records are kept in the repository, so `record` is a summary: medians and counts, not every sample.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    partial.write_text(compact_json(record) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def compact_json(value: Any, indent: int = 0) -> str:
+    """JSON in few lines: a list or object has one line if it fits in LINE_WIDTH or holds no other, but each
+    text of a longer list has its own."""
+    line = json.dumps(value, default=str)
+    if not isinstance(value, (dict, list, tuple)) or indent + len(line) <= LINE_WIDTH:
+        return line
+    members = list(value.values()) if isinstance(value, dict) else list(value)
+    is_text = isinstance(value, list) and any(isinstance(member, str) for member in members)
+    if not is_text and not any(isinstance(member, (dict, list, tuple)) for member in members):
+        return line
+    names = [f"{json.dumps(str(name))}: " for name in value] if isinstance(value, dict) else [""] * len(value)
+    inner, outer = " " * (indent + 1), " " * indent
+    parts = [
+        f"{inner}{name}{compact_json(member, indent + 1)}"
+        for name, member in zip(names, members, strict=True)
+    ]
+    begin, end = "{}" if isinstance(value, dict) else "[]"
+    return "\n".join([begin, ",\n".join(parts), f"{outer}{end}"])
 
 
 def _machine() -> dict[str, Any]:

@@ -35,6 +35,8 @@ CACHES = ("PAGEWIRE_HOME", "TRITON_CACHE_DIR")
 MAX_LINES = 400
 
 _LINE = re.compile(r"(\S+)\s*\| (.*)")
+_WORKER_TOLD = re.compile(r"\b(?:compiled \d+ kernels|started in) .*")
+"""Where a worker's time went, as its log has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ def measure_startup(arguments: Sequence[str], *, repeat: int, timeout: float) ->
         timeout: seconds a start may take.
 
     Returns:
-        "cold" and "warm", each with every start and the medians over them.
+        "cold" and "warm", each with every start, the medians over them, and the log of the start in the
+        middle.
 
     Raises:
         PagewireError: it did not start, serve or stop as it should.
@@ -244,6 +247,7 @@ def _free_ports() -> tuple[int, int]:
 
 def _summary(starts: list[Start]) -> dict[str, Any]:
     processes = starts[0].ready_by_process
+    middle = sorted(starts, key=lambda start: start.ready_s)[len(starts) // 2]
     return {
         "ready_s": round(statistics.median(start.ready_s for start in starts), 2),
         "first_token_after_ready_s": round(statistics.median(start.first_token_s for start in starts), 3),
@@ -257,8 +261,9 @@ def _summary(starts: list[Start]) -> dict[str, Any]:
                 "first_token_after_ready_s": round(start.first_token_s, 4),
                 "ready_by_process_s": start.ready_by_process,
                 "stop_s": round(start.stop_s, 2),
-                "log": [f"{line.seconds:8.3f} {line.process} | {line.text}" for line in start.log],
+                "worker": [text for line in start.log for text in _WORKER_TOLD.findall(line.text)],
             }
             for start in starts
         ],
+        "log": [f"{line.seconds:8.3f} {line.process} | {line.text}" for line in middle.log],
     }

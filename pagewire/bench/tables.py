@@ -15,7 +15,7 @@ def throughput_table(results: dict[str, dict[str, Any]], targets: dict[str, dict
         unit, runs = result["unit"], result["runs"]
         figures = sorted(run[unit] for run in runs)
         middle = sorted(runs, key=lambda run: run[unit])[len(runs) // 2]
-        steps = middle["steps"]
+        steps = result["steps"]
         row = [
             name,
             result["workload"],

@@ -107,7 +107,14 @@ NumRequests = Annotated[
 Duration = Annotated[float | None, typer.Option(help="Seconds of each point in which requests are sent.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Requests before the first point; they are not measured.")]
 Seed = Annotated[int, typer.Option(help="Of lengths and times; contents are always new.")]
-Processes = Annotated[int, typer.Option(min=1, help="Processes that the load generator spreads over.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that the load generator spreads over.  [default: 1; over gRPC as many as the load "
+        "needs, at most one for each core]",
+    ),
+]
 Connections = Annotated[int, typer.Option(min=1, help="Over gRPC: connections of each process.")]
 Slo = Annotated[
     list[str] | None,
@@ -202,7 +209,7 @@ def serve(
     duration: Duration = None,
     warmup: Warmup = 1,
     seed: Seed = 0,
-    processes: Processes = 1,
+    processes: Processes = None,
     connections: Connections = 4,
     slo: Slo = None,
     json: Json = None,
@@ -274,17 +281,20 @@ def serve(
     _run(target, sweep, processes, json, picture)
 
 
-def _run(target: Target, sweep: Sweep, processes: int, json: Path | None, picture: Path | None) -> None:
+def _run(
+    target: Target, sweep: Sweep, processes: int | None, json: Path | None, picture: Path | None
+) -> None:
     """Measures, and reports each point as soon as it is done."""
     from rich.console import Console
 
     from pagewire.bench.record import describe_run, write_record
-    from pagewire.bench.serve.generator import Generator, SpreadGenerator
+    from pagewire.bench.serve.generator import Generator, SpreadGenerator, suitable_processes
     from pagewire.bench.serve.picture import picture as draw
     from pagewire.bench.serve.tables import latency_table, point_lines, sweep_table
 
     console = Console(highlight=False, width=MAX_COLUMNS)
     results: list[dict[str, Any]] = []
+    processes = processes or suitable_processes(target, sweep.loads)
     with SpreadGenerator(target, processes) if processes > 1 else Generator(target) as generator:
         if not target.model:
             target = replace(target, model=generator.first_model())

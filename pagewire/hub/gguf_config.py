@@ -20,7 +20,6 @@ LARGEST = {
     "attention.head_count_kv": 2**16,
     "attention.key_length": 2**14,
     "context_length": 2**27,
-    "rope.scaling.original_context_length": 2**27,
 }
 _FLOAT32 = np.finfo(np.float32)
 _LLAMA3_LOW_FREQ_FACTOR = 1.0
@@ -143,19 +142,17 @@ def _shortest(value: float) -> float:
 
 
 def _rope_scaling(gguf: GgufFile, head_dim: int, theta: float) -> dict[str, Any] | None:
+    """Only what the engine computes too: a file is not converted for nothing."""
+    kind = gguf.optional("llama.rope.scaling.type", str, "none")
+    if kind not in ("none", "linear"):
+        raise ConfigError(
+            f"{gguf.path}: RoPE scaling '{kind}' is not implemented; 'linear' and Llama 3's can be converted"
+        )
     if "rope_freqs.weight" in gguf.tensors:
         return _llama3_scaling(gguf, head_dim, theta)
-    kind = gguf.optional("llama.rope.scaling.type", str, "none")
     if kind == "none":
         return None
-    scaling = {"rope_type": kind, "factor": _number(gguf, "rope.scaling.factor")}
-    if kind == "yarn":
-        scaling["original_max_position_embeddings"] = _count(gguf, "rope.scaling.original_context_length")
-    elif kind != "linear":
-        raise ConfigError(
-            f"{gguf.path}: RoPE scaling '{kind}'; 'linear', 'yarn' and Llama 3's can be converted"
-        )
-    return scaling
+    return {"rope_type": kind, "factor": _number(gguf, "rope.scaling.factor")}
 
 
 def _llama3_scaling(gguf: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:

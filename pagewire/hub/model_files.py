@@ -15,6 +15,8 @@ from pagewire.base.errors import ConfigError
 MAX_CONFIG_BYTES = 16 * 1024**2
 MAX_INDEX_BYTES = 128 * 1024**2
 """An index has a line for each tensor; the largest published ones have hundreds of thousands."""
+MAX_TOKENIZER_BYTES = 128 * 1024**2
+"""The largest published ones have a quarter of this."""
 MAX_TEMPLATE_BYTES = 1024**2
 MAX_JSON_DEPTH = 64
 
@@ -93,7 +95,13 @@ def _too_deep(path: Path) -> ConfigError:
 
 
 def indexed_files(index: Path) -> list[str]:
-    """The names of the files that a checkpoint's index lists, each once, in order.
+    """The names of the files that a checkpoint's index lists, each once, in order. Raises as
+    `read_weight_map`."""
+    return sorted(set(read_weight_map(index).values()))
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Which tensor is in which file, as a checkpoint's index says.
 
     Raises:
         ConfigError: it is no index, or it names something other than files in its own directory.
@@ -110,7 +118,7 @@ def indexed_files(index: Path) -> list[str]:
         # Of every path these are the ones that stay in the directory; "\0" ends a name for the system.
         if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
             raise ConfigError(f"{index} names {name!r}; it must name files in its own directory")
-    return sorted(names)
+    return weight_map
 
 
 def require_weight_files(directory: Path, names: list[str], *, listed_in: Path | None = None) -> list[Path]:

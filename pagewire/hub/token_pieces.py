@@ -13,10 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pagewire.base.errors import ConfigError, PagewireError
-from pagewire.hub.model_files import read_bytes
+from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes
 
-MAX_TOKENIZER_BYTES = 128 * 1024**2
-"""The largest published ones have a quarter of this."""
 MAX_TOKEN_ID = 2**22 - 1
 
 Piece = str | int | None

@@ -25,7 +25,7 @@ from pagewire.base.own_packages import python_command
 from scheduler.core import Scheduler
 from scheduler.masks.maker import MaskMaker, MaskOutcome
 from scheduler.request import EndReason, Request, Status
-from scheduler.serve.intake import make_limits
+from scheduler.settings import CoreSettings
 from scheduler.step import StepOutput
 from scheduler.workers.pacing import Pacing
 
@@ -64,10 +64,8 @@ class OfflineEngine:
     def _attach(self, link: WorkerLink, *, enable_prefix_caching: bool) -> None:
         self._link = link
         self.facts: WorkerFacts = link.facts
-        limits = make_limits(
-            self.facts, max_num_waiting=_UNBOUNDED, enable_prefix_caching=enable_prefix_caching
-        )
-        self.core = Scheduler(limits)
+        settings = CoreSettings(max_num_waiting=_UNBOUNDED, enable_prefix_caching=enable_prefix_caching)
+        self.core = Scheduler(self.facts.limits, settings)
         self._mask_ready = threading.Event()
         self._pacing = Pacing()
         self._masks = MaskMaker(self.facts, self._mask_ready.set)

@@ -247,7 +247,7 @@ class SearchJob(Job):
         cache_salt: str,
     ) -> None:
         super().__init__(output, sampling, tokenizer, facts, cache_salt)
-        room = max(facts.max_model_len - len(output.prompt_token_ids), 1)
+        room = max(facts.limits.max_model_len - len(output.prompt_token_ids), 1)
         max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         eos = frozenset(facts.eos_token_ids)
         self._eos_token_ids = frozenset() if sampling.ignore_eos else eos

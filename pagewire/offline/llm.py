@@ -143,7 +143,9 @@ class LLM:
 
     def _job(self, prompt: Prompt, sampling: SamplingParams, truncate_prompt_tokens: int | None) -> Job:
         engine, tokenizer = self._running(), self._text.tokenizer
-        read = read_prompt(prompt, tokenizer, sampling, engine.facts.max_model_len, truncate_prompt_tokens)
+        read = read_prompt(
+            prompt, tokenizer, sampling, engine.facts.limits.max_model_len, truncate_prompt_tokens
+        )
         job = open_job(f"offline-{next(self._ids)}", read, sampling, tokenizer, engine.facts)
         for request in job.requests:
             engine.check(request)

@@ -14,12 +14,13 @@ ROOT_HASH: BlockHash = b""
 _MAX_CHAINS = 64
 
 
-def root_hash(cache_salt: str) -> BlockHash:
-    """The parent of the first blocks of requests with this salt, so that only they share them."""
-    if not cache_salt:
+def root_hash(cache_salt: str, adapter_id: int = 0) -> BlockHash:
+    """The parent of the first blocks of requests with this salt and adapter, so that only they share them."""
+    if not cache_salt and not adapter_id:
         return ROOT_HASH
     # Personalized, as a salt may have the very bytes of a block's tokens.
-    return blake2b(cache_salt.encode(), digest_size=16, person=b"salt").digest()
+    salt = adapter_id.to_bytes(8, "little") if adapter_id else b""
+    return blake2b(cache_salt.encode(), digest_size=16, person=b"salt", salt=salt).digest()
 
 
 def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> list[BlockHash]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from scheduler.blocks.hashes import RecentChains
 from scheduler.blocks.partial import PartialHit, Place
 from scheduler.blocks.pool import BlockPool
-from scheduler.limits import SchedulerLimits
 from scheduler.request import Request
 from scheduler.rows import IntArray, Rows
 
@@ -22,12 +21,12 @@ class Prefixes:
         is_enabled: whether anything is published and found; may be changed while nothing runs.
     """
 
-    def __init__(self, limits: SchedulerLimits, pool: BlockPool, rows: Rows) -> None:
-        self._block_size = limits.block_size
-        self.is_enabled = limits.enable_prefix_caching
+    def __init__(self, block_size: int, pool: BlockPool, rows: Rows, *, enabled: bool) -> None:
+        self._block_size = block_size
+        self.is_enabled = enabled
         self._pool = pool
         self._rows = rows
-        self._recent_chains = RecentChains(limits.block_size)
+        self._recent_chains = RecentChains(block_size)
 
     def find(self, request: Request) -> list[int]:
         """The cached blocks of a waiting request's beginning that it may use."""

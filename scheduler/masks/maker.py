@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import U32Array
+from engine.dispatch.sampling import U32Array
 from pagewire.base.errors import PagewireError
 from pagewire.structured.grammars import Grammars, Matcher
 from pagewire.wire.sampling_params import StructuredOutput
@@ -72,7 +72,7 @@ class MaskMaker:
     """
 
     def __init__(self, facts: WorkerFacts, wake: Callable[[], None]) -> None:
-        self._grammars = Grammars(facts.model, facts.vocab_size, facts.eos_token_ids)
+        self._grammars = Grammars(facts.model, facts.limits.vocab_size, facts.eos_token_ids)
         self._wake = wake
         self._matchers: dict[Request, Matcher | None] = {}
         self._done: deque[tuple[_Task, MaskOutcome]] = deque()

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from engine.dispatch.limits import EngineLimits
 from pagewire.base.errors import Overloaded
 from scheduler.blocks.prefixes import Prefixes
-from scheduler.limits import SchedulerLimits
 from scheduler.policy.shares import Shares
 from scheduler.policy.step_time import StepTimes, StepWork
 from scheduler.policy.waiting import WaitingQueue
@@ -45,13 +45,15 @@ class Forecast:
 
     def __init__(
         self,
-        limits: SchedulerLimits,
+        limits: EngineLimits,
+        target_itl: float | None,
         times: StepTimes,
         waiting: WaitingQueue,
         shares: Shares,
         prefixes: Prefixes,
     ) -> None:
         self._limits = limits
+        self._target_itl = target_itl
         self._times = times
         self._waiting = waiting
         self._shares = shares
@@ -124,7 +126,7 @@ class Forecast:
         alone = self._times.predict(decodes)
         per_token, _ = self._times.per_prompt_token()
         a_step = max(self._limits.max_num_batched_tokens - decodes.num_decodes, 1)
-        target = self._limits.target_itl
+        target = self._target_itl
         if target is not None and decodes.num_decodes and per_token > 0:
             in_time = int((target - alone) / self._times.margin / per_token)
             a_step = max(min(a_step, in_time), self._limits.block_size)

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engine.dispatch.records import U32
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.sampling import U32
 from pagewire.base.errors import InvalidRequest
-from scheduler.limits import SchedulerLimits
 from scheduler.policy.shares import Share, Shares
 from scheduler.request import NO_TURN, Request, Status
 
 _HEAP_SLACK = 64
 
 
-def check(request: Request, limits: SchedulerLimits) -> None:
+def check(request: Request, limits: EngineLimits) -> None:
     """Checks a request against the limits, and cuts its max_total_tokens to them.
 
     Raises:

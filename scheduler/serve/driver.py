@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, cast
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerLink, is_warm
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import RecordError, StepResult, TokenLogprobs
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepResult, TokenLogprobs
 from engine.dispatch.ring import RingError
+from engine.dispatch.sampling import RecordError
 from pagewire.base.errors import Code, Overloaded, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.config import SchedulerConfig
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.masks.relay import LEAST_SECONDS, MaskRelay
 from scheduler.request import EndReason, Request
-from scheduler.serve.intake import make_limits
 from scheduler.serve.metrics import SchedulerMetrics
 from scheduler.serve.outbox import Outbox, Ticket, by_outbox, ticket_of
 from scheduler.serve.status import load_message, model_message
@@ -91,7 +91,7 @@ class EngineDriver:
             self._leave_masks()
         self.facts = facts
         self._link = link
-        self._core = Scheduler(self._limits(facts))
+        self._core = Scheduler(self._limits(facts), self._config.core())
         self._lost.clear()
         self._cause = ""
         loop = asyncio.get_running_loop()
@@ -108,8 +108,8 @@ class EngineDriver:
             link.worker_pid,
             facts.model,
             facts.device,
-            facts.num_blocks,
-            facts.block_size,
+            facts.limits.num_blocks,
+            facts.limits.block_size,
         )
         orphans, self._orphans = self._orphans, []
         for request in orphans:
@@ -394,15 +394,10 @@ class EngineDriver:
             return pb.GetModelResponse(ready=False)
         return model_message(facts, self._limits(facts), ready=self._core is not None)
 
-    def _limits(self, facts: WorkerFacts) -> SchedulerLimits:
+    def _limits(self, facts: WorkerFacts) -> EngineLimits:
         config = self._config
-        return make_limits(
-            facts,
-            max_num_waiting=config.max_num_waiting,
-            enable_prefix_caching=config.enable_prefix_caching,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            target_itl_ms=config.target_itl_ms,
+        return facts.limits.lowered(
+            max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
         )
 
     def load(self) -> pb.GetLoadResponse:
@@ -413,8 +408,8 @@ class EngineDriver:
 
 
 def _same_vocabulary(facts: WorkerFacts, others: WorkerFacts) -> bool:
-    return (facts.model, facts.vocab_size, facts.eos_token_ids) == (
+    return (facts.model, facts.limits.vocab_size, facts.eos_token_ids) == (
         others.model,
-        others.vocab_size,
+        others.limits.vocab_size,
         others.eos_token_ids,
     )

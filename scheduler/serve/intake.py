@@ -7,12 +7,15 @@ from array import array
 from collections.abc import Sequence
 
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import MAX_BAD_WORD_TOKENS, Pooling, SamplingRecord
+from engine.dispatch.limits import MAX_BAD_WORD_TOKENS
+from engine.dispatch.sampling import SCALARS, Pooling, SamplingRecord
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import SamplingParams
-from scheduler.blocks.hashes import root_hash
-from scheduler.limits import SchedulerLimits
+from scheduler.blocks.hashes import BlockHash, root_hash
 from scheduler.request import Request
+
+# Parameters that are resolved as they are given.
+_SAME_NAME = tuple(name for name in SCALARS if name in SamplingParams.__dataclass_fields__)
 
 
 def make_request(
@@ -28,6 +31,7 @@ def make_request(
     bad_words: Sequence[Sequence[int]] = (),
     cache_salt: str = "",
     pooling: int = Pooling.NONE,
+    adapter_id: int = 0,
 ) -> Request:
     """Resolves what is still open: the seed, max_tokens, and the tokens that end the output.
 
@@ -44,6 +48,7 @@ def make_request(
         bad_words: token sequences that may not appear in the output.
         cache_salt: cached prefixes are shared only between requests of the same salt.
         pooling: a Pooling, if it is to end with a pooled state. Then `sampling` is not looked at.
+        adapter_id: of the adapter that its tokens are computed with; 0 is the base model alone.
 
     Raises:
         InvalidRequest: a value does not suit the model.
@@ -55,11 +60,18 @@ def make_request(
         known = array("I", token_ids)
     except OverflowError:
         raise InvalidRequest("token ids must not be negative, nor beyond 32 bits", param="prompt") from None
+    if not 0 <= adapter_id <= facts.limits.max_loras:
+        raise InvalidRequest(
+            f"there is no adapter {adapter_id}: the engine has {facts.limits.max_loras}", param="adapter_id"
+        )
+    root = root_hash(cache_salt, adapter_id)
     if pooling != Pooling.NONE:
-        return _pooling_request(request_id, known, pooling, priority, client, owner, cache_salt)
-    sampling.check_token_ids(facts.vocab_size)
-    _check_bad_words(bad_words, facts.vocab_size)
-    max_tokens = facts.max_model_len if sampling.max_tokens is None else sampling.max_tokens
+        request = _pooling_request(request_id, known, pooling, priority, client, owner, root)
+        request.adapter_id = adapter_id
+        return request
+    sampling.check_token_ids(facts.limits.vocab_size)
+    _check_bad_words(bad_words, facts.limits.vocab_size)
+    max_tokens = facts.limits.max_model_len if sampling.max_tokens is None else sampling.max_tokens
     eos = () if sampling.ignore_eos else facts.eos_token_ids
     stop_token_ids = frozenset(sampling.stop_token_ids).union(eos)
     return Request(
@@ -72,7 +84,8 @@ def make_request(
         priority=priority,
         client=client,
         owner=owner,
-        root_hash=root_hash(cache_salt),
+        root_hash=root,
+        adapter_id=adapter_id,
         constraint=sampling.structured_output,
     )
 
@@ -84,7 +97,7 @@ def _pooling_request(
     priority: int,
     client: str,
     owner: object,
-    cache_salt: str,
+    root: BlockHash,
 ) -> Request:
     if pooling not in list(Pooling):
         known = ", ".join(f"{each.value} ({each.name.lower()})" for each in Pooling)
@@ -98,7 +111,7 @@ def _pooling_request(
         priority=priority,
         client=client,
         owner=owner,
-        root_hash=root_hash(cache_salt),
+        root_hash=root,
     )
 
 
@@ -121,46 +134,15 @@ def _check_bad_words(bad_words: Sequence[Sequence[int]], vocab_size: int) -> Non
 def _record(
     sampling: SamplingParams, stop_token_ids: frozenset[int], bad_words: Sequence[Sequence[int]]
 ) -> SamplingRecord:
-    return SamplingRecord(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
+    values = {name: getattr(sampling, name) for name in _SAME_NAME}
+    values.update(
         top_k=max(sampling.top_k, 0),
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
         seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
-        min_tokens=sampling.min_tokens,
         logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
+        prompt_logprobs=-1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
         masked_until_min_tokens=tuple(sorted(stop_token_ids)) if sampling.min_tokens else (),
         logit_bias=tuple(sampling.logit_bias.items()),
         allowed_token_ids=tuple(sampling.allowed_token_ids),
         bad_words=tuple(map(tuple, bad_words)),
-        prompt_logprobs=-1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
     )
-
-
-def make_limits(
-    facts: WorkerFacts,
-    *,
-    max_num_waiting: int,
-    enable_prefix_caching: bool,
-    max_num_seqs: int | None = None,
-    max_num_batched_tokens: int | None = None,
-    target_itl_ms: float | None = None,
-) -> SchedulerLimits:
-    """The limits of a scheduler over a worker: the worker's own, lowered where a number is given."""
-    return SchedulerLimits(
-        num_blocks=facts.num_blocks,
-        block_size=facts.block_size,
-        max_num_seqs=min(facts.max_num_seqs, max_num_seqs or facts.max_num_seqs),
-        max_num_batched_tokens=min(
-            facts.max_num_batched_tokens, max_num_batched_tokens or facts.max_num_batched_tokens
-        ),
-        max_model_len=facts.max_model_len,
-        vocab_size=facts.vocab_size,
-        hidden_size=facts.hidden_size,
-        max_num_waiting=max_num_waiting,
-        enable_prefix_caching=enable_prefix_caching,
-        target_itl=None if target_itl_ms is None else target_itl_ms / 1e3,
-    )
+    return SamplingRecord(**values)

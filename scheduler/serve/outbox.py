@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.dispatch.records import F32Array, PromptLogprobs, TokenLogprobs
+from engine.dispatch.records import PromptLogprobs, TokenLogprobs
+from engine.dispatch.sampling import F32Array
 from pagewire.base.errors import Code, PagewireError
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.request import EndReason, Request

@@ -175,6 +175,7 @@ class Connection:
             num_prompt_tokens=submit.num_prompt_tokens,
             priority=submit.priority,
             client=submit.client,
+            adapter_id=submit.adapter_id,
             owner=ticket,
             bad_words=[each.ids[:] for each in submit.bad_words],
             cache_salt=submit.cache_salt,

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.limits import EngineLimits
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 
 
-def model_message(facts: WorkerFacts, limits: SchedulerLimits, *, ready: bool) -> pb.GetModelResponse:
+def model_message(facts: WorkerFacts, limits: EngineLimits, *, ready: bool) -> pb.GetModelResponse:
     """Facts about the model and the limits in force."""
     return pb.GetModelResponse(
         model=facts.model,
-        vocab_size=facts.vocab_size,
-        max_model_len=facts.max_model_len,
+        vocab_size=facts.limits.vocab_size,
+        max_model_len=facts.limits.max_model_len,
         eos_token_ids=facts.eos_token_ids,
-        block_size=facts.block_size,
-        num_blocks=facts.num_blocks,
+        block_size=facts.limits.block_size,
+        num_blocks=facts.limits.num_blocks,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         dtype=facts.dtype,
         device=facts.device,
-        hidden_size=facts.hidden_size,
+        hidden_size=facts.limits.hidden_size,
         ready=ready,
         takes_changes=True,
     )
@@ -35,7 +35,7 @@ def load_message(core: Scheduler) -> pb.GetLoadResponse:
         num_used_blocks=core.pool.num_used,
         num_blocks=core.pool.num_blocks,
         max_num_seqs=core.limits.max_num_seqs,
-        max_num_waiting=core.limits.max_num_waiting,
+        max_num_waiting=core.settings.max_num_waiting,
         num_steps_in_flight=core.num_in_flight,
         num_clients_waiting=core.num_clients_waiting,
     )

@@ -13,17 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.cpu.runner import CpuModelRunner
-from engine.dispatch.records import (
-    F32Array,
-    NewRequest,
-    PromptLogprobs,
-    SamplingRecord,
-    StepPlan,
-    StepResult,
-    TokenLogprobs,
-    U32Array,
-    u32,
-)
+from engine.dispatch.records import NewRequest, PromptLogprobs, StepPlan, StepResult, TokenLogprobs
+from engine.dispatch.sampling import F32Array, SamplingRecord, U32Array, u32
 from engine.step.runner import PendingStep
 
 GREEDY = SamplingRecord(temperature=0.0)
@@ -80,11 +71,11 @@ class PlanDriver:
 
     def __init__(self, runner: CpuModelRunner, *, budget: int | None = None, steps_ahead: int = 0) -> None:
         self.runner = runner
-        self.budget = budget or runner.max_num_batched_tokens
+        self.budget = budget or runner.rows.limits.max_num_batched_tokens
         self.steps_ahead = steps_ahead
         self.free_rows = list(range(runner.rows.limits.max_num_seqs))[::-1]
         # Shuffled, so that no test passes because blocks happen to lie in order.
-        pool = np.random.default_rng(0).permutation(runner.rows.limits.num_pool_blocks)
+        pool = np.random.default_rng(0).permutation(runner.rows.limits.num_blocks)
         self.free_blocks = pool.tolist()
         self.freed_rows: list[int] = []
         self.running: list[DrivenRequest] = []

@@ -12,7 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.dispatch.control import WorkerGone, WorkerLink
-from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, StepResult, u32
+from engine.dispatch.records import NewRequest, StepPlan, StepResult
+from engine.dispatch.sampling import SamplingRecord, u32
 from pagewire.base.exit_status import DEVICE_LOST
 
 pytestmark = [

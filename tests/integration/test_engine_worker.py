@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from engine.dispatch.control import WorkerLink
-from engine.dispatch.records import NewRequest, StepPlan, StepResult, u32
+from engine.dispatch.records import NewRequest, StepPlan, StepResult
+from engine.dispatch.sampling import u32
 from tests.integration.plan_driver import GREEDY
 from tests.unit.engine.tiny_model import write_model
 
@@ -78,7 +79,7 @@ def test_it_serves_one_scheduler_after_another(worker: subprocess.Popen[str], co
     for step_id in (4, 5):
         link = WorkerLink.connect(control)
         assert link.worker_pid == worker.pid
-        assert link.facts.vocab_size == 64
+        assert link.facts.limits.vocab_size == 64
         assert link.facts.eos_token_ids == (2,)
         result = result_of(link, request_plan(step_id))
         assert (result.error, result.step_id) == ("", step_id)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from engine.dispatch.control import WorkerGone, WorkerLink
-from engine.dispatch.records import StepPlan, StepResult, u32
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import u32
 from pagewire.base.exit_status import DEVICE_LOST
 
 SECONDS = 30.0
@@ -26,13 +27,15 @@ from pathlib import Path
 from engine.worker import cli
 from engine.config import WorkerConfig
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepResult, u32
 from engine.step.runner import FinishedStep, LoadedWorker
 from engine.worker.timeline import Timeline
 from engine.worker.loop import run
 
-FACTS = WorkerFacts(model="m", vocab_size=100, max_model_len=64, eos_token_ids=(1,), block_size=16,
-    num_blocks=8, max_num_seqs=4, max_num_batched_tokens=32, dtype="none", device="none", hidden_size=8)
+FACTS = WorkerFacts(model="m", eos_token_ids=(1,), dtype="none", device="none", limits=EngineLimits(
+    vocab_size=100, max_model_len=64, block_size=16, num_blocks=8, max_num_seqs=4,
+    max_num_batched_tokens=32, hidden_size=8))
 
 class Runner:
     def reset(self):

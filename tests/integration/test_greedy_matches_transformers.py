@@ -9,7 +9,8 @@ import torch
 
 from engine.config import WorkerConfig
 from engine.cpu.runner import CpuModelRunner
-from engine.dispatch.records import NewRequest, StepPlan, u32
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import u32
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, PlanDriver
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine.cpu.platform import CpuPlatform
 from engine.cuda import shared_prefix
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.sampling import SamplingRecord
 from engine.worker.build import build_worker
 from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
 from tests.kernels.test_cuda_shared_prefix import launch_all

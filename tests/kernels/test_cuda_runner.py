@@ -17,7 +17,8 @@ from engine.cuda import prompt_states, sampling_extras
 from engine.cuda.graphs import GraphSize
 from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
-from engine.dispatch.records import NewRequest, Pooling, SamplingRecord, StepPlan, u32
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import Pooling, SamplingRecord, u32
 from engine.sampling.masks import pack_mask
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, PlanDriver, plan_fork

@@ -7,7 +7,8 @@ import pytest
 from engine.cpu.runner import CpuModelRunner
 from engine.cuda import shared_prefix
 from engine.cuda.runner import CudaModelRunner
-from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, StepResult, u32
+from engine.dispatch.records import NewRequest, StepPlan, StepResult
+from engine.dispatch.sampling import SamplingRecord, u32
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY
 from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config

@@ -21,7 +21,7 @@ MAX_CONTEXT = 700
 def randomise(step: DecodeStep) -> None:
     """Other tokens in other blocks, after contexts of other lengths, and padding in other places."""
     step.token_ids.random_(step.model.vocab)
-    step.starts.random_(MAX_CONTEXT)
+    step.first_lengths.random_(1, MAX_CONTEXT + 1)
     step.rows.copy_(torch.randperm(step.num_seqs, device=DEVICE))
     if step.num_seqs > 1:
         step.rows[torch.rand(step.num_seqs, device=DEVICE) < 0.1] = -1

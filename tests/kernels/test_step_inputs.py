@@ -9,6 +9,7 @@ from engine.kernels.step_inputs.kernel import embed, prepare_chunks, prepare_dec
 from engine.kernels.step_inputs.naive import (
     TokenInputs,
     naive_embed,
+    naive_lengths,
     naive_scatter_words,
     naive_step_inputs,
 )
@@ -25,13 +26,13 @@ def int32(values: list[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32, device=DEVICE)
 
 
-def persistent_rows() -> tuple[torch.Tensor, torch.Tensor]:
+def persistent_rows(num_rows: int = NUM_ROWS) -> tuple[torch.Tensor, torch.Tensor]:
     """token_ids [R, L] and block_table [R, B], views of one arena as in the worker."""
     num_blocks = -(-MAX_MODEL_LEN // BLOCK_SIZE)
-    arena = torch.randint(1, 1 << 20, (NUM_ROWS * (MAX_MODEL_LEN + num_blocks),), dtype=torch.int32)
+    arena = torch.randint(1, 1 << 20, (num_rows * (MAX_MODEL_LEN + num_blocks),), dtype=torch.int32)
     arena = arena.to(DEVICE)
-    token_ids = arena[: NUM_ROWS * MAX_MODEL_LEN].view(NUM_ROWS, MAX_MODEL_LEN)
-    return token_ids, arena[NUM_ROWS * MAX_MODEL_LEN :].view(NUM_ROWS, num_blocks)
+    token_ids = arena[: num_rows * MAX_MODEL_LEN].view(num_rows, MAX_MODEL_LEN)
+    return token_ids, arena[num_rows * MAX_MODEL_LEN :].view(num_rows, num_blocks)
 
 
 def poisoned_outputs(num_tokens: int, num_requests: int, slots: torch.dtype) -> dict[str, torch.Tensor]:
@@ -59,13 +60,17 @@ def check(
 @pytest.mark.parametrize("slots", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("num_requests", [1, 5, 129] + [512] * ON_GPU)
 def test_decodes_equal_their_definition(num_requests: int, slots: torch.dtype) -> None:
-    """Every third request is padding, whose start is left over from another step."""
-    token_ids, block_table = persistent_rows()
-    rows = [-1 if i % 3 == 1 else i * 5 % NUM_ROWS for i in range(num_requests)]
-    starts = torch.randint(MAX_MODEL_LEN, (num_requests,)).tolist()
-    starts[0] = MAX_MODEL_LEN - 1
+    """Every third request is padding. A decode starts at the last token of its row, and counts one more."""
+    token_ids, block_table = persistent_rows(num_requests)
+    rows = [-1 if i % 3 == 1 else i * 5 % num_requests for i in range(num_requests)]
+    rows = [-1 if row in rows[:i] else row for i, row in enumerate(rows)]
+    lengths = torch.randint(1, MAX_MODEL_LEN + 1, (num_requests,)).tolist()
+    lengths[0] = MAX_MODEL_LEN
+    starts = [lengths[row] - 1 if row >= 0 else 0 for row in rows]
     outputs = poisoned_outputs(num_requests + 3, num_requests + 3, slots)
-    prepare_decodes(int32(rows), int32(starts), token_ids, block_table, block_size=BLOCK_SIZE, **outputs)
+    on_device = int32(lengths)
+    prepare_decodes(int32(rows), on_device, token_ids, block_table, block_size=BLOCK_SIZE, **outputs)
+    assert on_device.tolist() == naive_lengths(lengths, rows, [start + 1 for start in starts])
     expected = naive_step_inputs(
         rows,
         starts,
@@ -97,10 +102,14 @@ def test_chunks_equal_their_definition(name: str, slots: torch.dtype) -> None:
     query_start_loc = [7 + sum(counts[:i]) for i in range(len(counts) + 1)]
     total = sum(counts) + padding
     outputs = poisoned_outputs(7 + total + 2, 5 + len(rows) + 2, slots)
+    sampling_rows = [row if i % 2 == 0 else -1 for i, row in enumerate(rows)]
+    lengths = int32([POISON] * NUM_ROWS)
     prepare_chunks(
         int32(rows),
         int32(starts),
         int32(query_start_loc),
+        int32(sampling_rows),
+        lengths,
         token_ids,
         block_table,
         block_size=BLOCK_SIZE,
@@ -113,6 +122,8 @@ def test_chunks_equal_their_definition(name: str, slots: torch.dtype) -> None:
         rows, starts, counts, token_ids, block_table, block_size=BLOCK_SIZE, num_tokens=total
     )
     check(outputs, expected, tokens=7, requests=5)
+    ends = [start + count for start, count in zip(starts, counts, strict=True)]
+    assert lengths.tolist() == naive_lengths([POISON] * NUM_ROWS, sampling_rows, ends)
 
 
 def test_chunks_may_be_parts_of_a_steps_arrays() -> None:
@@ -123,6 +134,8 @@ def test_chunks_may_be_parts_of_a_steps_arrays() -> None:
         int32([0, 0, 0, 3, 4])[3:],
         int32([0, 20, 6])[1:],
         int32([0, 1, 2, 7, 11])[2:],
+        int32([0, 0, 0, -1, -1])[3:],
+        int32([0] * NUM_ROWS),
         token_ids,
         block_table,
         block_size=BLOCK_SIZE,
@@ -145,7 +158,7 @@ def test_rows_beyond_two_to_the_31_words() -> None:
     block_table[16_399, 8191] = 99
     outputs = poisoned_outputs(2, 1, torch.int32)
     prepare_chunks(
-        int32([16_399]), int32([131_070]), int32([0, 2]), token_ids, block_table,
+        int32([16_399]), int32([131_070]), int32([0, 2]), int32([-1]), int32([0]), token_ids, block_table,
         block_size=BLOCK_SIZE, num_tokens=2, max_count=2, **outputs,
     )  # fmt: skip
     check(outputs, TokenInputs([11, 12], [131_070, 131_071], [99 * 16 + 14, 99 * 16 + 15], [131_072]))
@@ -188,13 +201,14 @@ def compile_kernel(name: str, pointers: str, integers: str, constants: dict[str,
 def test_layout_compiles_for_hopper() -> None:
     compile_kernel(
         "chunks_kernel",
-        "rows starts query_start_loc token_ids block_table input_ids positions slot_mapping seq_lens",
+        "rows starts query_start_loc sampling_rows lengths token_ids block_table input_ids positions "
+        "slot_mapping seq_lens",
         "num_requests num_tokens request_offset token_ids_stride block_table_stride",
         {"BLOCK_SIZE": 16, "BLOCK": 512},
     )
     compile_kernel(
         "decodes_kernel",
-        "rows starts token_ids block_table input_ids positions slot_mapping seq_lens",
+        "rows lengths token_ids block_table input_ids positions slot_mapping seq_lens",
         "num_requests token_ids_stride block_table_stride",
         {"BLOCK_SIZE": 16, "BLOCK": 128},
     )

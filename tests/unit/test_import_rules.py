@@ -32,10 +32,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scheduler": (*GROUND, "engine.dispatch", "scheduler.blocks", "scheduler.policy"),
     "engine": GROUND,
     # Inside the scheduler: `scheduler` itself is the core and its data, which know nothing of processes.
-    "scheduler.blocks": ("scheduler.request", "scheduler.rows", "scheduler.limits"),
+    "scheduler.blocks": ("scheduler.request", "scheduler.rows"),
     "scheduler.policy": (
         *("pagewire.base", "engine.dispatch", "scheduler.blocks"),
-        *("scheduler.request", "scheduler.step", "scheduler.limits"),
+        *("scheduler.request", "scheduler.step"),
     ),
     "scheduler.masks": (*GROUND, "engine.dispatch", "scheduler.request", "scheduler.step"),
     "scheduler.workers": ("pagewire.base", "engine.dispatch", "scheduler.core", "scheduler.masks"),
@@ -49,9 +49,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.sampling": ("engine.dispatch",),
     "engine.step": ("engine.attention", "engine.dispatch", "engine.sampling"),
     "engine.layers": ("engine.attention",),
+    "engine.quant": ("pagewire.base",),
     "engine.models": ("pagewire.base", "pagewire.hub", "engine.attention", "engine.layers"),
     "engine.platform": (
-        *("pagewire.base", "engine.config"),
+        *("pagewire.base", "engine.config", "engine.dispatch"),
         *("engine.attention", "engine.layers", "engine.models", "engine.step"),
     ),
     "engine.loader": ("pagewire.base", "pagewire.hub", "engine.layers", "engine.models", "engine.platform"),

@@ -1,8 +1,10 @@
 """A step's inputs, made on the device from persistent rows: nothing here waits for the host or tells it.
 
 A step is a few launches: `scatter_words` patches the rows with what the scheduler sent, `prepare_decodes`
-and `prepare_chunks` lay out the tokens, `embed` looks them up. Padding (row -1) reads nothing and writes
-token 0 at position 0 with slot -1, so that it is harmless and cheap further on.
+and `prepare_chunks` lay out the tokens and count those that the step will append, `embed` looks them up.
+Where a row ends is known here alone: a decode starts at the last token of its row, whatever the host has
+seen of it. Padding (row -1) reads nothing and writes token 0 at position 0 with slot -1, so that it is
+harmless and cheap further on.
 
 Arrays of a step may begin anywhere in a buffer, so kernels that load single words do not specialise on how
 pointers are aligned: that would compile them anew in the middle of serving.
@@ -55,11 +57,11 @@ def _fill_tokens(
 
 @triton.jit(
     do_not_specialize=["num_requests"],
-    do_not_specialize_on_alignment=["rows", "starts", *_OUTPUTS],
+    do_not_specialize_on_alignment=["rows", "lengths", *_OUTPUTS],
 )
 def decodes_kernel(
     rows,
-    starts,
+    lengths,
     token_ids,
     block_table,
     input_ids,
@@ -73,27 +75,38 @@ def decodes_kernel(
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Request i has one token, token i."""
+    """Request i has one token, token i: the last of its row, behind which it appends one."""
     wait_for_previous(OVERLAP)
     request = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = request < num_requests
     row = tl.load(rows + request, mask=mask, other=-1)
-    start = tl.load(starts + request, mask=mask, other=0)
-    tl.store(seq_lens + request, tl.where(row >= 0, start + 1, 0), mask=mask)
+    real = row >= 0
+    length = tl.load(lengths + row, mask=real, other=0)
+    tl.store(seq_lens + request, length, mask=mask)
+    tl.store(lengths + row, length + 1, mask=real)
     _fill_tokens(
-        request, start, row, mask, row >= 0, token_ids, block_table, token_ids_stride, block_table_stride,
+        request, length - 1, row, mask, real, token_ids, block_table, token_ids_stride, block_table_stride,
         input_ids, positions, slot_mapping, BLOCK_SIZE,
     )  # fmt: skip
 
 
 @triton.jit(
     do_not_specialize=["num_requests", "num_tokens", "request_offset"],
-    do_not_specialize_on_alignment=["rows", "starts", "query_start_loc", *_OUTPUTS],
+    do_not_specialize_on_alignment=[
+        "rows",
+        "starts",
+        "query_start_loc",
+        "sampling_rows",
+        "lengths",
+        *_OUTPUTS,
+    ],
 )
 def chunks_kernel(
     rows,
     starts,
     query_start_loc,
+    sampling_rows,
+    lengths,
     token_ids,
     block_table,
     input_ids,
@@ -116,7 +129,10 @@ def chunks_kernel(
         start = tl.load(starts + request)
         end = tl.load(query_start_loc + request + 1)
         if tl.program_id(1) == 0:
-            tl.store(seq_lens + request_offset + request, tl.where(row >= 0, start + end - begin, 0))
+            last = start + end - begin
+            tl.store(seq_lens + request_offset + request, tl.where(row >= 0, last, 0))
+            sampling_row = tl.load(sampling_rows + request)
+            tl.store(lengths + sampling_row, last + 1, mask=sampling_row >= 0)
     else:
         row = -1
         start = 0
@@ -162,7 +178,7 @@ def embed_kernel(
 
 def prepare_decodes(
     rows: torch.Tensor,
-    starts: torch.Tensor,
+    lengths: torch.Tensor,
     token_ids: torch.Tensor,
     block_table: torch.Tensor,
     *,
@@ -172,10 +188,11 @@ def prepare_decodes(
     slot_mapping: torch.Tensor,
     seq_lens: torch.Tensor,
 ) -> None:
-    """Lays out requests that compute one token each: token i is request i's, at position starts[i].
+    """Lays out requests that compute the last token of their row and append one: token i is request i's.
 
     Args:
-        rows, starts: [S] int32; a row of -1 is padding.
+        rows: [S] int32; a row of -1 is padding.
+        lengths: [R] int32, tokens of each row; of those in `rows`, one more afterwards.
         token_ids: [R, L] int32; rows may be strided, here and below.
         block_table: [R, B] int32 block ids.
         input_ids, positions, seq_lens: int32, their first S entries are written.
@@ -186,7 +203,7 @@ def prepare_decodes(
         return
     decodes_kernel[(-(-num_requests // _DECODE_BLOCK),)](
         rows,
-        starts,
+        lengths,
         token_ids,
         block_table,
         input_ids,
@@ -207,6 +224,8 @@ def prepare_chunks(
     rows: torch.Tensor,
     starts: torch.Tensor,
     query_start_loc: torch.Tensor,
+    sampling_rows: torch.Tensor,
+    lengths: torch.Tensor,
     token_ids: torch.Tensor,
     block_table: torch.Tensor,
     *,
@@ -227,6 +246,8 @@ def prepare_chunks(
     Args:
         rows, starts: [N] int32; a row of -1 is padding, and so are its tokens.
         query_start_loc: [N + 1] int32, ascending.
+        sampling_rows: [N] int32; the row that appends a token behind those of the request, or -1.
+        lengths: [R] int32, tokens of each row; of those in `sampling_rows`, what they are afterwards.
         token_ids: [R, L] int32.
         block_table: [R, B] int32 block ids.
         num_tokens: where padding ends.
@@ -241,6 +262,8 @@ def prepare_chunks(
         rows,
         starts,
         query_start_loc,
+        sampling_rows,
+        lengths,
         token_ids,
         block_table,
         input_ids,

@@ -17,6 +17,16 @@ class TokenInputs:
     seq_lens: list[int]
 
 
+def naive_lengths(lengths: list[int], sampling_rows: list[int], ends: list[int]) -> list[int]:
+    """Tokens of each row after a step in which each of `sampling_rows` (-1 is none) appends one behind the
+    position where its request's tokens end."""
+    after = list(lengths)
+    for row, end in zip(sampling_rows, ends, strict=True):
+        if row >= 0:
+            after[row] = end + 1
+    return after
+
+
 def naive_step_inputs(
     rows: list[int],
     starts: list[int],

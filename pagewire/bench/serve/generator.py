@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self, TypeVar
@@ -18,9 +19,13 @@ from pagewire.base.errors import PagewireError, Unavailable
 from pagewire.bench.serve.answer import Answer
 from pagewire.bench.serve.datasets import Dataset
 from pagewire.bench.serve.health import Health
+from pagewire.bench.serve.load import Load
 from pagewire.bench.serve.share import LoadClient, Point, ShareRun, warm_up
 from pagewire.bench.serve.target import Target
 
+STREAMS_PER_PROCESS, RATE_PER_PROCESS = 64, 16.0
+"""What one process of grpc.aio is given: so many open requests, or so many new ones a second. At 50 tokens a
+second for each stream that is a third of a core."""
 START_DELAY = 0.1
 """Seconds between the word to begin and the beginning, so that every process is ready for it."""
 
@@ -51,6 +56,22 @@ def new_client(target: Target) -> LoadClient:
     from pagewire.bench.serve.http_client import HttpClient
 
     return HttpClient(target)
+
+
+def suitable_processes(target: Target, loads: Sequence[Load]) -> int:
+    """How many processes such loads take: one over HTTP; over gRPC as many as their open requests or their
+    rate need, and no more than there are cores."""
+    if not target.is_grpc:
+        return 1
+    return min(len(os.sched_getaffinity(0)), max(map(_grpc_processes, loads)))
+
+
+def _grpc_processes(load: Load) -> int:
+    most_open = load.num_requests if load.is_burst else load.concurrency
+    wanted = load.rate / RATE_PER_PROCESS
+    if most_open is not None:
+        wanted = min(wanted, most_open / STREAMS_PER_PROCESS)
+    return math.ceil(wanted)
 
 
 class Generator:

@@ -1,7 +1,7 @@
-"""A client of pagewire's gRPC for load: many calls on a few HTTP/2 connections, parsed with little work.
+"""A client of pagewire's gRPC for load: grpc.aio with the generated stubs, on a few connections of its own.
 
-It is not grpc's own client, whose asyncio API takes several times the processor time for a token
-(docs/benchmarks.md has the figures) and so would be the limit of what is measured.
+grpc.aio takes more processor time for a token than the HTTP client (docs/benchmarks.md has the figures), so
+the load is spread over as many processes as it takes (generator.py).
 """
 
 from __future__ import annotations
@@ -9,35 +9,45 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote
 
-from pagewire.base.errors import Code, ConfigError, Unavailable
+import grpc
+
+from pagewire.base.errors import ConfigError, Unavailable
 from pagewire.bench.serve.answer import Answer
-from pagewire.bench.serve.http2_wire import BadHttp2, Http2Client, encode_headers
+from pagewire.bench.serve.certificate import shown_certificate
 from pagewire.bench.serve.target import Target
 from pagewire.inference.v1 import inference_pb2 as pb
+from pagewire.inference.v1 import inference_pb2_grpc
 
-_SERVICE = "/pagewire.inference.v1.InferenceService/"
 _REASONS = {
     pb.FINISH_REASON_STOP: "stop",
     pb.FINISH_REASON_LENGTH: "length",
     pb.FINISH_REASON_ABORT: "abort",
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # else all channels share one connection
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
 
 
 class GrpcClient:
-    """Sends requests to one server. Use it from one event loop."""
+    """Sends requests to one server. Make and use it in one event loop."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._tls = target.tls()
-        self._connections: list[_Connection] = []
+        self._metadata = tuple((name.lower(), value) for name, value in target.headers)
+        self._channels: list[Any] = []
+        self._stubs: list[inference_pb2_grpc.InferenceServiceStub] = []
         self._opening = asyncio.Lock()
         self._turn = 0
-        self._generate = self._header_block("Generate")
+        target.tls()  # raises for a CA file that cannot be read
 
     async def models(self) -> list[str]:
         """The models that the server lists.
@@ -46,14 +56,9 @@ class GrpcClient:
             ConfigError: it lists none, or does not let us see them.
             Unavailable: it cannot be reached.
         """
-        messages: list[bytes] = []
-        call = _Call(lambda message, _: messages.append(message))
-        await self._send(self._header_block("ListModels"), _framed(b""), call)
-        if call.failure.startswith("cannot connect"):
-            raise Unavailable(f"{self._target.url}: {call.failure}")
-        names = [model.id for data in messages for model in pb.ListModelsResponse.FromString(data).models]
-        if call.failure or not names:
-            raise ConfigError(f"{self._target.url}: lists no models ({call.failure or 'there are none'})")
+        failure, names = await self._list_models(await self._stub())
+        if failure or not names:
+            raise ConfigError(f"{self._target.url}: lists no models ({failure or 'there are none'})")
         return names
 
     async def prepare(self, connections: int) -> None:
@@ -62,14 +67,11 @@ class GrpcClient:
         Raises:
             Unavailable: the server cannot be reached.
         """
-        try:
-            for _ in range(min(connections, self._target.connections)):
-                await self._connection()
-        except OSError as error:
-            raise Unavailable(f"{self._target.url}: {_reason(error)}") from error
+        await self._open()
+        await asyncio.gather(*map(self._list_models, self._stubs[:connections]))
 
-    def request(self, prompt: list[int] | str, max_tokens: int) -> bytes:
-        """What to give to `send`: a message with its frame."""
+    def request(self, prompt: list[int] | str, max_tokens: int) -> pb.GenerateRequest:
+        """What to give to `send`."""
         message = pb.GenerateRequest(model=self._target.model)
         if isinstance(prompt, str):
             message.text = prompt
@@ -78,165 +80,82 @@ class GrpcClient:
         message.sampling.max_tokens = max_tokens
         message.sampling.temperature = self._target.temperature
         message.sampling.ignore_eos = self._target.ignore_eos
-        return _framed(message.SerializeToString())
+        return message
 
-    async def send(self, request: bytes, answer: Answer) -> None:
+    async def send(self, request: pb.GenerateRequest, answer: Answer) -> None:
         """Sends a request and fills the answer until it ends. Failures are written there, too."""
         answer.sent = time.perf_counter()
-        call = _Call(lambda message, now: _read(answer, message, now))
-        await self._send(self._generate, request, call)
-        if call.failure:
-            answer.fail(call.failure, time.perf_counter())
+        try:
+            async with asyncio.timeout(self._target.timeout):
+                failure = await self._read(request, answer)
+        except TimeoutError:
+            failure = f"timeout: no end after {self._target.timeout:g} s"
+        except Unavailable as error:
+            failure = str(error)
+        if failure:
+            answer.fail(failure, time.perf_counter())
         elif math.isnan(answer.ended):
             answer.fail("the stream ended without a finished event", time.perf_counter())
 
-    async def _send(self, header_block: bytes, request: bytes, call: _Call) -> None:
-        try:
-            async with asyncio.timeout(self._target.timeout):
-                connection = await self._connection()
-                await connection.call(header_block, request, call)
-        except TimeoutError:
-            call.failure = call.failure or f"timeout: no end after {self._target.timeout:g} s"
-        except OSError as error:
-            call.failure = f"cannot connect: {_reason(error)}"
-
-    async def _connection(self) -> _Connection:
-        """The next one in turn; a fresh one until there are as many as there may be."""
-        async with self._opening:
-            self._connections = [each for each in self._connections if not each.state.closed]
-            if len(self._connections) < self._target.connections:
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    _Connection, self._target.host, self._target.port, ssl=self._tls
-                )
-                self._connections.append(connection)
-                return connection
-        self._turn = (self._turn + 1) % len(self._connections)
-        return self._connections[self._turn]
-
     async def close(self) -> None:
         """Closes every connection."""
-        for connection in self._connections:
-            connection.close()
-        self._connections.clear()
+        for channel in self._channels:
+            await channel.close()
+        self._channels.clear()
+        self._stubs.clear()
 
-    def _header_block(self, method: str) -> bytes:
-        return encode_headers(
-            [
-                (":method", "POST"),
-                (":scheme", "http" if self._tls is None else "https"),
-                (":path", _SERVICE + method),
-                (":authority", self._target.authority),
-                ("te", "trailers"),
-                ("content-type", "application/grpc"),
-                *((name.lower(), value) for name, value in self._target.headers),
-            ]
-        )
-
-
-class _Call:
-    """One call's response: hands on whole messages, and says how it ended."""
-
-    __slots__ = ("_on_message", "_rest", "_status", "done", "failure")
-
-    def __init__(self, on_message: Callable[[bytes, float], None]) -> None:
-        self._on_message = on_message
-        self._rest = b""
-        self._status = ""
-        self.failure = ""
-        self.done = asyncio.get_running_loop().create_future()
-
-    def headers(self, headers: dict[str, str]) -> None:
-        """See StreamReader."""
-        if headers.get(":status", "200") != "200":
-            self.failure = f"HTTP {headers[':status']}"
-        status = headers.get("grpc-status")
-        if status is None:
-            return
-        self._status = status
-        if status != "0":
-            name = Code(int(status)).name if status in _STATUSES else f"status {status}"
-            self.failure = f"gRPC {name}: {unquote(headers.get('grpc-message', ''))}"
-
-    def data(self, data: bytes, now: float) -> None:
-        """See StreamReader."""
-        if self._rest:
-            data = self._rest + data
-        elif len(data) == 5 + int.from_bytes(data[1:5]):
-            self._on_message(data[5:], now)
-            return
-        at, size = 0, len(data)
-        while size - at >= 5:
-            end = at + 5 + int.from_bytes(data[at + 1 : at + 5])
-            if end > size:
-                break
-            self._on_message(data[at + 5 : end], now)
-            at = end
-        self._rest = data[at:]
-
-    def end(self, failure: str) -> None:
-        """See StreamReader."""
-        if not self.failure:
-            self.failure = failure or ("" if self._status else "the stream ended without a status")
-        if not self.done.done():
-            self.done.set_result(None)
-
-
-class _Connection(asyncio.Protocol):
-    """A connection with its calls."""
-
-    def __init__(self) -> None:
-        self.state = Http2Client()
-        self._transport: Any = None
-
-    async def call(self, header_block: bytes, request: bytes, call: _Call) -> None:
-        """Makes a call; returns when it has ended."""
-        number = self.state.request(header_block, request, call)
-        self._write()
+    async def _read(self, request: pb.GenerateRequest, answer: Answer) -> str:
+        """Makes the call; returns why it failed, "" if it did not."""
+        call = (await self._stub()).Generate(request, metadata=self._metadata)
         try:
-            await call.done
-        finally:
-            self.state.cancel(number)  # unless it has ended
-            self._write()
+            async for event in call:
+                take(answer, event, time.perf_counter())
+        except grpc.aio.AioRpcError as error:
+            return _failure(error.code(), error.details())
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return _failure(grpc.StatusCode.CANCELLED, await call.details())  # the server's word, not ours
+        return ""
 
-    def close(self) -> None:
-        """Closes it; calls under way end with a failure."""
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio.Protocol."""
-        self._transport = transport
-        self._write()
-
-    def data_received(self, data: bytes) -> None:
-        """Of asyncio.Protocol."""
-        now = time.perf_counter()
+    async def _list_models(self, stub: inference_pb2_grpc.InferenceServiceStub) -> tuple[str, list[str]]:
+        """Why it was refused, and the models. Raises Unavailable where nobody answers."""
         try:
-            self.state.feed(data, now)
-        except BadHttp2 as error:
-            self.state.lost(f"bad HTTP/2: {error}")
-            self._transport.abort()
-            return
-        self._write()
-        if self.state.closed and not self.state.num_open:
-            self._transport.close()
+            answer = await stub.ListModels(
+                pb.ListModelsRequest(), metadata=self._metadata, timeout=self._target.timeout
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise Unavailable(f"{self._target.url}: cannot connect: {error.details()}") from error
+            return _failure(error.code(), error.details()), []
+        return "", [model.id for model in answer.models]
 
-    def connection_lost(self, error: Exception | None) -> None:
-        """Of asyncio.Protocol."""
-        reason = _reason(error) if error else "closed by the server"
-        self.state.lost(f"connection lost: {reason}")
+    async def _stub(self) -> inference_pb2_grpc.InferenceServiceStub:
+        """The next connection's in turn."""
+        if not self._stubs:
+            await self._open()
+        self._turn = (self._turn + 1) % len(self._stubs)
+        return self._stubs[self._turn]
 
-    def _write(self) -> None:
-        output = self.state.take_output()
-        if output and not self._transport.is_closing():
-            self._transport.write(output)
+    async def _open(self) -> None:
+        """Makes the channels, which connect when they are used."""
+        async with self._opening:
+            if self._stubs:
+                return
+            credentials, options = await asyncio.to_thread(_credentials, self._target)
+            address = self._target.authority
+            for _ in range(self._target.connections):
+                if credentials is None:
+                    channel = grpc.aio.insecure_channel(address, options=options)
+                else:
+                    channel = grpc.aio.secure_channel(address, credentials, options=options)
+                self._channels.append(channel)
+                self._stubs.append(inference_pb2_grpc.InferenceServiceStub(channel))  # type: ignore[no-untyped-call]
 
 
-_STATUSES = {str(int(code)) for code in Code}
-
-
-def _read(answer: Answer, message: bytes, now: float) -> None:
+def take(answer: Answer, event: pb.GenerateResponse, now: float) -> None:
     """Takes an event of Generate that arrived at `now`."""
-    event = pb.GenerateResponse.FromString(message)
     kind = event.WhichOneof("event")
     if kind == "delta":
         delta = event.delta
@@ -251,9 +170,23 @@ def _read(answer: Answer, message: bytes, now: float) -> None:
         answer.ended = now
 
 
-def _framed(message: bytes) -> bytes:
-    return b"\x00" + len(message).to_bytes(4) + message
+def _failure(code: grpc.StatusCode, details: str | None) -> str:
+    return f"gRPC {code.name}: {details or ''}"[:200]
 
 
-def _reason(error: BaseException) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]
+def _credentials(target: Target) -> tuple[Any, tuple[tuple[str, Any], ...]]:
+    """A channel's credentials, None without TLS, and its options.
+
+    Raises:
+        Unavailable: the server's certificate is to be trusted as it is, and cannot be had.
+    """
+    if not target.uses_tls:
+        return None, _OPTIONS
+    if not target.insecure:
+        authorities = target.ca_file.read_bytes() if target.ca_file else None
+        return grpc.ssl_channel_credentials(authorities), _OPTIONS
+    try:
+        certificate, name = shown_certificate(target.host, target.port)
+    except OSError as error:
+        raise Unavailable(f"{target.url}: no certificate can be had from it: {error}") from error
+    return grpc.ssl_channel_credentials(certificate), (*_OPTIONS, ("grpc.ssl_target_name_override", name))

@@ -29,7 +29,7 @@ class Target:
         temperature: of the sampling.
         ignore_eos: whether every output has the length that was asked for.
         extra_body: fields that every HTTP request's body gets, or has replaced; null leaves one out.
-        connections: HTTP/2 connections of each process, over gRPC.
+        connections: of each process, over gRPC.
     """
 
     url: str
@@ -88,7 +88,7 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """Host and port as a Host header has them."""
+        """Host and port as a Host header and a gRPC channel have them."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def path(self, name: str) -> str:
@@ -111,8 +111,6 @@ class Target:
         if self.insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        if self.is_grpc:
-            context.set_alpn_protocols(["h2"])
         return context
 
     def body(self, prompt: list[int] | str, max_tokens: int) -> bytes:

@@ -15,7 +15,7 @@ class Hello(_message.Message):
     def __init__(self, dispatch_version: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("dispatch_version", "pid", "model", "vocab_size", "max_model_len", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "dtype", "device", "rank", "world_size", "hidden_size")
+    __slots__ = ("dispatch_version", "pid", "model", "vocab_size", "max_model_len", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "dtype", "device", "rank", "world_size", "hidden_size", "num_kv_groups", "max_tokens_per_step", "max_loras")
     DISPATCH_VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,9 @@ class Welcome(_message.Message):
     RANK_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NUM_KV_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+    MAX_LORAS_FIELD_NUMBER: _ClassVar[int]
     dispatch_version: int
     pid: int
     model: str
@@ -46,7 +49,10 @@ class Welcome(_message.Message):
     rank: int
     world_size: int
     hidden_size: int
-    def __init__(self, dispatch_version: _Optional[int] = ..., pid: _Optional[int] = ..., model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., hidden_size: _Optional[int] = ...) -> None: ...
+    num_kv_groups: int
+    max_tokens_per_step: int
+    max_loras: int
+    def __init__(self, dispatch_version: _Optional[int] = ..., pid: _Optional[int] = ..., model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_kv_groups: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., max_loras: _Optional[int] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("plan_ring", "plan_reader", "result_ring")

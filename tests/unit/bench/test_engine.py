@@ -49,19 +49,20 @@ def test_a_run_has_exactly_the_tokens_of_its_workload_and_its_steps_account_for_
     assert result["unit"] == "output_tokens_per_s"
     figures = [run["output_tokens_per_s"] for run in result["runs"]]
     assert result["tokens_per_s"] == sorted(figures)[1] > 0
+    steps = result["steps"]
     for run in result["runs"]:
         assert run["output_tokens_per_s"] == pytest.approx(45 / run["seconds"], rel=0.01)
-        steps = run["steps"]
-        # 200 prompt tokens in steps of 64, and of each output all but the last token are computed too
-        assert steps["num_generated_tokens"] == 45
-        assert steps["num_computed_tokens"] == 200 + 5 * 8
-        assert steps["num_steps"] == steps["decode_steps"]["count"] + steps["prefill_steps"]["count"]
-        assert steps["prefill_steps"]["count"] == 4
-        assert steps["prefill_steps"]["mean_tokens"] > 40
-        assert steps["decode_steps"]["mean_tokens"] == steps["decode_steps"]["mean_requests"]
-        assert steps["mean_execute_us"] > 0
-        assert 0 < steps["schedule_us"] < steps["step_us"]
-        assert (steps["num_preemptions"], steps["prefix_cache_hits"]) == (0, 0)
+        assert run["num_steps"] == steps["num_steps"]
+        assert (run["num_preemptions"], run["prefix_cache_hits"]) == (0, 0)
+    # 200 prompt tokens in steps of 64, and of each output all but the last token are computed too
+    assert steps["num_generated_tokens"] == 45
+    assert steps["num_computed_tokens"] == 200 + 5 * 8
+    assert steps["num_steps"] == steps["decode_steps"]["count"] + steps["prefill_steps"]["count"]
+    assert steps["prefill_steps"]["count"] == 4
+    assert steps["prefill_steps"]["mean_tokens"] > 40
+    assert steps["decode_steps"]["mean_tokens"] == steps["decode_steps"]["mean_requests"]
+    assert steps["mean_execute_us"] > 0
+    assert 0 < steps["schedule_us"] < steps["step_us"]
 
 
 def test_a_workload_without_output_counts_its_input(engine: BenchEngine) -> None:
@@ -74,15 +75,15 @@ def test_a_workload_without_output_counts_its_input(engine: BenchEngine) -> None
 def test_prefixes_are_shared_within_a_run_where_the_workload_says_so_and_never_across_runs(
     engine: BenchEngine,
 ) -> None:
-    hits = [run["steps"]["prefix_cache_hits"] for run in measure_throughput(engine, SHARED, 2)["runs"]]
+    hits = [run["prefix_cache_hits"] for run in measure_throughput(engine, SHARED, 2)["runs"]]
     # the first request computes the 64 shared tokens, the five after it find them
     assert hits == [5 * 64, 5 * 64]
     [unshared] = measure_throughput(engine, replace(SHARED, prefix_caching=False), 1)["runs"]
-    assert unshared["steps"]["prefix_cache_hits"] == 0
+    assert unshared["prefix_cache_hits"] == 0
 
 
 def test_preemptions_and_a_full_pool_are_reported(engine: BenchEngine) -> None:
-    steps = measure_throughput(engine, TIGHT, repeat=1)["runs"][0]["steps"]
+    steps = measure_throughput(engine, TIGHT, repeat=1)["steps"]
     assert steps["num_preemptions"] > 0
     assert steps["most_blocks_used"] == 30
 

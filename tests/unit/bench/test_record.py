@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pagewire.bench.record import describe_run, write_record
+from pagewire.bench.record import LINE_WIDTH, compact_json, describe_run, write_record
 
 
 def test_a_run_is_described_by_command_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +45,24 @@ def test_a_record_takes_the_place_of_a_shorter_one_and_leaves_nothing_else(tmp_p
     write_record(path, {"results": [1, 2]})
     assert json.loads(path.read_text()) == {"results": [1, 2]}
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=30), inner, max_size=5),
+)
+
+
+@given(JSON)
+def test_compact_json_says_the_same(value: object) -> None:
+    assert json.loads(compact_json(value)) == value
+
+
+def test_a_list_or_object_without_others_in_it_has_one_line() -> None:
+    series = list(range(LINE_WIDTH))
+    assert compact_json({"series": series, "few": {"a": {"b": 1}}}).splitlines() == [
+        "{",
+        f' "series": {json.dumps(series)},',
+        ' "few": {"a": {"b": 1}}',
+        "}",
+    ]

@@ -440,6 +440,14 @@ EXTREMES = {
     "a tokenizer of brackets": Extreme(
         load_text, _with_content("tokenizer.json", b'{"model":' + b"[" * 10**6), "not a tokenizer"
     ),
+    "a tokenizer of a terabyte, asked for its end of text": Extreme(
+        load_engine, _with_holes("tokenizer.json"), "is larger than"
+    ),
+    "a tokenizer of brackets, asked for its end of text": Extreme(
+        load_engine,
+        _with_content("tokenizer.json", b'{"added_tokens":' + b"[" * 10**6),
+        "is nested too deeply",
+    ),
     "a tokenizer's settings of brackets": Extreme(
         load_text, _with_content("tokenizer_config.json", b'{"a":' + b"[" * 10**6), "is nested too deeply"
     ),

@@ -42,7 +42,7 @@ def load_streamed(directory: Path) -> None:
     from engine.loader import safetensors
 
     streamed, mapped = safetensors._load_streamed, safetensors._load_mapped
-    safetensors._load_mapped = lambda targets, files: streamed(targets, files, torch.device("cpu"))
+    safetensors._load_mapped = lambda targets, checkpoint: streamed(targets, checkpoint, torch.device("cpu"))
     try:
         load_engine(directory)
     finally:

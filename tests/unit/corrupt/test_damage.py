@@ -11,13 +11,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.ops import TorchLayerOps
-from engine.layers.linear_method import DenseMethod
+from engine.layers.linear_method import DenseMethod, SameMethod
 from engine.layers.parallel import TensorParallel
+from engine.loader.checkpoint import open_checkpoint
 from engine.loader.load import create_model
-from engine.loader.safetensors import checkpoint_files, load_safetensors
+from engine.loader.safetensors import load_safetensors
 from engine.loader.stream import stored_tensors
 from engine.models.base import CausalLM, ModelContext
 from engine.models.families import load_model_config
@@ -60,7 +62,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(directory: Path) -> CausalLM:
     config = load_model_config(directory)
     backend = TorchAttentionBackend(CPU, torch.float32)
-    context = ModelContext(config, 64, backend, TorchLayerOps(CPU), DenseMethod(), TensorParallel())
+    methods = SameMethod(DenseMethod())
+    context = ModelContext(config, 64, backend, TorchLayerOps(CPU), methods, TensorParallel())
     return create_model(context, CPU, torch.float32)
 
 
@@ -79,7 +82,7 @@ def test_weights(directory: Path, model: CausalLM, tmp_path: Path, random: Rando
         tmp_path / "model.safetensors",
         lambda data: damage_safetensors(data, random),
     )
-    is_refused_by_name(tmp_path, lambda: load_safetensors(model, tmp_path, CPU))
+    is_refused_by_name(tmp_path, lambda: load_safetensors(model, open_checkpoint(tmp_path), CPU))
 
 
 def test_weights_cut_anywhere(directory: Path, model: CausalLM, tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_weights_cut_anywhere(directory: Path, model: CausalLM, tmp_path: Path) 
     for size in range(0, len(whole), len(whole) // 97):
         (tmp_path / "model.safetensors").write_bytes(whole[:size])
         assert is_refused_by_name(
-            tmp_path / "model.safetensors", lambda: load_safetensors(model, tmp_path, CPU)
+            tmp_path / "model.safetensors", lambda: load_safetensors(model, open_checkpoint(tmp_path), CPU)
         )
 
 
@@ -95,19 +98,19 @@ def test_a_flipped_bit_of_a_weight_is_a_weight(directory: Path, model: CausalLM,
     data = bytearray((directory / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(data)
-    assert not is_refused_by_name(tmp_path, lambda: load_safetensors(model, tmp_path, CPU))
+    assert not is_refused_by_name(tmp_path, lambda: load_safetensors(model, open_checkpoint(tmp_path), CPU))
     assert stored_tensors(tmp_path / "model.safetensors")
 
 
 @examples(200)
 @given(random=seeds)
 def test_the_index_of_shards(tmp_path: Path, random: Random) -> None:
-    for name in ("a.safetensors", "b.safetensors"):
-        (tmp_path / name).touch()
+    for tensor, name in (("x", "a.safetensors"), ("y", "b.safetensors")):
+        save_file({tensor: torch.zeros(1)}, tmp_path / name)
     index = tmp_path / "model.safetensors.index.json"
     index.write_bytes(damage_json({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}, random))
-    if not is_refused_by_name(index, lambda: checkpoint_files(tmp_path)):
-        assert {path.parent for path in checkpoint_files(tmp_path)} == {tmp_path}
+    if not is_refused_by_name(index, lambda: open_checkpoint(tmp_path)):
+        assert {path.parent for path in open_checkpoint(tmp_path).files} == {tmp_path}
 
 
 @examples(150)

@@ -24,23 +24,27 @@ from engine.dispatch.control import (
     WorkerSession,
 )
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import DISPATCH_VERSION, StepPlan, StepResult, u32
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import DISPATCH_VERSION, StepPlan, StepResult
 from engine.dispatch.ring import RingError
+from engine.dispatch.sampling import u32
 from pagewire.worker.v1 import worker_pb2 as pb
 from tests.segments import segments_of
 
 FACTS = WorkerFacts(
     model="a-model",
-    vocab_size=100,
-    max_model_len=64,
+    limits=EngineLimits(
+        vocab_size=100,
+        max_model_len=64,
+        block_size=16,
+        num_blocks=8,
+        max_num_seqs=4,
+        max_num_batched_tokens=32,
+        hidden_size=64,
+    ),
     eos_token_ids=(1, 2),
-    block_size=16,
-    num_blocks=8,
-    max_num_seqs=4,
-    max_num_batched_tokens=32,
     dtype="float32",
     device="cpu",
-    hidden_size=64,
 )
 EMPTY = u32([])
 
@@ -185,7 +189,9 @@ def test_one_worker_serves_one_scheduler_after_another(endpoint: WorkerEndpoint)
 def test_a_result_without_shared_memory_for_it_becomes_an_error(
     endpoint: WorkerEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link, session = attach(endpoint, replace(FACTS, max_num_seqs=64, hidden_size=4096))
+    link, session = attach(
+        endpoint, replace(FACTS, limits=replace(FACTS.limits, max_num_seqs=64, hidden_size=4096))
+    )
 
     def refuse(fd: int, offset: int, length: int) -> None:
         raise OSError(28, "No space left on device")

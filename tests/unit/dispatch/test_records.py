@@ -10,16 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.dispatch.control import RING_SLOTS
+from engine.dispatch.limits import MAX_BAD_WORD_TOKENS, EngineLimits, mask_words
 from engine.dispatch.records import (
-    F32,
-    MAX_BAD_WORD_TOKENS,
-    U32,
     NewRequest,
-    Pooling,
     PromptLogprobs,
-    RecordError,
-    RecordLimits,
-    SamplingRecord,
     StepPlan,
     StepResult,
     TokenLogprobs,
@@ -27,10 +21,11 @@ from engine.dispatch.records import (
     decode_result,
     encode_plan,
     encode_result,
-    mask_words,
-    u32,
+    plan_bytes,
+    result_bytes,
 )
 from engine.dispatch.ring import RingShape
+from engine.dispatch.sampling import F32, U32, Pooling, RecordError, SamplingRecord, u32
 
 WORD = st.integers(0, 2**32 - 1)
 FLOAT = st.floats(width=32, allow_nan=False)
@@ -171,11 +166,12 @@ def test_a_record_of_another_version_is_refused() -> None:
         decode_result(bytes(record))
 
 
-LIMITS = RecordLimits.derive(
+LIMITS = EngineLimits(
     max_num_seqs=4,
     max_num_batched_tokens=64,
     block_size=16,
     max_model_len=512,
+    num_blocks=64,
     vocab_size=1000,
     hidden_size=24,
 )
@@ -190,7 +186,7 @@ def test_the_largest_plan_and_result_fit_their_slots() -> None:
     plan = StepPlan(0, u32(range(4)), new, ones, ones, ones, ones, u32([2] * 4), blocks, masks, copied)
     assert sum(request.num_words for request in new) == words
     assert words // 4 * 4 == words
-    assert limits.plan_bytes - 128 <= len(encode_plan(plan)) <= limits.plan_bytes
+    assert plan_bytes(limits) - 128 <= len(encode_plan(plan)) <= plan_bytes(limits)
     top = TokenLogprobs(0.0, [0] * 20, [0.0] * 20)
     assert (limits.max_prompt_logprobs, limits.max_pooled) == (64, 4)
     tops = np.zeros((16, 20), U32), np.zeros((16, 20), F32)
@@ -204,7 +200,7 @@ def test_the_largest_plan_and_result_fit_their_slots() -> None:
         prompt_logprobs=prompts,
         pooled=pooled,
     )
-    assert limits.result_bytes - 128 <= len(encode_result(result)) <= limits.result_bytes
+    assert result_bytes(limits) - 128 <= len(encode_result(result)) <= result_bytes(limits)
 
 
 def test_a_request_with_the_longest_lists_fits_a_plan() -> None:
@@ -218,22 +214,23 @@ def test_a_request_with_the_longest_lists_fits_a_plan() -> None:
     assert request.num_words <= LIMITS.max_new_words
     one = u32([1])
     plan = StepPlan(0, u32([]), [request], one, one, one, one, u32([0]), u32([]))
-    assert len(encode_plan(plan)) <= LIMITS.plan_bytes
+    assert len(encode_plan(plan)) <= plan_bytes(LIMITS)
     assert decode_plan(encode_plan(plan)).new_requests[0].sampling == sampling
 
 
 def test_the_rings_of_a_large_model_stay_small() -> None:
     """Of masks, prompt log probabilities and pooled states, what one step may hold is bounded."""
-    limits = RecordLimits.derive(
+    limits = EngineLimits(
         max_num_seqs=256,
         max_num_batched_tokens=8192,
         block_size=16,
         max_model_len=131_072,
+        num_blocks=1 << 16,
         vocab_size=151_936,
         hidden_size=8192,
     )
     assert (limits.max_prompt_logprobs, limits.max_pooled) == (2048, 128)
-    shapes = [RingShape(size, RING_SLOTS) for size in (limits.plan_bytes, limits.result_bytes)]
+    shapes = [RingShape(size, RING_SLOTS) for size in (plan_bytes(limits), result_bytes(limits))]
     assert sum(shape.segment_bytes for shape in shapes) < 60 * 2**20
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from engine.config import WorkerConfig
 from engine.cpu.runner import CpuModelRunner
-from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, U32Array, u32
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import SamplingRecord, U32Array, u32
 from engine.kernels.sampling.naive import naive_adjust
 from engine.sampling.masks import mask_batch, pack_mask, unpack_mask
 from engine.sampling.parameters import SamplingBatch, SamplingTable

@@ -12,7 +12,8 @@ import torch
 from engine.cuda.device_errors import failed_step, is_device_lost
 from engine.cuda.results import LaunchedStep
 from engine.cuda.runner import CudaModelRunner
-from engine.dispatch.records import StepPlan, u32
+from engine.dispatch.records import StepPlan
+from engine.dispatch.sampling import u32
 from engine.step.runner import DeviceLost
 
 CPU = torch.device("cpu")

@@ -10,8 +10,9 @@ import torch
 
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.ops import TorchLayerOps
-from engine.layers.linear_method import DenseMethod
+from engine.layers.linear_method import DenseMethod, SameMethod
 from engine.layers.parallel import TensorParallel
+from engine.loader.checkpoint import open_checkpoint
 from engine.loader.load import create_model
 from engine.loader.safetensors import load_safetensors
 from engine.models.base import CausalLM, ModelContext
@@ -58,11 +59,11 @@ def load(directory: Path, parallel: TensorParallel) -> CausalLM:
         max_model_len=64,
         backend=TorchAttentionBackend(CPU, torch.float32),
         ops=TorchLayerOps(CPU),
-        linear_method=DenseMethod(),
+        linear_methods=SameMethod(DenseMethod()),
         parallel=parallel,
     )
     model = create_model(context, CPU, torch.float32)
-    load_safetensors(model, directory, CPU)
+    load_safetensors(model, open_checkpoint(directory), CPU)
     return model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import WorkerConfig
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.sampling import SamplingRecord
 from engine.layers.alibi import alibi_slopes
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import PlanDriver

@@ -11,13 +11,14 @@ from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.ops import TorchLayerOps
 from engine.layers.embedding import VocabParallelEmbedding
 from engine.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
-from engine.layers.linear_method import DenseMethod, LinearMethod
+from engine.layers.linear_method import DenseMethod, LinearMethods, SameMethod
 from engine.layers.norm import RMSNorm
 from engine.layers.parallel import TensorParallel
 from engine.layers.rotary import rotary_table
 from engine.layers.weights import ShardError
 
 OPS = TorchLayerOps(torch.device("cpu"))
+DENSE = SameMethod(DenseMethod())
 RANKS = [TensorParallel(rank, 2) for rank in range(2)]
 
 
@@ -37,7 +38,9 @@ def test_packed_weights_give_the_plain_product(bias: bool, num_tokens: int, dtyp
     weight, offset, x = torch.randn(96, 48), torch.randn(48), torch.randn(num_tokens, 96)
     outputs = []
     for method in (DenseMethod(), PackedCpuMethod()):
-        layer = RowParallelLinear(96, 48, bias=bias, method=method, parallel=TensorParallel())
+        layer = RowParallelLinear(
+            "o", 96, 48, bias=bias, methods=SameMethod(method), parallel=TensorParallel()
+        )
         layer.load_parameter("weight", weight.T, None)
         if bias:
             layer.load_parameter("bias", offset, None)
@@ -51,7 +54,7 @@ def test_row_parallel_parts_add_up_to_the_whole() -> None:
     weight, bias, x = torch.randn(6, 8), torch.randn(6), torch.randn(3, 8)
     total = torch.zeros(3, 6)
     for parallel in RANKS:
-        layer = RowParallelLinear(8, 6, bias=True, method=DenseMethod(), parallel=parallel)
+        layer = RowParallelLinear("o", 8, 6, bias=True, methods=DENSE, parallel=parallel)
         layer.load_parameter("weight", weight, None)
         layer.load_parameter("bias", bias, None)
         total += layer(x[:, 4 * parallel.rank : 4 * parallel.rank + 4])
@@ -63,7 +66,7 @@ def test_merged_columns_hold_each_ranks_part_of_every_matrix() -> None:
     parts = []
     for parallel in RANKS:
         layer = MergedColumnParallelLinear(
-            5, {"gate": 4, "up": 6}, bias=False, method=DenseMethod(), parallel=parallel
+            "gate_up", 5, {"gate": 4, "up": 6}, bias=False, methods=DENSE, parallel=parallel
         )
         layer.load_parameter("weight", gate, "gate")
         layer.load_parameter("weight", up, "up")
@@ -72,16 +75,23 @@ def test_merged_columns_hold_each_ranks_part_of_every_matrix() -> None:
     torch.testing.assert_close(torch.cat([part[1] for part in parts], dim=-1), x @ up.T)
 
 
-def make_qkv(num_kv_heads: int, parallel: TensorParallel, method: LinearMethod) -> QKVParallelLinear:
+def make_qkv(num_kv_heads: int, parallel: TensorParallel, methods: LinearMethods) -> QKVParallelLinear:
     return QKVParallelLinear(
-        8, num_heads=4, num_kv_heads=num_kv_heads, head_dim=2, bias=False, method=method, parallel=parallel
+        "qkv",
+        8,
+        num_heads=4,
+        num_kv_heads=num_kv_heads,
+        head_dim=2,
+        bias=False,
+        methods=methods,
+        parallel=parallel,
     )
 
 
 def test_ranks_split_query_and_key_value_heads() -> None:
     q, k, v, x = torch.randn(8, 8), torch.randn(4, 8), torch.randn(4, 8), torch.randn(3, 8)
     for parallel in RANKS:
-        layer = make_qkv(2, parallel, DenseMethod())
+        layer = make_qkv(2, parallel, DENSE)
         for name, weight in (("q", q), ("k", k), ("v", v)):
             layer.load_parameter("weight", weight, name)
         heads, kv = (
@@ -95,7 +105,7 @@ def test_ranks_split_query_and_key_value_heads() -> None:
 def test_ranks_beyond_the_key_value_heads_share_one() -> None:
     q, k, x = torch.randn(8, 8), torch.randn(2, 8), torch.randn(3, 8)
     for parallel in RANKS:
-        layer = make_qkv(1, parallel, DenseMethod())
+        layer = make_qkv(1, parallel, DENSE)
         for name, weight in (("q", q), ("k", k), ("v", k)):
             layer.load_parameter("weight", weight, name)
         assert (layer.num_heads, layer.num_kv_heads) == (2, 1)
@@ -104,11 +114,11 @@ def test_ranks_beyond_the_key_value_heads_share_one() -> None:
 
 def test_a_split_that_does_not_come_out_even_is_refused() -> None:
     with pytest.raises(ValueError, match="in_features is 7, which 2 tensor-parallel ranks"):
-        RowParallelLinear(7, 6, bias=False, method=DenseMethod(), parallel=RANKS[0])
+        RowParallelLinear("o", 7, 6, bias=False, methods=DENSE, parallel=RANKS[0])
 
 
 def test_a_tensor_of_another_shape_is_refused() -> None:
-    layer = make_qkv(2, TensorParallel(), DenseMethod())
+    layer = make_qkv(2, TensorParallel(), DENSE)
     with pytest.raises(ShardError, match=r"has shape \[6, 8\]; 4 is needed in dimension 0"):
         layer.load_parameter("weight", torch.zeros(6, 8), "k")
 

@@ -99,6 +99,65 @@ def test_eos_ids_of_both_files_all_count(config_eos: Any, generation: dict, expe
     assert parse(generation, eos_token_id=config_eos).eos_token_ids == expected
 
 
+TURN_END = {"id": 7, "content": "<|im_end|>", "special": True}
+BPE = {"type": "BPE", "vocab": {"a": 0, "</s>": 5}, "merges": []}
+UNIGRAM = {"type": "Unigram", "vocab": [["<unk>", 0.0], ["</s>", 0.0], ["a", -1.0]]}
+
+
+def write_tokenizer(directory: Path, tokenizer: Any, **settings: Any) -> Path:
+    (directory / "config.json").write_text(json.dumps(LLAMA))
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("eos_token", "tokenizer", "expected"),
+    [
+        ("<|im_end|>", {"added_tokens": [TURN_END], "model": BPE}, (2, 7)),
+        ({"content": "<|im_end|>"}, {"added_tokens": [TURN_END], "model": BPE}, (2, 7)),
+        ("<|im_end|>", {"added_tokens": [{**TURN_END, "id": 2}], "model": BPE}, (2,)),
+        ("<|im_end|>", {"model": {"added_tokens": []}, "added_tokens": [TURN_END]}, (2, 7)),
+        ("</s>", {"added_tokens": [], "model": BPE}, (2, 5)),
+        ("</s>", {"added_tokens": [TURN_END], "model": UNIGRAM}, (2, 1)),
+        ("<|im_end|>", {"added_tokens": [{**TURN_END, "id": 100}], "model": BPE}, (2,)),
+        ("<|elsewhere|>", {"added_tokens": [TURN_END], "model": BPE}, (2,)),
+        (None, {"added_tokens": [TURN_END], "model": BPE}, (2,)),
+    ],
+    ids=[
+        "added",
+        "as an object",
+        "the model's own",
+        "behind the vocabulary",
+        "in a vocabulary",
+        "in a Unigram's list",
+        "beyond the model's vocabulary",
+        "unknown",
+        "null",
+    ],
+)
+def test_the_tokenizers_end_of_text_ends_a_completion_too(
+    tmp_path: Path, eos_token: Any, tokenizer: dict, expected: tuple
+) -> None:
+    directory = write_tokenizer(tmp_path, tokenizer, eos_token=eos_token)
+    assert load_model_config(directory).eos_token_ids == expected
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_model_may_lack_the_tokenizers_files(tmp_path: Path, missing: str) -> None:
+    write_tokenizer(tmp_path, {"added_tokens": [TURN_END]}, eos_token="<|im_end|>")
+    (tmp_path / missing).unlink()
+    assert load_model_config(tmp_path).eos_token_ids == (2,)
+
+
+@pytest.mark.parametrize("content", ["[" * 10**6, '{"added_tokens": [' + "[" * 10**6, "[1]", "{"])
+def test_a_tokenizer_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    write_tokenizer(tmp_path, {}, eos_token="<|im_end|>")
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        load_model_config(tmp_path)
+
+
 def test_qwen3_normalises_its_heads() -> None:
     assert parse(architectures=["Qwen3ForCausalLM"]).qk_norm
     assert not parse().qk_norm

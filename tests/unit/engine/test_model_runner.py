@@ -12,7 +12,8 @@ import torch
 
 from engine.config import WorkerConfig
 from engine.cpu.runner import CpuModelRunner
-from engine.dispatch.records import NewRequest, SamplingRecord, StepPlan, u32
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import SamplingRecord, u32
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, PlanDriver, plan_fork
 from tests.unit.engine.tiny_model import write_model

@@ -10,7 +10,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from engine.config import WorkerConfig
-from engine.dispatch.records import NewRequest, Pooling, SamplingRecord, StepPlan, StepResult, U32Array, u32
+from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.records import NewRequest, StepPlan, StepResult
+from engine.dispatch.sampling import Pooling, SamplingRecord, U32Array, u32
 from engine.null.build import build_null_worker
 from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids
@@ -140,14 +142,14 @@ def test_its_text_is_words(smollm2_dir: Path) -> None:
 
 
 def test_its_facts_are_the_models_and_its_context_may_be_longer(smollm2_dir: Path) -> None:
-    def facts(**values: object) -> object:
+    def facts(**values: object) -> WorkerFacts:
         config = WorkerConfig(model=str(smollm2_dir), socket=Path("unused"), engine="null", **values)  # type: ignore[arg-type]
         return build_null_worker(config).facts
 
     own = facts()
-    assert (own.vocab_size, own.eos_token_ids, own.max_model_len) == (49152, (2,), 8192)  # type: ignore[attr-defined]
-    assert facts(max_model_len=100_000).max_model_len == 100_000  # type: ignore[attr-defined]
-    assert facts(max_model_len=100_000, num_blocks=100).max_model_len == 1600  # type: ignore[attr-defined]
+    assert (own.limits.vocab_size, own.eos_token_ids, own.limits.max_model_len) == (49152, (2,), 8192)
+    assert facts(max_model_len=100_000).limits.max_model_len == 100_000
+    assert facts(max_model_len=100_000, num_blocks=100).limits.max_model_len == 1600
 
 
 def test_its_options_need_it() -> None:

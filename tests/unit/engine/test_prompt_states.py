@@ -13,7 +13,8 @@ import torch
 from engine.config import WorkerConfig
 from engine.cpu import prompt_states
 from engine.cpu.runner import CpuModelRunner
-from engine.dispatch.records import NewRequest, Pooling, RecordLimits, SamplingRecord, StepPlan, u32
+from engine.dispatch.records import NewRequest, StepPlan
+from engine.dispatch.sampling import Pooling, SamplingRecord, u32
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, DrivenRequest, PlanDriver
 from tests.unit.engine.tiny_model import write_model
@@ -169,10 +170,12 @@ def test_a_plan_that_cannot_be_pooled_is_an_error(
 def test_more_than_a_result_holds_is_an_error(
     runner: CpuModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RecordLimits, "max_prompt_logprobs", 8)
+    limits = replace(runner.rows.limits)
+    monkeypatch.setattr(runner.rows, "limits", limits)
+    object.__setattr__(limits, "max_prompt_logprobs", 8)
+    object.__setattr__(limits, "max_pooled", 0)
     result = runner.launch(one_request(replace(GREEDY, prompt_logprobs=0), samples=u32([1]))).result()
     assert "log probabilities of 9 prompt tokens; at most 8" in result.error
-    monkeypatch.setattr(RecordLimits, "max_pooled", 0)
     result = runner.launch(one_request(SamplingRecord(pooling=Pooling.LAST))).result()
     assert "ends 1 pooled prompts; at most 0" in result.error
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.sampling import SamplingRecord
 from engine.sampling.generator import uniforms
 from engine.sampling.parameters import SamplingTable
 from engine.sampling.sampler import Sampled, sample

@@ -136,7 +136,7 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams to the CPU too, as to any other device."""
     monkeypatch.setattr(
         "engine.loader.safetensors._load_mapped",
-        lambda targets, files: _load_streamed(targets, files, torch.device("cpu")),
+        lambda targets, checkpoint: _load_streamed(targets, checkpoint, torch.device("cpu")),
     )
 
 
@@ -147,6 +147,20 @@ def test_a_streamed_model_is_the_mapped_one(tmp_path: Path, request: pytest.Fixt
     for directory, mapped in zip(directories, models, strict=True):
         for name, parameter in runner(directory).model.state_dict().items():
             assert torch.equal(parameter, mapped.model.state_dict()[name]), name
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("differs", [False, True])
+def test_a_streamed_lm_head_is_used_where_it_differs_from_the_embedding(
+    tmp_path: Path, differs: bool
+) -> None:
+    weights = tensors(CONFIG)
+    embedding = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = embedding.flip(0) if differs else embedding.clone()
+    loaded = runner(write_model(tmp_path, weights, shards=2)).model
+    hidden = torch.randn(3, CONFIG["hidden_size"])
+    expected = hidden @ weights["lm_head.weight"].T
+    torch.testing.assert_close(loaded.compute_logits(hidden), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.usefixtures("streamed")

@@ -76,5 +76,7 @@ def write_model(
         part = dict(list(weights.items())[i::shards])
         save_file(part, directory / name)
         weight_map.update(dict.fromkeys(part, name))
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return directory

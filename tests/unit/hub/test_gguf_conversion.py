@@ -12,6 +12,8 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 from safetensors.numpy import load_file
 
+from engine.layers.rope_scaling import RopeScaling
+from engine.models.families import load_model_config
 from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_convert import convert_gguf
 from tests.unit.hub.conftest import HEAD_DIM, HEADS, BuildGguf
@@ -161,6 +163,39 @@ def test_all_ends_of_turn_stop_generation(build_gguf: BuildGguf, tmp_path: Path)
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [1, 5]
 
 
+def test_the_engine_ends_a_completion_where_the_file_says(build_gguf: BuildGguf, tmp_path: Path) -> None:
+    convert(build_gguf(metadata=lambda writer: writer.add_eot_token_id(5)), tmp_path / "out")
+    assert load_model_config(tmp_path / "out").eos_token_ids == (1, 5)
+
+
+@pytest.mark.parametrize("kind", [gguf.RopeScalingType.YARN, gguf.RopeScalingType.LONGROPE])
+@pytest.mark.parametrize("with_divisors", [False, True])
+def test_rope_scaling_that_the_engine_lacks_is_refused_before_anything_is_written(
+    build_gguf: BuildGguf, tmp_path: Path, kind: gguf.RopeScalingType, with_divisors: bool
+) -> None:
+    def scale(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(kind)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(32)
+
+    def add_divisors(tensors: dict[str, np.ndarray]) -> None:
+        if with_divisors:
+            tensors["rope_freqs.weight"] = np.ones(HEAD_DIM // 2, dtype=np.float32)
+
+    with pytest.raises(ConfigError, match=rf"tiny\.gguf: RoPE scaling '{kind.value}' is not implemented"):
+        convert(build_gguf(metadata=scale, edit=add_divisors), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_linear_rope_scaling_is_one_that_the_engine_reads(build_gguf: BuildGguf, tmp_path: Path) -> None:
+    def scale(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    convert(build_gguf(metadata=scale), tmp_path / "out")
+    assert load_model_config(tmp_path / "out").rope_scaling == RopeScaling(kind="linear", factor=4.0)
+
+
 def _rename(tensors: dict[str, np.ndarray]) -> None:
     tensors["blk.0.mystery.weight"] = tensors["output_norm.weight"]
 
@@ -181,7 +216,7 @@ def _reshape(tensors: dict[str, np.ndarray]) -> None:
         ({"metadata": lambda writer: writer.add_rope_dimension_count(8)}, "rotates 8"),
         (
             {"metadata": lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)},
-            "longrope|factor",
+            "RoPE scaling 'longrope'",
         ),
         ({"metadata": lambda writer: writer.add_pad_token_id(10**6)}, "padding_token_id"),
         ({"edit": _rename}, "blk.0.mystery.weight"),

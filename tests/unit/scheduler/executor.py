@@ -8,25 +8,22 @@ written, was overwritten, or belongs to another context is caught at once.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from engine.dispatch.records import (
-    F32Array,
-    Pooling,
     PromptLogprobs,
-    SamplingRecord,
     StepPlan,
     StepResult,
     TokenLogprobs,
-    U32Array,
     decode_plan,
     decode_result,
     encode_plan,
     encode_result,
-    u32,
 )
+from engine.dispatch.sampling import F32Array, Pooling, SamplingRecord, U32Array, u32
 
 
 def next_token(history: tuple[int, ...], vocab_size: int, allowed: frozenset[int] | None = None) -> int:
@@ -92,7 +89,9 @@ class _Row:
 
 @dataclass
 class MiniatureWorker:
-    """Executes plans in order, one at a time."""
+    """Executes plans in order, one at a time. With `generosity` a request that computes the last token of its
+    row gains so many tokens, from where the row ends here, however far the scheduler knows it to be.
+    """
 
     block_size: int
     vocab_size: int
@@ -101,6 +100,7 @@ class MiniatureWorker:
     rows: dict[int, _Row] = field(default_factory=dict)
     slots: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     last_step_id: int = -1
+    generosity: Callable[[], int] | None = None
 
     def execute(self, plan: StepPlan, *, fail: bool = False) -> StepResult:
         """Runs a step. A failing one changes rows as a real one would, and ruins the KV it was to write."""
@@ -124,7 +124,7 @@ class MiniatureWorker:
         assert len(set(plan.rows.tolist())) == len(plan.rows)
         self._store(plan)
         result = StepResult(plan.step_id, u32([]))
-        sampled = []
+        sampled, gained = [], []
         for column, (row, start, count, samples) in enumerate(self._scheduled(plan)):
             self._attend(row, start + count)
             if row.sampling.prompt_logprobs >= 0:
@@ -135,15 +135,40 @@ class MiniatureWorker:
             if samples:
                 mask = plan.masks.get(column)
                 token = self._sample(row, None if mask is None else from_mask(mask))
-                if row.sampling.logprobs >= 0:
-                    result.logprobs[len(sampled)] = logprobs_of(token)
-                sampled.append(token)
+                tokens = [token, *([] if count > 1 or column in plan.masks else self._more(row))]
+                for index, each in enumerate(tokens, len(sampled)):
+                    if row.sampling.logprobs >= 0:
+                        result.logprobs[index] = logprobs_of(each)
+                sampled += tokens
+                gained.append(len(tokens))
         result.token_ids = u32(sampled)
+        if self.generosity is not None:
+            result.num_tokens = u32(gained)
         return decode_result(encode_result(result))
+
+    def _more(self, row: _Row) -> list[int]:
+        """Tokens that a request gains beyond the one it was planned to."""
+        if self.generosity is None:
+            return []
+        tokens = []
+        for _ in range(self.generosity() - 1):
+            position = len(row.token_ids) - 1
+            if (position + 1) // self.block_size >= len(row.block_ids):
+                break  # as far as the scheduler expects the request to go
+            self.slots[self._slot(row, position)] = tuple(row.token_ids)
+            tokens.append(self._sample(row, None))
+        return tokens
 
     def _scheduled(self, plan: StepPlan) -> list[tuple[_Row, int, int, int]]:
         columns = (plan.rows.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.samples.tolist())
-        return [(self.rows[row], *rest) for row, *rest in zip(*columns, strict=True)]  # type: ignore[misc]
+        steps = []
+        for number, start, count, samples in zip(*columns, strict=True):
+            row = self.rows[number]
+            if self.generosity is not None and samples and count == 1:
+                assert start <= len(row.token_ids) - 1
+                start = len(row.token_ids) - 1
+            steps.append((row, start, count, samples))
+        return steps
 
     def _append_blocks(self, plan: StepPlan) -> None:
         flat = iter(plan.new_block_ids.tolist())

@@ -5,12 +5,16 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import SamplingRecord, u32
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.policy.step_time import StepWork
 from scheduler.request import Request
+from scheduler.settings import CoreSettings
 from scheduler.workers.pacing import Pacing
 
 Cost = Callable[[StepWork], float]
@@ -27,6 +31,15 @@ def of_a_gpu(work: StepWork) -> float:
     )
 
 
+def changed(
+    limits: EngineLimits, settings: CoreSettings, changes: dict[str, Any]
+) -> tuple[EngineLimits, CoreSettings]:
+    """Both with some fields replaced, each where it belongs."""
+    of_settings = {name: value for name, value in changes.items() if hasattr(settings, name)}
+    of_limits = {name: value for name, value in changes.items() if name not in of_settings}
+    return replace(limits, **of_limits), replace(settings, **of_settings)
+
+
 class SimulatedService:
     """The core, and a worker whose steps take what a function of their work says. Each step is planned so
     long before the one before it is over as pacing.py has it.
@@ -39,8 +52,8 @@ class SimulatedService:
         arrivals: what is still to come, by time: seconds, and what to call then.
     """
 
-    def __init__(self, limits: SchedulerLimits, cost: Cost) -> None:
-        self.core = Scheduler(limits)
+    def __init__(self, limits: EngineLimits, cost: Cost, settings: CoreSettings | None = None) -> None:
+        self.core = Scheduler(limits, settings)
         self.cost = cost
         self.now = 0.0
         self.times: dict[str, list[float]] = {}

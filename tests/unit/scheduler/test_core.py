@@ -7,12 +7,14 @@ from collections import deque
 from dataclasses import replace
 from typing import Any
 
-from engine.dispatch.records import Pooling, SamplingRecord, StepPlan, u32
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepPlan
+from engine.dispatch.sampling import Pooling, SamplingRecord, u32
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.request import EndReason, Request, Status
+from scheduler.settings import CoreSettings
 from tests.unit.scheduler.executor import MiniatureWorker, continuation
 
 VOCAB = 50
@@ -21,16 +23,16 @@ VOCAB = 50
 def test_a_chunk_that_finds_no_block_does_not_take_those_of_a_request_that_the_step_computes_already() -> (
     None
 ):
-    limits = SchedulerLimits(
+    limits = EngineLimits(
         num_blocks=8,
         block_size=3,
         max_num_seqs=2,
         max_num_batched_tokens=4,
         max_model_len=24,
         vocab_size=VOCAB,
-        enable_prefix_caching=False,
     )
-    scheduler, worker = Scheduler(limits), MiniatureWorker(3, VOCAB, 4, 2)
+    settings = CoreSettings(enable_prefix_caching=False)
+    scheduler, worker = Scheduler(limits, settings), MiniatureWorker(3, VOCAB, 4, 2)
     decoding = _request([1] * 6, 12, priority=0)
     scheduler.add(decoding)
     in_flight: deque[StepPlan] = deque()
@@ -54,7 +56,7 @@ def test_a_chunk_that_finds_no_block_does_not_take_those_of_a_request_that_the_s
 
 
 def test_two_failures_end_a_request_only_if_it_gained_no_token_in_between() -> None:
-    limits = SchedulerLimits(
+    limits = EngineLimits(
         num_blocks=8,
         block_size=4,
         max_num_seqs=1,
@@ -92,7 +94,7 @@ def _request(
     )
 
 
-LIMITS = SchedulerLimits(
+LIMITS = EngineLimits(
     num_blocks=64,
     block_size=4,
     max_num_seqs=8,
@@ -164,7 +166,7 @@ def test_a_step_computes_no_more_than_its_result_can_report() -> None:
     for token in range(3):
         scheduler.add(_request([token] * 1000, 3, priority=0, sampling=SamplingRecord(prompt_logprobs=0)))
     scheduler.add(_request([9] * 1000, 3, priority=0))
-    most = limits.records.max_prompt_logprobs
+    most = limits.max_prompt_logprobs
     plan = scheduler.schedule()
     assert plan is not None
     assert plan.counts[:3].tolist() == [1000, 1000, most - 2000]
@@ -172,7 +174,7 @@ def test_a_step_computes_no_more_than_its_result_can_report() -> None:
     assert second is not None
     assert 3000 - most in second.counts.tolist()
     scheduler = Scheduler(replace(limits, hidden_size=1 << 19))
-    assert scheduler.limits.records.max_pooled == 2
+    assert scheduler.limits.max_pooled == 2
     for token in range(4):
         scheduler.add(_request([token] * 5, 1, priority=0, sampling=SamplingRecord(pooling=Pooling.LAST)))
     plans = [scheduler.schedule() for _ in range(3)]

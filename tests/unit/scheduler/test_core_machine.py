@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
+from itertools import cycle
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.dispatch.records import SamplingRecord, StepPlan, StepResult
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import SamplingRecord
 from pagewire.base.errors import Overloaded
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.policy.suspects import MAX_LONE_FAILURES
 from scheduler.request import EndReason, Request, Status
+from scheduler.settings import CoreSettings
 from scheduler.step import InFlight
 from tests.unit.scheduler.executor import (
     MiniatureWorker,
@@ -63,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         depth=st.integers(1, 3),
         target_itl=st.sampled_from([None, 1e-6, 0.02]),
         block_size=st.sampled_from([3, 5]),
+        max_tokens_per_step=st.sampled_from([1, 1, 4]),
     )
     def start(
         self,
@@ -74,21 +78,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         depth: int,
         target_itl: float | None,
         block_size: int,
+        max_tokens_per_step: int,
     ) -> None:
         self.depth = depth
-        self.limits = SchedulerLimits(
+        self.limits = EngineLimits(
             num_blocks=num_blocks,
             block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB,
+            max_tokens_per_step=max_tokens_per_step,
+        )
+        self.settings = CoreSettings(
             max_num_waiting=max_num_waiting,
             enable_prefix_caching=caching,
             target_itl=target_itl,
         )
-        self.scheduler = Scheduler(self.limits)
-        self.worker = MiniatureWorker(block_size, VOCAB, budget, max_num_seqs)
+        self.scheduler = Scheduler(self.limits, self.settings)
+        self.worker = self._new_worker()
         self.in_flight: deque[StepPlan] = deque()
         self.doomed = 0
         self.requests: dict[str, Request] = {}
@@ -98,6 +106,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.told: dict[str, list[float]] = {}
         self.failed_alone: Counter[str] = Counter()
         self.refused: set[str] = set()
+
+    def _new_worker(self) -> MiniatureWorker:
+        limits, most = self.limits, self.limits.max_tokens_per_step
+        worker = MiniatureWorker(limits.block_size, VOCAB, limits.max_num_batched_tokens, limits.max_num_seqs)
+        if most > 1:
+            worker.generosity = cycle((most, 1, 2)).__next__
+        return worker
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=MAX_MODEL_LEN - 1),
@@ -176,7 +191,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _add(self, request: Request, timeout: float | None = None) -> None:
         name = request.request_id
-        full = self.scheduler.num_waiting >= self.limits.max_num_waiting
+        full = self.scheduler.num_waiting >= self.settings.max_num_waiting
         try:
             refused = self.scheduler.add(request, timeout=timeout)
         except Overloaded:
@@ -251,11 +266,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.terminal.update(request.request_id for request in condemned)
         for request in condemned:
             self._check_tokens(request)
-        self.scheduler = Scheduler(self.limits)
-        limits = self.limits
-        self.worker = MiniatureWorker(
-            limits.block_size, VOCAB, limits.max_num_batched_tokens, limits.max_num_seqs
-        )
+        self.scheduler = Scheduler(self.limits, self.settings)
+        self.worker = self._new_worker()
         for request in live:
             self.scheduler.add(request, resumed=True)
 

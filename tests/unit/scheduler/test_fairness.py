@@ -9,28 +9,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.sampling import SamplingRecord
 from pagewire.base.errors import Overloaded
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.policy.shares import Group, Shares, Tally
 from scheduler.request import EndReason, Request, Status
+from scheduler.settings import CoreSettings
 from tests.unit.scheduler.executor import MiniatureWorker
-from tests.unit.scheduler.simulation import SimulatedService, of_a_gpu
+from tests.unit.scheduler.simulation import SimulatedService, changed, of_a_gpu
 
-LIMITS = SchedulerLimits(
+LIMITS = EngineLimits(
     num_blocks=4096,
     block_size=16,
     max_num_seqs=8,
     max_num_batched_tokens=512,
     max_model_len=4096,
     vocab_size=50,
-    max_num_waiting=2000,
 )
+SETTINGS = CoreSettings(max_num_waiting=2000)
 
 
-def service(**limits: object) -> SimulatedService:
-    return SimulatedService(replace(LIMITS, **limits), of_a_gpu)  # type: ignore[arg-type]
+def service(**changes: object) -> SimulatedService:
+    limits, settings = changed(LIMITS, SETTINGS, changes)
+    return SimulatedService(limits, of_a_gpu, settings)
 
 
 def order_of_admission(served: SimulatedService) -> list[str]:
@@ -225,8 +227,9 @@ def test_clients_that_are_gone_are_forgotten() -> None:
 
 def test_a_request_keeps_its_row_until_it_has_gained_a_token() -> None:
     """Else clients that take rows from each other may have each other begin again for ever."""
-    limits = replace(LIMITS, max_num_seqs=2, max_num_batched_tokens=4, enable_prefix_caching=False)
-    scheduler, worker = Scheduler(limits), MiniatureWorker(16, 50, 4, 2)
+    limits = replace(LIMITS, max_num_seqs=2, max_num_batched_tokens=4)
+    settings = replace(SETTINGS, enable_prefix_caching=False)
+    scheduler, worker = Scheduler(limits, settings), MiniatureWorker(16, 50, 4, 2)
 
     def add(number: int, client: str) -> Request:
         prompt = array("I", [number] * 10)

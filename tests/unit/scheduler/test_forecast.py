@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
+from engine.dispatch.limits import EngineLimits
 from pagewire.base.errors import Overloaded
-from scheduler.limits import SchedulerLimits
-from tests.unit.scheduler.simulation import SimulatedService, of_a_gpu
+from scheduler.settings import CoreSettings
+from tests.unit.scheduler.simulation import SimulatedService, changed, of_a_gpu
 
-LIMITS = SchedulerLimits(
+LIMITS = EngineLimits(
     num_blocks=8192,
     block_size=16,
     max_num_seqs=16,
     max_num_batched_tokens=2048,
     max_model_len=16_384,
     vocab_size=50,
-    enable_prefix_caching=False,
 )
+SETTINGS = CoreSettings(enable_prefix_caching=False)
 
 
-def loaded(num_requests: int, prompt_tokens: int, max_tokens: int, **limits: object) -> SimulatedService:
+def loaded(num_requests: int, prompt_tokens: int, max_tokens: int, **changes: object) -> SimulatedService:
     """A service that has run for a while, and has a queue."""
-    service = SimulatedService(replace(LIMITS, **limits), of_a_gpu)  # type: ignore[arg-type]
+    limits, settings = changed(LIMITS, SETTINGS, changes)
+    service = SimulatedService(limits, of_a_gpu, settings)
     for index in range(2 * num_requests):
         service.add(f"load{index}", prompt_tokens, max_tokens, client="load")
     while service.core.num_waiting > num_requests:
@@ -65,13 +65,13 @@ def test_the_queue_of_others_makes_a_newcomer_miss_nothing() -> None:
 def test_without_a_deadline_nothing_is_refused_and_nothing_before_anything_was_measured() -> None:
     service = loaded(60, 100, 200)
     service.add("patient", 500, 5, client="load")
-    fresh = SimulatedService(LIMITS, of_a_gpu)
+    fresh = SimulatedService(LIMITS, of_a_gpu, SETTINGS)
     for index in range(100):
         fresh.add(f"{index}", 500, 5, timeout=0.001)
 
 
 def test_what_cannot_be_in_time_even_alone_is_not_told_to_come_again() -> None:
-    service = SimulatedService(LIMITS, of_a_gpu)
+    service = SimulatedService(LIMITS, of_a_gpu, SETTINGS)
     service.add("first", 4000, 5)
     while service.step():
         pass

@@ -9,15 +9,17 @@ import random
 from array import array
 from dataclasses import replace
 
-from engine.dispatch.records import SamplingRecord, StepPlan
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepPlan
+from engine.dispatch.sampling import SamplingRecord
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.request import Request
+from scheduler.settings import CoreSettings
 from tests.unit.scheduler.executor import MiniatureWorker, continuation
 
 VOCAB = 50
-LIMITS = SchedulerLimits(
+LIMITS = EngineLimits(
     num_blocks=64,
     block_size=8,
     max_num_seqs=8,
@@ -31,8 +33,8 @@ PROMPT = list(range(21))
 class Service:
     """The core and its worker."""
 
-    def __init__(self, limits: SchedulerLimits = LIMITS) -> None:
-        self.scheduler = Scheduler(limits)
+    def __init__(self, limits: EngineLimits = LIMITS, settings: CoreSettings | None = None) -> None:
+        self.scheduler = Scheduler(limits, settings)
         self.worker = MiniatureWorker(limits.block_size, VOCAB, limits.max_num_batched_tokens, 8)
         self.num_copied = 0
 
@@ -185,7 +187,7 @@ def test_where_no_block_is_left_to_copy_from_it_is_computed() -> None:
 
 
 def test_without_prefix_caching_nothing_is_copied() -> None:
-    service = Service(replace(LIMITS, enable_prefix_caching=False))
+    service = Service(settings=CoreSettings(enable_prefix_caching=False))
     service.add(PROMPT)
     service.finish()
     service.add([*PROMPT, 3])

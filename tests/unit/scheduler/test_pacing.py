@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from engine.dispatch.records import SamplingRecord, StepPlan, StepResult, u32
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import SamplingRecord, u32
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.request import Request
+from scheduler.settings import CoreSettings
 from scheduler.workers.pacing import Pacing
 from tests.unit.scheduler.simulation import SimulatedService
 
@@ -37,7 +39,7 @@ def _request(constrained: bool) -> Request:
 def _run(requests: list[Request], step_us: int) -> int:
     """Computes steps as a driver does, with masks there as soon as the token; returns the most that were in
     flight at once towards the end."""
-    scheduler, pacing = Scheduler(_LIMITS), Pacing()
+    scheduler, pacing = Scheduler(_LIMITS, _SETTINGS), Pacing()
     for number, request in enumerate(requests):
         scheduler.add(request)
         if request.constraint is not None and number == 0:
@@ -67,15 +69,15 @@ def _run(requests: list[Request], step_us: int) -> int:
     return deepest
 
 
-_LIMITS = SchedulerLimits(
+_LIMITS = EngineLimits(
     num_blocks=64,
     block_size=4,
     max_num_seqs=4,
     max_num_batched_tokens=32,
     max_model_len=60,
     vocab_size=50,
-    enable_prefix_caching=False,
 )
+_SETTINGS = CoreSettings(enable_prefix_caching=False)
 
 
 @pytest.mark.parametrize("step_us", [SHORT_STEP_US, LONG_STEP_US])
@@ -100,7 +102,7 @@ def test_free_requests_alone_are_always_planned_ahead(step_us: int) -> None:
 
 
 def test_a_grammar_that_is_being_compiled_holds_up_nobody() -> None:
-    scheduler, pacing = Scheduler(_LIMITS), Pacing()
+    scheduler, pacing = Scheduler(_LIMITS, _SETTINGS), Pacing()
     pacing.ran(LONG_STEP_US)
     scheduler.add(_request(True))
     assert scheduler.schedule() is not None  # its prompt, but for the last token
@@ -114,7 +116,7 @@ def _ahead(pacing: Pacing, scheduler: Scheduler, now: float) -> float:
 
 
 def test_the_next_step_is_planned_shortly_before_the_worker_needs_it() -> None:
-    scheduler, pacing = Scheduler(_LIMITS), Pacing()
+    scheduler, pacing = Scheduler(_LIMITS, _SETTINGS), Pacing()
     scheduler.add(_request(False))
     for _ in range(3):
         plan = scheduler.schedule()
@@ -135,7 +137,7 @@ def test_the_next_step_is_planned_shortly_before_the_worker_needs_it() -> None:
 
 
 def test_where_prompts_fill_the_steps_nothing_is_waited_for() -> None:
-    scheduler, pacing = Scheduler(replace(_LIMITS, max_num_batched_tokens=4)), Pacing()
+    scheduler, pacing = Scheduler(replace(_LIMITS, max_num_batched_tokens=4), _SETTINGS), Pacing()
     scheduler.add(_request(False))
     waits = []
     for step in range(9):
@@ -154,7 +156,7 @@ def test_where_prompts_fill_the_steps_nothing_is_waited_for() -> None:
 
 
 def test_short_steps_and_the_first_ones_are_planned_ahead_at_once() -> None:
-    scheduler, pacing = Scheduler(_LIMITS), Pacing()
+    scheduler, pacing = Scheduler(_LIMITS, _SETTINGS), Pacing()
     assert _ahead(pacing, scheduler, 0.0) <= 0, "nothing is in flight"
     scheduler.add(_request(False))
     for _ in range(3):
@@ -167,7 +169,9 @@ def test_short_steps_and_the_first_ones_are_planned_ahead_at_once() -> None:
 
 def test_who_comes_during_a_step_is_in_the_next_one() -> None:
     service = SimulatedService(
-        replace(_LIMITS, num_blocks=4096, max_model_len=1000), lambda work: 20e-3 + 1e-4 * work.num_prompt
+        replace(_LIMITS, num_blocks=4096, max_model_len=1000),
+        lambda work: 20e-3 + 1e-4 * work.num_prompt,
+        _SETTINGS,
     )
     service.add("stream", 20, 500)
     for _ in range(30):

@@ -94,7 +94,7 @@ async def test_a_request_submitted_again_is_told_of_its_prompt_again(
 async def test_a_pooling_request_ends_with_its_state_and_no_token(
     stub: scheduler_pb2_grpc.SchedulerServiceStub, kind: int
 ) -> None:
-    prompts = {1: [1] * 40, 2: [1] * 40, 3: [2] * FACTS.max_model_len, 4: [3]}
+    prompts = {1: [1] * 40, 2: [1] * 40, 3: [2] * FACTS.limits.max_model_len, 4: [3]}
     frontend = Frontend(stub)
     for handle, prompt in prompts.items():
         await frontend.call.write(pooling(handle, prompt, kind))
@@ -123,7 +123,7 @@ async def test_a_pooling_request_survives_a_failed_step(
 
 
 async def test_the_model_says_how_long_a_state_is(stub: scheduler_pb2_grpc.SchedulerServiceStub) -> None:
-    assert (await stub.GetModel(pb.GetModelRequest())).hidden_size == FACTS.hidden_size
+    assert (await stub.GetModel(pb.GetModelRequest())).hidden_size == FACTS.limits.hidden_size
 
 
 @pytest.mark.parametrize(

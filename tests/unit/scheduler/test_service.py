@@ -15,7 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.records import StepResult, u32
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepResult
+from engine.dispatch.sampling import u32
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
@@ -26,16 +28,18 @@ from tests.unit.scheduler.executor import MiniatureWorker, continuation
 VOCAB = 50
 FACTS = WorkerFacts(
     model="miniature",
-    vocab_size=VOCAB,
-    max_model_len=128,
+    limits=EngineLimits(
+        vocab_size=VOCAB,
+        max_model_len=128,
+        block_size=4,
+        num_blocks=64,
+        max_num_seqs=4,
+        max_num_batched_tokens=16,
+        hidden_size=64,
+    ),
     eos_token_ids=(49,),
-    block_size=4,
-    num_blocks=64,
-    max_num_seqs=4,
-    max_num_batched_tokens=16,
     dtype="none",
     device="none",
-    hidden_size=64,
 )
 
 
@@ -73,7 +77,7 @@ class WorkerThread:
             self.may_serve.wait()
             session = self._endpoint.accept(self._facts)
             self.num_sessions += 1
-            worker = MiniatureWorker(4, VOCAB, FACTS.max_num_batched_tokens, FACTS.max_num_seqs)
+            worker = MiniatureWorker(4, VOCAB, FACTS.limits.max_num_batched_tokens, FACTS.limits.max_num_seqs)
             doomed = None
             try:
                 while self.leave_at != 0:

@@ -9,11 +9,12 @@ from array import array
 import numpy as np
 import pytest
 
-from engine.dispatch.records import SamplingRecord
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.sampling import SamplingRecord
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.policy.step_time import PromptTime, StepTimes, StepWork, context_of
 from scheduler.request import Request
+from scheduler.settings import CoreSettings
 from tests.unit.scheduler.executor import MiniatureWorker
 from tests.unit.scheduler.simulation import Cost, SimulatedService, of_a_gpu
 
@@ -97,16 +98,15 @@ def test_before_anything_is_known_prompts_grow_step_by_step() -> None:
     assert chunks[-1] > 1000
 
 
-LIMITS = SchedulerLimits(
+LIMITS = EngineLimits(
     num_blocks=4096,
     block_size=16,
     max_num_seqs=32,
     max_num_batched_tokens=2048,
     max_model_len=16_384,
     vocab_size=VOCAB,
-    enable_prefix_caching=False,
-    target_itl=0.015,
 )
+SETTINGS = CoreSettings(enable_prefix_caching=False, target_itl=0.015)
 
 
 def gaps(times: list[float]) -> list[float]:
@@ -115,7 +115,7 @@ def gaps(times: list[float]) -> list[float]:
 
 def test_streams_keep_their_pace_while_long_prompts_arrive() -> None:
     rng = random.Random(6)
-    service = SimulatedService(LIMITS, lambda work: of_a_gpu(work) * rng.uniform(0.97, 1.03))
+    service = SimulatedService(LIMITS, lambda work: of_a_gpu(work) * rng.uniform(0.97, 1.03), SETTINGS)
     streams = [service.add(f"s{i}", 32, 2000) for i in range(20)]
     for _ in range(200):
         service.step()
@@ -133,7 +133,7 @@ def test_streams_keep_their_pace_while_long_prompts_arrive() -> None:
 
 
 def test_a_prompt_gets_the_whole_budget_when_no_stream_waits() -> None:
-    service = SimulatedService(LIMITS, of_a_gpu)
+    service = SimulatedService(LIMITS, of_a_gpu, SETTINGS)
     service.add("p", 8000, 1)
     for _ in range(4):
         assert service.step()
@@ -141,16 +141,15 @@ def test_a_prompt_gets_the_whole_budget_when_no_stream_waits() -> None:
 
 
 def test_a_target_that_decodes_alone_exceed_starves_no_prompt() -> None:
-    limits = SchedulerLimits(
+    limits = EngineLimits(
         num_blocks=64,
         block_size=16,
         max_num_seqs=4,
         max_num_batched_tokens=256,
         max_model_len=512,
         vocab_size=VOCAB,
-        target_itl=1e-6,
     )
-    service = SimulatedService(limits, of_a_gpu)
+    service = SimulatedService(limits, of_a_gpu, CoreSettings(target_itl=1e-6))
     service.add("s", 4, 400)
     service.step()
     service.add("p", 320, 1)
@@ -162,7 +161,7 @@ def test_a_target_that_decodes_alone_exceed_starves_no_prompt() -> None:
 
 
 def test_plans_within_a_target_are_plans_a_worker_can_run() -> None:
-    service = Scheduler(LIMITS)
+    service = Scheduler(LIMITS, SETTINGS)
     worker = MiniatureWorker(16, VOCAB, 2048, 32)
     for length in (5, 40, 300):
         prompt = array("I", [1] * length)

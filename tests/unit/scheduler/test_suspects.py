@@ -11,18 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.dispatch.records import Pooling, SamplingRecord, StepPlan
+from engine.dispatch.limits import EngineLimits
+from engine.dispatch.records import StepPlan
+from engine.dispatch.sampling import Pooling, SamplingRecord
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
-from scheduler.limits import SchedulerLimits
 from scheduler.policy.suspects import MAX_LONE_FAILURES
 from scheduler.request import EndReason, Request, Status
 from scheduler.step import InFlight
 from tests.unit.scheduler.executor import MiniatureWorker, continuation, to_mask
 
 VOCAB = 50
-LIMITS = SchedulerLimits(
+LIMITS = EngineLimits(
     num_blocks=24,
     block_size=4,
     max_num_seqs=4,
@@ -48,7 +49,7 @@ class Engine:
     poison: dict[str, int] = field(default_factory=dict)
     dies: bool = True
     kills: frozenset[int] = frozenset()
-    limits: SchedulerLimits = LIMITS
+    limits: EngineLimits = LIMITS
     scheduler: Scheduler = field(init=False)
     in_flight: deque[StepPlan] = field(default_factory=deque)
     requests: list[Request] = field(default_factory=list)
@@ -335,7 +336,7 @@ def test_a_suspect_that_is_aborted_keeps_the_blame_for_its_step() -> None:
 
 @pytest.mark.parametrize("num_seqs", [1, 2])
 def test_suspects_get_rows_and_blocks_that_others_hold(num_seqs: int) -> None:
-    limits = SchedulerLimits(
+    limits = EngineLimits(
         num_blocks=8,
         block_size=4,
         max_num_seqs=num_seqs,

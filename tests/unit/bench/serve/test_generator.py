@@ -1,4 +1,4 @@
-"""What passes between the load generator's processes."""
+"""How many processes the load generator has, and what passes between them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ from pagewire.bench.serve.target import Target
 from pagewire.bench.workloads import Lengths
 
 MANY = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("url", "load", "expected"),
+    [
+        ("http://h", Load(num_requests=10_000), 1),
+        ("grpc://h", Load(num_requests=64), 1),
+        ("grpc://h", Load(num_requests=65), 2),
+        ("grpc://h", Load(num_requests=10_000), 8),
+        ("grpc://h", Load(concurrency=130, num_requests=10_000), 3),
+        ("grpc://h", Load(rate=8, num_requests=10_000), 1),
+        ("grpc://h", Load(rate=50, duration=9), 4),
+        ("grpc://h", Load(rate=1000, concurrency=70, duration=9), 2),
+    ],
+)
+def test_over_grpc_a_load_has_as_many_processes_as_it_takes_and_there_are_cores_for(
+    monkeypatch: pytest.MonkeyPatch, url: str, load: Load, expected: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert generator.suitable_processes(Target(url=url), [Load(num_requests=1), load]) == expected
 
 
 class InstantClient:

@@ -7,10 +7,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pagewire.bench.serve.picture import Axis, picture
+from pagewire.bench.serve.picture import picture
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -37,14 +35,3 @@ def test_pictures_of_little_are_pictures_too(results: list[dict[str, Any]]) -> N
     drawn = picture(results, "a < b")
     ElementTree.fromstring(drawn)
     assert not re.search(r"nan|inf\b", drawn)
-
-
-@given(st.lists(st.floats(0, 1e7), max_size=8))
-def test_an_axis_holds_its_values_and_keeps_their_order(values: list[float]) -> None:
-    axis = Axis.of(values)
-    places = [axis.place(value) for value in sorted(values)]
-    assert places == sorted(places)
-    assert all(-1e-9 <= place <= 1 for place in places)
-    ticks = axis.ticks()
-    assert ticks == sorted(ticks)
-    assert 1 <= len(ticks) <= 14

@@ -1,0 +1,1 @@
+"""What quantized checkpoints have in common."""
