@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from engine.layers.linear_weight import LinearWeight
 from engine.layers.weights import LoadableModule, ShardError
 from engine.models.base import CausalLM
 from pagewire.base.errors import ConfigError
@@ -91,11 +92,12 @@ class LoadTargets:
         layout = self._fused[name]
         num_units = sum(map(len, layout.values()))
         for part, units in layout.items():
-            target = self._targets[part]
-            dim: int | None = getattr(getattr(target.module, target.parameter), "output_dim", 0)
-            if dim is None:
+            parameter = getattr(self._targets[part].module, self._targets[part].parameter)
+            assert isinstance(parameter, LinearWeight), part
+            if parameter.output is None:
                 yield part, tensor
                 continue
+            dim = parameter.output.dim
             if dim >= tensor.dim() or tensor.shape[dim] % num_units:
                 shape = list(tensor.shape)
                 raise ConfigError(

@@ -37,10 +37,11 @@ def test_the_engine_reads_the_shapes_as_they_were_published() -> None:
     assert (llama.num_hidden_layers, llama.num_attention_heads, llama.num_key_value_heads) == (32, 32, 8)
     assert (qwen.num_hidden_layers, qwen.num_attention_heads, qwen.num_key_value_heads) == (28, 16, 8)
     assert (llama.head_dim, qwen.head_dim) == (128, 128)
-    assert (llama.rope_theta, qwen.rope_theta) == (500_000, 1_000_000)
-    assert llama.rope_scaling is not None
-    assert (llama.rope_scaling.kind, llama.rope_scaling.factor) == ("llama3", 8)
-    assert qwen.rope_scaling is None
+    assert [config.rotaries[0].theta for config in (llama, qwen)] == [500_000, 1_000_000]
+    scaling = llama.rotaries[0].scaling
+    assert scaling is not None
+    assert (scaling.kind, scaling.factor) == ("llama3", 8)
+    assert qwen.rotaries[0].scaling is None
     assert (llama.rms_norm_eps, qwen.rms_norm_eps) == (1e-5, 1e-6)
     assert (llama.max_position_embeddings, qwen.max_position_embeddings) == (131_072, 40_960)
     assert (llama.tie_word_embeddings, qwen.tie_word_embeddings) == (False, True)

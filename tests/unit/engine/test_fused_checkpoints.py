@@ -10,7 +10,7 @@ import torch
 
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.ops import TorchLayerOps
-from engine.layers.linear_method import DenseMethod, SameMethod
+from engine.layers.linear_method import DenseMethod, LinearMethod, SameMethod
 from engine.layers.parallel import TensorParallel
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.load import create_model
@@ -20,6 +20,7 @@ from engine.models.families import load_model_config
 from engine.models.fused import gate_then_up, qkv_by_group, qkv_in_turn
 from engine.models.llama import LlamaForCausalLM
 from pagewire.base.errors import ConfigError
+from tests.unit.engine.packed_weights import GROUP, PackedInt4
 from tests.unit.engine.tiny_model import CONFIG, tensors, write_model
 
 CPU = torch.device("cpu")
@@ -53,13 +54,13 @@ def fuse(weights: Tensors, fuse_qkv: Callable[..., torch.Tensor]) -> Tensors:
     return fused
 
 
-def load(directory: Path, parallel: TensorParallel) -> CausalLM:
+def load(directory: Path, parallel: TensorParallel, method: LinearMethod | None = None) -> CausalLM:
     context = ModelContext(
         load_model_config(directory),
         max_model_len=64,
         backend=TorchAttentionBackend(CPU, torch.float32),
         ops=TorchLayerOps(CPU),
-        linear_methods=SameMethod(DenseMethod()),
+        linear_methods=SameMethod(method or DenseMethod()),
         parallel=parallel,
     )
     model = create_model(context, CPU, torch.float32)
@@ -82,6 +83,45 @@ def test_parameters_are_those_of_the_checkpoint_that_keeps_them_apart(
     fused = write_model(tmp_path / "fused", fuse(weights, fuse_qkv), **SHAPE)
     actual = load(fused, parallel).state_dict()
     assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+
+
+def packed(weights: Tensors) -> Tensors:
+    """The same names as PackedInt4 stores its matrices, of random numbers; q, k and v have one scale."""
+    stored: Tensors = {}
+    for name, tensor in weights.items():
+        if "_proj" not in name:
+            stored[name] = tensor
+            continue
+        module = name.removesuffix(".weight")
+        num_outputs, num_inputs = tensor.shape
+        stored[f"{module}.qweight"] = torch.randint(2**31, (num_inputs // 8, num_outputs)).int()
+        stored[f"{module}.scales"] = torch.rand(num_inputs // GROUP, num_outputs)
+        stored[f"{module}.matrix_scale"] = torch.tensor(0.5)
+    return stored
+
+
+def fuse_packed(weights: Tensors) -> Tensors:
+    """The same checkpoint with W_pack."""
+    fused: Tensors = {}
+    for name, tensor in weights.items():
+        if ".q_proj." in name:
+            parts = [weights[name.replace(".q_", f".{each}_")] for each in "qkv"]
+            fused[name.replace("q_proj", "W_pack")] = torch.cat(parts, dim=1) if tensor.dim() else tensor
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            fused[name] = tensor
+    return fused
+
+
+def test_packed_matrices_are_split_where_their_output_features_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second dimension; what has none is for each of them."""
+    weights, method = packed(tensors(CONFIG)), PackedInt4()
+    expected = load(write_model(tmp_path / "apart", weights), TensorParallel(), method).state_dict()
+    monkeypatch.setattr(LlamaForCausalLM, "split", {"W_pack": qkv_in_turn})
+    fused = write_model(tmp_path / "fused", fuse_packed(weights))
+    actual = load(fused, TensorParallel(), method).state_dict()
     assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
