@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -358,8 +358,7 @@ class SchedulerLink:
             if request is not None:
                 request.add_prompt_logprobs(prompt_logprobs)
                 told.append(request.wakeup)
-        if deltas.logprobs:
-            self._spread_logprobs(deltas)
+        behind = self._spread_logprobs(deltas) if deltas.logprobs else ()
         for handle, token_id in zip(deltas.handles, deltas.token_ids, strict=True):
             request = get(handle)
             if request is not None:
@@ -378,15 +377,22 @@ class SchedulerLink:
                 _note_cached(request, ended.num_cached_tokens)
                 request.end(ended)
                 told.append(request.wakeup)
+        for request in behind:
+            error = Overloaded("the client reads more slowly than log probabilities are generated")
+            self._end_here(request, ended_with(error))
         for wakeup in told:
             wakeup.tell()
 
-    def _spread_logprobs(self, deltas: scheduler_pb2.StepDeltas) -> None:
+    def _spread_logprobs(self, deltas: scheduler_pb2.StepDeltas) -> Sequence[OpenRequest]:
+        """Returns the requests whose clients are too far behind. They end once they have the message's tokens
+        too: a client is told as many tokens as log probabilities.
+        """
+        behind: dict[int, OpenRequest] = {}
         for index, logprobs in zip(deltas.logprob_indices, deltas.logprobs, strict=True):
             request = self._open.get(deltas.handles[index])
             if request is not None and not request.add_logprobs(logprobs):
-                behind = Overloaded("the client reads more slowly than log probabilities are generated")
-                self._end_here(request, ended_with(behind))
+                behind[request.handle] = request
+        return list(behind.values())
 
     async def get_load(self) -> scheduler_pb2.GetLoadResponse:
         """The scheduler's load.

@@ -144,7 +144,7 @@ class OpenRequest:
         return self.submission.prompt_ids
 
     def add_logprobs(self, logprobs: scheduler_pb2.TokenLogprobs) -> bool:
-        """Appends the log probabilities of a token; False if the consumer is too far behind to take more."""
+        """Appends the log probabilities of a token; False if more wait for the consumer than may."""
         self._logprobs.append(logprobs)
         return len(self._logprobs) <= MAX_UNREAD_LOGPROBS
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import grpc
 import pytest
 
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup
 from frontend.scheduler_link import MAX_CHANGED_BYTES, MAX_CHANGES, SchedulerLink
 from pagewire.base.errors import Unavailable
 from pagewire.client import AsyncClient
-from pagewire.inference.v1 import inference_pb2
+from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.wire.sampling_params import SamplingParams
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend, until_ready
@@ -170,6 +171,34 @@ async def test_tokens_of_one_step_reach_their_own_requests_in_order(frontend, sc
         assert (await first).text == "ab"
         await scheduler.say(two, b"d", end=pb.Ended(reason=pb.END_REASON_LENGTH))
         assert (await second).text == "cd"
+
+
+async def test_a_client_that_reads_log_probabilities_too_slowly_is_told_so(
+    start_frontend: FrontendFactory, scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frontend.generation.open_request.MAX_UNREAD_LOGPROBS", 64)
+    scheduler.max_model_len = 100_000
+    frontend = await start_frontend()
+    entry = pb.TokenLogprobs(logprob=-1.0, top_ids=range(20), top_logprobs=[-1.0] * 20)
+    # Of a fixed size, the room that flow control offers is soon filled by a client that does not read.
+    async with grpc.aio.insecure_channel(frontend.target, options=(("grpc.http2.bdp_probe", 0),)) as channel:
+        sampling = inference_pb2.SamplingParams(logprobs=20)
+        request = inference_pb2.GenerateRequest(text="p", sampling=sampling)
+        call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request)
+        handle = (await scheduler.submitted()).handle
+        num_said = 0
+        async with asyncio.timeout(20):
+            while handle not in scheduler.aborts:
+                await scheduler.say(handle, b"abcdefg", logprobs=[entry] * 7)
+                num_said += 7
+        token_ids: list[int] = []
+        with pytest.raises(grpc.aio.AioRpcError, match="more slowly than log probabilities") as caught:
+            async for message in call:
+                assert len(message.delta.logprobs) == len(message.delta.token_ids)
+                token_ids += message.delta.token_ids
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert 64 < len(token_ids) <= num_said
+        assert bytes(token_ids) == (b"abcdefg" * len(token_ids))[: len(token_ids)]
 
 
 async def test_requests_leave_nothing_behind(frontend, scheduler) -> None:
