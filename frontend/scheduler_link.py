@@ -50,7 +50,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 _RETRY_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0)
-_MAX_HANDLE = 2**32 - 1
+_LAST_HANDLE = 2**31
+"""After this one the stream is renewed: handles are used once on a stream, and have 32 bits."""
 
 
 class SchedulerLink:
@@ -193,10 +194,7 @@ class SchedulerLink:
         return "no engine is attached to the scheduler yet; try again shortly"
 
     def _draw_handle(self) -> int:
-        while self._next_handle in self._open:
-            self._next_handle = self._next_handle % _MAX_HANDLE + 1
-        handle = self._next_handle
-        self._next_handle = handle % _MAX_HANDLE + 1
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
         return handle
 
     def _expire(self, request: OpenRequest) -> None:
@@ -266,14 +264,17 @@ class SchedulerLink:
             self.failed.set_exception(error)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
-        """Writes what `_send` queued, in order, at the pace the scheduler reads."""
+        """Writes what `_send` queued, in order, at the pace the scheduler reads. Ends the stream when its
+        handles run out; what is open then goes on on the next one.
+        """
         loop = asyncio.get_running_loop()
         try:
-            while True:
+            while self._next_handle <= _LAST_HANDLE:
                 await self._has_unsent.wait()
                 self._has_unsent.clear()
                 while self._unsent:
                     await call.write(self._take_unsent(loop.time()))
+            await call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             logger.debug("a write found the stream ended")  # the reader finds it too, and starts over
 
@@ -303,8 +304,16 @@ class SchedulerLink:
         self._streaming = True
         self._engine_ready = False
         self._unsent.clear()
+        self._renumber()
         if self._resubmit_needed:
             self.num_reconnects += 1
+
+    def _renumber(self) -> None:
+        """Gives the open requests the first handles of a new stream."""
+        self._open = dict(enumerate(self._open.values(), start=1))
+        for handle, request in self._open.items():
+            request.handle = handle
+        self._next_handle = len(self._open) + 1
 
     def _stream_ended(self) -> None:
         self._streaming = False

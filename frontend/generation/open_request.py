@@ -100,7 +100,7 @@ class OpenRequest:
     client gets fewer, larger deltas.
 
     Attributes:
-        handle: names the request on the scheduler's stream.
+        handle: names the request on the scheduler's stream, and on the next one has another value.
         submission: what was asked for.
         wakeup: tells the consumer of news; several requests may share it.
         output_ids: every token generated so far.

@@ -123,6 +123,38 @@ async def test_abort_of_an_unsent_submission_sends_neither(frontend, scheduler) 
     await scheduler.aborted(kept.handle)
 
 
+async def test_a_handle_is_used_once_on_a_stream_which_is_renewed_when_they_run_out(
+    scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frontend.scheduler_link._LAST_HANDLE", 3)
+    link = SchedulerLink(scheduler.target)
+    await link.start()
+    assert await link.back_soon()
+    sampling = inference_pb2.SamplingParams(max_tokens=9)
+
+    def opened(token_id: int) -> OpenRequest:
+        return link.open(Submission(request_id="r", prompt_ids=[token_id], sampling=sampling), Wakeup())
+
+    first, second = opened(10), opened(20)
+    await scheduler.submitted(2)
+    await scheduler.say(second.handle, b"ab")
+    link.close(first)
+    await scheduler.aborted(1)
+    await scheduler.say(1, b"old", end=pb.Ended(reason=pb.END_REASON_LENGTH))
+    third = opened(30)
+    await scheduler.until(lambda scheduler: scheduler.num_streams == 2 and len(scheduler.submits) == 5)
+    sent = [(submit.handle, list(submit.token_ids), submit.resumed) for submit in scheduler.submits]
+    assert sent[:3] == [(1, [10], False), (2, [20], False), (3, [30], False)]
+    assert sent[3:] == [(1, [20, *b"ab"], True), (2, [30], True)]
+    await scheduler.say(2, b"c", end=pb.Ended(reason=pb.END_REASON_LENGTH))
+    await scheduler.say(1, b"d", end=pb.Ended(reason=pb.END_REASON_LENGTH))
+    async with asyncio.timeout(5):
+        while not (second.ended and third.ended):
+            await asyncio.sleep(0.01)
+    assert [bytes(request.output_ids) for request in (first, second, third)] == [b"", b"abd", b"c"]
+    await link.stop()
+
+
 @pytest.mark.parametrize("takes_changes", [True, False])
 async def test_what_is_opened_together_is_sent_together_to_a_scheduler_that_takes_it(
     scheduler: ScriptedScheduler, takes_changes: bool
@@ -192,10 +224,14 @@ async def test_a_client_that_reads_log_probabilities_too_slowly_is_told_so(
                 await scheduler.say(handle, b"abcdefg", logprobs=[entry] * 7)
                 num_said += 7
         token_ids: list[int] = []
-        with pytest.raises(grpc.aio.AioRpcError, match="more slowly than log probabilities") as caught:
+
+        async def read() -> None:
             async for message in call:
                 assert len(message.delta.logprobs) == len(message.delta.token_ids)
-                token_ids += message.delta.token_ids
+                token_ids.extend(message.delta.token_ids)
+
+        with pytest.raises(grpc.aio.AioRpcError, match="more slowly than log probabilities") as caught:
+            await read()
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert 64 < len(token_ids) <= num_said
         assert bytes(token_ids) == (b"abcdefg" * len(token_ids))[: len(token_ids)]
