@@ -94,7 +94,8 @@ class SchedulerLink:
         self._has_unsent = asyncio.Event()
         self._next_handle = 1
         self._heard = asyncio.Event()
-        self._is_ready = asyncio.Event()
+        self._has_changed = asyncio.Event()
+        self._expects_none = False
         self._num_waiting = 0
         self._listeners: list[Callable[[], None]] = []
 
@@ -114,23 +115,32 @@ class SchedulerLink:
     async def back_soon(self) -> bool:
         """Waits for a scheduler and an engine, if there are none; whether they came in time. They may have
         been lost, or this frontend be the one that was just started again. If too many wait already,
-        nothing is waited for."""
+        or `expect_no_first_engine` was called, nothing is waited for."""
         if self.ready or self._num_waiting >= MAX_UNSENT:
             return self.ready
         self._num_waiting += 1
         try:
-            return await _within(self._reconnect_timeout, self._until_ready())
+            await _within(self._reconnect_timeout, self._until_ready())
+            return self.ready
         finally:
             self._num_waiting -= 1
 
     async def _until_ready(self) -> None:
-        while not self.ready:
-            self._is_ready.clear()
-            await self._is_ready.wait()
+        while not (self.ready or self._expects_none):
+            self._has_changed.clear()
+            await self._has_changed.wait()
+
+    def expect_no_first_engine(self) -> None:
+        """Ends the waiting in `back_soon` for the first engine since this frontend was started: it may be one
+        that cannot load its model. For an engine that was there and was lost, waiting goes on.
+        """
+        if self.model is None:
+            self._expects_none = True
+            self._has_changed.set()
 
     def _changed(self) -> None:
         if self.ready:
-            self._is_ready.set()
+            self._has_changed.set()
         for listener in self._listeners:
             listener()
 
