@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -50,7 +50,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 _RETRY_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0)
-_MAX_HANDLE = 2**32 - 1
+_LAST_HANDLE = 2**31
+"""After this one the stream is renewed: handles are used once on a stream, and have 32 bits."""
 
 
 class SchedulerLink:
@@ -93,7 +94,8 @@ class SchedulerLink:
         self._has_unsent = asyncio.Event()
         self._next_handle = 1
         self._heard = asyncio.Event()
-        self._is_ready = asyncio.Event()
+        self._has_changed = asyncio.Event()
+        self._expects_none = False
         self._num_waiting = 0
         self._listeners: list[Callable[[], None]] = []
 
@@ -113,23 +115,32 @@ class SchedulerLink:
     async def back_soon(self) -> bool:
         """Waits for a scheduler and an engine, if there are none; whether they came in time. They may have
         been lost, or this frontend be the one that was just started again. If too many wait already,
-        nothing is waited for."""
+        or `expect_no_first_engine` was called, nothing is waited for."""
         if self.ready or self._num_waiting >= MAX_UNSENT:
             return self.ready
         self._num_waiting += 1
         try:
-            return await _within(self._reconnect_timeout, self._until_ready())
+            await _within(self._reconnect_timeout, self._until_ready())
+            return self.ready
         finally:
             self._num_waiting -= 1
 
     async def _until_ready(self) -> None:
-        while not self.ready:
-            self._is_ready.clear()
-            await self._is_ready.wait()
+        while not (self.ready or self._expects_none):
+            self._has_changed.clear()
+            await self._has_changed.wait()
+
+    def expect_no_first_engine(self) -> None:
+        """Ends the waiting in `back_soon` for the first engine since this frontend was started: it may be one
+        that cannot load its model. For an engine that was there and was lost, waiting goes on.
+        """
+        if self.model is None:
+            self._expects_none = True
+            self._has_changed.set()
 
     def _changed(self) -> None:
         if self.ready:
-            self._is_ready.set()
+            self._has_changed.set()
         for listener in self._listeners:
             listener()
 
@@ -193,10 +204,7 @@ class SchedulerLink:
         return "no engine is attached to the scheduler yet; try again shortly"
 
     def _draw_handle(self) -> int:
-        while self._next_handle in self._open:
-            self._next_handle = self._next_handle % _MAX_HANDLE + 1
-        handle = self._next_handle
-        self._next_handle = handle % _MAX_HANDLE + 1
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
         return handle
 
     def _expire(self, request: OpenRequest) -> None:
@@ -266,14 +274,17 @@ class SchedulerLink:
             self.failed.set_exception(error)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
-        """Writes what `_send` queued, in order, at the pace the scheduler reads."""
+        """Writes what `_send` queued, in order, at the pace the scheduler reads. Ends the stream when its
+        handles run out; what is open then goes on on the next one.
+        """
         loop = asyncio.get_running_loop()
         try:
-            while True:
+            while self._next_handle <= _LAST_HANDLE:
                 await self._has_unsent.wait()
                 self._has_unsent.clear()
                 while self._unsent:
                     await call.write(self._take_unsent(loop.time()))
+            await call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             logger.debug("a write found the stream ended")  # the reader finds it too, and starts over
 
@@ -303,8 +314,16 @@ class SchedulerLink:
         self._streaming = True
         self._engine_ready = False
         self._unsent.clear()
+        self._renumber()
         if self._resubmit_needed:
             self.num_reconnects += 1
+
+    def _renumber(self) -> None:
+        """Gives the open requests the first handles of a new stream."""
+        self._open = dict(enumerate(self._open.values(), start=1))
+        for handle, request in self._open.items():
+            request.handle = handle
+        self._next_handle = len(self._open) + 1
 
     def _stream_ended(self) -> None:
         self._streaming = False
@@ -358,8 +377,7 @@ class SchedulerLink:
             if request is not None:
                 request.add_prompt_logprobs(prompt_logprobs)
                 told.append(request.wakeup)
-        if deltas.logprobs:
-            self._spread_logprobs(deltas)
+        behind = self._spread_logprobs(deltas) if deltas.logprobs else ()
         for handle, token_id in zip(deltas.handles, deltas.token_ids, strict=True):
             request = get(handle)
             if request is not None:
@@ -378,15 +396,22 @@ class SchedulerLink:
                 _note_cached(request, ended.num_cached_tokens)
                 request.end(ended)
                 told.append(request.wakeup)
+        for request in behind:
+            error = Overloaded("the client reads more slowly than log probabilities are generated")
+            self._end_here(request, ended_with(error))
         for wakeup in told:
             wakeup.tell()
 
-    def _spread_logprobs(self, deltas: scheduler_pb2.StepDeltas) -> None:
+    def _spread_logprobs(self, deltas: scheduler_pb2.StepDeltas) -> Sequence[OpenRequest]:
+        """Returns the requests whose clients are too far behind. They end once they have the message's tokens
+        too: a client is told as many tokens as log probabilities.
+        """
+        behind: dict[int, OpenRequest] = {}
         for index, logprobs in zip(deltas.logprob_indices, deltas.logprobs, strict=True):
             request = self._open.get(deltas.handles[index])
             if request is not None and not request.add_logprobs(logprobs):
-                behind = Overloaded("the client reads more slowly than log probabilities are generated")
-                self._end_here(request, ended_with(behind))
+                behind[request.handle] = request
+        return list(behind.values())
 
     async def get_load(self) -> scheduler_pb2.GetLoadResponse:
         """The scheduler's load.

@@ -607,4 +607,6 @@ class Scheduler:
         self._in_flight.clear()
         live = sorted(self._waiting.take_all() + self._suspects.all, key=lambda request: request.order)
         self._suspects = Suspects()
+        for request in live:
+            request.forget_blocks()
         return live, condemned

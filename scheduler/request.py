@@ -60,7 +60,7 @@ class Request:
         priority: lower goes first; ties by turn.
         client: whose it is; see `Shares.of`.
         owner: whatever the submitter wants to find again; the core does not look at it.
-        root_hash: parent of its first block; see `block_hash.root_hash`.
+        root_hash: parent of its first block; see `scheduler.blocks.hashes.root_hash`.
         adapter_id: of the adapter that its tokens are computed with; 0 is none.
         constraint: what its output must look like. It is sampled only under a mask, which its submitter gives
             for one token at a time: see `allow`.
@@ -153,6 +153,11 @@ class Request:
     def order(self) -> tuple[int, int]:
         """Sort key of service: priority, then who was first in the queue, then arrival."""
         return (self.priority, self.turn)
+
+    def forget_blocks(self) -> None:
+        """Forgets the hashes of its blocks, because the next scheduler's blocks may have another size."""
+        assert not self.block_ids
+        self.block_hashes = []
 
     def hash_up_to(self, count: int, block_size: int) -> None:
         """Extends `block_hashes` to its first `count` blocks, which must be full of known tokens."""

@@ -95,7 +95,7 @@ class Service:
             (role, child)
             for child in psutil.Process(self.process.pid).children()
             for word, role in roles.items()
-            if word in child.cmdline()[:4]
+            if word in child.cmdline()[:5]
         ]
 
     def stop(self) -> int:

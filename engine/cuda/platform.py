@@ -48,6 +48,13 @@ class CudaPlatform(Platform):
         super().__init__(device, dtype)
         self._config = config
 
+    def make_current(self) -> None:
+        """Triton launches on the current device, on whichever its tensors are, and pinned memory, streams and
+        events for which no device is named belong to it.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def attention(self, heads: HeadLayout, max_num_seqs: int) -> AttentionBackend:
         return TritonAttentionBackend(
             heads,

@@ -171,9 +171,9 @@ class StepResult:
         is_last: the worker can compute nothing any more, and ends.
         launch_us: time the worker spent on the step before its device had all of it, microseconds; 0 where
             they are one.
-        num_tokens: how many of `token_ids` each of those requests has gained; None where each has gained one. A
-            request gains none where its blocks have no room for the token to compute: steps in flight have
-            taken it to its end.
+        num_tokens: how many of `token_ids` each of those requests has gained; None where each has gained one.
+            A request gains none where its blocks have no room for the token to compute: steps before this one
+            have taken it to its end.
     """
 
     step_id: int

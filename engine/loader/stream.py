@@ -163,7 +163,9 @@ class _Uploads:
         for _ in range(NUM_READERS * BUFFERS_PER_READER):
             self._buffers.put(_Buffer(device))
         self._files: dict[Path, int] = {}
-        self._readers = ThreadPoolExecutor(NUM_READERS, "weights")
+        self._readers = ThreadPoolExecutor(
+            NUM_READERS, "weights", initializer=_make_current, initargs=(device,)
+        )
         # In this order's reverse: no thread reads on when its file is closed.
         stack.callback(self._close_files)
         stack.callback(self._readers.shutdown, wait=True, cancel_futures=True)
@@ -215,6 +217,12 @@ class _Uploads:
     def _close_files(self) -> None:
         for descriptor in self._files.values():
             os.close(descriptor)
+
+
+def _make_current(device: torch.device) -> None:
+    """Each thread has a current device of its own: at first the first GPU, where a context takes memory."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def read_exactly(descriptor: int, view: memoryview, stored: StoredTensor, at: int) -> None:

@@ -34,6 +34,9 @@ class Platform(ABC):
         self.device = device
         self.dtype = dtype
 
+    def make_current(self) -> None:  # noqa: B027 - some have nothing to do
+        """Called once, before anything is on the device, in the thread that launches all of its work."""
+
     @abstractmethod
     def attention(self, heads: HeadLayout, max_num_seqs: int) -> AttentionBackend:
         """How layers attend."""

@@ -55,6 +55,7 @@ def build_worker(
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
     platform = (make_platform or _platform_for(device))(config, device, dtype)
     compiled = compile_ahead(config, model_config, dtype) if compile_ahead else None
+    platform.make_current()
 
     def load(context: ModelContext) -> CausalLM:
         timeline.mark("configuration")

@@ -100,7 +100,7 @@ class OpenRequest:
     client gets fewer, larger deltas.
 
     Attributes:
-        handle: names the request on the scheduler's stream.
+        handle: names the request on the scheduler's stream, and on the next one has another value.
         submission: what was asked for.
         wakeup: tells the consumer of news; several requests may share it.
         output_ids: every token generated so far.
@@ -144,7 +144,7 @@ class OpenRequest:
         return self.submission.prompt_ids
 
     def add_logprobs(self, logprobs: scheduler_pb2.TokenLogprobs) -> bool:
-        """Appends the log probabilities of a token; False if the consumer is too far behind to take more."""
+        """Appends the log probabilities of a token; False if more wait for the consumer than may."""
         self._logprobs.append(logprobs)
         return len(self._logprobs) <= MAX_UNREAD_LOGPROBS
 

@@ -206,12 +206,14 @@ class GenerationPipeline:
 
     async def drain(self, timeout: float) -> int:
         """Refuses new requests and waits for the open ones; after `timeout` seconds these end as aborted.
+        Those that wait for this frontend's first engine are refused at once.
 
         Returns:
             How many were.
         """
         self.draining = True
         self.on_drain()
+        self.link.expect_no_first_engine()
         if await self.idle_within(timeout):
             return 0
         num_aborted = self.num_open
@@ -236,7 +238,8 @@ class GenerationPipeline:
     async def _facts(self) -> scheduler_pb2.GetModelResponse:
         await self.link.back_soon()
         if not self.link.ready or self.link.model is None:
-            raise Unavailable(self.link.why_not_ready())
+            shutting_down = "this server is shutting down, and has no engine"
+            raise Unavailable(shutting_down if self.draining else self.link.why_not_ready())
         return self.link.model
 
     @contextmanager

@@ -49,7 +49,7 @@ class Submissions:
         self._request = request
         self._deadline = deadline
         self._bad_words = bad_words
-        self._open: dict[int, OpenRequest] = {}
+        self._open: dict[OpenRequest, None] = {}
         self._num_submitted = 0
 
     def open(
@@ -75,17 +75,17 @@ class Submissions:
             ),
             wakeup,
         )
-        self._open[opened.handle] = opened
+        self._open[opened] = None
         return opened
 
     def close(self, request: OpenRequest) -> None:
         """Ends the interest in one of them."""
-        self._open.pop(request.handle, None)
+        self._open.pop(request, None)
         self._link.close(request)
 
     def close_all(self) -> None:
         """Aborts what is still open."""
-        for request in list(self._open.values()):
+        for request in list(self._open):
             self.close(request)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 from pagewire.base.errors import InvalidRequest
@@ -274,8 +276,17 @@ class SamplingParams:
 
 
 def seed_of_completion(seed: int, number: int) -> int:
-    """The seed of a prompt's completion number `number`: their sum, wrapped to a signed 64-bit integer."""
-    return (seed + number - INT64_RANGE.start) % 2**64 + INT64_RANGE.start
+    """The seed of a prompt's completion number `number`: for the first the seed itself, for the others a hash
+    of both, so that requests with neighbouring seeds have no completion in common.
+
+    Args:
+        seed: the request's, a signed 64-bit integer; so is what is returned.
+        number: from 0.
+    """
+    if number == 0:
+        return seed
+    digest = blake2b(struct.pack("<qI", seed, number), digest_size=8, person=b"completion")
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def _require(condition: bool, param: str, value: object, allowed: str) -> None:

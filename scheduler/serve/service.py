@@ -26,7 +26,7 @@ from pagewire.scheduler.v1 import scheduler_pb2_grpc
 from pagewire.wire.ended import error_in
 from pagewire.wire.sampling import given_fields
 from pagewire.wire.sampling_params import SamplingParams
-from scheduler.request import Request, Status
+from scheduler.request import Request
 from scheduler.serve.driver import EngineDriver
 from scheduler.serve.intake import make_request
 from scheduler.serve.outbox import Outbox, Ticket
@@ -112,6 +112,7 @@ class Connection:
     def __init__(self, driver: EngineDriver) -> None:
         self._driver = driver
         self._requests: dict[int, Request] = {}
+        self._last_handle = 0
         self.outbox = Outbox()
 
     async def read(self, messages: AsyncIterator[pb.ConnectRequest]) -> None:
@@ -136,10 +137,18 @@ class Connection:
                     self._requests.pop(ended.handle, None)
                 await context.write(message)
 
-    def _check_handle(self, handle: int) -> None:
-        open_request = self._requests.get(handle)
-        if open_request is not None and open_request.status is not Status.ENDED:
-            raise InvalidRequest(f"handle {handle} names an open request of this stream already")
+    def _take_handle(self, handle: int) -> None:
+        """Makes sure that a handle never names two requests: the first one's end could be taken for the
+        second's, by the frontend and here.
+
+        Raises:
+            InvalidRequest: it has been used, perhaps.
+        """
+        if handle <= self._last_handle:
+            raise InvalidRequest(
+                f"handle {handle} is not above {self._last_handle}, the last one; handles rise on a stream"
+            )
+        self._last_handle = handle
 
     def _abort(self, abort: pb.Abort) -> None:
         request = self._requests.pop(abort.handle, None)
@@ -148,7 +157,7 @@ class Connection:
 
     def _try_submit(self, submit: pb.Submit) -> None:
         """Submits, or answers with the refusal."""
-        self._check_handle(submit.handle)
+        self._take_handle(submit.handle)
         try:
             self.submit(submit)
         except PagewireError as error:

@@ -11,6 +11,7 @@ import pytest
 
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
+from pagewire.wire.sampling_params import seed_of_completion
 from tests.conformance.reference import Reference
 from tests.e2e.client import complete_all
 from tests.e2e.prompts import STORY
@@ -52,7 +53,7 @@ async def test_samples_differ_by_seed_and_share_the_prompts_blocks(server: Servi
     assert all(cached[index] in shared for index in (1, 2, 3))
     assert (usage.prompt_tokens, usage.completion_tokens) == (num_prompt_tokens, 48)
     for index in (0, 2):  # each is what its own seed gives alone
-        sampling = pb.SamplingParams(seed=11 + index, temperature=1, max_tokens=12)
+        sampling = pb.SamplingParams(seed=seed_of_completion(11, index), temperature=1, max_tokens=12)
         [alone] = await complete_all(
             server.grpc_target, [pb.GenerateRequest(text=STORY, sampling=sampling)], 1
         )

@@ -6,12 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.unit.corrupt.samples import write_directory, write_gguf
+from tools.service import Service
+
+# Loading included. A request waits 30 s for an engine that may yet come.
+SECONDS_TO_END = 15.0
 
 
 def absurd_size(directory: Path) -> Path:
@@ -23,6 +30,14 @@ def absurd_size(directory: Path) -> Path:
 def cut_weights(directory: Path) -> Path:
     path = write_directory(directory) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
+    return directory
+
+
+def no_norm(directory: Path) -> Path:
+    path = write_directory(directory) / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    save_file(tensors, path)
     return directory
 
 
@@ -81,6 +96,32 @@ def test_serve_ends(tmp_path: Path, write: Callable[[Path], Path], said: str) ->
     *_, line = ended.stderr.splitlines()
     assert line.startswith("pagewire: " + said.format(model))
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_a_request_that_waits_for_a_model_that_cannot_be_loaded_holds_nothing_up(tmp_path: Path) -> None:
+    model = no_norm(tmp_path / "model")
+    service = Service(tmp_path, model=str(model), options=("--device", "cpu"))
+    answer, asked_at = ask_while_it_starts(service)
+    status = service.process.wait(60)
+    assert time.monotonic() - asked_at < SECONDS_TO_END, service.log
+    assert answer.status_code == 503
+    assert answer.json()["error"]["message"] == "this server is shutting down, and has no engine"
+    assert status == 2, service.log
+    *_, line = service.log.splitlines()
+    assert line.startswith("pagewire: engine-worker: ")
+    assert "model.norm.weight" in line
+
+
+def ask_while_it_starts(service: Service) -> tuple[httpx.Response, float]:
+    """The answer to a request that is sent as soon as the service listens, and when that was."""
+    while service.process.poll() is None:
+        try:
+            asked_at = time.monotonic()
+            body = {"prompt": "a", "max_tokens": 1}
+            return httpx.post(f"{service.http_url}/v1/completions", json=body, timeout=60), asked_at
+        except httpx.ConnectError:
+            time.sleep(0.05)
+    raise AssertionError(f"it ended before it listened:\n{service.log}")
 
 
 @pytest.mark.parametrize(

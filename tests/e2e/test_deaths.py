@@ -131,7 +131,7 @@ async def test_a_killed_frontend_takes_only_its_own_streams_with_it(
     service: Service, expected: list[list[int]]
 ) -> None:
     frontends = [
-        child for child in psutil.Process(service.process.pid).children() if "frontend" in child.cmdline()[:4]
+        child for child in psutil.Process(service.process.pid).children() if "frontend" in child.cmdline()[:5]
     ]
     assert len(frontends) == 2
     async with streams(service, REQUESTS) as opened:

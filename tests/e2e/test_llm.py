@@ -13,7 +13,7 @@ import pytest
 
 from pagewire import LLM, SamplingParams
 from pagewire.base.errors import ConfigError, InvalidRequest, Unavailable
-from pagewire.wire.sampling_params import BeamSearch, StructuredOutput
+from pagewire.wire.sampling_params import BeamSearch, StructuredOutput, seed_of_completion
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -106,7 +106,7 @@ def test_samples_and_beams_and_their_prompts(llm: LLM) -> None:
     text = "The capital of France is"
     params = [
         SamplingParams(temperature=1, seed=3, n=3, max_tokens=6, prompt_logprobs=1),
-        SamplingParams(temperature=1, seed=4, max_tokens=6),
+        SamplingParams(temperature=1, seed=seed_of_completion(3, 1), max_tokens=6),
         SamplingParams(n=2, beam_search=BeamSearch(width=3, length_penalty=0.5), max_tokens=6, logprobs=1),
         SamplingParams(temperature=0, max_tokens=4, bad_words=["Paris"]),
         SamplingParams(max_tokens=0, prompt_logprobs=0),

@@ -112,7 +112,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def children(service: Service, word: str) -> list[psutil.Process]:
     supervisor = psutil.Process(service.process.pid)
-    return [child for child in supervisor.children() if word in child.cmdline()[:4]]
+    return [child for child in supervisor.children() if word in child.cmdline()[:5]]
 
 
 async def replaced(service: Service, before: list[psutil.Process]) -> None:

@@ -125,7 +125,14 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def attach_engine(self) -> None:
         """Becomes ready and says so."""
-        self.ready = True
+        await self._say_ready(True)
+
+    async def lose_engine(self) -> None:
+        """The opposite."""
+        await self._say_ready(False)
+
+    async def _say_ready(self, ready: bool) -> None:
+        self.ready = ready
         assert self._context is not None
         await self._context.write(pb.ConnectResponse(model=self.model()))
 

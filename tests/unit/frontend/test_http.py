@@ -332,6 +332,34 @@ async def test_drain_that_takes_too_long_ends_requests_as_aborted(http, frontend
     assert (body["choices"][0]["text"], body["choices"][0]["finish_reason"]) == ("a", "abort")
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+async def test_draining_waits_for_an_engine_that_was_lost_and_for_no_first_one(
+    start_frontend: FrontendFactory, scheduler: ScriptedScheduler, was_there: bool
+) -> None:
+    scheduler.ready, scheduler.reply = was_there, b"x"
+    frontend = await start_frontend(wait=was_there)
+    await scheduler.until(lambda scheduler: scheduler.num_streams == 1)
+    if was_there:
+        await scheduler.lose_engine()
+    while frontend.link.ready:
+        await asyncio.sleep(0.01)
+    async with aiohttp.ClientSession(frontend.url) as session:
+        asking = asyncio.create_task(post(session, "/v1/completions", {"prompt": "p"}))
+        while not frontend.pipeline.num_open:
+            await asyncio.sleep(0.01)
+        draining = asyncio.create_task(frontend.pipeline.drain(10))
+        if not was_there:
+            status, body = await asyncio.wait_for(asking, 5)
+            assert (status, body["error"]["code"]) == (503, "engine_unavailable")
+            assert body["error"]["message"] == "this server is shutting down, and has no engine"
+        else:
+            await asyncio.sleep(0.05)
+            await scheduler.attach_engine()
+            status, body = await asyncio.wait_for(asking, 5)
+            assert (status, body["choices"][0]["text"]) == (200, "x")
+        await asyncio.wait_for(draining, 1)
+
+
 async def test_what_needs_no_engine_works_without_one(start_frontend: FrontendFactory, scheduler) -> None:
     scheduler.ready = False
     frontend = await start_frontend(wait=False, reconnect_timeout=0.1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import grpc
 import pytest
 
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup
 from frontend.scheduler_link import MAX_CHANGED_BYTES, MAX_CHANGES, SchedulerLink
 from pagewire.base.errors import Unavailable
 from pagewire.client import AsyncClient
-from pagewire.inference.v1 import inference_pb2
+from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.wire.sampling_params import SamplingParams
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend, until_ready
@@ -122,6 +123,38 @@ async def test_abort_of_an_unsent_submission_sends_neither(frontend, scheduler) 
     await scheduler.aborted(kept.handle)
 
 
+async def test_a_handle_is_used_once_on_a_stream_which_is_renewed_when_they_run_out(
+    scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frontend.scheduler_link._LAST_HANDLE", 3)
+    link = SchedulerLink(scheduler.target)
+    await link.start()
+    assert await link.back_soon()
+    sampling = inference_pb2.SamplingParams(max_tokens=9)
+
+    def opened(token_id: int) -> OpenRequest:
+        return link.open(Submission(request_id="r", prompt_ids=[token_id], sampling=sampling), Wakeup())
+
+    first, second = opened(10), opened(20)
+    await scheduler.submitted(2)
+    await scheduler.say(second.handle, b"ab")
+    link.close(first)
+    await scheduler.aborted(1)
+    await scheduler.say(1, b"old", end=pb.Ended(reason=pb.END_REASON_LENGTH))
+    third = opened(30)
+    await scheduler.until(lambda scheduler: scheduler.num_streams == 2 and len(scheduler.submits) == 5)
+    sent = [(submit.handle, list(submit.token_ids), submit.resumed) for submit in scheduler.submits]
+    assert sent[:3] == [(1, [10], False), (2, [20], False), (3, [30], False)]
+    assert sent[3:] == [(1, [20, *b"ab"], True), (2, [30], True)]
+    await scheduler.say(2, b"c", end=pb.Ended(reason=pb.END_REASON_LENGTH))
+    await scheduler.say(1, b"d", end=pb.Ended(reason=pb.END_REASON_LENGTH))
+    async with asyncio.timeout(5):
+        while not (second.ended and third.ended):
+            await asyncio.sleep(0.01)
+    assert [bytes(request.output_ids) for request in (first, second, third)] == [b"", b"abd", b"c"]
+    await link.stop()
+
+
 @pytest.mark.parametrize("takes_changes", [True, False])
 async def test_what_is_opened_together_is_sent_together_to_a_scheduler_that_takes_it(
     scheduler: ScriptedScheduler, takes_changes: bool
@@ -170,6 +203,38 @@ async def test_tokens_of_one_step_reach_their_own_requests_in_order(frontend, sc
         assert (await first).text == "ab"
         await scheduler.say(two, b"d", end=pb.Ended(reason=pb.END_REASON_LENGTH))
         assert (await second).text == "cd"
+
+
+async def test_a_client_that_reads_log_probabilities_too_slowly_is_told_so(
+    start_frontend: FrontendFactory, scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frontend.generation.open_request.MAX_UNREAD_LOGPROBS", 64)
+    scheduler.max_model_len = 100_000
+    frontend = await start_frontend()
+    entry = pb.TokenLogprobs(logprob=-1.0, top_ids=range(20), top_logprobs=[-1.0] * 20)
+    # Of a fixed size, the room that flow control offers is soon filled by a client that does not read.
+    async with grpc.aio.insecure_channel(frontend.target, options=(("grpc.http2.bdp_probe", 0),)) as channel:
+        sampling = inference_pb2.SamplingParams(logprobs=20)
+        request = inference_pb2.GenerateRequest(text="p", sampling=sampling)
+        call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request)
+        handle = (await scheduler.submitted()).handle
+        num_said = 0
+        async with asyncio.timeout(20):
+            while handle not in scheduler.aborts:
+                await scheduler.say(handle, b"abcdefg", logprobs=[entry] * 7)
+                num_said += 7
+        token_ids: list[int] = []
+
+        async def read() -> None:
+            async for message in call:
+                assert len(message.delta.logprobs) == len(message.delta.token_ids)
+                token_ids.extend(message.delta.token_ids)
+
+        with pytest.raises(grpc.aio.AioRpcError, match="more slowly than log probabilities") as caught:
+            await read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert 64 < len(token_ids) <= num_said
+        assert bytes(token_ids) == (b"abcdefg" * len(token_ids))[: len(token_ids)]
 
 
 async def test_requests_leave_nothing_behind(frontend, scheduler) -> None:

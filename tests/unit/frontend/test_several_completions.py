@@ -14,7 +14,7 @@ from pagewire.base.errors import Code, Overloaded
 from pagewire.client import AsyncClient
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
-from pagewire.wire.sampling_params import BeamSearch, SamplingParams
+from pagewire.wire.sampling_params import BeamSearch, SamplingParams, seed_of_completion
 from tests.unit.frontend.conftest import RunningFrontend
 from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, failure, stop
 
@@ -54,7 +54,8 @@ async def test_every_prompt_gets_n_completions_with_seeds_of_their_own(http, sch
     asking = asked(http, prompt=["ab", [99, 100]], n=2, seed=7, max_tokens=2)
     await scheduler.submitted(4)
     assert [bytes(submit.token_ids) for submit in scheduler.submits] == [b"ab", b"ab", b"cd", b"cd"]
-    assert [submit.sampling.seed for submit in scheduler.submits] == [7, 8, 7, 8]
+    other = seed_of_completion(7, 1)
+    assert [submit.sampling.seed for submit in scheduler.submits] == [7, other, 7, other]
     assert len({submit.request_id for submit in scheduler.submits}) == 4
     for submit, text in reversed(list(zip(scheduler.submits, (b"12", b"34", b"56", b"78"), strict=True))):
         await scheduler.say(submit.handle, text, end=LENGTH, cached=1)
@@ -74,10 +75,23 @@ async def test_every_prompt_gets_n_completions_with_seeds_of_their_own(http, sch
     }
 
 
-async def test_largest_seed_is_followed_by_the_smallest(http, scheduler) -> None:
+async def test_best_of_takes_the_same_seeds(http, scheduler) -> None:
     scheduler.reply = b"x"
-    await asked(http, prompt="a", n=2, seed=2**63 - 1)
-    assert [submit.sampling.seed for submit in scheduler.submits] == [2**63 - 1, -(2**63)]
+    asking = asked(http, prompt="a", n=1, best_of=3, seed=-3)
+    await scheduler.submitted(3)
+    asking.cancel()
+    expected = [seed_of_completion(-3, number) for number in range(3)]
+    assert [submit.sampling.seed for submit in scheduler.submits] == expected
+
+
+def test_seeds_of_completions_are_64_bits_and_those_of_neighbouring_seeds_have_none_in_common() -> None:
+    seeds = [*range(-300, 300), *range(2**63 - 50, 2**63), *range(-(2**63), -(2**63) + 50)]
+    all_of_them = [seed_of_completion(seed, number) for seed in seeds for number in range(128)]
+    assert len(set(all_of_them)) == len(all_of_them)
+    assert all(-(2**63) <= seed < 2**63 for seed in all_of_them)
+    assert [seed_of_completion(seed, 0) for seed in seeds] == seeds
+    # They stay what they are: somebody may have written a seed down.
+    assert seed_of_completion(7, 1) == -8410663441553669497
 
 
 async def test_completions_of_one_stream_come_by_turns(http, scheduler) -> None:

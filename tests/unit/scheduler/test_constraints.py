@@ -189,18 +189,18 @@ async def test_harm_does_not_change_a_constrained_output(
     expected = await unharmed(stub, 1, [1] * 9)
     frontend = Frontend(stub)
     worker.step_seconds = 0.01  # so that a step is planned on top of the one that fails
-    await frontend.call.write(submit(2, [2], 60))
-    await frontend.call.write(constrained(1, [1] * 9))
-    while len(frontend.tokens.get(1, [])) < 5:
+    await frontend.call.write(submit(1, [2], 60))
+    await frontend.call.write(constrained(2, [1] * 9))
+    while len(frontend.tokens.get(2, [])) < 5:
         await frontend.receive()
     if harm == "a failed step":
         worker.fail_steps = 1
     else:
         worker.leave_at = 1
     await frontend.until_ended(1, 2)
-    assert frontend.tokens[1] == expected
-    assert frontend.tokens[2] == continuation([2], 60, VOCAB)
-    assert frontend.ended[1].reason == pb.END_REASON_STOP
+    assert frontend.tokens[2] == expected
+    assert frontend.tokens[1] == continuation([2], 60, VOCAB)
+    assert frontend.ended[2].reason == pb.END_REASON_STOP
     assert worker.num_sessions == 1 + (harm == "a lost worker")
 
 

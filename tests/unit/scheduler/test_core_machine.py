@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
+from dataclasses import replace
 from itertools import cycle
 
 import numpy as np
@@ -256,9 +257,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.doomed = len(self.in_flight)  # planned before the failure was known, they build on it
 
     @precondition(lambda self: hasattr(self, "requests"))
-    @rule()
-    def lose_worker(self) -> None:
-        """It dies, with whatever is in flight, and another takes its place."""
+    @rule(block_size=st.sampled_from([3, 5]))
+    def lose_worker(self, block_size: int) -> None:
+        """It dies, with whatever is in flight, and another takes its place, perhaps with other blocks."""
         self._note_failure([step for step in self.scheduler._in_flight if not step.void])
         live, condemned = self.scheduler.evacuate("the worker died")
         self.in_flight.clear()
@@ -266,6 +267,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.terminal.update(request.request_id for request in condemned)
         for request in condemned:
             self._check_tokens(request)
+        self.limits = replace(self.limits, block_size=block_size)
         self.scheduler = Scheduler(self.limits, self.settings)
         self.worker = self._new_worker()
         for request in live:

@@ -412,13 +412,13 @@ async def test_a_request_that_kills_the_worker_is_quarantined_and_the_others_liv
     frontend = Frontend(stub)
     worker.deadly = 40
     worker.step_seconds = 0.01
-    for handle, first in ((1, 1), (3, 3), (2, 40)):
+    for handle, first in ((1, 1), (2, 2), (3, 40)):
         await frontend.call.write(submit(handle, [first, 5, 6], 25))
     await frontend.until_ended(1, 2, 3)
-    assert frontend.ended[2].status == grpc.StatusCode.INTERNAL.value[0]
-    assert frontend.ended[2].error.startswith("this request is quarantined: the engine failed 2 times")
-    assert "the engine-worker died" in frontend.ended[2].error
-    for handle in (1, 3):
+    assert frontend.ended[3].status == grpc.StatusCode.INTERNAL.value[0]
+    assert frontend.ended[3].error.startswith("this request is quarantined: the engine failed 2 times")
+    assert "the engine-worker died" in frontend.ended[3].error
+    for handle in (1, 2):
         assert frontend.tokens[handle] == continuation([handle, 5, 6], 25, VOCAB)
     assert worker.num_sessions <= 4
     text = (await stub.GetMetrics(pb.GetMetricsRequest())).exposition.decode()
@@ -493,6 +493,29 @@ async def test_a_handle_used_twice_ends_the_stream_that_did_it(
         await frontend.call.write(submit(1, [1], 100))
     with pytest.raises(grpc.aio.AioRpcError, match="handle 1") as caught:
         await frontend.until_ended(1)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    async with asyncio.timeout(2):
+        while await used_blocks(stub):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["after its request ended", "after an abort"])
+async def test_a_handle_names_one_request_of_a_stream_and_never_another(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread, ended: bool
+) -> None:
+    """What is under way for the first could be taken for the second's: a token, or the end."""
+    worker.step_seconds = 0.02
+    frontend = Frontend(stub)
+    await frontend.call.write(submit(1, [1], 2 if ended else 100))
+    if ended:
+        await frontend.until_ended(1)
+    else:
+        while 1 not in frontend.tokens:
+            await frontend.receive()
+        await frontend.call.write(pb.ConnectRequest(abort=pb.Abort(handle=1)))
+    await frontend.call.write(submit(1, [2], 100))
+    with pytest.raises(grpc.aio.AioRpcError, match="handle 1 is not above 1") as caught:
+        await frontend.until_ended(2)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     async with asyncio.timeout(2):
         while await used_blocks(stub):

@@ -113,7 +113,9 @@ class Engine:
         self.doomed = max(self.doomed - 1, 0)
         self.ended += output.ended
 
-    def lose_worker(self) -> None:
+    def lose_worker(self, successors: EngineLimits | None = None) -> None:
+        """It dies, and another takes its place, which may have other limits."""
+        self.limits = successors or self.limits
         self._note([each for each in self.scheduler._in_flight if not each.void])
         live, condemned = self.scheduler.evacuate("the worker died")
         self.ended += condemned
@@ -286,6 +288,18 @@ def test_a_worker_that_dies_with_nothing_in_flight_is_nobodys_doing() -> None:
     assert request.suspicion is None
     engine.run()
     engine.check([request])
+
+
+@pytest.mark.parametrize(("before", "after"), [(16, 32), (4, 6)])
+def test_a_successor_with_another_block_size_gives_nobody_anothers_blocks(before: int, after: int) -> None:
+    limits = replace(LIMITS, block_size=before, num_blocks=24, max_num_batched_tokens=64, max_model_len=96)
+    engine = Engine(limits=limits)
+    shared = list(range(before))
+    requests = [engine.submit(make(f"r{i}", [*shared, *[30 + i] * 40], 5)) for i in range(3)]
+    engine.run(2)
+    engine.lose_worker(replace(limits, block_size=after))
+    engine.run()
+    engine.check(requests)
 
 
 def test_a_death_after_a_reported_failure_is_the_same_incident() -> None:
