@@ -402,7 +402,7 @@ def _status_as_error() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         status = error.code()
-        metadata = dict(error.trailing_metadata() or ())
+        metadata = dict([*(error.trailing_metadata() or ())])  # pairs, though it may look like a mapping
         seconds = metadata.get("retry-after")
         raised: PagewireError = from_code(
             status.value[0],

@@ -2,10 +2,15 @@
 
 python tools/stubs.py            regenerate
 python tools/stubs.py --check    exit 1 and name every stub that differs, is missing or has no proto
+
+Stubs run with the protobuf and the grpcio of their generator and with newer ones, never with older. So the
+generator is an old one, and the lower bounds in pyproject.toml follow it. It needs an old protobuf itself,
+which nothing else should have to use: it lives in an environment of its own, made at the first use.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +19,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 STUB_PATTERNS = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")
+GENERATOR = "grpcio-tools==1.72.1"
+ENVIRONMENT = ROOT / ".venv" / GENERATOR
+
+
+def protoc() -> list[str]:
+    """The command that runs the compiler, which is installed if it is not there.
+
+    Raises:
+        subprocess.CalledProcessError: it cannot be installed; pip has printed why.
+    """
+    python = ENVIRONMENT / "bin" / "python"
+    installed = ENVIRONMENT / "installed"
+    if not installed.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", GENERATOR]
+        subprocess.run(pip, check=True)
+        installed.touch()
+    return [str(python), "-m", "grpc_tools.protoc", f"-I{PROTOS}"]
 
 
 def generate(target: Path) -> None:
@@ -25,9 +48,11 @@ def generate(target: Path) -> None:
         subprocess.CalledProcessError: protoc refused a proto; it has printed why.
     """
     protos = sorted(PROTOS.rglob("*.proto"))
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}"]
     outputs = [f"--{kind}_out={target}" for kind in ("python", "pyi", "grpc_python")]
-    subprocess.run([*command, *outputs, *map(str, protos)], check=True)
+    subprocess.run([*protoc(), *outputs, *map(str, protos)], check=True)
+    # None leaves a field unset. Of bool fields only newer generators say so.
+    for stub in target.rglob("*_pb2.pyi"):
+        stub.write_text(re.sub(r"(\w+): bool = \.\.\.", r"\1: _Optional[bool] = ...", stub.read_text()))
     for proto in protos:
         if "\nservice " not in proto.read_text():
             stem = proto.relative_to(PROTOS).with_suffix("")

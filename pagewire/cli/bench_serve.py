@@ -29,7 +29,9 @@ MAX_COLUMNS = 250
 Url = Annotated[
     str,
     typer.Option(
-        metavar="URL", help="The server: http(s)://HOST:PORT, or grpc(s)://HOST:PORT for pagewire's gRPC."
+        "--url",  # typer 0.27 would take it from a metavar that differs only in case: --URL
+        metavar="URL",
+        help="The server: http(s)://HOST:PORT, or grpc(s)://HOST:PORT for pagewire's gRPC.",
     ),
 ]
 WorkloadName = Annotated[

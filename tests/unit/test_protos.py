@@ -55,9 +55,8 @@ def test_buf_accepts_the_protos(command: tuple[str, ...]) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[FileDescriptorProto]:
     """The compiled protos with their comments."""
     output = tmp_path_factory.mktemp("protos") / "set.binpb"
-    options = [f"-I{ROOT / 'protos'}", "--include_source_info", f"--descriptor_set_out={output}"]
-    command = [sys.executable, "-m", "grpc_tools.protoc", *options, *map(str, PROTOS)]
-    subprocess.run(command, check=True)
+    options = ["--include_source_info", f"--descriptor_set_out={output}"]
+    subprocess.run([*stubs_tool().protoc(), *options, *map(str, PROTOS)], check=True)
     return list(FileDescriptorSet.FromString(output.read_bytes()).file)
 
 

@@ -5,7 +5,7 @@ import warnings
 
 from pagewire.scheduler.v1 import scheduler_pb2 as pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2
 
-GRPC_GENERATED_VERSION = '1.84.0'
+GRPC_GENERATED_VERSION = '1.72.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in pagewire/scheduler/v1/scheduler_pb2_grpc.py depends on'
+        + f' but the generated code in pagewire/scheduler/v1/scheduler_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class SchedulerServiceStub:
+class SchedulerServiceStub(object):
     """Continuous batching over one model replica.
     """
 
@@ -62,7 +62,7 @@ class SchedulerServiceStub:
                 _registered_method=True)
 
 
-class SchedulerServiceServicer:
+class SchedulerServiceServicer(object):
     """Continuous batching over one model replica.
     """
 
@@ -139,7 +139,7 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class SchedulerService:
+class SchedulerService(object):
     """Continuous batching over one model replica.
     """
 

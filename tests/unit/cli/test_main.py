@@ -23,6 +23,11 @@ def test_version() -> None:
     assert pagewire("--version").stdout == f"pagewire {__version__}\n"
 
 
+def test_options_are_named_alike_whatever_their_metavar() -> None:
+    """typer 0.27 takes a name from a metavar that differs only in case; every other release has --url."""
+    assert "\n  --url URL" in pagewire("bench", "serve", "--help").stdout
+
+
 def test_help_names_every_command() -> None:
     text = pagewire("--help").stdout
     commands = (
@@ -46,7 +51,7 @@ def test_help_names_every_command() -> None:
         (("serve", "no-such-model"), "pagewire: unknown model 'no-such-model'"),
         (("serve", "--dtype", "int4"), "pagewire: dtype is 'int4'"),
         (("serve", "--port", "none"), "Invalid value for '--port'"),
-        (("serve", "--no-such-option"), "No such option: --no-such-option"),
+        (("serve", "--no-such-option"), "No such option"),
         (("scheduler",), "Missing option '--listen'"),
         (("pull", "no-such-model"), "pagewire: 'no-such-model' cannot be fetched"),
         (("no-such-command",), "No such command 'no-such-command'"),

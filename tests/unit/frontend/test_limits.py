@@ -275,15 +275,15 @@ async def test_request_id_is_in_every_grpc_answer(stub, scheduler: ScriptedSched
                     pass
             else:
                 assert (await call).request_id == expected
-            assert dict(await call.trailing_metadata())["x-request-id"] == expected
+            assert ("x-request-id", expected) in [*await call.trailing_metadata()]
     refused = stub.GenerateOnce(inference_pb2.GenerateRequest(text="", request_id="wrong"))
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await refused
-    assert dict(raised.value.trailing_metadata())["x-request-id"] == "wrong"
+    assert ("x-request-id", "wrong") in [*raised.value.trailing_metadata()]
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.ListModels(inference_pb2.ListModelsRequest(), metadata=(("x-request-id", "y" * 200),))
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert len(dict(raised.value.trailing_metadata())["x-request-id"]) == 32
+    assert [len(value) for key, value in raised.value.trailing_metadata() if key == "x-request-id"] == [32]
 
 
 async def test_every_request_is_a_log_line_with_its_id_and_without_secrets(

@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import jsonschema
+import pydantic
 import pytest
 
 from frontend.http.endpoints import ENDPOINTS
@@ -16,6 +17,9 @@ from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import SamplingParams
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
+
+# pydantic before 2.12 can't be told at validation.
+FORBIDDING: dict[str, Any] = {} if pydantic.VERSION.startswith(("2.10", "2.11")) else {"extra": "forbid"}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +106,7 @@ async def test_examples_are_answered_as_the_document_says(http, document) -> Non
             assert response.status == 200, answer
             assert response.content_type == "application/json"
         check(document, answers["application/json"]["schema"], answer)
-        endpoint.answer.model_validate(answer, strict=True, extra="forbid")
+        endpoint.answer.model_validate(answer, strict=True, **FORBIDDING)
         if endpoint.event is not None:
             async with http.post(endpoint.path, json={**example, "stream": True}) as response:
                 frames = (await response.text()).strip().split("\n\n")

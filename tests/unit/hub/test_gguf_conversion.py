@@ -42,7 +42,7 @@ def convert(path: Path, directory: Path) -> tuple[dict[str, Any], dict[str, np.n
 
 @pytest.mark.usefixtures("reading_once")
 def test_weights_and_configuration_equal_those_of_transformers(smollm2_dir: Path, smollm2_gguf: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")
     import torch
 
     reference = transformers.AutoModelForCausalLM.from_pretrained(
@@ -118,6 +118,7 @@ def test_an_output_matrix_of_its_own_is_kept(build_gguf: BuildGguf, tmp_path: Pa
 
 def test_llama_3_rope_scaling_is_recovered_from_its_divisors(build_gguf: BuildGguf, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers", minversion="5")
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -95,6 +95,7 @@ class WorkerThread:
                     fails, doomed = doomed is not None, None
                     if self.fail_steps and not fails:
                         self.fail_steps -= 1
+                        time.sleep(0.1)  # the scheduler is about to plan the next step
                         fails, doomed = True, session.next_plan(block=False)  # what was planned on top of it
                     result = worker.execute(plan, fail=fails)
                     result.execute_us = int(self.step_seconds * 1e6)
