@@ -18,6 +18,8 @@ ARGS ?=
 # Many tests start a service of their own and wait for it: two files at a time keep two cores busy. The slowest
 # come first by name; in the order that xdist would choose they come last, one core idle.
 JOBS ?= 2
+# Kernels share a GPU well; a model takes most of its memory, so that models come one after another.
+GPU_JOBS ?= 8
 
 SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
@@ -36,7 +38,8 @@ test: $(VENV)/.installed-dev ## Run the CPU test suite (JOBS= side by side, ARGS
 	$(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## Run the tests of kernels and models on a CUDA device (ARGS= goes to pytest)
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m pytest -m gpu tests/kernels -n $(GPU_JOBS) $(ARGS)
+	$(BIN)/python -m pytest -m gpu --ignore=tests/kernels $(ARGS)
 
 test-lowest: $(VENV)/.lowest ## Run unit tests and a service on the lowest versions pyproject.toml allows (but TORCH)
 	$(VENV)/lowest/bin/python -m pytest -m "not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder \
