@@ -78,3 +78,16 @@ def prefetch_lines(pointers, mask, OVERLAP: tl.constexpr):
             is_pure=False,
             pack=1,
         )
+
+
+def settle_keys(*functions: triton.JITFunction) -> None:
+    """Has Triton find out now under which keys it caches functions that several kernels call, the callees
+    before their callers.
+
+    A kernel's key covers the constants that its callees name only where their own keys are known already. So
+    it would depend on which of two kernels with a callee in common comes first, and what one process has
+    compiled would not be found by another.
+    """
+    for function in functions:
+        if isinstance(function, triton.JITFunction):  # not in the interpreter
+            function.cache_key  # noqa: B018 - found when it is first asked for

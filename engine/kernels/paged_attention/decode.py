@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.launch import overlap_options, prefetch_lines, wait_for_previous
+from engine.kernels.launch import overlap_options, prefetch_lines, settle_keys, wait_for_previous
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 # Requests times key-value heads from which on other tiles are faster; see `decode_config`.
@@ -552,3 +552,6 @@ def _merge_shares(
         out.to(out_ptr.dtype.element_ty),
         mask=in_tile,
     )
+
+
+settle_keys(share_of, _prefetch_tile, final_scores, _attend_share, _merge_shares)
