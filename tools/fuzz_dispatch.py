@@ -165,7 +165,7 @@ class PlanTarget:
             plan = decode_plan(data)
             self._rows.reset()
             self._rows.apply(plan)
-            self._rows.check_schedule(plan, BUDGET)
+            self._rows.check_schedule(plan)
         except (RecordError, PlanError):
             raise Refused from None
         if (plan.copied_blocks >= POOL).any():

@@ -138,6 +138,8 @@ class StepPlan:
             allowed; the request samples.
         copied_blocks: (from, to) ids of blocks whose keys and values are copied, [n, 2]. No block is copied
             to twice, and none that is copied from is copied to, so that their order means nothing.
+        work_ahead: the plan computes nothing; the worker does one piece of work that only makes later steps
+            faster, such as the capture of a graph.
     """
 
     step_id: int
@@ -151,6 +153,7 @@ class StepPlan:
     new_block_ids: U32Array
     masks: dict[int, U32Array] = field(default_factory=dict)
     copied_blocks: U32Array = field(default_factory=lambda: NO_COPIES)
+    work_ahead: bool = False
 
 
 @dataclass(slots=True)
@@ -208,6 +211,7 @@ class StepResult:
         is_last: the worker can compute nothing any more, and ends.
         launch_us: time the worker spent on the step before its device had all of it, microseconds; 0 where
             they are one.
+        more_ahead: of a plan with `work_ahead`: there is more of such work.
     """
 
     step_id: int
@@ -219,10 +223,11 @@ class StepResult:
     pooled: dict[int, F32Array] = field(default_factory=dict)
     is_last: bool = False
     launch_us: int = 0
+    more_ahead: bool = False
 
 
 # version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask,
-# num_copied_blocks, 0
+# num_copied_blocks, work_ahead
 _PLAN_HEADER = struct.Struct("<IIQIIIIIIII")
 _NEW_REQUEST = np.dtype(
     [
@@ -252,7 +257,7 @@ _NEW_REQUEST = np.dtype(
 _UNPACK_NEW_REQUEST = struct.Struct("<q4I2fi4fIi5IiI")  # the same, as one tuple
 assert _UNPACK_NEW_REQUEST.size == _NEW_REQUEST.itemsize
 # version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes, num_prompt_logprobs,
-# num_pooled, hidden_size (0 where nothing is pooled), is_last, launch_us
+# num_pooled, hidden_size (0 where nothing is pooled), is_last + 2 * more_ahead, launch_us
 _RESULT_HEADER = struct.Struct("<IIQIIIIIIIII")
 _LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
 _NO_LOGPROBS = np.zeros(0, _LOGPROB)
@@ -343,7 +348,7 @@ def encode_plan(plan: StepPlan) -> bytes:
         len(plan.masks),
         len(next(iter(plan.masks.values()))) if plan.masks else 0,
         len(plan.copied_blocks),
-        0,
+        plan.work_ahead,
     )
     columns = (plan.freed_rows, plan.rows, plan.starts, plan.counts, plan.samples, plan.num_new_blocks)
     parts = [header, np.array(fixed, dtype=_NEW_REQUEST).tobytes() if fixed else b""]
@@ -442,7 +447,7 @@ def decode_plan(record: bytes) -> StepPlan:
         RecordError: the record is malformed.
     """
     num_freed, step_id, num_new, n, num_blocks, num_words, *rest = _header(record, _PLAN_HEADER)
-    num_masks, width, num_copied, unused = rest
+    num_masks, width, num_copied, work_ahead = rest
     words_at = _PLAN_HEADER.size + num_new * _NEW_REQUEST.itemsize
     words = _Words(record, words_at)
     freed_rows = words.take(num_freed)
@@ -463,10 +468,12 @@ def decode_plan(record: bytes) -> StepPlan:
     if num_new:
         fixed = record[_PLAN_HEADER.size : words_at]
         new_requests = [_take_new(request, words) for request in _UNPACK_NEW_REQUEST.iter_unpack(fixed)]
-    if words.num_left or unused:
+    if words.num_left or work_ahead > 1:
         raise RecordError(f"{words.num_left} words left over at the end of a plan")
     columns = (rows, starts, counts, samples, num_new_blocks)
-    return StepPlan(step_id, freed_rows, new_requests, *columns, new_block_ids, masks, copied_blocks)
+    return StepPlan(
+        step_id, freed_rows, new_requests, *columns, new_block_ids, masks, copied_blocks, work_ahead == 1
+    )
 
 
 def encode_result(result: StepResult) -> bytes:
@@ -485,7 +492,7 @@ def encode_result(result: StepResult) -> bytes:
         len(result.prompt_logprobs),
         len(result.pooled),
         len(next(iter(result.pooled.values()))) if result.pooled else 0,
-        result.is_last,
+        result.is_last + 2 * result.more_ahead,
         min(result.launch_us, 2**32 - 1),
     )
     parts = [header, result.token_ids.astype(U32, copy=False).tobytes()]
@@ -530,7 +537,7 @@ def decode_result(record: bytes) -> StepResult:
         RecordError: the record is malformed.
     """
     num_tokens, step_id, num_logprobs, num_top, execute_us, num_error, *rest = _header(record, _RESULT_HEADER)
-    num_prompts, num_pooled, hidden_size, is_last, launch_us = rest
+    num_prompts, num_pooled, hidden_size, flags, launch_us = rest
     error_at = len(record) - num_error
     words = _Words(record[:error_at] if num_error else record, _RESULT_HEADER.size)
     token_ids = words.take(num_tokens)
@@ -549,6 +556,7 @@ def decode_result(record: bytes) -> StepResult:
             float(entry["logprob"]), top_ids[offset:end], top_logprobs[offset:end]
         )
         offset = end
+    is_last, more_ahead = bool(flags & 1), bool(flags & 2)
     return StepResult(
-        step_id, token_ids, logprobs, execute_us, error, prompts, pooled, is_last != 0, launch_us
+        step_id, token_ids, logprobs, execute_us, error, prompts, pooled, is_last, launch_us, more_ahead
     )

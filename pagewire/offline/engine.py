@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from engine.config import WorkerConfig
-from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerGone, WorkerLink
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerGone
+from engine.dispatch.link import WorkerLink
 from engine.dispatch.facts import WorkerFacts
 from pagewire.base.command_line import arguments
 from pagewire.base.errors import ConfigError, Unavailable

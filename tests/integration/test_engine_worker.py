@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.dispatch.control import WorkerLink
+from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import NewRequest, StepPlan, StepResult, u32
 from tests.integration.plan_driver import GREEDY
 from tests.unit.engine.tiny_model import write_model

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +17,10 @@ import numpy as np
 import pytest
 
 from engine.dispatch import control
-from engine.dispatch.control import (
-    HandshakeError,
-    SchedulerGone,
-    WorkerEndpoint,
-    WorkerGone,
-    WorkerLink,
-    WorkerSession,
-)
+from engine.dispatch.control import HandshakeError, SchedulerGone, WorkerEndpoint, WorkerGone, WorkerSession
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
+from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import DISPATCH_VERSION, StepPlan, StepResult, u32
 from engine.dispatch.ring import RingError
 from pagewire.worker.v1 import worker_pb2 as pb
@@ -112,13 +108,95 @@ def test_a_worker_that_has_computed_its_first_steps_can_be_told_from_one_that_ha
     assert list(endpoint.path.parent.iterdir()) == []
 
 
-def test_a_worker_that_was_killed_leaves_the_next_one_cold(endpoint: WorkerEndpoint) -> None:
-    endpoint._sock.close()
-    endpoint.path.with_name(endpoint.path.name + ".warm").touch()
-    assert control.is_warm(endpoint.path)
-    successor = WorkerEndpoint(endpoint.path)
-    assert not control.is_warm(endpoint.path)
+def test_a_worker_that_was_killed_leaves_the_next_one_cold(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as killed:
+        killed.bind(str(path))
+    for left in (".warm", ".lock"):
+        path.with_name(path.name + left).touch()
+    assert control.is_warm(path)
+    successor = WorkerEndpoint(path)
+    assert not control.is_warm(path)
     successor.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_has_bound_its_socket_and_does_not_listen_yet_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, second = tmp_path / "worker.sock", list[OSError]()
+
+    class Slow(socket.socket):
+        def listen(self, backlog: int = 8) -> None:
+            monkeypatch.undo()
+            try:
+                WorkerEndpoint(path)
+            except OSError as error:
+                second.append(error)
+            super().listen(backlog)
+
+    monkeypatch.setattr(socket, "socket", Slow)
+    first = WorkerEndpoint(path)
+    assert [error.errno for error in second] == [errno.EADDRINUSE]
+    link, session = attach(first)
+    link.close()
+    session.close()
+    first.close()
+
+
+def test_a_socket_with_many_connections_waiting_is_found_in_use_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(str(path))
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        refusals: list[OSError] = []
+
+        def start() -> None:
+            try:
+                WorkerEndpoint(path)
+            except OSError as error:
+                refusals.append(error)
+
+        thread = threading.Thread(target=start, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert [error.errno for error in refusals] == [errno.EADDRINUSE]
+        assert path.exists()
+
+
+def test_no_record_is_read_before_its_signal_was_taken(
+    endpoint: WorkerEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cursor that has moved does not say that the record can be seen, on a processor that reorders."""
+    link, session = attach(endpoint)
+    signals: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd_write", lambda fd, value: signals.append(fd))
+        link.send_plan(empty_plan(0))
+    assert session.next_plan(block=False) is None
+    for fd in signals:
+        os.eventfd_write(fd, 1)
+    with monkeypatch.context() as patch:
+        taken, take = [], os.eventfd_read
+        patch.setattr(os, "eventfd_read", lambda fd: taken.append(fd) or take(fd))
+        link.send_plan(empty_plan(1))
+        for step_id in range(2):
+            plan = session.next_plan(block=False)
+            assert plan is not None
+            assert plan.step_id == step_id
+        assert len(taken) == 1, "one system call for all that has come"
+        assert session.next_plan(block=False) is None
+        assert len(taken) == 1, "and none for what has not"
+    session.send_result(StepResult(0, EMPTY))
+    assert link.poll_result() is not None
+    session.close()
+    link.close()
 
 
 def test_a_writer_far_ahead_is_stopped_by_the_ring(endpoint: WorkerEndpoint) -> None:
@@ -188,7 +266,9 @@ def test_one_worker_serves_one_scheduler_after_another(endpoint: WorkerEndpoint)
 def test_a_result_without_shared_memory_for_it_becomes_an_error(
     endpoint: WorkerEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link, session = attach(endpoint, replace(FACTS, max_num_seqs=64, hidden_size=4096))
+    link, session = attach(
+        endpoint, replace(FACTS, limits=replace(FACTS.limits, max_num_seqs=64, hidden_size=4096))
+    )
 
     def refuse(fd: int, offset: int, length: int) -> None:
         raise OSError(28, "No space left on device")
