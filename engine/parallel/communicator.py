@@ -1,7 +1,7 @@
 """What the ranks of a group send each other while they compute.
 
-The ranks meet again whenever their scheduler attaches, each time in a new process group: the death of one takes
-the group with it, and the others keep their weights for the next one.
+The ranks meet again whenever their scheduler attaches, each time in a new process group: the death of one
+takes the group with it, and the others keep their weights for the next one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ import os
 import select
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Untyped: torch's own annotations leave out what is used of it here.
+_c10d: Any = dist
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +42,7 @@ class Communicator:
     def __init__(self, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size = rank, size
         self._device = device
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None
         self._connections: list[socket.socket] = []
         self._watch: _Watch | None = None
 
@@ -48,7 +53,7 @@ class Communicator:
             OSError: not all of them came within JOIN_SECONDS.
         """
         self.leave()
-        store = dist.FileStore(rendezvous, self.size)
+        store = _c10d.FileStore(rendezvous, self.size)
         store.set_timeout(timedelta(seconds=JOIN_SECONDS))
         try:
             if self._device.type == "cuda":
@@ -63,27 +68,25 @@ class Communicator:
             raise OSError(f"rank {self.rank} did not meet the others: {error}") from error
         logger.info("rank %d has met the other %d", self.rank, self.size - 1)
 
-    def _meet_over_gloo(self, store: dist.Store) -> dist.ProcessGroup:
-        options = dist.ProcessGroupGloo._Options()
+    def _meet_over_gloo(self, store: Any) -> Any:
+        options = _c10d.ProcessGroupGloo._Options()
         # All ranks are on this host, and nobody else is to reach them.
-        options._devices = [dist.ProcessGroupGloo.create_device(interface="lo")]
+        options._devices = [_c10d.ProcessGroupGloo.create_device(interface="lo")]
         options._timeout = timedelta(seconds=JOIN_SECONDS)
-        group: dist.ProcessGroup = dist.ProcessGroupGloo(store, self.rank, self.size, options)
-        return group
+        return _c10d.ProcessGroupGloo(store, self.rank, self.size, options)
 
-    def _meet_over_nccl(self, store: dist.Store) -> dist.ProcessGroup:
+    def _meet_over_nccl(self, store: Any) -> Any:
         torch.cuda.set_device(self._device)
-        group: dist.ProcessGroup = dist.ProcessGroupNCCL(store, self.rank, self.size)
-        return group
+        return _c10d.ProcessGroupNCCL(store, self.rank, self.size)
 
     def watch(self, control_fd: int) -> None:
-        """From now on, breaks whatever this rank waits for once `control_fd` is readable: the scheduler has gone,
-        as it does when any rank is lost.
+        """From now on, breaks whatever this rank waits for once `control_fd` is readable: the scheduler has
+        gone, as it does when any rank is lost.
         """
         self._watch = _Watch(control_fd, self._break)
 
     def _break(self) -> None:
-        """Ends every wait for other ranks with an error, also for ranks that live and hang. From any thread."""
+        """Ends every wait for other ranks with an error, though they may live and hang. From any thread."""
         # gloo has no way to do this by itself.
         for connection in self._connections:
             with suppress(OSError):
@@ -128,7 +131,7 @@ class Communicator:
 class _Watch:
     """A thread that waits for a descriptor to become readable, and then calls once."""
 
-    def __init__(self, fd: int, call: object) -> None:
+    def __init__(self, fd: int, call: Callable[[], None]) -> None:
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._fd, self._call = fd, call
         self._thread = threading.Thread(target=self._run, name="group watch", daemon=True)

@@ -16,8 +16,8 @@ from typing import IO
 
 from engine.config import WorkerConfig
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerGone
-from engine.dispatch.link import WorkerLink
 from engine.dispatch.facts import WorkerFacts
+from engine.dispatch.link import WorkerLink
 from pagewire.base.command_line import arguments
 from pagewire.base.errors import ConfigError, Unavailable
 from pagewire.base.exit_status import CONFIG_ERROR
