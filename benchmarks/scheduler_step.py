@@ -248,7 +248,7 @@ def submission(handle: int, request: tuple[Prompt, int]) -> pb.Submit:
 class LoopbackEngine(OfflineEngine):
     """The offline engine over a worker in this process that answers whenever it is waited for."""
 
-    def __init__(self, worker: WorkerConfig, *, enable_prefix_caching: bool) -> None:
+    def __init__(self, worker: WorkerConfig, *, enable_prefix_caching: bool, step_timeout: float) -> None:
         with tempfile.TemporaryDirectory() as directory:
             endpoint = Endpoint(directory)
             link = LoopbackLink.connect(endpoint.path)
