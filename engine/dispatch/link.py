@@ -72,6 +72,7 @@ class Rank:
         process: it as seen from here.
         control_fd: readable once it is gone.
         result_fd: readable when it has written a result.
+        results: reads them.
     """
 
     def __init__(self, path: Path, timeout: float) -> None:
@@ -86,7 +87,7 @@ class Rank:
             TimeoutError: it has left many connections waiting.
         """
         self._fds: list[int] = []
-        self._results: Ring | None = None
+        self._ring: Ring | None = None
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             self._sock.settimeout(timeout)
@@ -112,14 +113,14 @@ class Rank:
 
     def offer(self, plans: Ring, limits: EngineLimits, rendezvous: str) -> None:
         """Sends it all that it needs to attach."""
-        self._results = Ring.create(RingShape(result_bytes(limits), RING_SLOTS))
+        self._ring = Ring.create(RingShape(result_bytes(limits), RING_SLOTS))
         self._fds += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
         self.plan_fd, self.result_fd = self._fds
-        self._reader = SignalledReader(self._results, 0, self.result_fd)
+        self.results = SignalledReader(self._ring, 0, self.result_fd)
         attach = pb.Attach(
             plan_ring=plans.name,
             plan_reader=self.facts.rank,
-            result_ring=self._results.name,
+            result_ring=self._ring.name,
             limits=limits_message(limits),
             rendezvous=rendezvous,
         )
@@ -142,24 +143,16 @@ class Rank:
         """Tells it why it is left."""
         send(self._sock, "refused", pb.Refused(reason=reason))
 
-    def read(self) -> bytes | None:
-        """Its next result if one is there."""
-        return self._reader.read()
-
-    def take_signals(self) -> None:
-        """Takes the signals of `result_fd`."""
-        self._reader.take_signals()
-
     def forget_name(self) -> None:
         """Removes the name of its ring, which is mapped by now or never will be."""
-        if self._results is not None:
-            self._results.unlink()
+        if self._ring is not None:
+            self._ring.unlink()
 
     def leave(self) -> None:
         """Closes what it shares with this process, which it notices. `process` stays."""
         self._sock.close()
-        if self._results is not None:
-            self._results.close()
+        if self._ring is not None:
+            self._ring.close()
         close_fds(self._fds)
 
     def close(self) -> None:
@@ -187,6 +180,7 @@ class WorkerLink:
         self.control_fd, self.result_fd = first.control_fd, first.result_fd
         self._plans, self._writer = plans, RingWriter(plans)
         self._plan_fds = tuple(rank.plan_fd for rank in ranks)
+        self._reads = tuple(rank.results.read for rank in ranks)
         self._rendezvous = rendezvous
         self._poll = select.poll()
         for rank in ranks:
@@ -261,13 +255,13 @@ class WorkerLink:
         Raises:
             RecordError, RingError: the worker wrote something malformed.
         """
-        record = self.ranks[rank].read()
+        record = self._reads[rank]()
         return None if record is None else decode_result(record)
 
     def clear(self) -> None:
         """Takes the signals of every rank's `result_fd`; read all results afterwards."""
         for rank in self.ranks:
-            rank.take_signals()
+            rank.results.take_signals()
 
     def wait_result(self, timeout: float | None = None) -> StepResult | None:
         """The first rank's next result, waiting up to `timeout` seconds (None: for ever) for any signal; None
@@ -291,7 +285,7 @@ class WorkerLink:
         ready = dict(self._poll.poll(None if timeout is None else timeout * 1000))
         signalled = [rank for rank in self.ranks if rank.result_fd in ready]
         for rank in signalled:
-            rank.take_signals()
+            rank.results.take_signals()
         if ready and not signalled:
             raise WorkerGone("the control socket closed")
 

@@ -18,7 +18,7 @@ from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WORK_AHEAD_STEP, is_war
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.link import Rank, WorkerLink
-from engine.dispatch.records import RecordError, StepResult, TokenLogprobs
+from engine.dispatch.records import RecordError, StepPlan, StepResult, TokenLogprobs
 from engine.dispatch.ring import RingError
 from pagewire.base.errors import Code, Overloaded, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
@@ -337,11 +337,7 @@ class EngineDriver:
         ):
             if core.num_in_flight == 1:
                 pacing.began(time.perf_counter())
-            try:
-                self._group.send_plan(plan)
-            except RingError:
-                logger.exception("a plan cannot be sent to the worker; leaving it")
-                self._leave("a plan could not be sent to the engine-worker")
+            if not self._send(plan):
                 return
             self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
         if self._ahead.more:
@@ -356,11 +352,21 @@ class EngineDriver:
 
     def _plan_ahead(self, core: Scheduler) -> None:
         """Has the worker do a piece of work that makes later steps faster, if it is time for one."""
-        assert self._group is not None
         now = time.monotonic()
         if self._ahead.is_due(now, is_idle=core.num_running + core.num_waiting == 0):
-            self._group.send_plan(work_ahead_plan())
+            self._send(work_ahead_plan())
             self._ahead.sent(now)
+
+    def _send(self, plan: StepPlan) -> bool:
+        """Sends a plan to the worker, which is left where that cannot be done."""
+        assert self._group is not None
+        try:
+            self._group.send_plan(plan)
+        except RingError:
+            logger.exception("a plan cannot be sent to the worker; leaving it")
+            self._leave("a plan could not be sent to the engine-worker")
+            return False
+        return True
 
     def _pump_later(self, seconds: float) -> bool:
         """Plans after so long, unless that is now; whether it is later."""
@@ -378,6 +384,7 @@ class EngineDriver:
         assert self._watchdog is not None
         self._group.clear()
         outputs: list[tuple[StepResult, StepOutput]] = []
+        was_ahead = self._ahead.in_flight
         try:
             while (result := self._group.poll_result()) is not None:
                 if result.is_last:
@@ -396,7 +403,8 @@ class EngineDriver:
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")
             self._leave("the engine-worker sent a broken result")
-        self._watchdog.finished(len(outputs), self._core.num_in_flight + self._ahead.in_flight)
+        if outputs or was_ahead != self._ahead.in_flight:
+            self._watchdog.finished(len(outputs), self._core.num_in_flight + self._ahead.in_flight)
         self._masks.plan_with_masks(self._pacing.patience(self._core))
         for result, output in outputs:
             if result.error:

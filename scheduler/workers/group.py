@@ -30,6 +30,9 @@ class WorkerGroup:
         ranks: its processes.
         send_plan: publishes a plan to all of them.
         clear: takes the signals of all of them; read all results afterwards.
+        poll_result: the result of the next step, if every rank has completed it, or one can complete nothing
+            any more. Raises RecordError or RingError where a worker wrote something malformed, and ValueError
+            where ranks report different steps.
     """
 
     def __init__(self, link: WorkerLink, leave: Callable[[str], None]) -> None:
@@ -38,20 +41,15 @@ class WorkerGroup:
         self.facts, self.ranks = link.facts, link.ranks
         self.send_plan, self.clear = link.send_plan, link.clear
         self._is_alone = len(link.ranks) == 1
+        self.poll_result: Callable[[], StepResult | None] = link.poll_result
+        if not self._is_alone:
+            self.poll_result = self._poll_all
         # What each rank has said of steps that others have not completed yet.
         self._completed: list[deque[StepResult]] = [deque() for _ in link.ranks]
         self._num_complete = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def poll_result(self) -> StepResult | None:
-        """The result of the next step, if every rank has completed it, or one can complete nothing any more.
-
-        Raises:
-            RecordError, RingError: a worker wrote something malformed.
-            ValueError: ranks report different steps.
-        """
-        if self._is_alone:
-            return self._link.poll_result()
+    def _poll_all(self) -> StepResult | None:
         for number, completed in enumerate(self._completed):
             while (result := self._link.poll_result(number)) is not None:
                 if result.error:

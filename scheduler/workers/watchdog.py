@@ -54,6 +54,7 @@ class Watchdog:
         self._timer: asyncio.TimerHandle | None = None
         self._num_finished = NUM_FIRST_STEPS if is_warm else 0
         self._began: float | None = None
+        self._num_signs = 0
 
     def began(self) -> None:
         """There is a step in flight."""
@@ -63,8 +64,9 @@ class Watchdog:
                 self._set_timer(self._began)
 
     def finished(self, num_steps: int, num_in_flight: int) -> None:
-        """Results have come, and so many steps are left."""
+        """Results have come, of so many steps and perhaps of work ahead, and so many are left."""
         self._num_finished += num_steps
+        self._num_signs += 1
         self._began = self._loop.time() if num_in_flight else None
 
     def close(self) -> None:
@@ -101,7 +103,7 @@ class Watchdog:
             logger.error("worker %s hangs: %s has taken %.1f s", rank, self._describe(), seconds)
         asked = [rank for rank in late if self._ask_for_stacks(rank)]
         if asked:
-            self._timer = self._loop.call_later(STACKS_SECONDS, self._kill, asked, cause, self._num_finished)
+            self._timer = self._loop.call_later(STACKS_SECONDS, self._kill, asked, cause, self._num_signs)
         else:
             self._leave(cause, False)
 
@@ -117,9 +119,9 @@ class Watchdog:
         logger.error("worker %s was asked for the stacks of its threads, which it writes to its log", rank)
         return True
 
-    def _kill(self, asked: list[Rank], cause: str, num_finished: int) -> None:
+    def _kill(self, asked: list[Rank], cause: str, num_signs: int) -> None:
         self._timer = None
-        if self._num_finished > num_finished:
+        if self._num_signs > num_signs:
             logger.warning("worker %s goes on after all", ", ".join(map(str, asked)))
             if self._began is not None:
                 self._set_timer(self._began)
