@@ -15,10 +15,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.dispatch.control import SchedulerGone, WorkerEndpoint
+from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import StepResult, u32
+from engine.dispatch.records import StepPlan, StepResult, u32
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
@@ -44,6 +44,15 @@ FACTS = WorkerFacts(
     dtype="none",
     device="none",
 )
+
+
+def soon(session: WorkerSession) -> StepPlan | None:
+    """The next plan, if it comes within some milliseconds."""
+    for _ in range(20):
+        if (plan := session.next_plan(block=False)) is not None:
+            return plan
+        time.sleep(0.001)
+    return None
 
 
 class WorkerThread:
@@ -108,7 +117,7 @@ class WorkerThread:
                     fails, doomed = doomed is not None, None
                     if self.fail_steps and not fails:
                         self.fail_steps -= 1
-                        fails, doomed = True, session.next_plan(block=False)  # what was planned on top of it
+                        fails, doomed = True, soon(session)  # what was planned on top of it
                     result = worker.execute(plan, fail=fails)
                     result.execute_us = int(self.step_seconds * 1e6)
                     session.send_result(result)
