@@ -27,9 +27,10 @@ import numpy as np
 import uvloop
 
 from benchmarks import record
-from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerLink
+from engine.dispatch.control import SchedulerGone, WorkerEndpoint
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
+from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import U32Array, u32
 from pagewire.bench.percentiles import percentile

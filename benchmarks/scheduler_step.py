@@ -27,10 +27,11 @@ import uvloop
 
 from benchmarks import record
 from engine.config import WorkerConfig
-from engine.dispatch import control
-from engine.dispatch.control import WorkerEndpoint, WorkerLink, WorkerSession
+from engine.dispatch import control, link
+from engine.dispatch.control import WorkerEndpoint, WorkerSession
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
+from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import StepResult
 from pagewire.bench.percentiles import percentile
 from pagewire.inference.v1 import inference_pb2
@@ -63,10 +64,10 @@ FACTS = WorkerFacts(
 PARTS: tuple[tuple[object, str, str], ...] = (
     (Connection, "submit", "submit"),
     (Scheduler, "schedule", "schedule"),
-    (control, "encode_plan", "encode_plan"),
+    (link, "encode_plan", "encode_plan"),
     (WorkerLink, "send_plan", "send"),
     (WorkerLink, "poll_result", "poll"),
-    (control, "decode_result", "decode_result"),
+    (link, "decode_result", "decode_result"),
     (Scheduler, "update", "update"),
     (EngineDriver, "_hand_out", "hand_out"),
     (Outbox, "_take_deltas", "protobuf"),
@@ -247,7 +248,7 @@ def submission(handle: int, request: tuple[Prompt, int]) -> pb.Submit:
 class LoopbackEngine(OfflineEngine):
     """The offline engine over a worker in this process that answers whenever it is waited for."""
 
-    def __init__(self, worker: WorkerConfig, *, enable_prefix_caching: bool) -> None:
+    def __init__(self, worker: WorkerConfig, *, enable_prefix_caching: bool, step_timeout: float) -> None:
         with tempfile.TemporaryDirectory() as directory:
             endpoint = Endpoint(directory)
             link = LoopbackLink.connect(endpoint.path)

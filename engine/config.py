@@ -11,6 +11,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Steps of a minute, tokens of a minute: more is a mistake.
 LONGEST_NULL = 60_000.0
 ENGINES = ("model", "null")
+# Readers of one ring of plans.
+MAX_WORLD_SIZE = 32
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 
 
@@ -20,7 +22,9 @@ class WorkerConfig:
 
     Attributes:
         model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.
-        socket: path of the Unix control socket it listens on.
+        socket: path of the Unix control socket it listens on; ranks after the first add their number to it.
+        rank: its place among the workers that share the model.
+        world_size: how many workers share the model, each with a part of every matrix.
         engine: "model", or "null" to measure everything else: tokens come at a set rate from no model at all.
         device: "auto", "cpu" or "cuda" (optionally "cuda:N").
         dtype: "auto", "float32", "bfloat16" or "float16".
@@ -44,6 +48,8 @@ class WorkerConfig:
 
     model: str
     socket: Path
+    rank: int = 0
+    world_size: int = 1
     engine: str = "model"
     device: str = "auto"
     dtype: str = "auto"
@@ -81,6 +87,10 @@ class WorkerConfig:
             self.load_format,
             f"one of {', '.join(LOAD_FORMATS)}",
         )
+        size = self.world_size
+        require(1 <= size <= MAX_WORLD_SIZE, "world_size", size, f"1 to {MAX_WORLD_SIZE}")
+        require(0 <= self.rank < size, "rank", self.rank, f"below world_size, which is {size}")
+        require(self.engine == "model" or size == 1, "world_size", size, "1 with the null engine")
         require_positive(
             self,
             "max_model_len",

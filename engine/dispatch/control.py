@@ -1,16 +1,21 @@
-"""The control socket between scheduler and worker: handshake, wake-ups and liveness.
+"""The control socket between scheduler and worker, as the worker has it: handshake, wake-ups and liveness.
 
-The worker listens, the scheduler connects. Handshake: Hello, Welcome (the worker's facts), Attach (names of
-the two rings, with two eventfds as ancillary data), Attached. The scheduler creates rings and eventfds and
-unlinks the rings' names when the worker has mapped them. After that the socket is silent; it becoming
-readable means the peer is gone.
+The worker listens, the scheduler connects (link.py). Handshake: Hello, Welcome (the worker's facts), Attach
+(names of the two rings, with two eventfds as ancillary data), Attached. The scheduler creates rings and
+eventfds and unlinks the rings' names when the worker has mapped them. After that the socket is silent; it
+becoming readable means the peer is gone.
 
 Each side signals the other's eventfd after every record it writes and waits for its own together with the
 socket, so nobody polls and an idle pair costs nothing.
+
+Workers that share a model are the ranks of a group. Each listens on a socket of its own, and all read the
+same ring of plans, each with a cursor of its own.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
 import select
@@ -20,7 +25,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -32,14 +36,12 @@ from engine.dispatch.records import (
     StepPlan,
     StepResult,
     decode_plan,
-    decode_result,
-    encode_plan,
     encode_result,
-    plan_bytes,
     result_bytes,
 )
-from engine.dispatch.ring import Ring, RingError, RingMemoryError, RingReader, RingShape, RingWriter
+from engine.dispatch.ring import Ring, RingError, RingMemoryError, RingWriter
 from engine.dispatch.sampling import u32
+from engine.dispatch.signals import SignalledReader
 from pagewire.worker.v1 import worker_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,17 @@ MAX_STEPS_IN_FLIGHT = 2
 RING_SLOTS = 2 * MAX_STEPS_IN_FLIGHT
 # A worker's first steps may compile and load what later ones find.
 NUM_FIRST_STEPS = 16
+# The step of every plan with `work_ahead`: it is none of those that are counted.
+WORK_AHEAD_STEP = 2**64 - 1
 _MAX_PACKET = 1 << 16
+
+# Makes the worker one of a group; told where the ranks find each other.
+Join = Callable[[str], None]
+
+
+def rank_socket(path: Path, rank: int) -> Path:
+    """Where a rank of the group at `path` listens: the first there, the others beside it."""
+    return path if rank == 0 else path.with_name(f"{path.name}.{rank}")
 
 
 def is_warm(path: Path) -> bool:
@@ -70,7 +82,7 @@ class SchedulerGone(PeerGone):
 
 
 class WorkerGone(PeerGone):
-    """The worker is gone: every plan in flight is lost."""
+    """A worker is gone: every plan in flight is lost."""
 
 
 class HandshakeError(ConnectionError):
@@ -93,7 +105,8 @@ class WorkerSilent(HandshakeTimeout):
         self.process = process
 
 
-def _send(sock: socket.socket, kind: str, message: object, fds: tuple[int, ...] = ()) -> None:
+def send(sock: socket.socket, kind: str, message: object, fds: tuple[int, ...] = ()) -> None:
+    """Sends a handshake message."""
     packet = pb.Control(**{kind: message}).SerializeToString()  # type: ignore[arg-type]
     if fds:
         socket.send_fds(sock, [packet], list(fds))
@@ -101,7 +114,7 @@ def _send(sock: socket.socket, kind: str, message: object, fds: tuple[int, ...] 
         sock.send(packet)
 
 
-def _receive(sock: socket.socket, expected: str, num_fds: int = 0) -> tuple[pb.Control, list[int]]:
+def receive(sock: socket.socket, expected: str, num_fds: int = 0) -> tuple[pb.Control, list[int]]:
     """The next handshake message, which must be of the expected kind.
 
     Raises:
@@ -125,20 +138,24 @@ def _receive(sock: socket.socket, expected: str, num_fds: int = 0) -> tuple[pb.C
                 f"expected {expected} with {num_fds} file descriptors, got {kind} with {len(fds)}"
             )
     except DecodeError as error:
-        _close_fds(fds)
+        close_fds(fds)
         raise HandshakeError(f"malformed handshake message: {error}") from error
     except BaseException:
-        _close_fds(fds)
+        close_fds(fds)
         raise
     return message, fds
 
 
-def _close_fds(fds: list[int]) -> None:
+def close_fds(fds: list[int]) -> None:
+    """Closes them all."""
     for fd in fds:
         os.close(fd)
 
 
-def _check_version(version: int) -> None:
+def check_version(version: int) -> None:
+    """Raises:
+    HandshakeError: the peer speaks another version.
+    """
     if version != DISPATCH_VERSION:
         raise HandshakeError(
             f"the peer speaks dispatch version {version}, this process {DISPATCH_VERSION}; "
@@ -147,16 +164,21 @@ def _check_version(version: int) -> None:
 
 
 class _Channel:
-    """What both ends have after the handshake: a socket for liveness, a ring each way, two eventfds."""
+    """What a worker has after the handshake: a socket for liveness, a ring each way, two eventfds.
 
-    def __init__(
-        self, sock: socket.socket, outgoing: Ring, incoming: Ring, reader: int, fds: list[int]
-    ) -> None:
-        self._sock = sock
-        self._rings = (outgoing, incoming)
-        self._writer = RingWriter(outgoing)
-        self._reader = RingReader(incoming, reader)
+    Args:
+        sock: to the scheduler.
+        results, plans: the rings.
+        reader: the read cursor in the ring of plans that is this worker's.
+        fds: the eventfd that says that a result is there, and the one that says that a plan is.
+    """
+
+    def __init__(self, sock: socket.socket, results: Ring, plans: Ring, reader: int, fds: list[int]) -> None:
+        self.sock = sock
+        self._rings = (results, plans)
+        self._writer = RingWriter(results)
         self._signal_fd, self._wait_fd = fds
+        self._reader = SignalledReader(plans, reader, self._wait_fd)
         self._poll = select.poll()
         self._poll.register(self._wait_fd, select.POLLIN)
         self._poll.register(sock, select.POLLIN)
@@ -167,71 +189,75 @@ class _Channel:
         os.eventfd_write(self._signal_fd, 1)
 
     def receive(self) -> bytes | None:
-        """The next record if one is there. Does not touch the eventfd."""
+        """The next record if one is there."""
         return self._reader.read()
 
-    def wait(self, timeout: float | None) -> None:
-        """Blocks until the other side has signalled, or for `timeout` seconds.
+    def wait(self) -> None:
+        """Blocks until the other side has signalled.
 
         Raises:
             PeerGone: the control socket closed.
         """
-        ready = dict(self._poll.poll(None if timeout is None else timeout * 1000))
+        ready = dict(self._poll.poll())
         if self._wait_fd in ready:
-            self.clear()
-        elif self._sock.fileno() in ready:
+            self._reader.take_signals()
+        elif self.sock.fileno() in ready:
             raise PeerGone("the control socket closed")
 
-    def clear(self) -> None:
-        """Takes the signals so far, so that the eventfd is quiet until the next one."""
-        try:
-            os.eventfd_read(self._wait_fd)
-        except BlockingIOError:
-            return  # quiet already
-
     def close(self) -> None:
-        self._sock.close()
+        self.sock.close()
         for ring in self._rings:
             ring.close()
-        _close_fds([self._signal_fd, self._wait_fd])
+        close_fds([self._signal_fd, self._wait_fd])
 
 
 class WorkerEndpoint:
     """A worker's listening control socket.
 
     Args:
-        path: where to listen; a socket that nobody listens on any more is replaced. Mode 0600. A file beside
-            it says once the worker is warm; see `is_warm`.
+        path: where to listen; a socket that nobody listens on any more is replaced. Mode 0600. Beside it lie
+            a file that is locked while the worker lives, and one that says once it is warm; see `is_warm`.
 
     Raises:
-        OSError: the path cannot be bound, or another worker is listening on it.
+        OSError: the path cannot be bound, or another worker has it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._num_results = 0
-        _remove_stale_socket(path)
+        self._lock = _lock_socket(path)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
+            _remove_stale_socket(path)
             self._sock.bind(str(path))
             path.chmod(0o600)
             _warm_path(path).unlink(missing_ok=True)
             self._sock.listen(8)
         except BaseException:
             self._sock.close()
+            self._unlock()
             raise
 
-    def accept(self, facts: WorkerFacts) -> WorkerSession:
-        """Waits for a scheduler with which the handshake succeeds; a failed one is logged and refused."""
+    def accept(self, facts: WorkerFacts, join: Join | None = None) -> WorkerSession:
+        """Waits for a scheduler with which the handshake succeeds; a failed one is logged and refused.
+
+        Args:
+            facts: what it is told.
+            join: called during the handshake of a group of several ranks; where it raises, that has failed.
+        """
         while True:
             sock, _ = self._sock.accept()
             try:
-                channel, scheduler_pid = _worker_handshake(sock, facts)
+                channel, scheduler_pid = _worker_handshake(sock, facts, join)
                 return WorkerSession(channel, scheduler_pid, self._count_result)
+            except PeerGone as error:
+                # As a scheduler leaves that finds another rank missing.
+                logger.debug("a scheduler left: %s", error)
+                sock.close()
             except (HandshakeError, RingError, OSError) as error:
                 logger.warning("handshake with a scheduler failed: %s", error)
                 with suppress(OSError):
-                    _send(sock, "refused", pb.Refused(reason=str(error)))
+                    send(sock, "refused", pb.Refused(reason=str(error)))
                 sock.close()
             except BaseException:
                 sock.close()
@@ -250,6 +276,39 @@ class WorkerEndpoint:
         self._sock.close()
         for path in (_warm_path(self.path), self.path):
             path.unlink(missing_ok=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            _lock_path(self.path).unlink(missing_ok=True)  # while it is locked: nobody else's is removed
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _lock_socket(path: Path) -> int:
+    """Locks the file that goes with a socket; its descriptor, whose closing unlocks it.
+
+    A worker that has bound its socket and does not listen yet looks like one that died; the lock, which the
+    kernel drops when its holder dies, tells them apart.
+
+    Raises:
+        OSError: another worker has it, or the file cannot be made.
+    """
+    lock = _lock_path(path)
+    while True:
+        fd = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise OSError(errno.EADDRINUSE, "the address is in use by another worker") from None
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # the worker that had it ended meanwhile, and removed it
 
 
 def _remove_stale_socket(path: Path) -> None:
@@ -260,35 +319,41 @@ def _remove_stale_socket(path: Path) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.setblocking(False)  # one with many connections waiting is in use too, and would keep us waiting
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.debug("%s is in use: %s", path, error)
 
 
-def _worker_handshake(sock: socket.socket, facts: WorkerFacts) -> tuple[_Channel, int]:
+def _worker_handshake(sock: socket.socket, facts: WorkerFacts, join: Join | None) -> tuple[_Channel, int]:
     """The way to the scheduler, and its pid."""
     sock.settimeout(HANDSHAKE_SECONDS)
-    hello = _receive(sock, "hello")[0].hello
-    _check_version(hello.dispatch_version)
-    welcome = pb.Welcome(dispatch_version=DISPATCH_VERSION, pid=os.getpid(), **_fields(facts))
-    _send(sock, "welcome", welcome)
-    message, fds = _receive(sock, "attach", num_fds=2)
+    hello = receive(sock, "hello")[0].hello
+    check_version(hello.dispatch_version)
+    send(sock, "welcome", welcome_of(facts))
+    message, fds = receive(sock, "attach", num_fds=2)
     attach = message.attach
     plan_fd, result_fd = fds
     rings: list[Ring] = []
     try:
         rings += [Ring.open(attach.plan_ring), Ring.open(attach.result_ring)]
         plans, results = rings
-        needed = result_bytes(facts.limits)
+        needed = result_bytes(_limits(attach.limits))
         if results.shape.slot_bytes < needed:
             raise HandshakeError(
                 f"result slots of {results.shape.slot_bytes} bytes; this worker needs {needed}"
             )
-        _send(sock, "attached", pb.Attached())
+        if attach.rendezvous:
+            if join is None:
+                raise HandshakeError("this worker is alone, and was asked to join a group")
+            join(attach.rendezvous)
+        send(sock, "attached", pb.Attached())
         channel = _Channel(sock, results, plans, attach.plan_reader, [result_fd, plan_fd])
     except BaseException:
-        _close_fds(fds)
+        close_fds(fds)
         for ring in rings:
             ring.close()
         raise
@@ -308,6 +373,11 @@ class WorkerSession:
         self.scheduler_pid = scheduler_pid
         self._on_result = on_result
 
+    @property
+    def control_fd(self) -> int:
+        """Readable once the scheduler is gone."""
+        return self._channel.sock.fileno()
+
     def next_plan(self, *, block: bool) -> StepPlan | None:
         """The next plan; None if none is there and `block` is false.
 
@@ -318,20 +388,11 @@ class WorkerSession:
         record = self._channel.receive()
         while record is None and block:
             try:
-                self._channel.wait(None)
+                self._channel.wait()
             except PeerGone as error:
                 raise SchedulerGone(str(error)) from None
             record = self._channel.receive()
         return None if record is None else decode_plan(record)
-
-    def check(self) -> None:
-        """Raises:
-        SchedulerGone: the scheduler is gone.
-        """
-        try:
-            self._channel.wait(0)
-        except PeerGone as error:
-            raise SchedulerGone(str(error)) from None
 
     def send_result(self, result: StepResult) -> None:
         """Publishes a result, or that there was no shared memory for it, and wakes the scheduler."""
@@ -339,149 +400,53 @@ class WorkerSession:
             self._channel.send(encode_result(result))
         except RingMemoryError as error:
             self._channel.send(encode_result(StepResult(result.step_id, u32([]), error=str(error))))
-        self._on_result()
+        if result.step_id != WORK_AHEAD_STEP:
+            self._on_result()
 
     def close(self) -> None:
         """Leaves the scheduler; it sees the socket close."""
         self._channel.close()
 
 
-class WorkerLink:
-    """A scheduler's attachment to one worker.
-
-    `facts` are the worker's, and `worker_pid` the id that it gives itself; `process` is it as seen from here.
-    `result_fd` and `control_fd` are readable when a result has come and when the worker is gone, for an event
-    loop to watch.
-    """
-
-    def __init__(self, channel: _Channel, facts: WorkerFacts, worker_pid: int, process: PeerProcess) -> None:
-        self._channel = channel
-        self.facts = facts
-        self.worker_pid = worker_pid
-        self.process = process
-        self.result_fd = channel._wait_fd
-        self.control_fd = channel._sock.fileno()
-
-    @classmethod
-    def connect(cls, path: Path, timeout: float | None = None) -> WorkerLink:
-        """Connects to the worker listening on `path` and attaches to it.
-
-        Args:
-            path: of its socket.
-            timeout: seconds for each of its answers, HANDSHAKE_SECONDS at most.
-
-        Raises:
-            OSError: nobody listens there (yet), or the worker left during the handshake.
-            TimeoutError: it has left many connections waiting.
-            WorkerSilent: it does not answer.
-            HandshakeError: it cannot work with this scheduler.
-        """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            sock.settimeout(HANDSHAKE_SECONDS if timeout is None else min(timeout, HANDSHAKE_SECONDS))
-            sock.connect(str(path))
-            process = PeerProcess(sock)
-            try:
-                return cls._attach(sock, process)
-            except HandshakeTimeout as error:
-                raise WorkerSilent(str(error), process) from error
-            except BaseException:
-                process.close()
-                raise
-        except BaseException:
-            sock.close()
-            raise
-
-    @classmethod
-    def _attach(cls, sock: socket.socket, process: PeerProcess) -> WorkerLink:
-        _send(sock, "hello", pb.Hello(dispatch_version=DISPATCH_VERSION, pid=os.getpid()))
-        welcome = _receive(sock, "welcome")[0].welcome
-        _check_version(welcome.dispatch_version)
-        facts = _facts(welcome)
-        limits = facts.limits
-        rings: list[Ring] = []
-        fds: list[int] = []
-        try:
-            rings.append(Ring.create(RingShape(plan_bytes(limits), RING_SLOTS, facts.world_size)))
-            rings.append(Ring.create(RingShape(result_bytes(limits), RING_SLOTS)))
-            plans, results = rings
-            fds += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
-            attach = pb.Attach(plan_ring=plans.name, plan_reader=facts.rank, result_ring=results.name)
-            _send(sock, "attach", attach, fds=(fds[0], fds[1]))
-            _receive(sock, "attached")
-            channel = _Channel(sock, plans, results, 0, fds)
-        except BaseException:
-            _close_fds(fds)
-            for ring in rings:
-                ring.close()
-            raise
-        finally:
-            for ring in rings:
-                ring.unlink()
-        return cls(channel, facts, welcome.pid, process)
-
-    def send_plan(self, plan: StepPlan) -> None:
-        """Publishes a plan and wakes the worker."""
-        self._channel.send(encode_plan(plan))
-
-    def poll_result(self) -> StepResult | None:
-        """The next result if one is there. Call `clear` first when `result_fd` became readable.
-
-        Raises:
-            RecordError, RingError: the worker wrote something malformed.
-        """
-        record = self._channel.receive()
-        return None if record is None else decode_result(record)
-
-    def clear(self) -> None:
-        """Takes the signals of `result_fd`; read all results afterwards."""
-        self._channel.clear()
-
-    def wait_result(self, timeout: float | None = None) -> StepResult | None:
-        """The next result, waiting up to `timeout` seconds (None: for ever); None when it did not come.
-
-        Raises:
-            WorkerGone: the worker is gone.
-        """
-        result = self.poll_result()
-        if result is not None:
-            return result
-        try:
-            self._channel.wait(timeout)
-        except PeerGone as error:
-            raise WorkerGone(str(error)) from None
-        return self.poll_result()
-
-    def close(self) -> None:
-        """Leaves the worker, which keeps its weights and waits for the next scheduler."""
-        self._channel.close()
-        self.process.close()
-
-
 _LIMITS = tuple(each.name for each in fields(EngineLimits) if each.init)
 
 
-def _fields(facts: WorkerFacts) -> dict[str, Any]:
-    """The facts as fields of Welcome, where limits are not in a message of their own."""
+def welcome_of(facts: WorkerFacts) -> pb.Welcome:
+    """The facts as a message, where limits are not in a message of their own."""
     values = asdict(facts)
     limits = values.pop("limits")
-    return {**values, **{name: limits[name] for name in _LIMITS}}
+    for name in _LIMITS:
+        values[name] = limits[name]
+    return pb.Welcome(dispatch_version=DISPATCH_VERSION, pid=os.getpid(), **values)
 
 
-def _facts(welcome: pb.Welcome) -> WorkerFacts:
+def facts_of(welcome: pb.Welcome) -> WorkerFacts:
     """Raises:
     HandshakeError: the limits contradict each other.
     """
-    try:
-        limits = EngineLimits(**{name: getattr(welcome, name) for name in _LIMITS})
-    except ValueError as error:
-        raise HandshakeError(f"a worker whose limits cannot be: {error}") from error
     return WorkerFacts(
         model=welcome.model,
-        limits=limits,
+        limits=_limits(welcome),
         eos_token_ids=tuple(welcome.eos_token_ids),
         dtype=welcome.dtype,
         device=welcome.device,
         rank=welcome.rank,
         world_size=welcome.world_size,
+        fingerprint=welcome.fingerprint,
+        more_ahead=welcome.more_ahead,
     )
+
+
+def limits_message(limits: EngineLimits) -> pb.Limits:
+    """The limits as a message."""
+    return pb.Limits(**{name: getattr(limits, name) for name in _LIMITS})
+
+
+def _limits(message: pb.Welcome | pb.Limits) -> EngineLimits:
+    """Raises:
+    HandshakeError: the limits contradict each other.
+    """
+    try:
+        return EngineLimits(**{name: getattr(message, name) for name in _LIMITS})
+    except (ValueError, ZeroDivisionError) as error:
+        raise HandshakeError(f"limits that cannot be: {error}") from error

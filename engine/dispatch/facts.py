@@ -18,6 +18,9 @@ class WorkerFacts:
         dtype: number format of weights and KV, such as "float32".
         device: where it runs, such as "cpu" or "cuda:0 NVIDIA H200".
         rank, world_size: its place among the workers that share the model.
+        fingerprint: identity of the weights and the tokenizer: equal for copies of a checkpoint, different
+            for any other.
+        more_ahead: it has work that makes later steps faster, for plans with `work_ahead`.
     """
 
     model: str
@@ -27,3 +30,5 @@ class WorkerFacts:
     device: str
     rank: int = 0
     world_size: int = 1
+    fingerprint: str = ""
+    more_ahead: bool = False

@@ -98,7 +98,8 @@ class StepPlan:
         copied_blocks: (from, to) ids of blocks whose keys and values are copied, [n, 2]. No block is copied
             to twice, and none that is copied from is copied to, so that their order means nothing.
         num_kv_groups: groups of layers that have block tables of their own.
-        work_ahead: whether the worker does a piece of work that only makes later steps faster; see Runner.
+        work_ahead: the plan computes nothing; the worker does one piece of work that only makes later steps
+            faster, such as the capture of a graph.
     """
 
     step_id: int
@@ -174,6 +175,7 @@ class StepResult:
         num_tokens: how many of `token_ids` each of those requests has gained; None where each has gained one.
             A request gains none where its blocks have no room for the token to compute: steps before this one
             have taken it to its end.
+        more_ahead: of a plan with `work_ahead`: there is more of such work.
     """
 
     step_id: int
@@ -186,6 +188,7 @@ class StepResult:
     is_last: bool = False
     launch_us: int = 0
     num_tokens: U32Array | None = None
+    more_ahead: bool = False
 
 
 # version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask,
@@ -194,7 +197,8 @@ _PLAN_HEADER = struct.Struct("<IIQIIIIIIIIIxxxx")
 # row, tokens, prompt tokens, blocks of all groups, adapter; a SamplingRecord's numbers and its lists' counts
 _NEW_REQUEST = struct.Struct(f"<5I{SCALARS_FORMAT}{NUM_COUNTS}I")
 # version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes, num_prompt_logprobs,
-# num_pooled, hidden_size (0 where nothing is pooled), is_last, launch_us, requests with a number of tokens
+# num_pooled, hidden_size (0 where nothing is pooled), is_last + 2 * more_ahead, launch_us,
+# requests with a number of tokens
 _RESULT_HEADER = struct.Struct("<IIQIIIIIIIIII")
 _LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
 _NO_LOGPROBS = np.zeros(0, _LOGPROB)
@@ -369,7 +373,7 @@ def encode_result(result: StepResult) -> bytes:
         len(result.prompt_logprobs),
         len(result.pooled),
         len(next(iter(result.pooled.values()))) if result.pooled else 0,
-        result.is_last,
+        result.is_last + 2 * result.more_ahead,
         min(result.launch_us, 2**32 - 1),
         0 if result.num_tokens is None else len(result.num_tokens),
     )
@@ -417,7 +421,7 @@ def decode_result(record: bytes) -> StepResult:
         RecordError: the record is malformed.
     """
     num_tokens, step_id, num_logprobs, num_top, execute_us, num_error, *rest = _header(record, _RESULT_HEADER)
-    num_prompts, num_pooled, hidden_size, is_last, launch_us, num_counted = rest
+    num_prompts, num_pooled, hidden_size, flags, launch_us, num_counted = rest
     error_at = len(record) - num_error
     words = _Words(record[:error_at] if num_error else record, _RESULT_HEADER.size)
     token_ids = words.take(num_tokens)
@@ -439,6 +443,5 @@ def decode_result(record: bytes) -> StepResult:
             float(entry["logprob"]), top_ids[offset:end], top_logprobs[offset:end]
         )
         offset = end
-    return StepResult(
-        step_id, token_ids, logprobs, execute_us, error, prompts, pooled, is_last != 0, launch_us, counted
-    )
+    flagged = (bool(flags & 1), launch_us, counted, bool(flags & 2))
+    return StepResult(step_id, token_ids, logprobs, execute_us, error, prompts, pooled, *flagged)

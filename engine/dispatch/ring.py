@@ -12,13 +12,17 @@ Slots are as large as the largest record could be, and few records are large: th
 reserved when the ring is made, more of it by the writer when a record needs it. Where no memory is left that
 is an error, not a signal.
 
-Waking the other side is not the ring's business: an eventfd is signalled after each write (control.py).
-That system call is also the memory barrier between the record and the reader's look at the cursor on
-machines that reorder stores.
+Waking the other side is not the ring's business: an eventfd is signalled after each write (signals.py). It
+is also what orders memory. The writer stores the record, then the cursor, then adds one to the eventfd; the
+kernel does that, and takes the count, under the eventfd's own lock. So a reader that has taken the signal of
+a record sees all of the record, also on a processor that reorders stores, where a cursor that has moved says
+only that a record is on its way. The way back needs no more: a slot is written again a whole ring later, and
+by then its reader has signalled a result that came after its read.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import re
@@ -103,9 +107,7 @@ class Ring:
     @classmethod
     def create(cls, shape: RingShape) -> Ring:
         """Creates a segment under a fresh name, mode 0600. The creator unlinks it once all have mapped it."""
-        name = f"{_PREFIX}-{os.getpid()}-{secrets.token_hex(8)}"
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(_SHM / name, flags, 0o600)
+        name, fd = _create_segment()
         try:
             os.ftruncate(fd, shape.segment_bytes)
             for start in (0, *(_HEADER_BYTES + i * shape.stride for i in range(shape.num_slots))):
@@ -233,6 +235,11 @@ class RingReader:
         self._cursor = _READ_CURSORS + _LINE_WORDS * index
         self._read = ring._words[self._cursor]
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the writer has moved its cursor on. The record itself may be on its way still."""
+        return self._ring._words[_WRITE_CURSOR] != self._read
+
     def read(self) -> bytes | None:
         """A copy of the next record, or None when all have been read.
 
@@ -255,17 +262,38 @@ class RingReader:
         return record
 
 
+def _create_segment() -> tuple[str, int]:
+    """The name and the descriptor of a new, empty segment. The creator's lock on it, which the kernel drops
+    when the creator closes it or dies, tells others that it is in use.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        name = f"{_PREFIX}-{os.getpid()}-{secrets.token_hex(8)}"
+        fd = os.open(_SHM / name, flags, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return name, fd
+        os.close(fd)  # taken for an orphan before it was locked
+
+
 def remove_orphans() -> list[str]:
     """Unlinks segments whose creator died between creating and unlinking them; returns their names.
 
-    Only this user's segments with a creator that no longer runs are touched.
+    A living creator holds a lock on its segment. Process ids say nothing here: /dev/shm may be shared by
+    containers, each with processes of its own numbers.
     """
     removed = []
     for path in _SHM.glob(f"{_PREFIX}-*"):
-        match = _NAME.fullmatch(path.name)
-        if match is None or Path(f"/proc/{match[1]}").exists():
+        if not _NAME.fullmatch(path.name):
             continue
         with suppress(FileNotFoundError, PermissionError):
-            path.unlink()
-            removed.append(path.name)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                removed.append(path.name)
+            except BlockingIOError:
+                continue  # in use
+            finally:
+                os.close(fd)
     return removed

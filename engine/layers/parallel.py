@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
+
+from engine.parallel.communicator import Communicator
 
 
 class SplitError(ValueError):
@@ -32,12 +33,12 @@ class TensorParallel:
 
     Attributes:
         rank, size: place and number of ranks.
-        group: the communicator; needed only where size > 1.
+        communicator: the way to the others; needed only where size > 1, and not to load weights.
     """
 
     rank: int = 0
     size: int = 1
-    group: dist.ProcessGroup | None = None
+    communicator: Communicator | None = None
 
     def split(self, total: int, what: str) -> int:
         """This rank's share of `total`.
@@ -58,14 +59,17 @@ class TensorParallel:
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's partial result; in place where there are several ranks."""
-        if self.size > 1:
-            dist.all_reduce(partial, group=self.group)
-        return partial
+        if self.size == 1:
+            return partial
+        assert self.communicator is not None
+        return self.communicator.all_reduce(partial)
 
     def all_gather_last_dim(self, part: torch.Tensor) -> torch.Tensor:
-        """Every rank's [..., n] side by side: [..., size * n], in rank order."""
+        """Every rank's [..., n] side by side: [..., size * n], in rank order. The bytes are the same on every
+        rank, so that all of them sample the same tokens from gathered logits: the sampler is a function of a
+        row's logits, its seed and its position.
+        """
         if self.size == 1:
             return part
-        parts = [torch.empty_like(part) for _ in range(self.size)]
-        dist.all_gather(parts, part, group=self.group)
-        return torch.cat(parts, dim=-1)
+        assert self.communicator is not None
+        return torch.cat(self.communicator.all_gather(part), dim=-1)

@@ -12,6 +12,7 @@ from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids
 from engine.step.runner import LoadedWorker
 from pagewire.hub import resolve_checkpoint
+from pagewire.hub.fingerprint import fingerprint_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def build_null_worker(config: WorkerConfig) -> LoadedWorker:
         eos_token_ids=model.eos_token_ids,
         dtype="none",
         device="null engine",
+        fingerprint=fingerprint_of([directory / "config.json"], "null engine"),
     )
     logger.warning("%s: no model, only its tokenizer: the null engine is for measuring", facts.model)
     runner = NullRunner(

@@ -35,12 +35,14 @@ def assemble(
     platform: Platform,
     load: Load,
     on_sized: Callable[[KVCacheSize], None],
+    parallel: TensorParallel,
 ) -> Assembly:
     """Puts a model, a KV pool and rows together on a platform's device.
 
     Args:
         load: makes the model.
         on_sized: told the size of the KV pool before it is allocated.
+        parallel: this worker's place among those that share the model.
 
     Raises:
         ConfigError: a setting is wrong, or the memory does not suffice.
@@ -48,7 +50,7 @@ def assemble(
     max_num_seqs = config.max_num_seqs or platform.defaults.max_num_seqs
     max_tokens = config.max_num_batched_tokens or platform.defaults.max_num_batched_tokens
     wanted_len = max_model_len(config, model_config)
-    parallel = TensorParallel()
+    _check_shares(model_config, parallel)
     backend = platform.attention(_heads(model_config, parallel), max_num_seqs)
     context = ModelContext(
         model_config, wanted_len, backend, platform.ops(), platform.linear_methods(), parallel
@@ -107,6 +109,21 @@ def max_model_len(config: WorkerConfig, model: ModelConfig) -> int:
     if wanted > longest:
         raise ConfigError(f"max_model_len is {wanted}; this model was made for at most {longest} tokens")
     return wanted
+
+
+def _check_shares(model: ModelConfig, parallel: TensorParallel) -> None:
+    """Raises:
+    ConfigError: so many ranks cannot share the model.
+    """
+    size, num_kv_heads = parallel.size, model.num_key_value_heads
+    for name in ("num_attention_heads", "intermediate_size", "vocab_size"):
+        total = getattr(model, name)
+        if total % size:
+            raise ConfigError(f"world_size is {size}; it must divide {name}, which is {total}")
+    if num_kv_heads % size and size % num_kv_heads:
+        raise ConfigError(
+            f"world_size is {size}; num_key_value_heads is {num_kv_heads}, and one must divide the other"
+        )
 
 
 def _heads(config: ModelConfig, parallel: TensorParallel) -> HeadLayout:

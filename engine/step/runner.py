@@ -57,17 +57,39 @@ class Runner(Protocol):
         """
 
     def work_ahead(self) -> bool:
-        """Does one piece of work, of some tens of milliseconds, that only makes later steps faster. To be
-        called between launches while it says that there is more.
+        """Does one piece of work, of some tens of milliseconds, that only makes later steps faster; whether
+        there is more of it. To be called between launches.
 
         Raises:
             DeviceLost: the device failed over it.
         """
 
 
+class GroupMember(Protocol):
+    """A rank's membership in its group, which meets again for every scheduler."""
+
+    def join(self, rendezvous: str) -> None:
+        """Meets the other ranks, by a file that is new for each meeting.
+
+        Raises:
+            OSError: they did not all come.
+        """
+
+    def watch(self, control_fd: int) -> None:
+        """From now on, once the descriptor is readable, steps that wait for other ranks fail."""
+
+    def leave(self) -> None:
+        """Ends the membership; the other ranks notice."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedWorker:
-    """A runner and what a scheduler is told about it."""
+    """A runner and what a scheduler is told about it.
+
+    Attributes:
+        group: where it is one of several ranks.
+    """
 
     runner: Runner
     facts: WorkerFacts
+    group: GroupMember | None = None

@@ -26,6 +26,7 @@ from engine.cuda.platform import CudaPlatform
 from engine.cuda.runner import CudaModelRunner
 from engine.kernels.linear.matrix_vector import MAX_TOKENS
 from engine.layers.linear_method import LinearMethods, SameMethod
+from engine.layers.parallel import TensorParallel
 from engine.loader.load import create_model
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
@@ -92,7 +93,7 @@ def find_kernels(
         return create_model(context, device, dtype)
 
     with _noted_launches(found):
-        assemble(config, model, platform, load, on_sized=lambda size: None)
+        assemble(config, model, platform, load, lambda size: None, TensorParallel())
 
 
 class _RehearsedLinear(CudaLinearMethod):

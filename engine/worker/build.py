@@ -11,16 +11,20 @@ import torch
 from engine.config import WorkerConfig
 from engine.cpu.platform import CpuPlatform
 from engine.dispatch.facts import WorkerFacts
+from engine.layers.parallel import TensorParallel
+from engine.loader.fingerprint import fingerprint
 from engine.loader.load import load_model
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
 from engine.models.families import load_model_config
+from engine.parallel.communicator import Communicator
 from engine.platform.assemble import assemble, max_model_len
 from engine.platform.base import Platform
 from engine.platform.device import device_name, dtype_name, pick_device, pick_dtype
 from engine.platform.kv_cache import GIB, KVCacheSize
 from engine.step.runner import LoadedWorker
 from engine.worker.timeline import Timeline
+from pagewire.base.errors import ConfigError
 from pagewire.hub import resolve_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -53,7 +57,11 @@ def build_worker(
     directory, load_format = resolve_checkpoint(config.model, config.load_format)
     model_config = load_model_config(directory)
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
+    if config.world_size > 1 and device.type == "cuda" and not config.enforce_eager:
+        raise ConfigError("several ranks on GPUs need enforce_eager: their graphs are not captured again yet")
     platform = (make_platform or _platform_for(device))(config, device, dtype)
+    communicator = Communicator(config.rank, config.world_size, device) if config.world_size > 1 else None
+    parallel = TensorParallel(config.rank, config.world_size, communicator)
     compiled = compile_ahead(config, model_config, dtype) if compile_ahead else None
     platform.make_current()
 
@@ -72,7 +80,7 @@ def build_worker(
             compile_ahead(replace(config, max_model_len=size.max_model_len), model_config, dtype)()
             timeline.mark("kernels")
 
-    assembly = assemble(config, model_config, platform, load, on_sized)
+    assembly = assemble(config, model_config, platform, load, on_sized, parallel)
     timeline.mark("graphs" if device.type == "cuda" else "runner")
     facts = WorkerFacts(
         model=config.model,
@@ -80,6 +88,9 @@ def build_worker(
         eos_token_ids=model_config.eos_token_ids,
         dtype=dtype_name(dtype),
         device=device_name(device),
+        rank=config.rank,
+        world_size=config.world_size,
+        fingerprint=fingerprint(directory, load_format, config.seed),
     )
     logger.info(
         "%s: %s on %s, KV pool of %d blocks (%.2f GiB)",
@@ -89,7 +100,7 @@ def build_worker(
         facts.limits.num_blocks,
         assembly.kv_bytes / GIB,
     )
-    return LoadedWorker(assembly.runner, facts)
+    return LoadedWorker(assembly.runner, facts, communicator)
 
 
 def _platform_for(device: torch.device) -> MakePlatform:

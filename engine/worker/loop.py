@@ -8,13 +8,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from engine.config import WorkerConfig
-from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
-from engine.dispatch.sampling import RecordError
-from engine.step.runner import DeviceLost, LoadedWorker, PendingStep, Runner
+from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession, rank_socket
+from engine.dispatch.records import StepPlan, StepResult
+from engine.dispatch.sampling import RecordError, u32
+from engine.step.runner import DeviceLost, FinishedStep, LoadedWorker, PendingStep
 from engine.worker.timeline import Timeline
 from pagewire.base.errors import ConfigError
 from pagewire.base.exit_status import DEVICE_LOST
@@ -28,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Between two looks at a device that is computing while no plan is there.
 POLL_SECONDS = 20e-6
-# Between two pieces of work for later, while steps follow each other without a pause: half a percent of it.
-WORK_AHEAD_SECONDS = 5.0
 
 
 class _Terminated(BaseException):
@@ -82,19 +82,19 @@ def run(config: WorkerConfig, build: Callable[[], LoadedWorker], timeline: Timel
         termination = _Termination()
         worker = build()
         profiler = _profiler(config)
+        path = rank_socket(config.socket, config.rank)
         try:
-            endpoint = WorkerEndpoint(config.socket)
+            endpoint = WorkerEndpoint(path)
         except OSError as error:
-            raise ConfigError(f"cannot listen on {config.socket}: {error}") from error
+            raise ConfigError(f"cannot listen on {path}: {error}") from error
         try:
             spare_what_is_loaded()
             notify_ready(f"{worker.facts.model} on {worker.facts.device}")
-            logger.info("listening on %s", config.socket)
+            logger.info("listening on %s", path)
             logger.info("%s", timeline)
+            serving = _Serving(worker, termination, profiler)
             while True:
-                session = endpoint.accept(worker.facts)
-                logger.info("serving scheduler %d", session.scheduler_pid)
-                _serve(session, worker.runner, termination, profiler)
+                serving.serve(endpoint)
         finally:
             endpoint.close()
     except _Terminated:
@@ -113,41 +113,77 @@ def _profiler(config: WorkerConfig) -> StepProfiler | None:
     return StepProfiler(config.profile, config.profile_from, config.profile_steps)
 
 
-def _serve(
-    session: WorkerSession, runner: Runner, termination: _Termination, profiler: StepProfiler | None
-) -> None:
-    """Executes one scheduler's plans until it goes; then forgets its requests and keeps the weights."""
-    pending: deque[PendingStep] = deque()
-    more_ahead, next_ahead = True, 0.0
-    try:
+class _Serving:
+    """Executes the plans of one scheduler after another."""
+
+    def __init__(
+        self, worker: LoadedWorker, termination: _Termination, profiler: StepProfiler | None
+    ) -> None:
+        self._runner, self._facts, self._group = worker.runner, worker.facts, worker.group
+        self._termination = termination
+        self._profiler = profiler
+        self._more_ahead = True  # as far as is known
+        self._pending: deque[PendingStep] = deque()
+
+    def serve(self, endpoint: WorkerEndpoint) -> None:
+        """Waits for a scheduler and executes its plans until it goes; then forgets its requests and keeps the
+        weights. A rank meets the others of its group before.
+        """
+        facts = replace(self._facts, more_ahead=self._more_ahead)
+        session = endpoint.accept(facts, None if self._group is None else self._group.join)
+        logger.info("serving scheduler %d", session.scheduler_pid)
+        try:
+            if self._group is not None:
+                self._group.watch(session.control_fd)
+            self._execute_plans(session)
+        except SchedulerGone:
+            logger.info("scheduler %d is gone", session.scheduler_pid)
+        except RecordError as error:
+            # The two sides no longer agree on anything; a new handshake starts over.
+            logger.error("scheduler %d sent a malformed plan: %s", session.scheduler_pid, error)
+        finally:
+            if self._group is not None:
+                self._group.leave()
+            session.close()
+        self._pending.clear()
+        self._runner.reset()
+
+    def _execute_plans(self, session: WorkerSession) -> None:
+        pending = self._pending
         while True:
-            plan = session.next_plan(block=not pending and not more_ahead)
+            plan = session.next_plan(block=not pending)
             if plan is not None:
-                with termination.step():
-                    if profiler is not None:
-                        profiler.before_step()
-                    pending.append(runner.launch(plan))
-            _send_finished(session, pending)
-            if plan is None and more_ahead and (not pending or time.monotonic() >= next_ahead):
-                session.check()
-                with termination.step():
-                    more_ahead = runner.work_ahead()
-                next_ahead = time.monotonic() + WORK_AHEAD_SECONDS
-            elif plan is None and pending:
+                with self._termination.step():
+                    pending.append(self._launch(plan))
+            self._send_finished(session)
+            if plan is None and pending:
                 time.sleep(POLL_SECONDS)
-    except SchedulerGone:
-        logger.info("scheduler %d is gone", session.scheduler_pid)
-    except RecordError as error:
-        # The two sides no longer agree on anything; a new handshake starts over.
-        logger.error("scheduler %d sent a malformed plan: %s", session.scheduler_pid, error)
-    finally:
-        session.close()
-    runner.reset()
+
+    def _launch(self, plan: StepPlan) -> PendingStep:
+        if plan.work_ahead:
+            self._more_ahead = self._runner.work_ahead()
+            return FinishedStep(StepResult(plan.step_id, u32([]), more_ahead=self._more_ahead))
+        if self._profiler is not None:
+            self._profiler.before_step()
+        return self._runner.launch(plan)
+
+    def _send_finished(self, session: WorkerSession) -> None:
+        pending = self._pending
+        while pending and pending[0].done():
+            result = pending.popleft().result()
+            session.send_result(result if self._facts.rank == 0 else _completion(result))
+            if result.is_last:
+                raise DeviceLost(result.error)
 
 
-def _send_finished(session: WorkerSession, pending: deque[PendingStep]) -> None:
-    while pending and pending[0].done():
-        result = pending.popleft().result()
-        session.send_result(result)
-        if result.is_last:
-            raise DeviceLost(result.error)
+def _completion(result: StepResult) -> StepResult:
+    """What a rank says of a step whose tokens another one reports."""
+    return StepResult(
+        result.step_id,
+        u32([]),
+        execute_us=result.execute_us,
+        error=result.error,
+        is_last=result.is_last,
+        launch_us=result.launch_us,
+        more_ahead=result.more_ahead,
+    )

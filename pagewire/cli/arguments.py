@@ -47,7 +47,16 @@ OWN_SERVER: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "d
 # Engine options that make sense for a server of one user.
 with_engine_options = with_options(
     WorkerConfig,
-    without=("socket", "max_num_seqs", "block_size", "num_blocks", "gpu_memory_utilization", "seed"),
+    without=(
+        "socket",
+        "rank",
+        "world_size",
+        "max_num_seqs",
+        "block_size",
+        "num_blocks",
+        "gpu_memory_utilization",
+        "seed",
+    ),
 )
 
 

@@ -25,7 +25,7 @@ from scheduler.config import SchedulerConfig
 
 # What the service decides by itself, so that `pagewire serve` has no option for it.
 WIRING = (
-    *("socket", "listen", "worker_socket", "scheduler", "admin_socket", "reuse_port"),
+    *("socket", "listen", "worker_socket", "scheduler", "admin_socket", "reuse_port", "rank", "world_size"),
     *("scheduler_ssl_ca_certs", "scheduler_ssl_certfile", "scheduler_ssl_keyfile"),
 )
 # Longest path of a Unix socket, its closing NUL included (sockaddr_un).

@@ -15,7 +15,7 @@ from pagewire.cli.arguments import Model
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app."""
-    app.command("warmup")(with_options(WorkerConfig, without=("socket",))(warmup))
+    app.command("warmup")(with_options(WorkerConfig, without=("socket", "rank", "world_size"))(warmup))
 
 
 def warmup(

@@ -15,7 +15,7 @@ from frontend.served_model import ServedModel
 from pagewire.base.errors import InvalidRequest
 from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
 from pagewire.hub.model_name import default_model_name
-from pagewire.offline.engine import OfflineEngine
+from pagewire.offline.engine import STEP_TIMEOUT, OfflineEngine
 from pagewire.offline.jobs import Job, open_job
 from pagewire.offline.outputs import CompletionOutput as CompletionOutput
 from pagewire.offline.outputs import RequestOutput as RequestOutput
@@ -34,11 +34,18 @@ class LLM:
     """
 
     def __init__(
-        self, model: str = DEFAULT_MODEL, *, enable_prefix_caching: bool = True, **worker_options: Any
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        enable_prefix_caching: bool = True,
+        step_timeout: float = STEP_TIMEOUT,
+        **worker_options: Any,
     ) -> None:
         """Args:
         model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.
         enable_prefix_caching: whether prompts share the KV of their common beginnings.
+        step_timeout: seconds after which a worker that has not finished a step counts as hung and is killed;
+            five times as many for its first steps.
         worker_options: fields of `engine.config.WorkerConfig`, such as `dtype`, `device`, `max_model_len`,
             `max_num_seqs`, `max_num_batched_tokens`, `gpu_memory_utilization`, `load_format`.
 
@@ -50,7 +57,9 @@ class LLM:
         directory, load_format = resolve_checkpoint(model, wanted.load_format, progress=True)
         config = replace(wanted, model=str(directory), load_format=load_format)
         self._text = ServedModel.load(directory, (default_model_name(model),), None)
-        self._engine = OfflineEngine(config, enable_prefix_caching=enable_prefix_caching)
+        self._engine = OfflineEngine(
+            config, enable_prefix_caching=enable_prefix_caching, step_timeout=step_timeout
+        )
         self._ids = count()
 
     def __enter__(self) -> LLM:

@@ -1,7 +1,8 @@
 """Drives the engine: attaches to the worker, keeps it one step ahead, hands out what comes back.
 
 One object on the event loop; nothing here blocks. Plans go out shortly before the worker needs them (see
-pacing.py), results come in by the worker's eventfd, and the worker's death by its control socket.
+pacing.py), results come in by the worker's eventfd, and the worker's death by its control socket. The worker
+may be several that share a model (see group.py); the loss of any of them is the loss of all.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WorkerLink, is_warm
+from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WORK_AHEAD_STEP, is_warm, rank_socket
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import StepResult, TokenLogprobs
+from engine.dispatch.link import Rank, WorkerLink
+from engine.dispatch.records import StepPlan, StepResult, TokenLogprobs
 from engine.dispatch.ring import RingError
 from engine.dispatch.sampling import RecordError
 from pagewire.base.errors import Code, Overloaded, PagewireError, Unavailable
@@ -29,8 +32,10 @@ from scheduler.serve.outbox import Outbox, Ticket, by_outbox, ticket_of
 from scheduler.serve.status import load_message, model_message
 from scheduler.step import StepOutput
 from scheduler.workers.attach import attach
+from scheduler.workers.group import WorkerGroup
 from scheduler.workers.pacing import Pacing
 from scheduler.workers.watchdog import Watchdog
+from scheduler.workers.work_ahead import WorkAhead, work_ahead_plan
 
 if TYPE_CHECKING:
     from scheduler.masks.maker import MaskOutcome
@@ -51,10 +56,13 @@ class EngineDriver:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
-        self._link: WorkerLink | None = None
+        self._group: WorkerGroup | None = None
         self._core: Scheduler | None = None
         self._lost = asyncio.Event()
+        self._broken: asyncio.Future[BaseException] | None = None
         self._cause = ""
+        self._one_hangs = False
+        self._ahead = WorkAhead(more=False)
         self._watchdog: Watchdog | None = None
         self._orphans: list[Request] = []
         self._outboxes: set[Outbox] = set()
@@ -73,41 +81,73 @@ class EngineDriver:
         return self._core
 
     async def run(self) -> None:
-        """Attaches to the worker, again and again when it is lost, until cancelled."""
-        config = self._config
+        """Attaches to the worker, again and again when it is lost, until cancelled.
+
+        Raises:
+            Exception: what a callback raised, here or in the core. Whatever it had half changed is in doubt,
+                so that the process has to end; everything else survives that.
+        """
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_exception)
+        self._broken = loop.create_future()
+        serving = asyncio.create_task(self._serve())
         try:
-            while True:
-                self._attach(await attach(config.worker_socket, config.step_timeout))
-                await self._lost.wait()
-                self._detach()
+            await asyncio.wait((serving, self._broken), return_when=asyncio.FIRST_COMPLETED)
+            if self._broken.done():
+                raise self._broken.result()
+            await serving
         finally:
-            if self._link is not None:
-                self._link.close()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            if self._group is not None:
+                self._group.close()
             self._masks.close()
+
+    async def _serve(self) -> None:
+        config = self._config
+        while True:
+            link = await attach(config.worker_socket, config.step_timeout, one_hangs=self._one_hangs)
+            self._attach(link)
+            await self._lost.wait()
+            self._detach()
+
+    def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Ends `run` over an exception in a callback of ours; logs any other."""
+        error = context.get("exception")
+        if error is None or "handle" not in context or not _is_of_scheduler(error):
+            loop.default_exception_handler(context)
+        elif self._broken is not None and not self._broken.done():
+            self._broken.set_result(error)
+
+    @property
+    def _is_broken(self) -> bool:
+        return self._broken is not None and self._broken.done()
 
     def _attach(self, link: WorkerLink) -> None:
         facts, previous = link.facts, self.facts
-        if self._masks.is_open and previous is not None and not _same_vocabulary(facts, previous):
-            self._leave_masks()
+        if previous is not None and not _is_same_model(facts, previous):
+            self._leave_model()
         self.facts = facts
-        self._link = link
+        group = self._group = WorkerGroup(link, self._leave)
+        self._ahead = WorkAhead(facts.more_ahead)
+        self._one_hangs = False
         self._core = Scheduler(self._limits(facts), self._config.core())
         self._lost.clear()
         self._cause = ""
         loop = asyncio.get_running_loop()
-        loop.add_reader(link.result_fd, self._on_results)
-        loop.add_reader(link.control_fd, self._on_worker_gone)
+        for rank in group.ranks:
+            loop.add_reader(rank.result_fd, self._on_results)
+            loop.add_reader(rank.control_fd, self._on_worker_gone, rank)
         config = self._config
-        self._watchdog = Watchdog(
-            link, config.step_timeout, is_warm(config.worker_socket), self._core.describe_oldest, self._leave
-        )
+        warm = all(is_warm(rank_socket(config.worker_socket, rank.facts.rank)) for rank in group.ranks)
+        self._watchdog = Watchdog(group, config.step_timeout, warm, self._describe_oldest, self._leave)
         self.attached.set()
         self.detached.clear()
         logger.info(
-            "attached to worker %d: %s on %s, %d blocks of %d tokens",
-            link.worker_pid,
+            "attached to worker %s: %s on %s, %d blocks of %d tokens",
+            ", ".join(str(rank.worker_pid) for rank in group.ranks),
             facts.model,
-            facts.device,
+            ", ".join(rank.facts.device for rank in group.ranks),
             facts.limits.num_blocks,
             facts.limits.block_size,
         )
@@ -118,25 +158,34 @@ class EngineDriver:
         self._pump()
         loop.call_later(_IDLE_SECONDS, self._prepare_masks)
 
-    def _on_worker_gone(self) -> None:
+    def _describe_oldest(self) -> str:
+        """What the worker does, for people."""
+        if self._core is not None and self._core.num_in_flight:
+            return self._core.describe_oldest()
+        return "work ahead of steps"
+
+    def _on_worker_gone(self, rank: Rank) -> None:
         """Takes what it has finished, because that was not what killed it, and plans no more."""
+        assert self._group is not None
         self._lost.set()
         self._on_results()
-        self._leave("the engine-worker died")
+        self._leave(f"{self._group.name_of(rank)} died")
 
-    def _leave(self, cause: str) -> None:
-        """Has the worker left, which is lost; the first cause is the true one."""
+    def _leave(self, cause: str, one_hangs: bool = False) -> None:
+        """Has the worker left, which is lost; the first cause is the true one. `one_hangs`: see `attach`."""
         self._cause = self._cause or cause
+        self._one_hangs |= one_hangs
         self._lost.set()
 
     def _detach(self) -> None:
         """Leaves a worker that is lost: its requests wait, with the tokens they have, for the next one."""
-        assert self._link is not None
+        assert self._group is not None
         assert self._core is not None
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._link.result_fd)
-        loop.remove_reader(self._link.control_fd)
-        self._link.close()
+        for rank in self._group.ranks:
+            loop.remove_reader(rank.result_fd)
+            loop.remove_reader(rank.control_fd)
+        self._group.close()
         assert self._watchdog is not None
         self._watchdog.close()
         self._orphans, quarantined = self._core.evacuate(self._cause)
@@ -146,7 +195,7 @@ class EngineDriver:
             ticket_of(request).outbox.flush(0)
         self.metrics.retire(self._core)
         self.metrics.num_worker_losses += 1
-        self._link, self._core = None, None
+        self._group, self._core = None, None
         self.attached.clear()
         self.detached.set()
         self._tell_model()
@@ -161,10 +210,12 @@ class EngineDriver:
             self._finish(request, error.code, error.param)
             ticket_of(request).outbox.flush(0)
 
-    def _leave_masks(self) -> None:
-        """Ends what was constrained over another model's vocabulary than the one that is served now."""
+    def _leave_model(self) -> None:
+        """Ends all requests that wait, because another model is served now than the one that they were begun
+        with: its tokens mean something else, or would go on in another's words.
+        """
         self._masks.close()
-        for request in [each for each in self._orphans if each.constraint is not None]:
+        for request in list(self._orphans):
             self._end(request, EndReason.ERROR, "the server has changed its model; submit the request again")
             self._finish(request, Code.UNAVAILABLE)
             ticket_of(request).outbox.flush(0)
@@ -276,7 +327,7 @@ class EngineDriver:
             self._pump_timer.cancel()
             self._pump_timer = None
         self._masks.planned()
-        if self._core is None or self._link is None or self._lost.is_set():
+        if self._core is None or self._group is None or self._lost.is_set() or self._is_broken:
             return
         core, pacing = self._core, self._pacing
         while (
@@ -287,20 +338,36 @@ class EngineDriver:
         ):
             if core.num_in_flight == 1:
                 pacing.began(time.perf_counter())
-            try:
-                self._link.send_plan(plan)
-            except RingError:
-                logger.exception("a plan cannot be sent to the worker; leaving it")
-                self._leave("a plan could not be sent to the engine-worker")
+            if not self._send(plan):
                 return
             self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
-        if core.num_in_flight and self._watchdog is not None:
+        if self._ahead.more:
+            self._plan_ahead(core)
+        if (core.num_in_flight or self._ahead.in_flight) and self._watchdog is not None:
             self._watchdog.began()
         now = time.perf_counter()
         for request in core.take_admitted():
             ticket = ticket_of(request)
             self.metrics.scheduled(ticket, now)
             ticket.outbox.add_admitted(ticket.handle, request.num_cached_tokens)
+
+    def _plan_ahead(self, core: Scheduler) -> None:
+        """Has the worker do a piece of work that makes later steps faster, if it is time for one."""
+        now = time.monotonic()
+        if self._ahead.is_due(now, is_idle=core.num_running + core.num_waiting == 0):
+            self._send(work_ahead_plan())
+            self._ahead.sent(now)
+
+    def _send(self, plan: StepPlan) -> bool:
+        """Sends a plan to the worker, which is left where that cannot be done."""
+        assert self._group is not None
+        try:
+            self._group.send_plan(plan)
+        except RingError:
+            logger.exception("a plan cannot be sent to the worker; leaving it")
+            self._leave("a plan could not be sent to the engine-worker")
+            return False
+        return True
 
     def _pump_later(self, seconds: float) -> bool:
         """Plans after so long, unless that is now; whether it is later."""
@@ -311,17 +378,24 @@ class EngineDriver:
 
     def _on_results(self) -> None:
         """Applies every result that has come, plans on, then hands the tokens out."""
-        assert self._link is not None
+        if self._is_broken:
+            return
+        assert self._group is not None
         assert self._core is not None
         assert self._watchdog is not None
-        self._link.clear()
+        self._group.clear()
         outputs: list[tuple[StepResult, StepOutput]] = []
+        was_ahead = self._ahead.in_flight
         try:
-            while (result := self._link.poll_result()) is not None:
+            while (result := self._group.poll_result()) is not None:
                 if result.is_last:
                     logger.error("step %d was the worker's last: %s", result.step_id, result.error)
                     self._leave(result.error)
                     break
+                if result.step_id == WORK_AHEAD_STEP:
+                    self._ahead.finished(result.more_ahead)
+                    self._pacing.began(time.perf_counter())
+                    continue
                 output = self._core.update(result)
                 self._masks.advance(output)
                 self._pacing.ran(result.execute_us, result.launch_us)
@@ -330,7 +404,8 @@ class EngineDriver:
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")
             self._leave("the engine-worker sent a broken result")
-        self._watchdog.finished(len(outputs), self._core.num_in_flight)
+        if outputs or was_ahead != self._ahead.in_flight:
+            self._watchdog.finished(len(outputs), self._core.num_in_flight + self._ahead.in_flight)
         self._masks.plan_with_masks(self._pacing.patience(self._core))
         for result, output in outputs:
             if result.error:
@@ -407,9 +482,16 @@ class EngineDriver:
         return load_message(self._core)
 
 
-def _same_vocabulary(facts: WorkerFacts, others: WorkerFacts) -> bool:
-    return (facts.model, facts.limits.vocab_size, facts.eos_token_ids) == (
-        others.model,
+def _is_same_model(facts: WorkerFacts, others: WorkerFacts) -> bool:
+    """Whether a request that was begun with one can go on with the other."""
+    return (facts.fingerprint, facts.limits.vocab_size, facts.eos_token_ids) == (
+        others.fingerprint,
         others.limits.vocab_size,
         others.eos_token_ids,
     )
+
+
+def _is_of_scheduler(error: BaseException) -> bool:
+    """Whether it went through code of the scheduler, and not of a library on the same event loop alone."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").startswith("scheduler.") for frame, _ in frames)

@@ -1,4 +1,4 @@
-"""Waits for a worker and attaches to it."""
+"""Waits for a worker, or for all that share a model, and attaches."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import logging
 import math
 import signal
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from engine.dispatch.control import (
     HANDSHAKE_SECONDS,
     MAX_STEPS_IN_FLIGHT,
     HandshakeError,
-    WorkerLink,
     WorkerSilent,
     is_warm,
+    rank_socket,
 )
+from engine.dispatch.link import OtherWorldSize, WorkerLink
 from engine.dispatch.peer import PeerProcess
 from engine.dispatch.ring import RingError
 from scheduler.workers.watchdog import FIRST_STEPS_FACTOR, STACKS_SECONDS
@@ -29,24 +31,34 @@ _SHARE = 1 / 200
 _LEAST_SECONDS, _MOST_SECONDS = 0.05, 0.25
 
 
-async def attach(socket: Path, step_timeout: float = math.inf) -> WorkerLink:
-    """Tries until a worker that listens on `socket` answers. The handshake runs in a thread, as an answer may
-    take its time: a worker first finishes the step of the scheduler before.
+async def attach(socket: Path, step_timeout: float = math.inf, *, one_hangs: bool = False) -> WorkerLink:
+    """Tries until the worker that listens on `socket` answers, and those beside it that share its model. The
+    handshake runs in a thread, as an answer may take its time: a worker first finishes the step of the
+    scheduler before.
 
     Args:
-        socket: where workers listen.
+        socket: where workers listen; see `rank_socket`.
         step_timeout: seconds that a step may take. A worker that takes connections and does not answer for as
             long as the steps of the scheduler before may take counts as hung and is killed.
+        one_hangs: one of several workers hangs, and it is not known which. All have been left; those that do
+            not hang answer as soon as they notice.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
+    world_size = 1
     with closing(_Silence()) as silence:
         while True:
             seconds = min(max(_SHARE * (loop.time() - began), _LEAST_SECONDS), _MOST_SECONDS)
             try:
-                if socket.exists():
-                    patience = patience_with(socket, step_timeout)
-                    return await asyncio.to_thread(WorkerLink.connect, socket, patience)
+                sockets = [rank_socket(socket, rank) for rank in range(world_size)]
+                if all(each.exists() for each in sockets):
+                    patience = max(patience_with(each, step_timeout) for each in sockets)
+                    if one_hangs:
+                        patience = min(patience, HANDSHAKE_SECONDS)
+                    connect = partial(WorkerLink.connect, socket, patience, world_size=world_size)
+                    return await asyncio.to_thread(connect)
+            except OtherWorldSize as other:
+                world_size, seconds = other.world_size, 0.0
             except (FileNotFoundError, ConnectionRefusedError):
                 pass  # it was removed just now; or its worker was killed, or does not listen yet
             except (HandshakeError, RingError, OSError) as error:

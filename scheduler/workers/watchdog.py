@@ -12,7 +12,9 @@ import logging
 import signal
 from collections.abc import Callable
 
-from engine.dispatch.control import NUM_FIRST_STEPS, WorkerLink
+from engine.dispatch.control import NUM_FIRST_STEPS
+from engine.dispatch.link import Rank
+from scheduler.workers.group import WorkerGroup
 
 logger = logging.getLogger(__name__)
 
@@ -24,26 +26,27 @@ _LATE_SECONDS = 5.0
 
 
 class Watchdog:
-    """Watches the steps of one attachment to a worker. Lives on the event loop.
+    """Watches the steps of one attachment. Lives on the event loop.
 
     Args:
-        link: to the worker.
+        group: the workers.
         step_timeout: seconds that a step may take, once it is the oldest in flight; FIRST_STEPS_FACTOR times
-            as long for the first NUM_FIRST_STEPS of a worker that is not warm.
-        is_warm: whether the worker has computed so many for another scheduler.
-        describe: what the worker has to do, for people.
-        leave: called with the reason when the worker is killed, or hangs and may not be.
+            as long for the first NUM_FIRST_STEPS of workers that are not warm.
+        is_warm: whether the workers have computed so many for another scheduler.
+        describe: what the workers have to do, for people.
+        leave: called with the reason when a worker is killed, or hangs and may not be, and whether it is
+            still to be found which one hangs.
     """
 
     def __init__(
         self,
-        link: WorkerLink,
+        group: WorkerGroup,
         step_timeout: float,
         is_warm: bool,
         describe: Callable[[], str],
-        leave: Callable[[str], None],
+        leave: Callable[[str, bool], None],
     ) -> None:
-        self._link = link
+        self._group = group
         self._step_timeout = step_timeout
         self._describe = describe
         self._leave = leave
@@ -51,6 +54,7 @@ class Watchdog:
         self._timer: asyncio.TimerHandle | None = None
         self._num_finished = NUM_FIRST_STEPS if is_warm else 0
         self._began: float | None = None
+        self._num_signs = 0
 
     def began(self) -> None:
         """There is a step in flight."""
@@ -60,8 +64,9 @@ class Watchdog:
                 self._set_timer(self._began)
 
     def finished(self, num_steps: int, num_in_flight: int) -> None:
-        """Results have come, and so many steps are left."""
+        """Results have come, of so many steps and perhaps of work ahead, and so many are left."""
         self._num_finished += num_steps
+        self._num_signs += 1
         self._began = self._loop.time() if num_in_flight else None
 
     def close(self) -> None:
@@ -92,29 +97,45 @@ class Watchdog:
             self._hangs(now - self._began)
 
     def _hangs(self, seconds: float) -> None:
-        facts, process = self._link.facts, self._link.process
-        who = f"worker rank {facts.rank} (pid {process.pid or self._link.worker_pid}, {facts.device})"
+        late = self._group.late_ranks()
         cause = f"the engine-worker hung: {self._describe()} took more than {seconds:.1f} s"
-        logger.error("%s hangs: %s has taken %.1f s", who, self._describe(), seconds)
-        try:
-            process.signal(signal.SIGUSR1)
-        except OSError as error:
-            logger.error("%s cannot be killed from here (%s), and is left; end it by hand", who, error)
-            self._leave(cause)
-            return
-        logger.error("%s was asked for the stacks of its threads, which it writes to its log", who)
-        self._timer = self._loop.call_later(STACKS_SECONDS, self._kill, who, cause, self._num_finished)
+        for rank in late:
+            logger.error("worker %s hangs: %s has taken %.1f s", rank, self._describe(), seconds)
+        asked = [rank for rank in late if self._ask_for_stacks(rank)]
+        if asked:
+            self._timer = self._loop.call_later(STACKS_SECONDS, self._kill, asked, cause, self._num_signs)
+        else:
+            self._leave(cause, False)
 
-    def _kill(self, who: str, cause: str, num_finished: int) -> None:
+    def _ask_for_stacks(self, rank: Rank) -> bool:
+        """Whether it could be asked."""
+        try:
+            rank.process.signal(signal.SIGUSR1)
+        except OSError as error:
+            logger.error(
+                "worker %s cannot be killed from here (%s), and is left; end it by hand", rank, error
+            )
+            return False
+        logger.error("worker %s was asked for the stacks of its threads, which it writes to its log", rank)
+        return True
+
+    def _kill(self, asked: list[Rank], cause: str, num_signs: int) -> None:
         self._timer = None
-        if self._num_finished > num_finished:
-            logger.warning("%s goes on after all", who)
+        if self._num_signs > num_signs:
+            logger.warning("worker %s goes on after all", ", ".join(map(str, asked)))
             if self._began is not None:
                 self._set_timer(self._began)
             return
-        logger.error("%s is killed", who)
-        try:
-            self._link.process.signal(signal.SIGKILL)
-        except ProcessLookupError:
-            logger.info("%s has ended by itself", who)
-        self._leave(cause)
+        late = [rank for rank in asked if rank in self._group.late_ranks()]
+        if len(late) > 1:
+            # One that hangs has the others wait for it. Those are well: left, they answer again.
+            logger.error("%d workers are late, and left: the one that hangs will not answer", len(late))
+            self._leave(cause, True)
+            return
+        for rank in late:
+            logger.error("worker %s is killed", rank)
+            try:
+                rank.process.signal(signal.SIGKILL)
+            except ProcessLookupError:
+                logger.info("worker %s has ended by itself", rank)
+        self._leave(cause, False)

@@ -195,6 +195,17 @@ def test_wrong_options_and_models_are_config_errors() -> None:
         LLM(kv_cache_memory=1)
 
 
+def test_a_worker_that_hangs_is_killed_and_the_error_says_over_what(smollm2_dir: Path) -> None:
+    with LLM(engine="null", step_timeout=0.2) as llm:
+        assert llm._engine is not None
+        assert len(llm.generate("Hello", GREEDY)[0].outputs[0].token_ids) == 16
+        process = llm._engine._process
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(Unavailable, match=r"hung and was killed: step \d+ with 1 request .*step_timeout"):
+            llm.generate("Hello", GREEDY)
+        assert process.wait(5) == -signal.SIGKILL
+
+
 def test_a_dead_worker_is_an_error_with_its_log_and_closing_leaves_no_process(smollm2_dir: Path) -> None:
     before = set(psutil.Process().children())
     llm = LLM(max_model_len=128, kv_cache_memory=1 << 28)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.dispatch.control import WorkerGone, WorkerLink
+from engine.dispatch.control import WorkerGone
+from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import NewRequest, StepPlan, StepResult
 from engine.dispatch.sampling import SamplingRecord, u32
 from pagewire.base.exit_status import DEVICE_LOST

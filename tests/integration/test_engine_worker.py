@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.dispatch.control import WorkerLink
+from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import NewRequest, StepPlan, StepResult
 from engine.dispatch.sampling import u32
 from tests.integration.plan_driver import GREEDY
@@ -122,9 +122,11 @@ def test_it_is_idle_at_no_cost_and_exits_0_on_sigterm(
         (["MODEL", "--dtype", "int3"], "dtype is 'int3'"),
         (["MODEL", "--max-model-len", "999"], "max_model_len is 999"),
         (["EMPTY"], "config.json"),
+        (["MODEL", "--world-size", "2", "--rank", "2"], "rank is 2"),
+        (["MODEL", "--world-size", "3"], "world_size is 3; it must divide num_attention_heads, which is 4"),
         (["MODEL", "--socket", "/no/such/directory/s"], "cannot listen on /no/such/directory/s"),
     ],
-    ids=["model", "dtype", "length", "empty directory", "socket"],
+    ids=["model", "dtype", "length", "empty directory", "rank", "heads", "socket"],
 )
 def test_a_wrong_setting_ends_it_with_status_2_and_one_clear_line(
     tmp_path: Path, control: Path, arguments: list[str], message: str

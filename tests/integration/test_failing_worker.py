@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.dispatch.control import WorkerGone, WorkerLink
+from engine.dispatch.control import WorkerGone
+from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import u32
 from pagewire.base.exit_status import DEVICE_LOST

@@ -22,7 +22,8 @@ functions = {
     for function in vars(importlib.import_module(name)).values()
     if isinstance(function, JITFunction) and function.__module__ == name
 }
-print(json.dumps({name: functions[name].cache_key for name in sorted(functions, reverse="reversed" in sys.argv)}))
+names = sorted(functions, reverse="reversed" in sys.argv)
+print(json.dumps({name: functions[name].cache_key for name in names}))
 """
 
 

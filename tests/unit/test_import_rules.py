@@ -48,8 +48,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.attention": (),
     "engine.sampling": ("engine.dispatch",),
     "engine.step": ("engine.attention", "engine.dispatch", "engine.sampling"),
-    "engine.layers": ("engine.attention",),
     "engine.quant": ("pagewire.base",),
+    "engine.parallel": (),
+    "engine.layers": ("engine.attention", "engine.parallel"),
     "engine.models": ("pagewire.base", "pagewire.hub", "engine.attention", "engine.layers"),
     "engine.platform": (
         *("pagewire.base", "engine.config", "engine.dispatch"),
@@ -75,7 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.worker": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.dispatch", "engine.models"),
         *("engine.step", "engine.platform", "engine.loader", "engine.cpu", "engine.cuda", "engine.null"),
-        "engine.warmup",
+        *("engine.layers", "engine.parallel", "engine.warmup"),
     ),
     "engine.__main__": ("engine.worker",),
     # The roof: what people import and type, which starts or embeds the three.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +25,12 @@ from engine.dispatch.control import (
     SchedulerGone,
     WorkerEndpoint,
     WorkerGone,
-    WorkerLink,
     WorkerSession,
+    rank_socket,
 )
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
+from engine.dispatch.link import OtherWorldSize, WorkerLink
 from engine.dispatch.records import DISPATCH_VERSION, StepPlan, StepResult
 from engine.dispatch.ring import RingError
 from engine.dispatch.sampling import u32
@@ -113,13 +119,95 @@ def test_a_worker_that_has_computed_its_first_steps_can_be_told_from_one_that_ha
     assert list(endpoint.path.parent.iterdir()) == []
 
 
-def test_a_worker_that_was_killed_leaves_the_next_one_cold(endpoint: WorkerEndpoint) -> None:
-    endpoint._sock.close()
-    endpoint.path.with_name(endpoint.path.name + ".warm").touch()
-    assert control.is_warm(endpoint.path)
-    successor = WorkerEndpoint(endpoint.path)
-    assert not control.is_warm(endpoint.path)
+def test_a_worker_that_was_killed_leaves_the_next_one_cold(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as killed:
+        killed.bind(str(path))
+    for left in (".warm", ".lock"):
+        path.with_name(path.name + left).touch()
+    assert control.is_warm(path)
+    successor = WorkerEndpoint(path)
+    assert not control.is_warm(path)
     successor.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_has_bound_its_socket_and_does_not_listen_yet_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, second = tmp_path / "worker.sock", list[OSError]()
+
+    class Slow(socket.socket):
+        def listen(self, backlog: int = 8) -> None:
+            monkeypatch.undo()
+            try:
+                WorkerEndpoint(path)
+            except OSError as error:
+                second.append(error)
+            super().listen(backlog)
+
+    monkeypatch.setattr(socket, "socket", Slow)
+    first = WorkerEndpoint(path)
+    assert [error.errno for error in second] == [errno.EADDRINUSE]
+    link, session = attach(first)
+    link.close()
+    session.close()
+    first.close()
+
+
+def test_a_socket_with_many_connections_waiting_is_found_in_use_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(str(path))
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        refusals: list[OSError] = []
+
+        def start() -> None:
+            try:
+                WorkerEndpoint(path)
+            except OSError as error:
+                refusals.append(error)
+
+        thread = threading.Thread(target=start, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert [error.errno for error in refusals] == [errno.EADDRINUSE]
+        assert path.exists()
+
+
+def test_no_record_is_read_before_its_signal_was_taken(
+    endpoint: WorkerEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cursor that has moved does not say that the record can be seen, on a processor that reorders."""
+    link, session = attach(endpoint)
+    signals: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd_write", lambda fd, value: signals.append(fd))
+        link.send_plan(empty_plan(0))
+    assert session.next_plan(block=False) is None
+    for fd in signals:
+        os.eventfd_write(fd, 1)
+    with monkeypatch.context() as patch:
+        taken, take = [], os.eventfd_read
+        patch.setattr(os, "eventfd_read", lambda fd: taken.append(fd) or take(fd))
+        link.send_plan(empty_plan(1))
+        for step_id in range(2):
+            plan = session.next_plan(block=False)
+            assert plan is not None
+            assert plan.step_id == step_id
+        assert len(taken) == 1, "one system call for all that has come"
+        assert session.next_plan(block=False) is None
+        assert len(taken) == 1, "and none for what has not"
+    session.send_result(StepResult(0, EMPTY))
+    assert link.poll_result() is not None
+    session.close()
+    link.close()
 
 
 def test_a_writer_far_ahead_is_stopped_by_the_ring(endpoint: WorkerEndpoint) -> None:
@@ -210,6 +298,119 @@ def test_a_result_without_shared_memory_for_it_becomes_an_error(
     assert len(result.pooled) == 64
     session.close()
     link.close()
+
+
+@contextmanager
+def two_ranks(tmp_path: Path, **changes: Any) -> Iterator[tuple[Path, list[WorkerSession], list[str]]]:
+    """Two workers that wait for a scheduler; the second's facts are changed. Yields where they listen, and
+    their sessions and the places where they were told to meet, once there are any."""
+    path, limits = tmp_path / "worker.sock", replace(FACTS.limits, max_num_seqs=3, num_blocks=16)
+    facts = [
+        replace(FACTS, rank=0, world_size=2, fingerprint="same"),
+        replace(replace(FACTS, rank=1, world_size=2, fingerprint="same", limits=limits), **changes),
+    ]
+    endpoints = [WorkerEndpoint(rank_socket(path, rank)) for rank in range(2)]
+    sessions: dict[int, WorkerSession] = {}
+    rendezvous: list[str] = []
+
+    def serve(rank: int) -> None:
+        sessions[rank] = endpoints[rank].accept(facts[rank], rendezvous.append)
+
+    threads = [threading.Thread(target=serve, args=(rank,), daemon=True) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+
+    class Sessions(list[WorkerSession]):
+        def __getitem__(self, rank: Any) -> Any:
+            threads[rank].join()
+            return sessions[rank]
+
+    yield path, Sessions(), rendezvous
+    for session in sessions.values():
+        session.close()
+    for endpoint in endpoints:
+        endpoint.close()
+
+
+def test_all_ranks_get_every_plan_and_each_reports_by_itself(tmp_path: Path) -> None:
+    with two_ranks(tmp_path) as (path, sessions, rendezvous):
+        link = WorkerLink.connect(path, world_size=2)
+        assert [rank.facts.rank for rank in link.ranks] == [0, 1]
+        # The least that each can take of rows and of blocks.
+        assert (link.facts.limits.max_num_seqs, link.facts.limits.num_blocks) == (3, 8)
+        for step_id in range(10):
+            link.send_plan(empty_plan(step_id))
+            for rank in range(2):
+                plan = sessions[rank].next_plan(block=True)
+                assert plan is not None
+                assert plan.step_id == step_id
+                assert link.poll_result(rank) is None
+                sessions[rank].send_result(StepResult(step_id, u32([rank])))
+                link.wait(5)
+                result = link.poll_result(rank)
+                assert result is not None
+                assert result.token_ids.tolist() == [rank]
+        assert len(rendezvous) == 2
+        assert len(set(rendezvous)) == 1
+        assert segments_of([os.getpid()]) == []
+        Path(rendezvous[0]).touch()
+        link.close()
+        assert not Path(rendezvous[0]).exists()
+        with pytest.raises(SchedulerGone):
+            sessions[1].next_plan(block=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 0}, "the worker at the socket of rank 1 of 2 says that it is rank 0 of 2"),
+        ({"world_size": 3}, "says that it is rank 1 of 3"),
+        ({"fingerprint": "other"}, "differ in fingerprint: .*same.*other"),
+        ({"dtype": "bfloat16"}, "differ in dtype"),
+        ({"limits": replace(FACTS.limits, block_size=32)}, r"differ in block_size: \[16, 32\]"),
+    ],
+)
+def test_ranks_that_do_not_belong_together_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with two_ranks(tmp_path, **changes) as (path, _sessions, _):
+        open_before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(HandshakeError, match=message):
+            WorkerLink.connect(path, world_size=2)
+        until(lambda: len(os.listdir("/proc/self/fd")) == open_before)
+        until(lambda: len(re.findall(f"handshake with a scheduler failed: .*{message}", caplog.text)) == 2)
+    assert descriptors <= open_before
+
+
+def test_a_scheduler_learns_how_many_ranks_there_are(tmp_path: Path) -> None:
+    with two_ranks(tmp_path) as (path, sessions, _):
+        with pytest.raises(OtherWorldSize) as caught:
+            WorkerLink.connect(path)
+        assert caught.value.world_size == 2
+        link = WorkerLink.connect(path, world_size=2)
+        assert sessions[1].next_plan(block=False) is None
+        link.close()
+
+
+def test_a_rank_that_cannot_meet_the_others_says_why(endpoint: WorkerEndpoint) -> None:
+    def join(rendezvous: str) -> None:
+        raise OSError("rank 0 did not meet the others")
+
+    threading.Thread(target=lambda: endpoint.accept(replace(FACTS, world_size=2), join), daemon=True).start()
+    other = WorkerEndpoint(rank_socket(endpoint.path, 1))
+    facts = replace(FACTS, rank=1, world_size=2)
+    threading.Thread(target=lambda: other.accept(facts, lambda _: None), daemon=True).start()
+    with pytest.raises(HandshakeError, match="rank 0 did not meet the others"):
+        WorkerLink.connect(endpoint.path, world_size=2)
+    other.close()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def misbehave(endpoint: WorkerEndpoint, talk: Callable[[socket.socket], None]) -> pb.Control:

@@ -247,3 +247,18 @@ def test_an_unknown_kind_of_pooling_is_refused() -> None:
     plan = StepPlan(0, u32([]), [request], one, one, one, one, u32([0]), u32([]))
     with pytest.raises(RecordError, match="4 is no kind of pooling"):
         decode_plan(encode_plan(plan))
+
+
+def test_a_plan_for_work_ahead_says_so_and_its_result_whether_there_is_more() -> None:
+    none = u32([])
+    plan = StepPlan(2**64 - 1, none, [], none, none, none, none, none, none, work_ahead=True)
+    record = encode_plan(plan)
+    assert decode_plan(record).work_ahead
+    assert decode_plan(record).step_id == 2**64 - 1
+    with pytest.raises(RecordError):
+        decode_plan(record.replace(bytes([1, 0, 0, 0]), bytes([2, 0, 0, 0])))
+    for is_last in (False, True):
+        for more_ahead in (False, True):
+            result = StepResult(3, none, is_last=is_last, more_ahead=more_ahead)
+            decoded = decode_result(encode_result(result))
+            assert (decoded.is_last, decoded.more_ahead) == (is_last, more_ahead)

@@ -152,3 +152,18 @@ def test_only_segments_of_dead_processes_are_removed_as_orphans(ring: Ring) -> N
     assert not (Path("/dev/shm") / name).exists()
     assert (Path("/dev/shm") / ring.name).exists()
     assert f"-{os.getpid()}-" in ring.name
+
+
+def test_a_segment_of_a_process_that_cannot_be_seen_from_here_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of one in another container: its number means nothing here, or somebody else."""
+    nobody = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: nobody)
+        ring = Ring.create(RingShape(slot_bytes=8, num_slots=1))
+    assert f"-{nobody}-" in ring.name
+    assert ring.name not in remove_orphans()
+    assert (Path("/dev/shm") / ring.name).exists()
+    ring.close()
+    assert ring.name in remove_orphans()

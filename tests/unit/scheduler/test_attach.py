@@ -7,12 +7,15 @@ import logging
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engine.dispatch.control import WorkerEndpoint, rank_socket
 from scheduler.workers.attach import attach
 from scheduler.workers.watchdog import FIRST_STEPS_FACTOR
 from tests.unit.scheduler.test_service import FACTS, WorkerThread
@@ -122,3 +125,29 @@ async def test_a_worker_that_was_warm_has_less_time(tmp_path: Path) -> None:
     # Two steps may have been in flight.
     assert 2.0 <= time.monotonic() - began < FIRST_STEPS_FACTOR
     attaching.cancel()
+
+
+async def test_a_rank_that_is_missing_is_waited_for_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "worker.sock"
+    facts = [replace(FACTS, rank=rank, world_size=2) for rank in range(2)]
+    first = WorkerEndpoint(path)
+    stale(rank_socket(path, 1))
+
+    def serve(endpoint: WorkerEndpoint, rank: int) -> None:
+        endpoint.accept(facts[rank], lambda rendezvous: None)
+
+    threading.Thread(target=serve, args=(first, 0), daemon=True).start()
+    with caplog.at_level(logging.INFO):
+        attaching = asyncio.create_task(attach(path))
+        await asyncio.sleep(0.4)
+        assert not attaching.done()
+        second = WorkerEndpoint(rank_socket(path, 1))
+        threading.Thread(target=serve, args=(second, 1), daemon=True).start()
+        link = await asyncio.wait_for(attaching, 5)
+    assert [rank.facts for rank in link.ranks] == facts
+    assert not caplog.records
+    link.close()
+    first.close()
+    second.close()

@@ -7,21 +7,25 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.dispatch.control import SchedulerGone, WorkerEndpoint
+from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
-from engine.dispatch.records import StepResult
+from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import u32
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
 from scheduler.config import SchedulerConfig
+from scheduler.core import Scheduler
+from scheduler.serve import server as server_module
 from scheduler.serve.server import SchedulerServer
 from tests.unit.scheduler.executor import MiniatureWorker, continuation
 
@@ -43,6 +47,15 @@ FACTS = WorkerFacts(
 )
 
 
+def soon(session: WorkerSession) -> StepPlan | None:
+    """The next plan, if it comes within some milliseconds."""
+    for _ in range(20):
+        if (plan := session.next_plan(block=False)) is not None:
+            return plan
+        time.sleep(0.001)
+    return None
+
+
 class WorkerThread:
     """Serves schedulers with a miniature worker until closed.
 
@@ -54,10 +67,12 @@ class WorkerThread:
         lose_device: says with the next step that it was the last.
         may_serve: unset, it answers no scheduler that comes.
         rows_by_step: the rows that each step computed.
+        pieces_ahead: what it has left to do ahead; each piece takes `piece_seconds`.
+        num_plans_ahead: how many plans had it do a piece.
     """
 
     def __init__(self, path: Path, facts: WorkerFacts = FACTS) -> None:
-        self._facts = facts
+        self.facts = facts
         self.step_seconds = 0.0
         self.fail_steps = 0
         self.leave_at = -1
@@ -66,6 +81,7 @@ class WorkerThread:
         self.may_serve = threading.Event()
         self.may_serve.set()
         self.num_sessions = 0
+        self.pieces_ahead, self.piece_seconds, self.num_plans_ahead = 0, 0.0, 0
         self.rows_by_step: list[list[int]] = []
         self._endpoint = WorkerEndpoint(path)
         self._closed = False
@@ -75,7 +91,7 @@ class WorkerThread:
     def _serve(self) -> None:
         while not self._closed:
             self.may_serve.wait()
-            session = self._endpoint.accept(self._facts)
+            session = self._endpoint.accept(self.facts)
             self.num_sessions += 1
             worker = MiniatureWorker(4, VOCAB, FACTS.limits.max_num_batched_tokens, FACTS.limits.max_num_seqs)
             doomed = None
@@ -83,6 +99,13 @@ class WorkerThread:
                 while self.leave_at != 0:
                     plan = doomed or session.next_plan(block=True)
                     assert plan is not None
+                    if plan.work_ahead:
+                        time.sleep(self.piece_seconds)
+                        self.num_plans_ahead += 1
+                        self.pieces_ahead -= 1
+                        result = StepResult(plan.step_id, u32([]), more_ahead=self.pieces_ahead > 0)
+                        session.send_result(result)
+                        continue
                     self.rows_by_step.append(plan.rows.tolist())
                     time.sleep(self.step_seconds)
                     if any(self.deadly in new.token_ids for new in plan.new_requests):
@@ -95,8 +118,7 @@ class WorkerThread:
                     fails, doomed = doomed is not None, None
                     if self.fail_steps and not fails:
                         self.fail_steps -= 1
-                        time.sleep(0.1)  # the scheduler is about to plan the next step
-                        fails, doomed = True, session.next_plan(block=False)  # what was planned on top of it
+                        fails, doomed = True, soon(session)  # what was planned on top of it
                     result = worker.execute(plan, fail=fails)
                     result.execute_us = int(self.step_seconds * 1e6)
                     session.send_result(result)
@@ -548,3 +570,99 @@ async def test_a_full_queue_makes_room_for_a_client_that_has_none_in_it(
     assert all(flood.ended[handle].reason == pb.END_REASON_LENGTH for handle in range(1, 7))
     exposition = (await stub.GetMetrics(pb.GetMetricsRequest())).exposition.decode()
     assert 'pagewire:request_refused_total{code="resource_exhausted"} 2.0' in exposition
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fingerprint": "other weights"},
+        {"eos_token_ids": (48,)},
+        {"limits": replace(FACTS.limits, vocab_size=VOCAB + 1)},
+    ],
+    ids=["weights", "end of sequence", "vocabulary"],
+)
+async def test_streams_of_one_model_do_not_go_on_with_another(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread, changes: dict[str, Any]
+) -> None:
+    frontend = Frontend(stub)
+    worker.leave_at = 5
+    worker.facts = replace(FACTS, **changes)
+    for handle in (1, 2):
+        await frontend.call.write(submit(handle, [handle] * 6, 60))
+    await frontend.until_ended(1, 2)
+    for handle in (1, 2):
+        assert frontend.ended[handle].status == grpc.StatusCode.UNAVAILABLE.value[0]
+        assert "changed its model" in frontend.ended[handle].error
+    await frontend.call.write(submit(3, [3], 5))
+    await frontend.until_ended(3)
+    assert frontend.ended[3].reason == pb.END_REASON_LENGTH
+
+
+async def test_streams_go_on_with_a_copy_of_their_model_elsewhere(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub, worker: WorkerThread
+) -> None:
+    frontend = Frontend(stub)
+    worker.leave_at = 5
+    worker.facts = replace(FACTS, model="/moved/miniature")
+    await frontend.call.write(submit(1, [1] * 6, 30))
+    await frontend.until_ended(1)
+    assert frontend.tokens[1] == continuation([1] * 6, 30, VOCAB)
+    assert worker.num_sessions == 2
+
+
+@pytest.mark.parametrize("method", ["update", "schedule"])
+async def test_an_exception_in_a_callback_ends_the_scheduler_with_its_stack(
+    worker: WorkerThread,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    """What the callback had half changed is in doubt, and nobody else notices that it hangs."""
+    monkeypatch.setattr(server_module, "spare_what_is_loaded", lambda: None)
+    address = f"unix:{tmp_path}/scheduler.sock"
+    config = SchedulerConfig(listen=(address,), worker_socket=tmp_path / "worker.sock")
+    serving = asyncio.create_task(server_module._serve(config))
+
+    def fail(*arguments: object) -> None:
+        raise KeyError("the core is broken")
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        async with asyncio.timeout(10):
+            while not await is_ready(stub):
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(Scheduler, method, fail)
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in stub.Generate(request([1, 2, 3], 10)):
+                pass
+    assert await asyncio.wait_for(serving, 10) == 1
+    assert "the core is broken" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+async def test_a_worker_that_has_work_to_do_ahead_does_it_piece_by_piece_while_nobody_comes(
+    tmp_path: Path,
+) -> None:
+    worker = WorkerThread(tmp_path / "worker.sock", replace(FACTS, more_ahead=True))
+    worker.pieces_ahead = 3
+    async with served(tmp_path) as stub:
+        async with asyncio.timeout(5):
+            while worker.pieces_ahead:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert worker.num_plans_ahead == 3
+        events = [event async for event in stub.Generate(request([1, 2, 3], 10))]
+        assert [event.token.token_id for event in events[:-1]] == continuation([1, 2, 3], 10, VOCAB)
+    worker.close()
+
+
+async def test_a_busy_worker_does_a_piece_ahead_now_and_then(tmp_path: Path) -> None:
+    worker = WorkerThread(tmp_path / "worker.sock", replace(FACTS, more_ahead=True))
+    worker.pieces_ahead, worker.piece_seconds = 1000, 0.05
+    async with served(tmp_path) as stub:
+        began = worker.num_plans_ahead
+        events = [event async for event in stub.Generate(request([1, 2, 3], 60))]
+        assert len(events) == 61
+        assert worker.num_plans_ahead - began <= 3
+    worker.close()

@@ -63,16 +63,27 @@ class Process:
         self.signals.append(number)
 
 
+class LateRank:
+    def __init__(self, rank: int, process: Process) -> None:
+        self.rank, self.process = rank, process
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (pid {self.process.pid}, cuda:{self.rank})"
+
+
 class Case:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_warm: bool = False) -> None:
         self.loop, self.process, self.causes = FakeLoop(), Process(), cast(list[str], [])
         monkeypatch.setattr(asyncio, "get_running_loop", lambda: self.loop)
-        link = SimpleNamespace(
-            facts=SimpleNamespace(rank=0, device="cuda:0"), worker_pid=7, process=self.process
-        )
-        self.watchdog = Watchdog(
-            cast(Any, link), TIMEOUT, is_warm, lambda: "step 9 with 3 requests (a, b, c)", self.causes.append
-        )
+        self.late = [LateRank(0, self.process)]
+        self.to_be_found: list[bool] = []
+        group = SimpleNamespace(late_ranks=lambda: self.late)
+        describe = "step 9 with 3 requests (a, b, c)"
+        self.watchdog = Watchdog(cast(Any, group), TIMEOUT, is_warm, lambda: describe, self._leave)
+
+    def _leave(self, cause: str, to_be_found: bool) -> None:
+        self.causes.append(cause)
+        self.to_be_found.append(to_be_found)
 
     def warm_up(self) -> None:
         """Past the first steps."""
@@ -176,3 +187,20 @@ def test_a_worker_that_may_not_be_signalled_is_left(case: Case, caplog: pytest.L
     assert len(case.causes) == 1
     assert "cannot be killed from here (not allowed), and is left" in caplog.text
     assert not case.loop.timers
+
+
+def test_of_ranks_that_all_wait_none_is_killed_before_it_is_known_which_one_hangs(case: Case) -> None:
+    case.late.append(LateRank(1, Process()))
+    case.warm_up()
+    case.watchdog.began()
+    case.loop.sleep(TIMEOUT + module.STACKS_SECONDS + 0.1)
+    assert [rank.process.signals for rank in case.late] == [[signal.SIGUSR1], [signal.SIGUSR1]]
+    assert case.to_be_found == [True]
+
+
+def test_the_one_rank_that_has_not_completed_a_step_is_killed(case: Case) -> None:
+    case.warm_up()
+    case.watchdog.began()
+    case.loop.sleep(TIMEOUT + module.STACKS_SECONDS + 0.1)
+    assert case.process.signals == [signal.SIGUSR1, signal.SIGKILL]
+    assert case.to_be_found == [False]

@@ -1,0 +1,24 @@
+"""The identity of a checkpoint, for who must know whether two workers compute the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.loader.checkpoint import open_checkpoint
+from pagewire.hub.fingerprint import fingerprint_of
+
+# What a request's tokens depend on beside the weights.
+_SMALL_FILES = ("config.json", "tokenizer.json")
+
+
+def fingerprint(directory: Path, load_format: str, seed: int) -> str:
+    """Equal for copies of a checkpoint, different for any other, also for one of the same shape; see
+    `fingerprint_of`. Of random weights it is what they are made from.
+
+    Raises:
+        ConfigError: the checkpoint is not complete.
+    """
+    small = [directory / name for name in _SMALL_FILES if (directory / name).is_file()]
+    if load_format == "dummy":
+        return fingerprint_of(small, f"dummy {seed}")
+    return fingerprint_of([*small, *open_checkpoint(directory).files])
