@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.launch import overlap_options, wait_for_previous
+from engine.kernels.launch import overlap_options, settle_keys, wait_for_previous
 from engine.kernels.sampling.ordering import (
     BELOW_ALL_KEYS,
     KEY_SHIFT,
@@ -673,3 +673,7 @@ def _draw_above(
     kept_here = tl.sum(tl.where(place == chosen, kept_ties, 0), 0)
     group = tl.load(group_list + chosen)
     return _pick_in_group(line, group, target, largest, inverse, threshold, kept_here, VOCAB, GROUP, SHIFT)
+
+
+settle_keys(_inverse, order_key, key_value, pick, _sum_tile, _sums_from, _load_groups, _bound, _tie_weight)
+settle_keys(_num_needed, _min_p_key, _search, _draw_above, _pick_in_group, _draw_unfiltered, _draw_filtered)
