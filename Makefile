@@ -39,7 +39,7 @@ test: $(VENV)/.installed-dev ## Run the CPU test suite (JOBS= side by side, ARGS
 
 test-gpu: $(VENV)/.installed-dev ## Run the tests of kernels and models on a CUDA device (ARGS= goes to pytest)
 	$(BIN)/python -m pytest -m gpu tests/kernels -n $(GPU_JOBS) $(ARGS)
-	$(BIN)/python -m pytest -m gpu --ignore=tests/kernels $(ARGS)
+	$(BIN)/python -m pytest -m gpu tests/integration $(ARGS)
 
 test-lowest: $(VENV)/.lowest ## Run unit tests and a service on the lowest versions pyproject.toml allows (but TORCH)
 	$(VENV)/lowest/bin/python -m pytest -m "not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder \
