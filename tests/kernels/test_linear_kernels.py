@@ -13,6 +13,7 @@ from engine.kernels.linear.matrix_vector import RowsConfig
 from engine.kernels.linear.naive import naive_linear
 from engine.kernels.linear.tiled import ShareWorkspace, TileConfig
 from tests.kernels.hopper import compile_overlapping
+from tests.kernels.interpreter import require_invariant_products
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -182,6 +183,7 @@ def test_shared_tiles_repeat_bitwise(m: int, n: int, k: int, config: TileConfig)
 @pytest.mark.parametrize(("n", "k"), [(72, 136), *(LARGE_SHAPES if CUDA else [])])
 def test_a_row_is_bitwise_the_same_in_any_batch(n: int, k: int, dtype: torch.dtype) -> None:
     """On a GPU the batches are of all sizes that are multiplied by tiles of different shapes."""
+    require_invariant_products()
     sizes = [1, 7, 64, 65, 200, 256, 1000, 8192] if CUDA else [1, 7, 65]
     x, w, bias = operands(sizes[-1], n, k, dtype)
     whole = tiled.invariant_linear(x, w, bias)

@@ -194,7 +194,8 @@ def test_linear_rope_scaling_is_one_that_the_engine_reads(build_gguf: BuildGguf,
         writer.add_rope_scaling_factor(4.0)
 
     convert(build_gguf(metadata=scale), tmp_path / "out")
-    assert load_model_config(tmp_path / "out").rope_scaling == RopeScaling(kind="linear", factor=4.0)
+    [rotary] = load_model_config(tmp_path / "out").rotaries
+    assert rotary.scaling == RopeScaling(kind="linear", factor=4.0)
 
 
 def _rename(tensors: dict[str, np.ndarray]) -> None:
