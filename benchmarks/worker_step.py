@@ -27,7 +27,7 @@ from engine.cuda import runner as cuda_runner
 from engine.cuda.results import LaunchedStep, ResultBuffers
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
-from engine.cuda.sampling_extras import UnusualRows
+from engine.cuda.sampling_extras import SamplingExtras
 from engine.dispatch.records import decode_plan, encode_plan, encode_result
 from engine.dispatch.sampling import SamplingRecord
 from engine.worker.build import build_worker
@@ -57,7 +57,7 @@ PARTS = (
     (CudaModelRunner, "_fill"),
     (CudaModelRunner, "_send"),
     (cuda_runner.StepGraphs, "replay"),
-    (UnusualRows, "after_sampling"),
+    (SamplingExtras, "after_sampling"),
     (ResultBuffers, "begin"),
     (ResultBuffers, "collect"),
 )

@@ -19,7 +19,7 @@ from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import InvalidRequest, PagewireError, Unavailable
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
-from pagewire.wire.ended import error_in
+from pagewire.wire.ended_messages import error_in
 
 MAX_INPUTS = 2048
 """The most inputs of one request, as with OpenAI."""

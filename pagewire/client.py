@@ -19,8 +19,8 @@ import grpc
 from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError, from_code
 from pagewire.base.tls import ClientTls
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
-from pagewire.wire.chat import ConversationFields, Message, to_chat_messages
-from pagewire.wire.sampling import to_message
+from pagewire.wire.chat_messages import ConversationFields, Message, to_chat_messages
+from pagewire.wire.sampling_messages import to_message
 from pagewire.wire.sampling_params import SamplingParams
 
 Completion = inference_pb2.GenerateOnceResponse

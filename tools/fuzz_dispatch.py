@@ -43,7 +43,7 @@ from engine.dispatch.sampling import Pooling, RecordError, u32
 from engine.step.row_ledger import PlanError, RowLedger
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2
-from pagewire.wire.sampling import to_message
+from pagewire.wire.sampling_messages import to_message
 from pagewire.wire.sampling_params import SamplingParams
 from scheduler.core import Scheduler
 from scheduler.serve.intake import make_request

@@ -19,7 +19,7 @@ from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import Unavailable
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
-from pagewire.wire.ended import error_in
+from pagewire.wire.ended_messages import error_in
 
 
 @dataclass(slots=True)

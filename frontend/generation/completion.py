@@ -11,7 +11,7 @@ from frontend.generation.open_request import OpenRequest
 from frontend.generation.output_text import OutputText
 from pagewire.base.errors import PagewireError
 from pagewire.scheduler.v1 import scheduler_pb2
-from pagewire.wire.ended import error_in
+from pagewire.wire.ended_messages import error_in
 from pagewire.wire.sampling_params import SamplingParams
 
 _REASONS = {

@@ -12,7 +12,7 @@ from frontend.scheduler_link import SchedulerLink
 from pagewire.base.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
-from pagewire.wire.sampling import to_message
+from pagewire.wire.sampling_messages import to_message
 from pagewire.wire.sampling_params import SamplingParams, seed_of_completion
 
 _SCHEDULERS_FIELDS = (

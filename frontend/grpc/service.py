@@ -32,7 +32,7 @@ from frontend.listeners import num_connections, stop_listening
 from pagewire.base.errors import ConfigError, InvalidRequest
 from pagewire.base.tls import ReloadingTls
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
-from pagewire.wire.sampling import given_fields
+from pagewire.wire.sampling_messages import given_fields
 
 MAX_PENDING_CALLS = 1 << 16
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name

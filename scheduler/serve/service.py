@@ -23,8 +23,8 @@ from pagewire.base.errors import (
 )
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
-from pagewire.wire.ended import error_in
-from pagewire.wire.sampling import given_fields
+from pagewire.wire.ended_messages import error_in
+from pagewire.wire.sampling_messages import given_fields
 from pagewire.wire.sampling_params import SamplingParams
 from scheduler.request import Request
 from scheduler.serve.driver import EngineDriver
