@@ -25,7 +25,7 @@ SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
 LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
 
-.PHONY: help serve test test-gpu test-lowest lint audit format proto chaos bench clean
+.PHONY: help serve test test-all test-gpu test-lowest lint audit format proto chaos bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -35,6 +35,9 @@ serve: $(VENV)/.installed ## Install, fetch the model, serve it (MODEL= PORT= GR
 	$(BIN)/pagewire serve $(MODEL) --port $(PORT) --grpc-port $(GRPC_PORT) $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the CPU test suite (JOBS= side by side, ARGS= goes to pytest)
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: $(VENV)/.installed-dev ## Run the whole CPU test suite, slow matrices too (JOBS=, ARGS= as above)
 	$(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## Run the tests of kernels and models on a CUDA device (ARGS= goes to pytest)

@@ -1,4 +1,4 @@
-"""Log probabilities of prompt tokens and pooled hidden states, by torch; see prompt_work.py."""
+"""Log probabilities of prompt tokens and pooled hidden states, by torch; see engine/step/prompt_work.py."""
 
 from __future__ import annotations
 

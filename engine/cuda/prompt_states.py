@@ -1,4 +1,4 @@
-"""What a step tells of prompts, launched behind it and never waited for: see prompt_work.py.
+"""What a step tells of prompts, launched behind it and never waited for: see engine/step/prompt_work.py.
 
 A step without such requests launches nothing of it. One with them takes no graph, and keeps its hidden states
 until this has read them.
