@@ -1,5 +1,5 @@
-"""`python -m scheduler`: the `pagewire scheduler` that `pagewire serve` starts, without the imports of the
-other commands. Streams wait while a scheduler starts again.
+"""`python -m scheduler`: `pagewire scheduler` as `pagewire serve` starts it, without the other commands'
+imports, because streams wait while a scheduler restarts.
 """
 
 from __future__ import annotations

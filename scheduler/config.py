@@ -53,7 +53,7 @@ class SchedulerConfig:
         require(0 < timeout < float("inf"), "step_timeout", timeout, "more than 0")
 
     def core(self) -> CoreSettings:
-        """What the core is told to do."""
+        """The settings of the scheduler core."""
         return CoreSettings(
             max_num_waiting=self.max_num_waiting,
             enable_prefix_caching=self.enable_prefix_caching,
@@ -61,7 +61,7 @@ class SchedulerConfig:
         )
 
     def tls(self) -> ServerTls | None:
-        """How frontends on other hosts are talked to; None for plainly.
+        """TLS settings for connections over TCP; None for plain connections.
 
         Raises:
             ConfigError: a file is missing or wrong.

@@ -1,13 +1,12 @@
-"""The decision core: what each step computes, for which requests, in which blocks.
+"""The scheduler core: decides what each step computes, for which requests and in which KV blocks.
 
-Pure: no I/O, no clock, no globals. `schedule()` plans a step as if all steps in flight had succeeded;
-`update()` applies the result of the oldest step in flight. There is no prefill phase and no decode phase: a
-request has tokens, some of them computed, and every step computes some more. Chunked prefill, prefix hits
-and recomputation after preemption are that same arithmetic.
+Pure: no I/O, no clock, no globals. `schedule()` plans a step on the assumption that all steps in flight
+succeed; `update()` applies the result of the oldest step in flight. There are no separate prefill and decode
+phases: a request has tokens, some of which are computed, and every step computes more of them. Chunked
+prefill, prefix cache hits and recomputation after preemption all follow from that.
 
-Order of execution is what makes planning ahead safe: workers run steps in order, so a block freed while an
-earlier step still writes to it may be handed out again, and a block may be shared as soon as the step that
-fills it has been planned.
+Planning ahead is safe because workers run steps in order: a freed block may be allocated again while an
+earlier step still writes to it, and a block may be shared as soon as the step that fills it is planned.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Requests admitted but not running."""
+        """Requests accepted but not running."""
         return self._waiting.num_waiting + len(self._suspects) - len(self._suspects.running)
 
     @property
@@ -84,48 +83,52 @@ class Scheduler:
 
     @property
     def num_in_flight(self) -> int:
-        """Steps planned whose result has not been applied."""
+        """Planned steps whose result has not been applied yet."""
         return len(self._in_flight)
 
     @property
     def oldest_work(self) -> StepWork | None:
-        """What the oldest step in flight computes; None if there is none."""
+        """The amount of work in the oldest step in flight; None if no step is in flight."""
         return self._in_flight[0].work if self._in_flight else None
 
     @property
     def is_full(self) -> bool:
-        """Whether the last step planned had no room, or no time, for all the prompts there were."""
+        """Whether the last planned step used up its token budget, or left out prompt tokens for time."""
         return self._is_full
 
     def describe_oldest(self) -> str:
-        """The oldest step in flight, for people."""
+        """A readable description of the oldest step in flight, for logs and errors."""
         return self._in_flight[0].describe() if self._in_flight else "no step"
 
     @property
     def awaits_masked_tokens(self) -> bool:
-        """Whether steps in flight sample constrained requests, which no step can go on with before."""
+        """Whether a step in flight samples a constrained request. No later step can decode that request
+        until the result is known.
+        """
         return self._rows.any_masked_pending()
 
     @property
     def all_are_constrained(self) -> bool:
-        """Whether none but constrained requests hold rows."""
+        """Whether requests hold rows and all of them are constrained."""
         return self._rows.num_constrained == self.num_running > 0
 
     def add(self, request: Request, *, resumed: bool = False, timeout: float | None = None) -> Request | None:
         """Queues a request.
 
         Args:
-            request: a new one, at its beginning or with some output already.
-            resumed: it was accepted before, by a scheduler that is gone; no limit of the queue applies.
-            timeout: seconds that it has. It is refused if its first token is not likely to come in time.
+            request: a new request; it may have output already.
+            resumed: an earlier scheduler accepted the request. The queue's limits do not apply to it.
+            timeout: the request's deadline, in seconds from now. The request is refused if its first token
+                is not expected by then.
 
         Returns:
-            The request that was ended with an error for this one to have room: the newest of a client that
-            has more waiting than this one's.
+            The waiting request that was ended with an error to make room for this one, if any: the newest
+            one of a client with more waiting requests than this request's client.
 
         Raises:
-            InvalidRequest: it could never be served.
-            Overloaded: too many requests wait already, and its client has its part of them; or for too long.
+            InvalidRequest: the request can never be served.
+            Overloaded: the queue is full and this client already has its share of it, or the first token
+                would come after the deadline.
         """
         self.check(request)
         refused = None
@@ -140,11 +143,11 @@ class Scheduler:
         return refused
 
     def retry_after(self, request: Request) -> float:
-        """Seconds after which a request that found no place in the queue had better come again."""
+        """Seconds after which a client should retry a request that the queue had no room for."""
         return self._forecast.retry_after(request, self._progress())
 
     def _progress(self) -> Progress:
-        """How far what runs is."""
+        """The state of the running requests, as the forecast needs it."""
         chunked = [request for request in self._wants.chunked if request.status is Status.RUNNING]
         return Progress(
             self._in_flight[-1].work.without_prompts() if self._in_flight else StepWork(),
@@ -153,7 +156,11 @@ class Scheduler:
         )
 
     def _refuse_for(self, request: Request) -> Request:
-        """Ends a waiting request because another has a better claim to its place."""
+        """Ends a waiting request to make room in the full queue for `request`; returns the ended one.
+
+        Raises:
+            Overloaded: no waiting request may be ended for it.
+        """
         refused = self._waiting.to_be_refused(self.shares.of(request.client))
         if refused is None:
             raise Overloaded(
@@ -169,7 +176,7 @@ class Scheduler:
         return refused
 
     def _queue(self, request: Request, *, may_be_refused: bool = False) -> None:
-        """Has a request wait, among the suspects if it is one."""
+        """Adds a request to the waiting queue, or to the suspects if it is one."""
         self._has_arrivals = True
         if request.suspicion is None:
             self._waiting.add(request, may_be_refused=may_be_refused)
@@ -177,22 +184,22 @@ class Scheduler:
             self._suspects.add(request)
 
     def check(self, request: Request) -> None:
-        """Checks a request against the limits, and cuts its max_total_tokens to them.
+        """Checks a request against the engine's limits and lowers its `max_total_tokens` to them.
 
         Raises:
-            InvalidRequest: it could never be served.
+            InvalidRequest: the request can never be served.
         """
         check(request, self.limits)
 
     def allow(self, request: Request, mask: U32Array) -> None:
-        """Takes the mask for the next token of a request with a constraint, which waits for it."""
+        """Sets the mask for the next token of a constrained request, which unblocks it."""
         request.allow(mask)
         if request.status is Status.RUNNING:
             self._rows.blocked[request.row] = 0
             self._wants.num_steps = 0
 
     def abort(self, request: Request, reason: EndReason = EndReason.ABORT, error: str = "") -> bool:
-        """Ends a request now; its blocks are free for the next step. False if it had ended already."""
+        """Ends a request and frees its blocks for the next step. Returns False if it had already ended."""
         if request.status is Status.ENDED:
             return False
         self._end(request, reason, error=error)
@@ -214,7 +221,7 @@ class Scheduler:
             self._waiting.forget(request)
 
     def _vacate(self, request: Request) -> None:
-        """Takes row and blocks from a request."""
+        """Releases a request's row and blocks, and charges its client."""
         self._placement.leave(request)
         self._wants.num_steps = 0
         self._bill(request)
@@ -222,21 +229,21 @@ class Scheduler:
         self.shares.run_no_more(request.share)
 
     def _bill(self, request: Request) -> None:
-        """Charges a client for what its request has generated."""
+        """Charges a client for the tokens its request generated since it was last charged."""
         assert request.share is not None
         self.shares.charge(request.share, len(request.token_ids) - request.num_billed_tokens)
         request.num_billed_tokens = len(request.token_ids)
 
     def _preempt(self, request: Request) -> None:
-        """Sends a running request back to wait; it will recompute what the prefix cache has lost."""
+        """Preempts a running request. When admitted again, it recomputes what the prefix cache has lost."""
         self._vacate(request)
         request.num_preemptions += 1
         self.counters.num_preemptions += 1
         self._queue(request)
 
     def schedule(self) -> StepPlan | None:
-        """Plans the next step and counts it as in flight; None if there is nothing to compute, or nothing
-        that may be in flight together with what is.
+        """Plans the next step and counts it as in flight. Returns None if nothing can be computed now, or
+        if a suspect's step must not overlap with other steps.
         """
         if self._suspects.step is not None:
             return None
@@ -250,13 +257,15 @@ class Scheduler:
         return None if self._in_flight else self._schedule_alone(suspect)
 
     def _can_continue(self, suspect: Request) -> bool:
-        """Whether something of a suspect can be computed now, or it waits for its mask."""
+        """Whether some token of a suspect can be computed now. If not, the suspect waits for its mask."""
         if suspect.status is Status.RUNNING:
             return self._rows.num_left(suspect.row) > 0
         return not suspect.is_blocked or self._placement.can_begin(suspect)
 
     def _schedule_alone(self, suspect: Request) -> StepPlan:
-        """Plans a step of a suspect, while none is in flight. Whoever holds what it needs makes room."""
+        """Plans a step for one suspect while no step is in flight, preempting others if it needs their row
+        or blocks.
+        """
         draft = self._placement.new_draft()
         while not self._place_alone(draft, suspect):
             others = [request for request in self._suspects.running if request is not suspect]
@@ -268,7 +277,9 @@ class Scheduler:
         return plan
 
     def _place_alone(self, draft: Draft, suspect: Request) -> bool:
-        """Places what a suspect lacks, as far as one step goes; False if row or blocks are short."""
+        """Puts as many of a suspect's uncomputed tokens into the step as fit. Returns False if there is no
+        free row or too few free blocks.
+        """
         if suspect.status is Status.WAITING:
             return self._rows.next_free is not None and self._admit(draft, suspect)
         start = int(self._rows.num_computed[suspect.row])
@@ -281,7 +292,7 @@ class Scheduler:
         return True
 
     def _schedule_together(self) -> StepPlan | None:
-        """Plans a step of all requests that are not suspects."""
+        """Plans a step for the requests that are not suspects."""
         draft = self._placement.new_draft()
         if self._waiting.num_waiting and self.shares.is_contended:
             if self._has_arrivals or self._rows.next_free is not None:
@@ -303,8 +314,8 @@ class Scheduler:
         return self._dispatch(draft)
 
     def _make_room(self) -> None:
-        """Takes rows from a client that has many more of them than the one whose request is next, if that
-        cannot be served otherwise.
+        """Preempts requests of a client that holds many more rows than the client of the first waiting
+        request, if that request cannot be admitted otherwise.
         """
         request = self._waiting.first()
         if request is None or request.num_pending:
@@ -322,9 +333,11 @@ class Scheduler:
             self._preempt(victim)
 
     def _schedule_decodes(self, draft: Draft) -> bool:
-        """Gives running requests that need one token theirs, so that no stream waits for another's prompt;
-        True if one had to be preempted. They go in order of service. When blocks run out the last in that
-        order makes room, or that of a client with many more rows, unless this step computes it already.
+        """Schedules the running requests that have one token to compute. They come before prompts, so that
+        no stream waits for another request's prefill. Returns True if a request was preempted.
+
+        When blocks run out, the last request in order of service is preempted, or one of a client with many
+        more rows, unless it is already in this step.
         """
         if self._wants.num_steps == 0:
             self._wants = self._rows.wants(self.running)
@@ -341,8 +354,8 @@ class Scheduler:
         return preempted
 
     def _schedule_chunks(self, draft: Draft, wants: Wants) -> bool:
-        """Gives the rest of the budget to running requests that need more, in order of service; True if one
-        had to be preempted.
+        """Spends the remaining token budget on prefill chunks of running requests, in order of service.
+        Returns True if a request was preempted.
         """
         preempted = False
         for request in wants.chunked:
@@ -352,13 +365,13 @@ class Scheduler:
         return preempted
 
     def _somebody_waits_for_a_token(self, draft: Draft) -> bool:
-        """Whether a running request gains a token in this step, or could but for its mask."""
+        """Whether a running request decodes in this step, or would if its mask were ready."""
         rows = self._rows
         return draft.work.num_decodes > 0 or bool(rows.blocked[rows.constrained].any())
 
     def _continue(self, draft: Draft, request: Request, count: int) -> bool:
-        """Places `count` more tokens of a running request, or fewer if blocks are short; True if some request
-        was preempted for it, possibly itself.
+        """Puts `count` more tokens of a running request into the step, or fewer if blocks are short. Returns
+        True if a request was preempted for its blocks, possibly this request itself.
         """
         pool, preempted = self.pool, False
         count = draft.fit(request, int(self._rows.num_computed[request.row]), count)
@@ -381,13 +394,13 @@ class Scheduler:
         return preempted
 
     def _schedule_waiting(self, draft: Draft, *, before: Request | None = None) -> None:
-        """Admits waiting requests while budget, rows, blocks and the plan record have room. Those of which
-        nothing can be computed before they get a mask are passed over.
+        """Admits waiting requests while token budget, rows, blocks and the plan record have room. Requests
+        that can compute nothing until they get a mask are skipped.
 
         Args:
             draft: the step.
-            before: a running request; only those are admitted that are as urgent and whose clients were
-                served less than its own.
+            before: a running request. If given, only requests are admitted that have at least its priority
+                and whose client was served less than its client.
         """
         while draft.budget > 0 and self._rows.next_free is not None:
             request = self._waiting.first()
@@ -405,7 +418,7 @@ class Scheduler:
         return request.priority <= other.priority and self.shares.is_behind(request.share, other.share)
 
     def _admit(self, draft: Draft, request: Request) -> bool:
-        """Moves the first waiting request, or a suspect, into a row, if everything it needs is there."""
+        """Admits the first waiting request, or a suspect. Returns False if it does not fit into the step."""
         beginning = self._placement.begin(draft, request)
         if beginning is None:
             return False
@@ -414,7 +427,7 @@ class Scheduler:
         return True
 
     def _enter(self, request: Request, beginning: Beginning) -> None:
-        """Turns the first waiting request, or a suspect, into a running one that holds its prefix hits."""
+        """Makes the first waiting request, or a suspect, a running one that holds its cached blocks."""
         is_new, start = request.num_cached_tokens < 0, beginning.start
         if request.suspicion is not None:
             request.share = self.shares.of(request.client)
@@ -453,7 +466,7 @@ class Scheduler:
         return plan
 
     def take_admitted(self) -> list[Request]:
-        """Requests that entered their first step since the last call; `num_cached_tokens` is set."""
+        """Requests admitted for the first time since the last call; `num_cached_tokens` is set."""
         admitted, self._admitted = self._admitted, []
         return admitted
 
@@ -461,8 +474,8 @@ class Scheduler:
         """Applies the result of the oldest step in flight.
 
         Raises:
-            ValueError: the result is not that step's, has the wrong number of tokens, or leaves out some of a
-                prompt's log probabilities: a broken worker.
+            ValueError: the result belongs to another step, has the wrong number of tokens, or lacks some
+                prompt logprobs: the worker is broken.
         """
         if not self._in_flight or self._in_flight[0].step_id != result.step_id:
             raise ValueError(f"result of step {result.step_id} is not of the oldest step in flight")
@@ -481,7 +494,7 @@ class Scheduler:
             output = self._append_several(step, result, stayed.tolist())
         else:
             output = StepOutput(step.sampled, result.token_ids.tolist(), result.logprobs)
-            if not stayed.all():  # some ended, or wait again, since the step was planned
+            if not stayed.all():  # some requests ended or were preempted after the step was planned
                 rows = rows[stayed]
                 output = output.without_ended()
             self._append(output, rows)
@@ -496,15 +509,15 @@ class Scheduler:
         return output
 
     def _finish_pooling(self, output: StepOutput, request: Request, state: F32Array) -> None:
-        """Ends a request with its pooled state, wherever it is by now."""
+        """Ends a request with its pooled state, whether it still runs or waits again."""
         if request.status is not Status.ENDED:
             self._end(request, EndReason.STOP)
             output.pooled.append((request, state))
             output.ended.append(request)
 
     def _append(self, output: StepOutput, rows: IntArray) -> None:
-        """Gives requests the tokens they gained and ends those whose last it was. `rows` are of the requests
-        that run; if there are fewer of them, the rest wait.
+        """Appends one sampled token to each request and ends the requests that are complete. `rows` are
+        those of the requests that still run; the other requests were preempted and wait.
         """
         stopped = []
         for request, token_id in output.tokens:
@@ -527,8 +540,8 @@ class Scheduler:
         output.ended = stopped
 
     def _append_several(self, step: InFlight, result: StepResult, stayed: Sequence[bool]) -> StepOutput:
-        """Gives requests the tokens that they gained in a step, where some gained more than one, and ends
-        those whose last was among them. `stayed` says which still have the row that they had.
+        """Like `_append`, for a step that may sample several tokens per request. `stayed` says which
+        requests still hold the row they had when the step was planned.
         """
         assert result.num_tokens is not None
         output, state, end = StepOutput(), self._rows, 0
@@ -559,16 +572,16 @@ class Scheduler:
         return output
 
     def _fail(self, step: InFlight, error: str) -> StepOutput:
-        """Handles a step the worker could not run: its KV is in doubt, so everything is recomputed from the
-        tokens known, its requests one by one.
+        """Handles a step that failed in the worker. The KV cache can no longer be trusted, so all requests
+        are recomputed from their known tokens; those of the failed step become suspects and run alone.
         """
         for later in self._in_flight:
             later.void = True
         return StepOutput(ended=self._lose([step], error))
 
     def _lose(self, steps: Sequence[InFlight], cause: str) -> list[Request]:
-        """Makes suspects of the requests of lost steps, and all requests wait with the tokens they have;
-        returns those that end because it was their doing.
+        """Makes the requests of lost steps suspects and puts all requests back into the queues with their
+        known tokens. Returns the requests that are quarantined.
         """
         condemned = accuse(steps, self._reached)
         self._recompute_all()
@@ -578,7 +591,7 @@ class Scheduler:
         return condemned
 
     def _reached(self, request: Request) -> int:
-        """How many of a request's tokens would be computed at the end of the steps in flight, at most."""
+        """The most tokens of a request that would be computed after the steps in flight."""
         if request.status is Status.RUNNING:
             return int(self._rows.num_computed[request.row])
         return len(request.token_ids) + request.num_pending
@@ -596,12 +609,12 @@ class Scheduler:
         self.pool.forget()
 
     def evacuate(self, cause: str) -> tuple[list[Request], list[Request]]:
-        """Takes every live request out, because the worker is lost.
+        """Removes all live requests, because the worker is lost.
 
         Returns:
-            Those that live on, in order of service, ready to be added to another scheduler as `resumed`:
-            known tokens and suspicions stay, everything else is forgotten. And those that ended, because
-            they are to blame.
+            (live, quarantined): `live` are in order of service and can be added to another scheduler as
+            `resumed`; they keep their known tokens and suspicions only. `quarantined` have ended, because
+            steps failed repeatedly while they ran alone.
         """
         condemned = self._lose(self._in_flight, cause)
         self._in_flight.clear()

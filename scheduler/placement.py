@@ -1,6 +1,6 @@
-"""Puts requests' tokens into a step: into rows, blocks and the plan's columns.
+"""Places requests' tokens in a step: allocates rows and blocks and fills the plan's columns.
 
-Who is served and who makes room is the core's business; this is what it takes to serve one.
+The core decides which requests are scheduled and which are preempted; this module carries that out.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from scheduler.step import Draft
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """What a request that takes a row begins with.
+    """The blocks and the first chunk of a request that is being admitted.
 
     Attributes:
-        hits: cached blocks, which it shares.
-        blocks: blocks of its own.
-        start: tokens in the hits, and those copied to the first of its own blocks.
-        count: tokens that the step computes after those.
+        hits: ids of cached blocks that it shares.
+        blocks: ids of newly allocated blocks.
+        start: tokens that need no computing: those in `hits` and those copied into the first new block.
+        count: tokens that this step computes, from `start`.
     """
 
     hits: list[int]
@@ -37,7 +37,7 @@ class Beginning:
 
 
 class Placement:
-    """Gives rows and blocks to requests and takes them away. Pool, rows and prefixes are the scheduler's."""
+    """Assigns rows and blocks to requests and releases them. The scheduler owns pool, rows and prefixes."""
 
     def __init__(self, limits: EngineLimits, pool: BlockPool, rows: Rows, prefixes: Prefixes) -> None:
         self._limits = limits
@@ -47,11 +47,15 @@ class Placement:
         self._prefixes = prefixes
 
     def can_begin(self, request: Request) -> bool:
-        """Whether anything but the last token of a waiting request is left to compute."""
+        """Whether a waiting request has tokens to compute, beyond its cached ones, other than its last. Only
+        the last one needs a mask.
+        """
         return len(self._prefixes.find(request)) * self._block_size < len(request.token_ids) - 1
 
     def num_lacking(self, request: Request) -> int:
-        """How many more blocks would have to be free for all of a waiting request's tokens."""
+        """How many more blocks must become free to hold all tokens of a waiting request; 0 or less if there
+        are enough.
+        """
         return self._num_lacking(request, self._prefixes.find(request))
 
     def _num_lacking(self, request: Request, hits: list[int]) -> int:
@@ -59,8 +63,8 @@ class Placement:
         return num_blocks - (self._pool.num_free - self._pool.num_free_among(hits))
 
     def begin(self, draft: Draft, request: Request) -> Beginning | None:
-        """Adds a waiting request to the step's new ones and allocates its blocks; None, and nothing done, if
-        blocks for all of its tokens, or the step's budget, are short.
+        """Adds a waiting request to the step's new requests and allocates its blocks. Returns None and
+        changes nothing if there are too few blocks for all of its tokens or the step has no room for it.
         """
         pool, num_tokens = self._pool, len(request.token_ids)
         hits = self._prefixes.find(request)
@@ -68,7 +72,7 @@ class Placement:
         if num_lacking > 0:
             return None
         partial = self._prefixes.find_partial(request, len(hits))
-        # What is copied from is held until the step is planned.
+        # The source of the copy is held until the step is planned.
         sources = [partial.block_id] if partial is not None else []
         if num_lacking + pool.num_free_among(sources) > 0:
             partial, sources = None, []
@@ -97,14 +101,14 @@ class Placement:
         return Beginning(hits, blocks, start, count)
 
     def enter(self, request: Request, beginning: Beginning) -> None:
-        """Gives a request its row and its hits."""
+        """Puts an admitted request into its row, with its cached blocks."""
         request.status = Status.RUNNING
         request.block_ids = beginning.hits
         request.num_published_blocks = len(beginning.hits)
         self._rows.enter(request, beginning.start)
 
     def leave(self, request: Request) -> None:
-        """Takes row and blocks from a request."""
+        """Releases a request's row and blocks."""
         self._prefixes.publish_last(request)
         self._pool.release(request.block_ids)
         request.block_ids = []
@@ -112,10 +116,10 @@ class Placement:
         self._rows.leave(request)
 
     def num_needed(self, request: Request, count: int) -> int:
-        """Blocks that `count` more tokens of a running request take; 0 or less if it holds enough."""
+        """New blocks that a running request needs to compute `count` more tokens; 0 or less if none."""
         state, row, most = self._rows, request.row, self._limits.max_tokens_per_step
         end = int(state.num_computed[row]) + count
-        if most > 1:  # those that the steps in flight, and this one, may gain it besides
+        if most > 1:  # this step and those in flight may each sample several tokens
             num_steps = int(state.num_tokens[row] - state.num_known[row]) + 1
             end = min(end + num_steps * (most - 1), int(state.max_total[row]))
         return -(-end // self._block_size) - len(request.block_ids)
@@ -123,8 +127,8 @@ class Placement:
     def place(
         self, draft: Draft, request: Request, count: int, blocks: list[int], *, appended: list[int]
     ) -> None:
-        """Adds `count` tokens of a running request to the step, with the new blocks that hold them;
-        `appended` are those that the worker does not know from a NewRequest.
+        """Adds `count` tokens of a running request to the step, with the new blocks that hold them.
+        `appended` are the blocks that the plan has to append, because no NewRequest lists them.
         """
         state, row = self._rows, request.row
         start = int(state.num_computed[row])
@@ -141,18 +145,20 @@ class Placement:
             self._prefixes.publish_last(request)
 
     def new_draft(self) -> Draft:
-        """A step to be planned. What the steps before it compute may be copied in it."""
+        """An empty draft of the next step. It may copy blocks that earlier steps compute."""
         self._pool.partial.begin_step()
         return Draft(self._limits)
 
     def plan(self, draft: Draft, step_id: int) -> StepPlan:
-        """The step as it stands; what is copied in it is let go."""
+        """Makes the plan from the draft and releases the sources of its block copies."""
         for source, _ in draft.copied_blocks:
             self._pool.release([source])
         return draft.plan(step_id, self._rows.take_freed())
 
     def decode_all(self, draft: Draft, wants: Wants) -> bool:
-        """Gives every decoding request its token; False, and nothing done, if budget or blocks are short."""
+        """Schedules one token for every request in `wants.decoding`. Returns False and changes nothing if
+        token budget or blocks are short, or if steps may sample several tokens per request.
+        """
         state, rows = self._rows, wants.decoding_rows
         if not len(rows):
             return True
@@ -173,7 +179,7 @@ class Placement:
         return True
 
     def _grow(self, rows: IntArray) -> list[int]:
-        """Gives each of these rows' requests a block; returns the blocks."""
+        """Allocates one block for each of these rows' requests; returns the block ids."""
         blocks = self._pool.allocate(len(rows))
         for request, block_id in zip(self._rows.holders(rows), blocks, strict=True):
             request.block_ids.append(block_id)

@@ -1,4 +1,4 @@
-"""A request as the scheduler sees it: tokens in, tokens out, and where it stands."""
+"""A request as the scheduler sees it: its tokens, limits and state."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from scheduler.blocks.hashes import ROOT_HASH, BlockHash, hash_blocks
 from scheduler.policy.shares import Share
 
 NO_TURN = 1 << 62
-"""Before this are turns of requests that had theirs; behind it, by arrival, those that have not."""
+"""Values of `Request.turn` from here on, NO_TURN + arrival, mean that the request has not been first in the
+queue yet."""
 
 
 class Status(Enum):
-    """Where a request stands."""
+    """The state of a request."""
 
     WAITING = auto()
     RUNNING = auto()
@@ -34,10 +35,10 @@ class EndReason(Enum):
 
 @dataclass(slots=True)
 class Suspicion:
-    """That a request makes steps fail; see scheduler/policy/suspects.py.
+    """State of a request that may be the cause of failed steps; see scheduler/policy/suspects.py.
 
     Attributes:
-        past: it is cleared once so many of its tokens are computed.
+        past: number of computed tokens at which the request is cleared.
         num_failures: how often the engine failed while it computed this request alone, since it became a
             suspect.
     """
@@ -48,33 +49,34 @@ class Suspicion:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request. The scheduler core mutates it; whoever submitted it reads it.
+    """One request. The scheduler core mutates it; the submitter only reads it.
 
     Attributes:
         request_id: for logs.
         token_ids: prompt and known output.
         num_prompt_tokens: how many of `token_ids` are prompt.
         sampling: sent to the worker.
-        max_total_tokens: it ends with LENGTH when `token_ids` has grown to this.
-        stop_token_ids: it ends with STOP after one of these.
+        max_total_tokens: the request ends with LENGTH when `token_ids` has this length.
+        stop_token_ids: the request ends with STOP after one of these.
         priority: lower goes first; ties by turn.
-        client: whose it is; see `Shares.of`.
-        owner: whatever the submitter wants to find again; the core does not look at it.
-        root_hash: parent of its first block; see `scheduler.blocks.hashes.root_hash`.
-        adapter_id: of the adapter that its tokens are computed with; 0 is none.
-        constraint: what its output must look like. It is sampled only under a mask, which its submitter gives
-            for one token at a time: see `allow`.
-        share: what its client's user was served, while a scheduler has the request.
-        num_tokens_at_entry: how many `token_ids` it had when it took its row.
-        num_billed_tokens: how many of `token_ids` were charged to that, while it runs.
-        turn: which request of its scheduler it was to be the first to be served; NO_TURN and more, by
-            arrival, as long as it was not.
-        row: the worker row it holds while it runs, where `Rows` knows how far it is; else -1.
-        num_pending: while it waits, tokens that steps in flight will have sampled nevertheless.
-        num_cached_tokens: prompt tokens found in the prefix cache when it was first admitted.
-        next_prompt_logprobs: index of the first prompt token whose log probabilities were not reported yet.
-        mask: the tokens that may come after `mask_at` tokens.
-        suspicion: that it makes steps fail; None for nearly all requests. See scheduler/policy/suspects.py.
+        client: who sent it; see `Shares.of`.
+        owner: the submitter's own data; the core does not read it.
+        root_hash: parent hash of its first block; see `scheduler.blocks.hashes.root_hash`.
+        adapter_id: the adapter that its tokens are computed with; 0 is none.
+        constraint: the structure that the output must have. Each token is sampled under a mask that the
+            submitter provides: see `allow`.
+        share: the fairness account of its client's user, while a scheduler has the request.
+        num_tokens_at_entry: length of `token_ids` when it was last admitted.
+        num_billed_tokens: how many of `token_ids` were charged to `share`, while it runs.
+        turn: its place in the order in which requests came to the front of the queue; NO_TURN + arrival
+            until it did.
+        row: its worker row while it runs (`Rows` then holds its progress), else -1.
+        num_pending: while it waits after a preemption, tokens that steps in flight still sample for it.
+        num_cached_tokens: prompt tokens found in the prefix cache at its first admission; -1 before.
+        next_prompt_logprobs: index of the first prompt token whose prompt logprobs were not reported yet.
+        mask: the tokens allowed at position `mask_at`.
+        suspicion: set if the request may be the cause of failed steps; None for nearly all requests. See
+            scheduler/policy/suspects.py.
     """
 
     request_id: str
@@ -112,30 +114,30 @@ class Request:
     error: str = ""
 
     def end(self, reason: EndReason, *, stop_token_id: int | None = None, error: str = "") -> None:
-        """Marks it ended. Row, blocks and queues are its scheduler's to take it from."""
+        """Marks the request as ended. Its scheduler releases row and blocks and removes it from queues."""
         self.status = Status.ENDED
         self.end_reason = reason
         self.stop_token_id = stop_token_id
         self.error = error
 
     def allow(self, mask: U32Array) -> None:
-        """Takes the mask for the token after those it has."""
+        """Sets the mask for the token that follows `token_ids`."""
         self.mask, self.mask_at = mask, len(self.token_ids)
 
     @property
     def is_blocked(self) -> bool:
-        """Whether its next token has to wait for a mask."""
+        """Whether its next token cannot be sampled yet, for lack of a mask."""
         return self.constraint is not None and self.mask_at != len(self.token_ids)
 
     @property
     def is_pooling(self) -> bool:
-        """Whether it ends with a pooled state instead of tokens."""
+        """Whether the request returns a pooled hidden state instead of tokens."""
         return self.sampling.pooling != Pooling.NONE
 
     @property
     def num_reusable_tokens(self) -> int:
-        """How many of its first tokens need not be computed if their KV is there already. The last one's
-        logits are needed, and pooling and log probabilities of the prompt need more.
+        """The most leading tokens whose cached KV the request can use. At least the last token is computed,
+        for its logits; pooling and prompt logprobs need the hidden states of more tokens.
         """
         if self.sampling.pooling in (Pooling.MEAN, Pooling.CLS):
             return 0
@@ -146,21 +148,21 @@ class Request:
 
     @property
     def num_output_tokens(self) -> int:
-        """Known generated tokens."""
+        """Number of generated tokens that are known."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def order(self) -> tuple[int, int]:
-        """Sort key of service: priority, then who was first in the queue, then arrival."""
+        """Sort key for the order of service: priority, then turn, which falls back to arrival."""
         return (self.priority, self.turn)
 
     def forget_blocks(self) -> None:
-        """Forgets the hashes of its blocks, because the next scheduler's blocks may have another size."""
+        """Drops its block hashes, because the next scheduler may use another block size."""
         assert not self.block_ids
         self.block_hashes = []
 
     def hash_up_to(self, count: int, block_size: int) -> None:
-        """Extends `block_hashes` to its first `count` blocks, which must be full of known tokens."""
+        """Extends `block_hashes` to the first `count` blocks, which must be full of known tokens."""
         known = self.block_hashes
         tokens = self.token_ids[len(known) * block_size : count * block_size]
         known += hash_blocks(known[-1] if known else self.root_hash, tokens, block_size)

@@ -1,4 +1,4 @@
-"""What a step's result says of requests that are not where the step found them."""
+"""Checks a step's result and sorts out what it contains for requests that changed since it was planned."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from scheduler.step import InFlight
 
 
 def check(step: InFlight, result: StepResult, max_tokens_per_step: int) -> None:
-    """Raises:
-    ValueError: the result has the wrong number of tokens: a broken worker.
+    """Checks the number of tokens in a result.
+
+    Raises:
+        ValueError: it does not fit the step: the worker is broken.
     """
     counts = result.num_tokens
     if counts is not None:
@@ -26,11 +28,11 @@ def check(step: InFlight, result: StepResult, max_tokens_per_step: int) -> None:
 
 
 def take_untold(step: InFlight, result: StepResult) -> list[tuple[Request, PromptLogprobs]]:
-    """What was not reported yet of log probabilities of prompts, which counts as reported from now on. The
-    same come again when a prompt is recomputed.
+    """The prompt logprobs in a result that were not reported before; marks them as reported. Repeated ones
+    come when a prompt is recomputed.
 
     Raises:
-        ValueError: some are left out: a broken worker.
+        ValueError: some prompt logprobs are missing: the worker is broken.
     """
     told = []
     for entry in result.prompt_logprobs:
@@ -47,8 +49,8 @@ def take_untold(step: InFlight, result: StepResult) -> list[tuple[Request, Promp
 
 
 def tokens_kept(request: Request, token_ids: list[int]) -> tuple[list[int], bool]:
-    """Of several tokens that a request has gained in a step, those up to its end; and whether the last of
-    them stops it."""
+    """(the tokens up to the request's end, whether the last of them is a stop token), of several tokens that
+    one step sampled for a request."""
     kept = token_ids[: request.max_total_tokens - len(request.token_ids)]
     first = request.sampling.min_tokens - request.num_output_tokens
     for index, token_id in enumerate(kept):
@@ -58,7 +60,7 @@ def tokens_kept(request: Request, token_ids: list[int]) -> tuple[list[int], bool
 
 
 def _from(entry: PromptLogprobs, begin: int) -> PromptLogprobs:
-    """Log probabilities without those of the first `begin` tokens."""
+    """Prompt logprobs without those of the first `begin` tokens."""
     return PromptLogprobs(
         entry.index,
         entry.first + begin,
@@ -69,8 +71,8 @@ def _from(entry: PromptLogprobs, begin: int) -> PromptLogprobs:
 
 
 def count_late_tokens(requests: list[Request]) -> list[Request]:
-    """Counts the token that each waiting request has just gained, sampled before it lost its row; returns
-    those that are complete with it.
+    """Counts one pending token less for each preempted request, whose token was sampled before it lost its
+    row. Returns the requests that this token completes.
     """
     waiting = [request for request in requests if request.status is Status.WAITING]
     for request in waiting:

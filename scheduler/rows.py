@@ -1,8 +1,8 @@
-"""The running requests in columns, by worker row.
+"""The state of the running requests as arrays, indexed by worker row.
 
-In most steps nearly every request computes one more token and nothing else about it changes. Kept as arrays,
-that is a handful of operations for all of them together; only a request that takes a block, fills one or
-ends is touched by itself.
+In most steps nearly every request decodes one token and nothing else about it changes. With arrays that takes
+a handful of numpy operations for all of them; only requests that take a block, fill one or end are handled
+one by one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(slots=True)
 class Wants:
-    """What running requests want of a step, in order of service.
+    """The running requests' demand on the next step. All lists are in order of service.
 
     Attributes:
-        decoding: requests of which one token is left to compute.
+        decoding: requests that decode one token and can be planned together.
         decoding_rows: their rows.
-        singles: special requests of which one token is left to compute, and may be computed.
-        chunked: requests of which more than one is left.
-        num_steps: for how many more steps this holds, if each computes `decoding` and nothing else happens.
+        singles: special requests (see `Rows.special`) that have one token to compute and are not blocked.
+        chunked: requests that have several tokens to compute: prefill chunks.
+        num_steps: how many more steps this demand stays valid for, if each step computes exactly `decoding`.
     """
 
     decoding: list[Request]
@@ -39,30 +39,30 @@ class Wants:
 
     @property
     def num_singles(self) -> int:
-        """Requests of either kind that lack one token."""
+        """Requests that have one token to compute: `decoding` and `singles`."""
         return len(self.decoding_rows) + len(self.singles)
 
     @classmethod
     def nothing(cls) -> Wants:
-        """Of no requests; it holds for no step."""
+        """An empty demand that is valid for no step, so that it is recomputed."""
         return cls([], np.zeros(0, np.int64), [], [], 0)
 
 
 class Rows:
-    """Who holds each of the worker's rows, and how far it is. Entries of free rows mean nothing.
+    """The request in each worker row and its progress. Entries of free rows are undefined.
 
     Attributes:
-        requests: who holds each row.
+        requests: the request in each row; None for a free row.
         num_known: tokens in `Request.token_ids`.
-        num_tokens: those, and pending ones: tokens that steps in flight will have sampled.
+        num_tokens: known tokens plus pending ones, which steps in flight will sample.
         num_computed: tokens whose KV is computed, or will be by the steps in flight.
-        num_held: tokens that fit into the blocks it holds.
-        max_total: tokens at which it ends.
-        special: whether it cannot be planned together with all others that lack one token: its tokens need
-            masks, or it samples none.
-        constrained: whether its tokens need masks.
-        blocked: 1 where the next token to sample has no mask yet, else 0.
-        num_constrained: how many of the requests are constrained.
+        num_held: tokens that fit into the request's blocks.
+        max_total: number of tokens at which the request ends.
+        special: whether the request must be planned individually even when it decodes: its tokens need masks,
+            or it is a pooling request and samples none.
+        constrained: whether the request's tokens need masks.
+        blocked: 1 if the next token to sample has no mask yet, else 0.
+        num_constrained: number of constrained requests in rows.
     """
 
     def __init__(self, num_rows: int, block_size: int) -> None:
@@ -78,16 +78,16 @@ class Rows:
 
     @property
     def next_free(self) -> int | None:
-        """The row that the next `enter` takes."""
+        """The row that the next `enter` takes; None if all are taken."""
         return self._free[-1] if self._free else None
 
     def take_freed(self) -> list[int]:
-        """Rows left since the last call, for the worker to hear of."""
+        """Rows freed since the last call, to be reported to the worker."""
         freed, self._freed = self._freed, []
         return freed
 
     def enter(self, request: Request, num_computed: int) -> None:
-        """Gives a request `next_free`. It holds the blocks of its computed tokens and no others."""
+        """Puts a request into row `next_free`. It must hold exactly the blocks of its computed tokens."""
         row = request.row = self._free.pop()
         self.requests[row] = request
         self._arrivals[row] = request.arrival
@@ -102,7 +102,7 @@ class Rows:
         self._num_special += is_special
 
     def leave(self, request: Request) -> None:
-        """Takes its row from a request, which from now on counts its pending tokens itself."""
+        """Frees a request's row and moves the count of its pending tokens to `Request.num_pending`."""
         row = request.row
         request.num_pending = int(self.num_tokens[row] - self.num_known[row])
         request.row = -1
@@ -115,10 +115,10 @@ class Rows:
         self._freed.append(row)
 
     def gain(self, row: int, count: int) -> None:
-        """Counts the tokens that a step has gained a request, of which one was expected.
+        """Counts the tokens that a step sampled for a row; the plan had counted one of them.
 
         Raises:
-            ValueError: there is no room for so many in its blocks: a broken worker.
+            ValueError: the row's blocks have no room for so many: the worker is broken.
         """
         self.num_known[row] += count
         self.num_tokens[row] += count - 1
@@ -127,12 +127,14 @@ class Rows:
             raise ValueError(f"{count} tokens in a step are more than the blocks of row {row} have room for")
 
     def holders(self, rows: IntArray) -> list[Request]:
-        """The requests in these rows, which are all taken."""
+        """The requests in these rows, none of which may be free."""
         requests = self.requests
         return [requests[row] for row in rows.tolist()]
 
     def arrivals(self, rows: IntArray) -> IntArray:
-        """What `Request.arrival` each of these rows' holder has, to ask later whether it is still there."""
+        """The `Request.arrival` of each row's request; -1 for a free row. Comparing two calls tells whether
+        a row still holds the same request.
+        """
         return self._arrivals[rows]
 
     def any_masked_pending(self) -> bool:
@@ -142,11 +144,11 @@ class Rows:
         return bool((self.num_tokens > self.num_known)[self.constrained].any())
 
     def num_left(self, row: int) -> int:
-        """How many of its tokens can be computed now that are not computed yet."""
+        """Tokens of this row's request that are not computed yet and can be computed now."""
         return self.num_tokens.item(row) - self.num_computed.item(row) - self.blocked.item(row)
 
     def wants(self, requests: Sequence[Request]) -> Wants:
-        """What these requests want. One whose last token is in flight wants nothing."""
+        """These requests' demand on the next step. A request whose last token is in flight has none."""
         rows = np.array([request.row for request in requests], np.int64)
         num_to_come = self.max_total[rows] - self.num_tokens[rows]
         left = self.num_tokens[rows] - self.num_computed[rows]

@@ -1,4 +1,4 @@
-"""What the decision core is told to do, beside the limits of the engine."""
+"""Settings of the scheduler core, in addition to the engine's limits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreSettings:
-    """How the core decides; EngineLimits say within which bounds.
+    """Settings of the scheduler core.
 
     Attributes:
-        max_num_waiting: requests that may wait.
+        max_num_waiting: the most requests that may wait.
         enable_prefix_caching: whether blocks are shared by content.
-        target_itl: seconds that a step may take in which running requests gain tokens; None bounds none.
+        target_itl: seconds that a step with decodes may take; None sets no limit.
     """
 
     max_num_waiting: int = 1024

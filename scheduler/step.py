@@ -1,4 +1,4 @@
-"""A step, from draft to outcome, as the core keeps it."""
+"""The core's records of a step: the draft, the step in flight and its output."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from scheduler.policy.step_time import PromptTime, StepTimes, StepWork
 from scheduler.request import Request, Status
 from scheduler.rows import BoolArray, IntArray, Wants
 
-# Requests that a line of the log names.
+# The most requests that a log line names.
 _MAX_NAMED = 4
 
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start, in tokens where not said otherwise."""
+    """Totals since the start."""
 
     num_steps: int = 0
     num_short_steps: int = 0
@@ -34,16 +34,15 @@ class Counters:
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a step's result meant for requests.
+    """What a step produced for requests.
 
     Attributes:
-        requests: every request that gained a token, in the plan's order.
-        token_ids: the tokens they gained.
-        logprobs: index into both -> log probabilities.
-        prompt_logprobs: requests and what is new of the log probabilities of their prompts, which comes
-            before their tokens.
-        pooled: requests that end with a pooled state, and the state.
-        ended: requests that ended, after their tokens; `end_reason` says why.
+        requests: the request of each sampled token, in the plan's order.
+        token_ids: the sampled tokens.
+        logprobs: index into `requests` and `token_ids` -> log probabilities.
+        prompt_logprobs: requests and their new prompt logprobs. Report these before the tokens.
+        pooled: requests that ended with a pooled state, and the state.
+        ended: requests that ended. Report these after the tokens; `end_reason` says why.
     """
 
     requests: list[Request] = field(default_factory=list)
@@ -55,11 +54,11 @@ class StepOutput:
 
     @property
     def tokens(self) -> Iterable[tuple[Request, int]]:
-        """Each request with the token it gained."""
+        """Each sampled token with its request."""
         return zip(self.requests, self.token_ids, strict=True)
 
     def without_ended(self) -> StepOutput:
-        """What is left when the tokens of requests that have ended already are dropped."""
+        """A copy without the tokens of requests that have already ended."""
         kept = [index for index, request in enumerate(self.requests) if request.status is not Status.ENDED]
         return StepOutput(
             [self.requests[index] for index in kept],
@@ -70,12 +69,12 @@ class StepOutput:
 
 @dataclass(slots=True)
 class InFlight:
-    """A dispatched step: which requests it computes and which of them it samples. Its result means nothing
-    (`void`) if an earlier step failed after it was planned.
+    """A dispatched step: which requests it computes and which of them it samples.
 
     Attributes:
-        sampled_rows, sampled_arrivals: the rows and arrival numbers that the sampled requests had.
-        work: what it computes, by amount.
+        sampled_rows, sampled_arrivals: the rows and arrival numbers of `sampled` at planning time.
+        work: the amount of work in it.
+        void: an earlier step failed after this one was planned, so this one's result is discarded.
     """
 
     step_id: int
@@ -87,7 +86,7 @@ class InFlight:
     void: bool = False
 
     def describe(self) -> str:
-        """For people."""
+        """A readable description, for logs and errors."""
         names = [request.request_id for request in self.scheduled]
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         num_requests = "1 request" if len(names) == 1 else f"{len(names)} requests"
@@ -97,7 +96,7 @@ class InFlight:
         """The request in a column of the plan.
 
         Raises:
-            ValueError: there is none: a broken worker's result.
+            ValueError: the plan has no such column: the worker is broken.
         """
         if column >= len(self.scheduled):
             raise ValueError(f"step {self.step_id} has {len(self.scheduled)} columns, and no number {column}")
@@ -108,16 +107,16 @@ class Draft:
     """A step being planned: the plan's columns, filled from the left.
 
     Attributes:
-        budget: tokens that may still be placed.
-        words: words of new requests' data that still fit the plan record.
-        num_prompt_logprobs, num_pooled: prompt tokens with log probabilities, and pooled states, that the
-            result's record still has room for.
-        scheduled: requests placed.
-        sampled: those of them that get a token.
-        new_requests: see StepPlan; whoever appends one places its tokens too.
-        copied_blocks: see StepPlan; those that are copied from are held.
-        work: what it computes so far, by amount.
-        prompt_time: bounds the prompts in it, if the time of steps is bounded.
+        budget: token budget left.
+        words: 32-bit words left in the plan record for the data of new requests.
+        num_prompt_logprobs, num_pooled: how many more prompt tokens with logprobs, and pooled states, fit
+            into the result record.
+        scheduled: requests in the step.
+        sampled: those of them that sample a token.
+        new_requests: see StepPlan; the caller that appends one also places its tokens.
+        copied_blocks: see StepPlan; the source blocks are held.
+        work: the amount of work placed so far.
+        prompt_time: limits the prompt tokens in the step by time; None if there is no time target.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -136,7 +135,9 @@ class Draft:
         self._columns = np.empty((5, limits.max_num_seqs), U32)
 
     def place_decodes(self, wants: Wants, *, starts: IntArray, grown: BoolArray, blocks: list[int]) -> None:
-        """Adds one token of every decoding request, and a block for each that has `grown`. Comes first."""
+        """Adds one token for every request in `wants.decoding`, and a block for each that has `grown`. Must
+        be called before anything else is placed.
+        """
         assert not self.scheduled
         rows = self._decoding_rows = wants.decoding_rows
         columns = self._columns[:, : len(rows)]
@@ -149,16 +150,16 @@ class Draft:
         self.work.decode_context += int(np.add.reduce(starts))
 
     def limit_prompts(self, times: StepTimes, target: float, smallest: int) -> None:
-        """From here on, prompts get what time there is before the step takes `target` seconds."""
+        """From here on, limits prompt tokens so that the step takes about `target` seconds at most."""
         self.prompt_time = PromptTime(times, self.work, target, smallest)
 
     @property
     def is_short(self) -> bool:
-        """Whether there was no time for prompts that there was room for."""
+        """Whether the time target left out prompt tokens."""
         return self.prompt_time is not None and self.prompt_time.is_short
 
     def fit(self, request: Request, start: int, count: int) -> int:
-        """How many of `count` tokens, from `start`, the step has time for and can report on."""
+        """How many of `count` tokens, from `start`, fit into the step's time and the result record."""
         if self.prompt_time is not None and count > 1:
             count = self.prompt_time.fit(start, count)
         if request.sampling.prompt_logprobs >= 0 and start < request.num_prompt_tokens:
@@ -168,7 +169,7 @@ class Draft:
         return count
 
     def place(self, request: Request, *, start: int, count: int, samples: bool, blocks: list[int]) -> None:
-        """Adds tokens of one request, and blocks for the worker to append to its own."""
+        """Adds `count` tokens of one request, and the blocks that the worker appends to its block table."""
         if request.sampling.prompt_logprobs >= 0 and start < request.num_prompt_tokens:
             self.num_prompt_logprobs -= count
         if request.is_pooling and start + count == request.num_prompt_tokens:
@@ -194,7 +195,7 @@ class Draft:
         return np.array([request.row for request in self.sampled], np.int64)
 
     def plan(self, step_id: int, freed_rows: list[int]) -> StepPlan:
-        """The plan as it stands."""
+        """Makes the plan from what was placed."""
         rows, starts, counts, samples, num_new_blocks = self._columns[:, : len(self.scheduled)]
         return StepPlan(
             step_id=step_id,

@@ -1,4 +1,4 @@
-"""Paged attention by the project's own Triton kernels, laid out entirely in device memory."""
+"""Paged attention with the project's own Triton kernels; all metadata is in device memory."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from engine.kernels.paged_attention.prefix import (
 )
 from engine.kernels.rotate_and_store.kernel import rotate_and_store
 
-# Without a device (under Triton's interpreter) any number serves.
+# Used without a GPU, under Triton's interpreter, where any number works.
 _SMS_WITHOUT_DEVICE = 4
 
 
 @dataclass(slots=True)
 class TritonRotation(Rotation):
-    """The table and the positions to look up in it; the kernel does so itself."""
+    """The rotary table and the positions that the kernel looks up in it."""
 
     table: RotaryTable
     positions: torch.Tensor
@@ -46,9 +46,9 @@ class PrefixMetadata:
     """A prefix that many decodes share, in device memory; see `shared_prefix_attention`.
 
     Attributes:
-        row: a row that begins with it, [1] int32.
-        num_tokens: its length, [1] int32.
-        lens: that length for each request that shares it, else 0, [S] int32.
+        row: a row that begins with the prefix, [1] int32.
+        num_tokens: the prefix's length, [1] int32.
+        lens: the prefix's length for each request that shares it, else 0, [S] int32.
     """
 
     row: torch.Tensor
@@ -63,11 +63,11 @@ class TritonAttentionMetadata(AttentionMetadata):
     Attributes:
         num_decodes: requests served by the decode kernel.
         rows: each request's row of the block table, -1 for padding, [S] int32.
-        seq_lens: context of each with the step's tokens, 0 for padding, [S] int32.
-        query_start_loc: where each request's tokens begin, and the end, [S + 1] int32.
+        seq_lens: context length of each request including the step's tokens, 0 for padding, [S] int32.
+        query_start_loc: where each request's tokens begin, and the end of the last, [S + 1] int32.
         tile_request, tile_start: see `prefill_tiles`, [num_tiles] int32.
         block_table: every row's block ids, [R, B] int32.
-        prefix: what decodes share, or None to look for nothing.
+        prefix: the prefix that decodes share; None if they share none.
     """
 
     num_decodes: int
@@ -84,9 +84,9 @@ class TritonAttentionBackend(AttentionBackend):
     """See the module.
 
     Attributes:
-        block_q: tokens of a chunk in one of attention's tiles.
-        tile_decodes: whether decodes are chunks of one token, computed by the same instructions as those of
-            prompts, so that a token's result depends neither on its batch nor on how it came to be computed.
+        block_q: tokens of a chunk per attention tile.
+        tile_decodes: whether decodes are computed as chunks of one token, by the same instructions as prefill
+            chunks, so that a token's result depends neither on its batch nor on prefill or decode.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class TritonAttentionBackend(AttentionBackend):
         num_kv_heads = kv_cache.key.shape[2]
         num_splits = decode_splits(num_seqs, num_kv_heads, self._num_sms)
         shared = None
-        # Where scores depend on the distance to the query, a prefix is not the same for all who share it.
+        # If scores depend on the distance to the query, the prefix's scores differ between requests.
         if metadata.prefix is not None and not spec.sliding_window and spec.alibi_slopes is None:
             shared = shared_prefix_attention(
                 query,

@@ -1,7 +1,7 @@
-"""Tells errors that end a step from errors that end everything on a device.
+"""Distinguishes errors that fail one step from errors after which the device is lost to the process.
 
-After some CUDA errors ("sticky" ones) every further call in the process fails, until it is started anew;
-after others, such as memory that ran out, the next step is computed as if nothing had happened.
+After some CUDA errors ("sticky" ones) every further call fails until the process is restarted; after others,
+such as out of memory, the next step can be computed normally.
 Source: CUDA Runtime API, "Data types used by CUDA Runtime", cudaError.
 """
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # cudaError_t: ECC, NVLink, illegal address, timeout, destroyed context, assertion, hardware stack, illegal
 # instruction, misaligned address, address space, program counter, launch failure, external device, MPS.
 _LOST_CODES = frozenset({214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 911, 810})
-# The same in words, as torch and Triton report them.
+# The same errors as text, as torch and Triton report them.
 _LOST_WORDS = (
     "uncorrectable ecc",
     "uncorrectable nvlink",
@@ -41,11 +41,11 @@ _LOST_WORDS = (
 
 
 def is_device_lost(error: Exception, probe: Callable[[], object]) -> bool:
-    """Whether nothing can be computed on the device any more, after an exception in a step.
+    """Whether the device is unusable after an exception in a step.
 
     Args:
         error: the exception.
-        probe: does something on the device that succeeds wherever computing is possible.
+        probe: an operation on the device that succeeds if the device is usable.
     """
     if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
         text = str(error).lower()
@@ -60,19 +60,19 @@ def is_device_lost(error: Exception, probe: Callable[[], object]) -> bool:
 
 
 def is_lost(error: Exception, device: torch.device) -> bool:
-    """The same for a step on this device."""
+    """Like `is_device_lost`, with synchronizing this device as the probe."""
     return is_device_lost(
         error, partial(torch.cuda.synchronize, device) if device.type == "cuda" else _nothing
     )
 
 
 def _nothing() -> None:
-    """A CPU always answers."""
+    """The probe for a CPU, which is never lost."""
 
 
 def failed_step(step_id: int, error: Exception, device: torch.device) -> FinishedStep:
-    """What became of a step that raised. If memory ran out, the allocator's caches are emptied, so that the
-    steps to come find all there is.
+    """The failed result of a step that raised. If memory ran out, the allocator's cache is emptied, so that
+    later steps can use it.
     """
     if isinstance(error, torch.OutOfMemoryError):
         torch.cuda.empty_cache()

@@ -1,11 +1,11 @@
-"""What CUDA's driver says of a GPU, asked without torch, so that it can be asked while torch is imported."""
+"""Queries a GPU through the CUDA driver, without torch, so that it works while torch is being imported."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
 
-# Of cuda.h: CUdevice_attribute.
+# CUdevice_attribute values from cuda.h.
 _MULTIPROCESSOR_COUNT = 16
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
@@ -13,11 +13,11 @@ _CAPABILITY_MINOR = 76
 
 @dataclass(frozen=True, slots=True)
 class GpuTarget:
-    """What kernels are compiled for.
+    """The GPU that kernels are compiled for.
 
     Attributes:
-        arch: compute capability, ten times the major number plus the minor one.
-        num_sms: multiprocessors, which some launches are shaped after.
+        arch: compute capability: ten times the major number plus the minor one.
+        num_sms: number of multiprocessors, which the grid of some launches depends on.
     """
 
     arch: int
@@ -28,7 +28,7 @@ class GpuTarget:
 
 
 def find_gpu(index: int) -> GpuTarget | None:
-    """The GPU of this number among those that CUDA_VISIBLE_DEVICES leaves; None if there is none."""
+    """The GPU with this index among CUDA_VISIBLE_DEVICES; None if there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -49,7 +49,7 @@ def find_gpu(index: int) -> GpuTarget | None:
 def create_context(index: int) -> None:
     """Creates the GPU's primary context, which torch then uses. It lasts as long as the process.
 
-    Does nothing where that fails: torch will fail in the same way, and say more.
+    Ignores errors: torch will fail in the same way, with a better message.
     """
     driver = ctypes.CDLL("libcuda.so.1")
     device, context = ctypes.c_int(), ctypes.c_void_p()

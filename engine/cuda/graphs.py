@@ -1,4 +1,4 @@
-"""Captured CUDA graphs of steps, by shape: a step is padded to the next captured shape and replayed."""
+"""CUDA graphs of steps, by shape: a step is padded to the next captured shape and replayed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from engine.cuda.step_shape import StepShape
 
 
 class GraphSize(NamedTuple):
-    """How many decodes, chunks and tokens of the chunks together a graph is for, and whether decodes share a
-    prefix."""
+    """The size of a graph: decodes, chunks, tokens of all chunks, and whether the decodes share a prefix."""
 
     num_decodes: int
     num_chunks: int
@@ -30,11 +29,11 @@ class GraphSize(NamedTuple):
 
 
 class StepGraphs:
-    """Graphs that share one memory pool; captured largest first, the others fit in its memory.
+    """Graphs that share one memory pool. The largest is captured first, so the others fit into its memory.
 
     Args:
-        compute: launches everything a step of a shape does, reading and writing fixed memory only; returns
-            the logits.
+        compute: launches a step of a given shape, reading and writing fixed memory only; returns the logits.
+        device: the GPU.
     """
 
     def __init__(self, compute: Callable[[StepShape], torch.Tensor], device: torch.device) -> None:
@@ -50,14 +49,14 @@ class StepGraphs:
         return len(self._graphs)
 
     def capture(self, shapes: Sequence[StepShape]) -> None:
-        """Captures a graph for every shape. Waits for whatever the device is computing."""
+        """Captures a graph for every shape. Waits for the device's current work."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         for shape in sorted(shapes, key=_size, reverse=True):
             graph = torch.cuda.CUDAGraph()
-            # Relaxed, since kernels that no step has launched yet are loaded, or even compiled, meanwhile.
-            # That touches nothing of the graph, and launching each step first would take twice as long again.
+            # Relaxed, because kernels that were never launched are loaded, or even compiled, during capture.
+            # That does not affect the graph, and launching each step first would take twice as long again.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="relaxed"):
                 logits = self._compute(shape)
             self._graphs[shape] = graph, logits
@@ -71,7 +70,7 @@ class StepGraphs:
     def find(
         self, num_decodes: int, num_chunks: int, num_chunk_tokens: int, *, shares_prefix: bool
     ) -> StepShape | None:
-        """The smallest captured shape that holds so many of each; None if there is none."""
+        """The smallest captured shape with room for this many of each; None if there is none."""
         if not num_chunks:
             decodes = self._decodes[shares_prefix]
             at = bisect_left(decodes, num_decodes, key=lambda shape: shape.num_decodes)
@@ -88,7 +87,7 @@ class StepGraphs:
         return None
 
     def replay(self, shape: StepShape) -> torch.Tensor:
-        """Launches a captured shape; its logits, valid until the next replay of any."""
+        """Launches a captured shape. Returns its logits, valid until the next replay of any graph."""
         graph, logits = self._graphs[shape]
         graph.replay()
         return logits
@@ -99,13 +98,13 @@ def _size(shape: StepShape) -> tuple[int, int]:
 
 
 def decode_graph_sizes(max_num_seqs: int) -> list[int]:
-    """Batch sizes worth a graph of decodes: close together where padding would cost most."""
+    """Batch sizes for graphs of decode steps: closer together where padding would cost most."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_num_seqs + 1, 32)]
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
 
 
 def mixed_graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> list[GraphSize]:
-    """Mixes of decodes and prompts as they come when requests arrive one or a few at a time."""
+    """Sizes of steps that mix decodes and prompts, as occur when requests arrive a few at a time."""
     decodes = [size for size in (16, 64, 128, 192, 256) if size < max_num_seqs] + [max_num_seqs]
     tokens = [size for size in (128, 256, 384, 512, 768, 1024) if size <= max_num_batched_tokens]
     return [

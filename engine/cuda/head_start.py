@@ -1,4 +1,4 @@
-"""What a worker for a GPU does while its main thread imports torch."""
+"""Initialises CUDA and Triton in threads while the worker's main thread imports torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from engine.cuda.gpu import GpuTarget, create_context, find_gpu
 
 
 class HeadStart:
-    """Starts CUDA and Triton in threads of its own; imports no torch.
+    """Starts CUDA and Triton in separate threads, without importing torch.
 
     Args:
-        device: as in WorkerConfig; on "cpu" there is nothing to start.
+        device: as in WorkerConfig; for "cpu" nothing is started.
     """
 
     def __init__(self, device: str) -> None:
@@ -24,7 +24,7 @@ class HeadStart:
             thread.start()
 
     def wait(self) -> GpuTarget | None:
-        """The GPU, if there is one. Afterwards no thread runs, so that the process may fork."""
+        """Waits for the threads, so that the process may fork. Returns the GPU, or None if there is none."""
         for thread in self._threads:
             thread.join()
         return self.target
@@ -38,7 +38,7 @@ class HeadStart:
             create_context(self._index)
 
     def _triton(self) -> None:
-        """Triton names its binaries after a hash of all of its own, 400 MB, kept for the process."""
+        """Computes Triton's cache key, a hash over its own 400 MB, which it keeps for the process."""
         self._target_known.wait()
         if self.target is None:
             return

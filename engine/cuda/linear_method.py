@@ -1,4 +1,4 @@
-"""How linear layers multiply on a GPU."""
+"""Matrix products of linear layers on a GPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TILES = 16384
 
 
 class CudaLinearMethod(DenseMethod):
-    """Plain weights; for each number of tokens the product that was measured to be fastest."""
+    """Unquantized weights; uses the kernel that was measured to be fastest for each number of tokens."""
 
     def __init__(self, device: torch.device) -> None:
         self._workspace = ShareWorkspace.make(device, tile_elements=_TILE_ELEMENTS, tiles=_TILES)
 
     def choose(self, weight: torch.Tensor, num_tokens: int) -> RowsConfig | TileConfig | None:
-        """How so many tokens are multiplied; None for torch's way."""
-        # Configs were measured, and fit, with 16-bit numbers.
+        """The kernel's config for this number of tokens; None for torch's matrix product."""
+        # Configs were measured with 16-bit weights, and only fit those.
         fits = weight.element_size() == 2
         return choose_linear(num_tokens, weight.shape[0], weight.shape[1]) if fits else None
 
@@ -36,7 +36,7 @@ class CudaLinearMethod(DenseMethod):
 
 
 class InvariantMethod(DenseMethod):
-    """Plain weights; every token's product is computed by the same instructions in any batch."""
+    """Unquantized weights; every token's product is computed by the same instructions in any batch."""
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Log probabilities of some of a step's tokens, on their way to the host."""
+"""Device and host memory for the log probabilities of a step's tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.kernels.sampling.logprobs import MAX_TOP, Logprobs
 
 
 class LogprobsBuffers:
-    """Memory for results that steps take in turns, on the device and pinned on the host."""
+    """Memory for log probabilities that steps use in turns, on the device and pinned on the host."""
 
     def __init__(self, num_turns: int, max_rows: int, device: torch.device) -> None:
         self._turn = 0
@@ -22,7 +22,7 @@ class LogprobsBuffers:
         self._host = torch.zeros(shape, dtype=torch.int32, pin_memory=device.type == "cuda")
 
     def take(self, index: IntArray, num_top: IntArray) -> LogprobsRequest:
-        """Room for the results of a step: which of its tokens, and the top entries of each."""
+        """Memory for a step's log probabilities; see LogprobsRequest for the arguments."""
         self._turn = (self._turn + 1) % len(self._device)
         words = slice(_num_words(len(index)))
         return LogprobsRequest(index, num_top, self._device[self._turn, words], self._host[self._turn, words])
@@ -30,11 +30,11 @@ class LogprobsBuffers:
 
 @dataclass(frozen=True, slots=True)
 class LogprobsRequest:
-    """Asked of one step.
+    """The log probabilities requested of one step.
 
     Attributes:
-        index: which of the result's tokens, [L].
-        num_top: top entries of each, [L].
+        index: indices of the tokens in the result, [L].
+        num_top: number of top entries of each, [L].
     """
 
     index: IntArray
@@ -44,21 +44,22 @@ class LogprobsRequest:
 
     @property
     def out(self) -> Logprobs:
-        """What `gather_logprobs` writes."""
+        """The device arrays that `gather_logprobs` writes."""
         return _parts(self._device, len(self.index))
 
     def to_host(self) -> None:
-        """Starts the copy, on the current stream."""
+        """Starts the copy to the host, on the current stream."""
         self._host.copy_(self._device, non_blocking=True)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(of the tokens [L], top ids [L, MAX_TOP], theirs [L, MAX_TOP]) once the copy is over; copies."""
+        """Copies of (the tokens' log probabilities [L], top ids [L, MAX_TOP], the top ids' log probabilities
+        [L, MAX_TOP]). Call it after the copy to the host is over."""
         parts = _parts(self._host, len(self.index))
         sampled, values = parts.sampled.numpy().copy(), parts.top_logprobs.numpy().copy()
         return sampled, parts.top_ids.numpy().astype("u4"), values
 
     def by_index(self) -> dict[int, TokenLogprobs]:
-        """The entries of a step's result, once the copy is over."""
+        """The `logprobs` of a step's result. Call it after the copy to the host is over."""
         parts = _parts(self._host, len(self.index))
         sampled, values = parts.sampled.numpy(), parts.top_logprobs.numpy().copy()
         top_ids = parts.top_ids.numpy().astype("u4")
@@ -69,7 +70,7 @@ class LogprobsRequest:
 
 
 def _aligned(num_rows: int) -> int:
-    """Words of a column that the next array follows at a multiple of 16 bytes."""
+    """Words of a column of `num_rows`, rounded up so that the next array is aligned to 16 bytes."""
     return -(-num_rows // 4) * 4
 
 
@@ -78,6 +79,6 @@ def _num_words(num_rows: int) -> int:
 
 
 def _parts(words: torch.Tensor, num_rows: int) -> Logprobs:
-    """The arrays that lie in `words`."""
+    """Views of the arrays in `words`."""
     top = words[_aligned(num_rows) :].view(2, num_rows, MAX_TOP)
     return Logprobs(words[:num_rows].view(torch.float32), top[0], top[1].view(torch.float32))

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: the project's own kernels, CUDA graphs, and a KV pool sized by what the rest really takes."""
+"""NVIDIA GPUs: the project's own kernels, CUDA graphs, and a KV pool sized by measured memory use."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from pagewire.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Left free beside what was measured: allocators round up, and libraries set more aside with time.
+# Left free in addition to the measured memory: allocators round up, and libraries allocate more over time.
 SLACK_BYTES = 256 * 1024**2
 
-# The smallest batch of decodes that gets a graph for sharing a prefix.
+# The smallest batch of decodes for which a graph with a shared prefix is captured.
 _FEWEST_SHARING = 8
 
-# What launching a layer without a graph takes, and what the device computes meanwhile; one H200.
+# The cost of launching a layer without a graph, and the device's floating-point rate; for one H200.
 _LAUNCHES_PER_LAYER = 10
 _LAUNCH_SECONDS = 25e-6
 _FLOPS = 6e14
@@ -49,8 +49,8 @@ class CudaPlatform(Platform):
         self._config = config
 
     def make_current(self) -> None:
-        """Triton launches on the current device, on whichever its tensors are, and pinned memory, streams and
-        events for which no device is named belong to it.
+        """Makes this GPU the current device. Triton launches on the current device wherever its tensors are,
+        and pinned memory, streams and events without an explicit device belong to it.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -83,8 +83,8 @@ class CudaPlatform(Platform):
         return CudaModelRunner(model, backend, kv_pool, rows)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
-        """What `gpu_memory_utilization` leaves after everything else on the GPU, the largest step and the
-        graphs, each measured by doing it once over a small pool."""
+        """Bytes for the KV pool: what `gpu_memory_utilization` allows, minus the memory in use, the largest
+        step and the graphs. The last two are measured once with a small pool."""
         torch.cuda.empty_cache()
         with fitting(self.device, "the largest step"):
             before = torch.cuda.memory_allocated(self.device)
@@ -112,14 +112,14 @@ class CudaPlatform(Platform):
         return left
 
     def _step_bytes(self, trial: CudaModelRunner, before: int) -> int:
-        """Memory of the runner's own buffers and of the largest step, beyond what was allocated before."""
+        """Bytes of the runner's own buffers and of the largest step, beyond what was allocated before."""
         torch.cuda.reset_peak_memory_stats(self.device)
         trial.rehearse(trial.largest_shape)
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_reserved(self.device) - before
 
     def _graph_bytes(self, trial: CudaModelRunner) -> int:
-        """Memory of all graphs: the largest one's pool serves all, each has nodes of its own."""
+        """Bytes of all graphs: they share the largest one's memory pool, and each has its own nodes."""
         sizes = self._graph_sizes(trial)
         largest = max(sizes, key=lambda size: size.num_tokens)
         torch.cuda.empty_cache()
@@ -132,7 +132,8 @@ class CudaPlatform(Platform):
         return pool + nodes * len(sizes)
 
     def _graph_sizes(self, runner: CudaModelRunner) -> list[GraphSize]:
-        """Steps worth a graph: all decodes, and mixed ones whose launches would take longer than they do."""
+        """The sizes worth a graph: all decode steps, and mixed steps that take longer to launch than to
+        compute."""
         max_num_seqs = runner.rows.limits.max_num_seqs
         decodes = decode_graph_sizes(max_num_seqs)
         sizes = [GraphSize(size, 0, 0, False) for size in decodes]
@@ -153,7 +154,7 @@ class CudaPlatform(Platform):
         if self._config.enforce_eager:
             return
         sizes = self._graph_sizes(runner)
-        # The largest takes the memory that all others share. Of the others, those that every request needs.
+        # The largest graph allocates the memory that all share. Plain decodes are needed by every request.
         largest = max(sizes, key=lambda size: size.num_tokens)
         first = [size for size in sizes if size == largest or size.is_plain_decode]
         runner.capture(first)

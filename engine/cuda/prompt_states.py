@@ -1,7 +1,8 @@
-"""What a step tells of prompts, launched behind it and never waited for: see engine/step/prompt_work.py.
+"""Computes prompt logprobs and pooled states after a step's model, without waiting for the device; see
+prompt_work.py.
 
-A step without such requests launches nothing of it. One with them takes no graph, and keeps its hidden states
-until this has read them.
+A step without such requests launches none of these kernels. A step with them does not use a CUDA graph, and
+keeps its hidden states until these kernels have read them.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from engine.kernels.pooling.kernel import PooledColumns, pool_hidden
 from engine.kernels.sampling.logprobs import Logprobs, LogprobsWorkspace, gather_logprobs
 from engine.step.prompt_work import PooledChunk, PromptWork, logprobs_places, split_logprobs
 
-# Positions whose logits there are at once. Always so many, whatever is asked for, so that one product and one
-# kernel serve all prompts.
+# Positions whose logits are computed at once. The number is fixed, so that one matrix product and one kernel
+# serve all prompts.
 POSITIONS_AT_ONCE = 256
 
 ComputeLogits = Callable[[torch.Tensor], torch.Tensor]
@@ -32,12 +33,12 @@ ComputeLogits = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class PromptTransfer:
-    """What one step tells of prompts, on its way to the host.
+    """One step's prompt logprobs and pooled states, on their way to the host.
 
     Attributes:
-        work: what was asked.
-        logprobs: of all its tokens, if there are any.
-        pooled, pooled_host: complete states on the device and the host, [n, hidden_size] fp32.
+        work: the requested work.
+        logprobs: the prompt logprobs of all its tokens; None if none were requested.
+        pooled, pooled_host: complete pooled states on the device and the host, [n, hidden_size] fp32.
     """
 
     work: PromptWork
@@ -46,16 +47,17 @@ class PromptTransfer:
     pooled_host: torch.Tensor
 
     def to_host(self) -> None:
-        """Starts the copies, on the current stream."""
+        """Starts the copies to the host, on the current stream."""
         if self.logprobs is not None:
             self.logprobs.to_host()
         if len(self.pooled):
             self.pooled_host.copy_(self.pooled, non_blocking=True)
 
     def results(self) -> tuple[list[PromptLogprobs], dict[int, F32Array]]:
-        """What a step's result holds of it, once the copies are over.
+        """(prompt logprobs, pooled states by column) for the step's result. Call it after the copies to the
+        host are over.
 
-        Log probabilities that are not finite say that the model's logits were not.
+        If prompt logprobs are not finite, the model's logits were not.
         """
         told: list[PromptLogprobs] = []
         if self.logprobs is not None:
@@ -65,10 +67,12 @@ class PromptTransfer:
 
 
 class PromptStates:
-    """Owns the memory of all that; one for each runner.
+    """Owns the memory for prompt logprobs and pooled states; one per runner.
 
     Args:
-        compute_logits: of some hidden states, at most POSITIONS_AT_ONCE.
+        rows: the runner's rows.
+        compute_logits: computes the logits of at most POSITIONS_AT_ONCE hidden states.
+        device: the runner's device.
     """
 
     def __init__(self, rows: DeviceRows, compute_logits: ComputeLogits, device: torch.device) -> None:
@@ -87,11 +91,12 @@ class PromptStates:
         self._turn = 0
 
     def after_model(self, work: PromptWork, layout: StepLayout, hidden: torch.Tensor) -> PromptTransfer:
-        """Computes what a step tells of prompts.
+        """Computes a step's prompt logprobs and pooled states.
 
         Args:
-            layout: of the step, which has no padding.
-            hidden: final hidden states of its tokens, [T, hidden].
+            work: the requested work.
+            layout: the step's layout; the step has no padding.
+            hidden: final hidden states of the step's tokens, [T, hidden].
         """
         begins = np.empty_like(layout.counts)
         begins[layout.plan_index] = np.cumsum(layout.counts) - layout.counts
@@ -111,7 +116,7 @@ class PromptStates:
         return self._pool(hidden, work, staged, request)
 
     def rehearse(self, hidden: torch.Tensor) -> None:
-        """Launches for nobody all that a step with such requests launches behind its model."""
+        """Launches all kernels of this module without a request, so that they are compiled."""
         nobody = np.zeros(1, dtype=np.int64)
         arrays = self._logprobs_arrays(nobody, nobody)
         arrays[2][:] = -1
@@ -123,7 +128,7 @@ class PromptStates:
         self._pool(hidden, PromptWork((), pooled), pooling, None)
 
     def _logprobs_arrays(self, hidden: IntArray, targets: IntArray) -> list[np.ndarray]:
-        """Positions, targets and entries, padded to whole rounds; int32."""
+        """(positions, targets, entries), padded to a multiple of POSITIONS_AT_ONCE; int32."""
         rounds = -(-len(hidden) // self._at_once)
         arrays = np.zeros((3, rounds * self._at_once), dtype=np.int32)
         arrays[0, : len(hidden)] = hidden

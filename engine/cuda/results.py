@@ -1,4 +1,4 @@
-"""A step's sampled tokens on their way to the host: one asynchronous copy, on a stream of its own."""
+"""Copies a step's sampled tokens to the host: one asynchronous copy, on a separate stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.step.runner import NOT_FINITE, FinishedStep
 
 
 class ResultBuffers:
-    """Buffers that steps take in turns: sampled ids and largest logits of every slot.
+    """Buffers that steps use in turns: sampled ids and largest logits of every slot.
 
     Attributes:
         token_ids: [NUM_TURNS, S] int32, on the device.
@@ -36,7 +36,7 @@ class ResultBuffers:
         self._copied = [torch.cuda.Event() for _ in range(NUM_TURNS)] if on_gpu else None  # type: ignore[no-untyped-call]
 
     def begin(self, index: int) -> None:
-        """Marks where a step begins on the device."""
+        """Records the event that marks the step's start on the device."""
         if self._begun is not None:
             self._begun[index].record()
 
@@ -48,11 +48,14 @@ class ResultBuffers:
         logprobs: LogprobsRequest | None,
         prompts: PromptTransfer | None,
     ) -> LaunchedStep:
-        """Starts the copy behind what was launched.
+        """Starts the copy to the host, after the work launched so far.
 
         Args:
             index: the step's buffer.
-            slots: those that sampled, in the order of the result.
+            step_id: the step.
+            slots: the slots that sampled, in the order of the result.
+            logprobs: the step's log probabilities, if requested.
+            prompts: the step's prompt logprobs and pooled states, if requested.
         """
         copied = None
         if self._stream is not None and self._computed is not None and self._copied is not None:
@@ -79,7 +82,7 @@ class ResultBuffers:
         return token_ids, largest.view(np.float32)
 
     def execute_us(self, index: int) -> int:
-        """Time that the device spent on a step that is over, microseconds; 0 without a device."""
+        """Microseconds that the device spent on a finished step; 0 without a GPU."""
         if self._begun is None or self._computed is None:
             return 0
         milliseconds: float = self._begun[index].elapsed_time(self._computed[index])
@@ -92,7 +95,7 @@ def _timing_event() -> torch.cuda.Event:
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step on the device. See PendingStep; `launch_us` as in its result."""
+    """A step launched on the device; see PendingStep. `launch_us` goes into its result."""
 
     buffers: ResultBuffers
     index: int
@@ -107,7 +110,7 @@ class LaunchedStep:
         try:
             return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
         except RuntimeError:
-            return True  # it failed; `result` tells
+            return True  # it failed; `result` returns the error
 
     def result(self) -> StepResult:
         try:

@@ -1,7 +1,7 @@
-"""The rows of a runner that lays out its batches on the device: tokens and block tables live there.
+"""The rows of a runner that keeps tokens and block tables in device memory.
 
-Plans change them by small diffs: every new token and block id becomes one (place, word) pair, and a step's
-pairs travel with its columns.
+Plans change them by small diffs: every new token and block id becomes one (place, word) pair, and the pairs
+are sent to the device together with the step's columns.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ class DeviceRows(RowLedger):
     """See RowLedger.
 
     Attributes:
-        arena: int32; token ids of all rows, then their block tables, group by group, then their lengths.
+        arena: int32, on the device; token ids of all rows, then their block tables, group by group, then
+            their lengths.
         token_ids: [max_num_seqs, max_model_len], in the arena. Valid up to each row's length; the sampler
             appends to it.
         block_tables: [num_kv_groups, max_num_seqs, max_blocks], in the arena.
-        host_block_tables: the same, on the host.
-        lengths: tokens of each row, [max_num_seqs], in the arena; a step counts what it appends.
+        host_block_tables: a copy of `block_tables` on the host.
+        lengths: tokens of each row, [max_num_seqs], in the arena; a step adds the tokens that it appends.
     """
 
     def __init__(self, limits: EngineLimits, device: torch.device) -> None:
@@ -52,8 +53,9 @@ class DeviceRows(RowLedger):
         self.take_changes()
 
     def shared_prefix(self, rows: IntArray, starts: IntArray) -> SharedPrefix | None:
-        """The prefix that decodes of these rows, at these positions, share. What was found holds until a
-        request comes or goes: the blocks before a decode's own do not change."""
+        """The prefix that decodes of these rows, at these positions, share; None if none is worth it. The
+        result is cached until a request is added or removed, because the blocks before a decode's own do
+        not change."""
         key = rows.tobytes()
         if self._prefix is None or self._prefix[0] != key:
             block_size = self.limits.block_size
@@ -67,7 +69,7 @@ class DeviceRows(RowLedger):
         super().apply(plan)
 
     def take_changes(self) -> tuple[np.ndarray, np.ndarray]:
-        """(places in the arena, words) that plans wrote since the last call, in order, both int32."""
+        """(indices into the arena, words) that plans wrote since the last call, in order, both int32."""
         places, words = self._places, self._words
         self._places, self._words = [], []
         if not places:

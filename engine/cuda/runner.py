@@ -1,8 +1,8 @@
-"""Runs step plans on a device that keeps everything: tokens, block tables, inputs and samples.
+"""Runs step plans on a GPU. Tokens, block tables, inputs and samples stay in device memory.
 
-The host sends each step as one small copy (its columns and the diff of the rows) and reads one small copy
-back (the sampled ids). Between them nothing waits: a step's tokens are in the rows for the next one to read
-before the host has seen them.
+The host sends each step as one small copy (its columns and the changes of the rows) and reads one small copy
+back (the sampled ids). Nothing in between waits for the host: the next step reads a step's sampled tokens
+from the rows on the device.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _MAX_KEPT_SHAPES = 1024
 
 @dataclass(slots=True)
 class _Inputs:
-    """What `prepare_*` make of a step's columns; filled anew by every step."""
+    """The model's inputs, which `prepare_*` compute from the columns of each step."""
 
     input_ids: torch.Tensor
     positions: torch.Tensor
@@ -74,10 +74,10 @@ class _Inputs:
 
 
 class CudaModelRunner:
-    """Owns a model's rows and KV pool and executes plans in order. One thread uses it.
+    """Owns a model's rows and KV pool and executes plans in order. Used by one thread only.
 
     `launch` starts a step without waiting for the device, so that the next plan can be launched behind it.
-    Works without a GPU too, under Triton's interpreter.
+    It also works without a GPU, under Triton's interpreter.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class CudaModelRunner:
         self.graphs = StepGraphs(self._compute, self.device)
         self._sizes_left: list[GraphSize] = []
         limits = rows.limits
-        # A graph's padding may take a step beyond the tokens and the requests there can be.
+        # With the padding of a graph, a step may exceed the limits on tokens and requests.
         max_tokens = limits.max_num_batched_tokens + limits.max_num_seqs
         max_slots = 2 * limits.max_num_seqs
         self._inputs = _Inputs.allocate(max_tokens, max_slots, self.device)
@@ -113,8 +113,8 @@ class CudaModelRunner:
         self._device_columns: dict[StepShape, StepColumns[torch.Tensor]] = {}
 
     def _max_words(self) -> int:
-        """Words of the largest step: its columns, and two for each word of the rows that it changes (their
-        lengths too) and for each block that it copies.
+        """32-bit words of the largest step: its columns, and two words for each changed word of the rows
+        (including their lengths) and for each copied block.
         """
         limits = self.rows.limits
         seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
@@ -125,7 +125,7 @@ class CudaModelRunner:
 
     @property
     def largest_shape(self) -> StepShape:
-        """The most that a step may compute, in as many requests as there can be."""
+        """The shape of a step with the most tokens and the most requests."""
         limits = self.rows.limits
         seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         return self._padded(0, seqs, tokens)
@@ -144,7 +144,7 @@ class CudaModelRunner:
 
     @torch.inference_mode()
     def rehearse(self, shape: StepShape) -> None:
-        """Computes a step of nothing but padding: kernels are compiled, memory is taken, no row changes."""
+        """Runs a step of padding only: this compiles kernels and allocates memory, and changes no row."""
         self._send_padding(shape)
         scatter_words(self.rows.arena, self._nowhere, self._nowhere, 1)
         copy_blocks(self.kv_pool.blocks, self._nowhere, self._nowhere)
@@ -154,33 +154,37 @@ class CudaModelRunner:
         self._prompts.rehearse(hidden)
 
     def rehearse_sizes(self, sizes: Sequence[GraphSize]) -> None:
-        """Computes padding in the shapes of graphs of these sizes."""
+        """Rehearses the padded shapes of graphs of these sizes."""
         for size in sizes:
             self.rehearse(self._padded(*size))
 
     def rehearse_prompts(self) -> None:
-        """Computes steps of prompts of all magnitudes once: what is compiled or loaded for a number of tokens
-        is there before the first request needs it."""
+        """Rehearses prefill steps of all magnitudes once, so that kernels for each number of tokens are
+        compiled and loaded before the first request needs them."""
         tokens = self.rows.limits.max_num_batched_tokens
         while tokens >= _SMALLEST_REHEARSAL:
             self.rehearse(self._padded(0, min(self.rows.limits.max_num_seqs, tokens), tokens))
             tokens //= 2
 
     def capture(self, sizes: Sequence[GraphSize]) -> None:
-        """Captures graphs of steps of the given sizes."""
+        """Captures CUDA graphs of steps of these sizes."""
         self.graphs.capture([self._padded(*size) for size in sizes])
 
     def capture_later(self, sizes: Sequence[GraphSize]) -> None:
-        """Leaves graphs of steps of these sizes to `work_ahead`, the largest first."""
+        """Leaves the capture of graphs of these sizes to `work_ahead`, the largest first."""
         self._sizes_left = sorted(sizes, key=lambda size: size.num_tokens)
 
     def work_ahead(self) -> bool:
-        """Captures one of the graphs that were left for later."""
+        """Captures one of the graphs left by `capture_later`. Returns whether there are more.
+
+        Raises:
+            DeviceLost: the device failed during capture.
+        """
         if not self._sizes_left:
             return False
         try:
             self.capture([self._sizes_left.pop()])
-        except RuntimeError as error:  # such steps are launched kernel by kernel, as before
+        except RuntimeError as error:  # without graphs, steps are launched kernel by kernel, as before
             if is_lost(error, self.device):
                 raise DeviceLost(f"while a graph was captured: {error}") from error
             logger.warning("%d graphs are not captured: %s", len(self._sizes_left) + 1, error)
@@ -190,12 +194,12 @@ class CudaModelRunner:
         return bool(self._sizes_left)
 
     def reset(self) -> None:
-        """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""
+        """Forgets every request. Nothing refers to the KV pool's content any more."""
         self.rows.reset()
 
     def launch(self, plan: StepPlan) -> PendingStep:
-        """Starts one step. Never raises for what is in the plan or happens in the model: a failure becomes
-        a result with an error, and the rows stay usable."""
+        """Starts one step. A bad plan or a failure in the model raises nothing: the result carries the error,
+        and the rows stay usable."""
         began = time.perf_counter()
         try:
             step = self._launch(plan)
@@ -250,7 +254,8 @@ class CudaModelRunner:
     def _execute(
         self, shape: StepShape, layout: StepLayout, work: PromptWork | None, *, captured: bool
     ) -> tuple[torch.Tensor, PromptTransfer | None]:
-        """Launches a step whose columns were sent; its raw logits, and what it tells of prompts."""
+        """Launches a step whose columns were sent. Returns its raw logits and its transfer of prompt logprobs
+        and pooled states, if any."""
         if captured:
             return self.graphs.replay(shape), None
         if work is None:
@@ -260,7 +265,8 @@ class CudaModelRunner:
         return logits, self._prompts.after_model(work, layout, hidden)
 
     def _send(self, index: int, shape: StepShape, copied_blocks: np.ndarray) -> None:
-        """Copies the step's columns and the rows' diff to the device, applies the diff and copies blocks."""
+        """Copies the step's columns and the changes of the rows to the device, applies them and copies
+        blocks."""
         places, words = self.rows.take_changes()
         host, end = self._host_words[index], shape.num_words
         for part in (places, words, copied_blocks[:, 0], copied_blocks[:, 1]):
@@ -276,7 +282,7 @@ class CudaModelRunner:
             copy_blocks(self.kv_pool.blocks, copied[:num_copied], copied[num_copied:])
 
     def _send_padding(self, shape: StepShape) -> None:
-        """Makes the step's columns those of a step without any request."""
+        """Sends the columns of a step without requests."""
         nobody = np.zeros(0, dtype=np.int64)
         layout = StepLayout(nobody, nobody, nobody, nobody.astype(bool), 0, nobody, nobody)
         self._fill(0, shape, layout)
@@ -297,7 +303,7 @@ class CudaModelRunner:
         return fill_sampling(columns, shape, layout, self.rows)
 
     def _columns(self, shape: StepShape) -> StepColumns[torch.Tensor]:
-        """The step's columns on the device; views of fixed memory, made once for each shape."""
+        """The step's columns on the device: views of fixed memory, made once per shape."""
         if shape not in self._device_columns:
             if len(self._device_columns) >= _MAX_KEPT_SHAPES:
                 self._device_columns.clear()
@@ -306,11 +312,11 @@ class CudaModelRunner:
 
     @torch.inference_mode()
     def _compute(self, shape: StepShape) -> torch.Tensor:
-        """Everything a step does on the device, from its columns on; the raw logits, [S, vocab]."""
+        """Runs model and sampling for columns that are on the device. Returns the raw logits, [S, vocab]."""
         return self._sample(shape, self._run_model(shape))
 
     def _run_model(self, shape: StepShape) -> torch.Tensor:
-        """The final hidden states of a step's tokens, [T, hidden]."""
+        """Runs the model on a step's tokens. Returns their final hidden states, [T, hidden]."""
         columns, rows = self._columns(shape), self.rows
         self._prepare(shape, columns)
         num_tokens, num_slots = shape.num_tokens, shape.num_slots
@@ -337,7 +343,7 @@ class CudaModelRunner:
         return hidden
 
     def _sample(self, shape: StepShape, hidden: torch.Tensor) -> torch.Tensor:
-        """Samples in every slot; the raw logits, [S, vocab]."""
+        """Samples a token in every slot. Returns the raw logits, [S, vocab]."""
         columns = self._columns(shape)
         if shape.num_chunks:
             hidden = hidden.index_select(0, columns.logits_index)
@@ -354,7 +360,7 @@ class CudaModelRunner:
         return logits
 
     def _positions(self, shape: StepShape) -> torch.Tensor:
-        """Where the sampled token of each slot goes, [S]: behind what it has computed."""
+        """The position of each slot's sampled token, [S]: right after its computed tokens."""
         return self._inputs.seq_lens[: shape.num_slots]
 
     def _prepare(self, shape: StepShape, columns: StepColumns[torch.Tensor]) -> None:
@@ -392,7 +398,7 @@ class CudaModelRunner:
 
 
 def _slots(layout: StepLayout, shape: StepShape) -> np.ndarray:
-    """Where each request of the layout stands in the step."""
+    """The slot of each request of the layout in the padded step."""
     slots = np.arange(len(layout.rows))
     slots[layout.num_decodes :] += shape.num_decodes - layout.num_decodes
     return slots

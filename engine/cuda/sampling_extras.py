@@ -1,5 +1,7 @@
-"""What only some requests ask for, done behind the step for their rows alone: log probabilities, penalties,
-masks, bad words and token lists. A step without such requests launches nothing of it.
+"""Sampling features that few requests use: log probabilities, penalties, masks, bad words and token lists.
+
+They run after the main sampling, only for the rows that need them. A step without such requests launches none
+of these kernels.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ from engine.kernels.sampling.kernel import SamplingColumns, SamplingWorkspace, s
 from engine.kernels.sampling.logprobs import LogprobsWorkspace, gather_logprobs
 from engine.sampling.parameters import SamplingBatch, SamplingTable, TokenLists, subset
 
-# Rows adjusted at once, each in 8 bytes for every token of the vocabulary; a step with more goes on with the
-# same memory.
+# Rows adjusted at once; each takes 8 bytes per token of the vocabulary. A step with more rows adjusts them in
+# several rounds in the same memory.
 ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class _Adjustments:
-    """Of A rows, on the device; see `adjust_logits`."""
+    """The logits adjustments of A rows, on the device; see `adjust_logits`."""
 
     index: torch.Tensor
     penalties: Penalties | None
@@ -46,7 +48,7 @@ class _Adjustments:
     bad_words: BadWords
 
     def part(self, rows: slice) -> _Adjustments:
-        """Some of the rows."""
+        """The adjustments of a slice of the rows."""
         penalties, lists, bad_words = self.penalties, self.lists, self.bad_words
         if penalties:
             penalties = Penalties(
@@ -75,7 +77,7 @@ class _Adjustments:
 
 
 class SamplingExtras:
-    """Runs behind the main sampling, on the same stream, and never waits for the device."""
+    """Runs after the main sampling, on the same stream, and never waits for the device."""
 
     def __init__(self, rows: DeviceRows, out_token_ids: torch.Tensor, workspace: SamplingWorkspace) -> None:
         self._rows = rows
@@ -98,16 +100,19 @@ class SamplingExtras:
         columns: StepColumns[torch.Tensor],
         positions: torch.Tensor,
     ) -> LogprobsRequest | None:
-        """Samples again, from adjusted logits, for requests that adjust them; then takes the log
+        """Samples again, from adjusted logits, for requests that adjust them; then gathers the log
         probabilities that requests asked for.
 
         Args:
-            batch: the parameters of the step's requests.
-            slots: where each request of the batch stands in the step.
+            batch: the sampling parameters of the step's requests.
+            slots: the slot of each request of the batch.
             plan_order: the requests that sample, as indices into the batch, in the order of the result.
-            logits: raw, [S, vocab].
-            columns: of the step.
-            positions: where each slot's token goes, [S].
+            logits: raw logits, [S, vocab].
+            columns: the step's columns.
+            positions: the position of each slot's sampled token, [S].
+
+        Returns:
+            The pending log probabilities; None if no request that samples asked for any.
         """
         adjusts = batch.columns["has_penalties"] | batch.columns["has_lists"]
         asks = batch.columns["logprobs"] >= 0
@@ -117,7 +122,7 @@ class SamplingExtras:
             return None
         adjusted = plan_order[adjusts[plan_order]]
         index = np.flatnonzero(asks[plan_order])
-        if not len(adjusted) and not len(index):  # those who want it do not sample yet
+        if not len(adjusted) and not len(index):  # the requests that need it do not sample in this step
             return None
         asked = plan_order[index]
         arrays = [slots[asked].astype(np.int32)]
@@ -139,8 +144,8 @@ class SamplingExtras:
     def rehearse(
         self, logits: torch.Tensor, columns: StepColumns[torch.Tensor], positions: torch.Tensor
     ) -> None:
-        """Launches for nobody what only some requests ask for, so that the first of them need not wait for
-        the compiler."""
+        """Launches all kernels of this module without a request, so that the first request that needs them
+        does not wait for the compiler."""
         nobody = np.full(1, -1)
         nobodys = SamplingTable(1).select(np.zeros(1, dtype=np.int64), nobody)
         nobodys.lists[0] = _SOME_LISTS
@@ -204,7 +209,7 @@ class SamplingExtras:
 
 
 def sampling_columns(columns: StepColumns[torch.Tensor], positions: torch.Tensor) -> SamplingColumns:
-    """How the slots of a step sample, whose tokens go to these positions."""
+    """The sampling kernel's arguments for a step whose sampled tokens go to these positions."""
     return SamplingColumns(
         **columns.sampling, draw=columns.draws, rows=columns.sampling_rows, positions=positions
     )
@@ -226,7 +231,7 @@ _SOME_LISTS = TokenLists(
 
 
 def _host_arrays(batch: SamplingBatch, slots: IntArray) -> list[np.ndarray]:
-    """What `_on_device` expects: int32 and fp32, in its order."""
+    """The arrays that `_on_device` expects, in its order, int32 and fp32."""
     columns = batch.columns
     too_short = batch.positions - columns["num_prompt_tokens"] < columns["min_tokens"]
     lists = [batch.lists.get(i, _NO_LISTS) for i in range(len(slots))]
@@ -259,17 +264,17 @@ def _host_arrays(batch: SamplingBatch, slots: IntArray) -> list[np.ndarray]:
 
 
 def _ragged(lists: list[IntArray]) -> tuple[np.ndarray, np.ndarray]:
-    """All of them one after another, and where each begins and the last ends; int32."""
+    """(the concatenated lists, their `_offsets`), both int32."""
     return np.concatenate(lists).astype(np.int32), _offsets([len(each) for each in lists])
 
 
 def _offsets(sizes: list[int]) -> np.ndarray:
-    """Where each of some arrays begins that lie one after another, and where the last ends; int32."""
+    """The offsets at which concatenated arrays of these sizes begin, and the end of the last; int32."""
     return np.cumsum([0, *sizes], dtype=np.int32)
 
 
 def _on_device(arrays: list[torch.Tensor], mask_bits: torch.Tensor) -> _Adjustments:
-    """From what `_host_arrays` gave and the masks of the same rows, once they are there."""
+    """Makes the adjustments from the device copies of `_host_arrays` and of the same rows' masks."""
     index, *rest = arrays
     word_ids, word_offsets, first_words, mask_index = rest[11:]
     return _Adjustments(
@@ -282,7 +287,7 @@ def _on_device(arrays: list[torch.Tensor], mask_bits: torch.Tensor) -> _Adjustme
 
 
 class _Masks:
-    """Pinned memory for the masks of a step's rows, and their place on the device; see Staging."""
+    """Pinned host memory and device memory for the masks of a step's rows; see Staging."""
 
     def __init__(self, num_turns: int, max_rows: int, vocab_size: int, device: torch.device) -> None:
         shape = (max_rows, mask_words(vocab_size))
@@ -292,7 +297,7 @@ class _Masks:
         self._device = torch.zeros(shape, dtype=torch.int32, device=device)
 
     def send(self, masks: Mapping[int, U32Array]) -> torch.Tensor:
-        """Starts the copy of some masks, in their order; returns the whole place on the device."""
+        """Starts the copy of these masks, in order. Returns the device tensor for all rows."""
         if masks:
             self._turn = (self._turn + 1) % len(self._host)
             staged = self._host[self._turn, : len(masks)]

@@ -1,4 +1,4 @@
-"""Finds the prefix that most of a step's decodes share, so that attention reads it once for all of them."""
+"""Finds a prefix that many of a step's decodes share, so that attention reads it once for all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.attention.interface import IntArray
 
-# Reads of context that must be saved, in tokens, for the extra launch in each layer to be worth it.
+# The least number of context tokens whose reads must be saved to pay for the extra launch in each layer.
 MIN_SAVED_TOKENS = 8192
 
 
@@ -17,9 +17,9 @@ class SharedPrefix:
     """A prefix that several requests hold in the same blocks.
 
     Attributes:
-        row: one of them.
-        num_tokens: its length, a multiple of the block size.
-        shares: whether each request has it, [S] bool.
+        row: the row of one of these requests.
+        num_tokens: the prefix's length, a multiple of the block size.
+        shares: whether each request has the prefix, [S] bool.
     """
 
     row: int
@@ -32,12 +32,13 @@ def find_shared_prefix(
 ) -> SharedPrefix | None:
     """The prefix that saves the most reads, or None if none saves enough.
 
-    Only prefixes of the requests that begin with the commonest first block are looked at.
+    Considers only requests whose first block is the most common one.
 
     Args:
         block_table: block ids by row, [R, B].
-        rows: of the requests, [S].
-        num_full_blocks: blocks of each that lie wholly before its newest token, [S].
+        rows: the requests' rows, [S].
+        num_full_blocks: number of full blocks before each request's newest token, [S].
+        block_size: tokens per block.
     """
     if len(rows) * int(num_full_blocks.max(initial=0)) * block_size < MIN_SAVED_TOKENS:
         return None
@@ -46,7 +47,7 @@ def find_shared_prefix(
     candidates = np.flatnonzero((first == counts.argmax()) & (num_full_blocks > 0))
     if len(candidates) < 2:
         return None
-    # The longest holds every prefix that two of them can share with it.
+    # Shared prefixes are looked for between the longest candidate and each of the others.
     longest = candidates[num_full_blocks[candidates].argmax()]
     width = int(num_full_blocks[longest])
     tables = block_table[rows[candidates], :width]
@@ -55,7 +56,7 @@ def find_shared_prefix(
     )
     lengths = np.where(same.all(axis=1), width, same.argmin(axis=1))
     sorted_lengths = np.sort(lengths)[::-1]
-    # With the k longest sharing, all but one of k readers are saved.
+    # If the k requests with the longest common prefixes share one, k - 1 of k reads are saved.
     saved = sorted_lengths * np.arange(len(sorted_lengths)) * block_size
     best = int(saved.argmax())
     if saved[best] < MIN_SAVED_TOKENS:

@@ -1,4 +1,4 @@
-"""Small arrays of a step on their way to the device: whatever their number, one copy carries them all."""
+"""Copies the small arrays of a step to the device, all in one copy."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT
 
-# Buffers that steps take in turns: one is written again only after the result of the step that took it was
-# read, so that two more than can be in flight are plenty.
+# The number of buffers that steps use in turns. A buffer is rewritten only after the result of the step that
+# used it was read, so two more than there are steps in flight are enough.
 NUM_TURNS = MAX_STEPS_IN_FLIGHT + 2
-# Enough for a batch of common requests; the longest lists of tokens take more.
+# Enough for a batch of ordinary requests; buffers grow for very long lists of tokens.
 _WORDS = 1 << 14
 
 
 class Staging:
-    """Pinned memory that steps take in turns, and its image on the device.
+    """Pinned host buffers that steps use in turns, and one buffer on the device.
 
-    A buffer is written again only `num_turns` steps later, when its copy has long been made. On the device
-    there is one image: work launched on the same stream has read it before the next copy reaches it.
+    A host buffer is rewritten only `num_turns` steps later, when its copy is over. One device buffer is
+    enough, because copies and the kernels that read it run in order on the same stream.
     """
 
     def __init__(self, num_turns: int, device: torch.device) -> None:
@@ -33,7 +33,8 @@ class Staging:
         return torch.zeros(num_words, dtype=torch.int32, pin_memory=device.type == "cuda")
 
     def send(self, arrays: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Starts the copy of flat arrays, each int32 or fp32; on the device they last until the next call."""
+        """Starts the copy of flat arrays, each int32 or fp32. Returns them on the device, valid until the
+        next call."""
         sizes = [len(array) for array in arrays]
         total = sum(sizes)
         self._turn = (self._turn + 1) % len(self._host)

@@ -1,4 +1,4 @@
-"""Lays a plan out as a step's columns: which slot computes what, and how its token is sampled."""
+"""Converts a plan to a step's columns: what each slot computes and how its token is sampled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from engine.sampling.parameters import SamplingBatch
 
 @dataclass(slots=True)
 class StepLayout:
-    """An applied plan in the order of a step's slots: requests that compute and sample one token, then the
-    others.
+    """An applied plan in the order of a step's slots: decodes (requests that compute and sample one token),
+    then chunks.
 
     Attributes:
-        rows, starts, counts: of each request, [S].
-        samples: whether it samples, [S]; true for the first `num_decodes`.
-        num_decodes: how many lead.
-        prefix: what the decodes share, if that is worth a launch of its own.
+        rows, starts, counts: row, first position and number of tokens of each request, [S].
+        samples: whether the request samples a token, [S]; true for the first `num_decodes`.
+        num_decodes: number of decodes.
+        prefix: the prefix that decodes share, if it is worth a separate attention launch.
         plan_index: each request's index in the plan's columns, [S].
         plan_order: the requests that sample, as indices into the slots, in the plan's order.
     """
@@ -46,12 +46,12 @@ class StepLayout:
 
     @property
     def num_chunk_tokens(self) -> int:
-        """Tokens that they compute."""
+        """Tokens that the chunks compute."""
         return int(self.counts[self.num_decodes :].sum())
 
 
 def lay_out(plan: StepPlan) -> StepLayout:
-    """Puts decodes first."""
+    """Makes the layout of an applied plan, with decodes first."""
     rows, starts = plan.rows.astype(np.int64), plan.starts.astype(np.int64)
     counts, samples = plan.counts.astype(np.int64), plan.samples != 0
     is_decode = samples & (counts == 1)
@@ -67,7 +67,7 @@ def lay_out(plan: StepPlan) -> StepLayout:
 
 
 def exact_shape(layout: StepLayout, block_q: int, *, tile_decodes: bool) -> StepShape:
-    """The shape without any padding. With `tile_decodes` attention treats decodes as chunks of one token."""
+    """The shape without padding. With `tile_decodes`, attention treats decodes as chunks of one token."""
     tiled = layout.counts if tile_decodes else layout.counts[layout.num_decodes :]
     return StepShape(
         layout.num_decodes,
@@ -87,7 +87,7 @@ def padded_shape(
     tile_decodes: bool,
     shares_prefix: bool = False,
 ) -> StepShape:
-    """The shape of a graph for up to so many of each."""
+    """The shape of a graph for up to this many decodes, chunks and tokens of chunks."""
     tiles = max_prefill_tiles(num_chunk_tokens, num_chunks, block_q) if num_chunks else 0
     tiles += num_decodes if tile_decodes else 0
     return StepShape(num_decodes, num_chunks, num_chunk_tokens, tiles, shares_prefix)
@@ -102,7 +102,7 @@ def fill_columns(
     block_q: int,
     tile_decodes: bool,
 ) -> None:
-    """Writes everything but the sampling parameters; slots that the layout leaves free become padding."""
+    """Writes all columns except the sampling parameters. Slots without a request become padding."""
     columns.result[0] = result
     d, n = layout.num_decodes, layout.num_chunks
     chunks = slice(shape.num_decodes, shape.num_decodes + n)
@@ -149,7 +149,7 @@ def _fill_tiles(
     counts = layout.counts[begin:]
     request, start = prefill_tiles(counts, layout.starts[begin:] + counts, block_q)
     request += begin
-    # Slots of chunks come after the padding of the decodes.
+    # The chunks' slots come after the padding of the decodes.
     request[request >= d] += shape.num_decodes - d
     columns.tile_request[: len(request)] = request
     columns.tile_request[len(request) :] = -1
@@ -160,7 +160,8 @@ def _fill_tiles(
 def fill_sampling(
     columns: StepColumns[np.ndarray], shape: StepShape, layout: StepLayout, rows: DeviceRows
 ) -> SamplingBatch:
-    """Writes how each slot samples; the batch of all slots of the layout, in its order."""
+    """Writes the sampling parameters of each slot. Returns the parameters of the layout's requests, in its
+    order."""
     ends = layout.starts + layout.counts
     batch = rows.sampling.select(layout.rows, ends)
     d, parameters = layout.num_decodes, batch.columns

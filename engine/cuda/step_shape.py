@@ -1,4 +1,4 @@
-"""The sizes of a step, and where its columns lie in the one buffer that goes to the device.
+"""The sizes of a step, and the layout of its columns in the one buffer that is copied to the device.
 
 A step has `num_decodes` slots that compute and sample one token each, then `num_chunks` slots of requests
 that compute a chunk of tokens, `num_chunk_tokens` in all. Slots of either kind may be padding: under a
@@ -21,13 +21,12 @@ Column = TypeVar("Column", np.ndarray, torch.Tensor)
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """Sizes; the key of a captured graph.
+    """The sizes of a step; the key of a captured graph.
 
     Attributes:
         num_decodes, num_chunks: request slots of either kind.
-        num_chunk_tokens: token slots of the chunks together.
-        num_tiles: tiles that attention cuts the chunks (or, where it makes no difference between the two,
-            all requests) into.
+        num_chunk_tokens: token slots of all chunks.
+        num_tiles: attention tiles of the chunks, or of all requests if attention treats decodes as chunks.
         shares_prefix: whether many of the decodes share a prefix that attention reads once.
     """
 
@@ -39,12 +38,12 @@ class StepShape:
 
     @property
     def num_slots(self) -> int:
-        """Requests, each with a place for a sampled token."""
+        """Request slots, each with room for one sampled token."""
         return self.num_decodes + self.num_chunks
 
     @property
     def num_tokens(self) -> int:
-        """Tokens, decodes first."""
+        """Token slots, decodes first."""
         return self.num_decodes + self.num_chunk_tokens
 
     @property
@@ -61,11 +60,11 @@ class StepColumns(Generic[Column]):
         result: which of the result buffers the step writes, [1].
         rows: the worker row of each slot, -1 for padding, [S].
         starts: position of the first token that each chunk computes, [num_chunks].
-        query_start_loc: where each slot's tokens begin, and the end, [S + 1].
-        tile_request, tile_start: attention's tiles: which slot, and which of its tokens is the first; -1 for
-            padding, [num_tiles].
+        query_start_loc: where each slot's tokens begin, and the end of the last, [S + 1].
+        tile_request, tile_start: each attention tile's slot (-1 for padding) and the first of its tokens,
+            [num_tiles].
         prefix_row, prefix_len: a row that begins with the prefix that decodes share, and its length; [1].
-        prefix_lens: that length for each slot that shares it, 0 for others, [S].
+        prefix_lens: the prefix's length for each slot that shares it, 0 for others, [S].
         logits_index: the last token of each slot, [S].
         sampling_rows: the row that samples in each slot, -1 where none does, [S].
         sampling: the parameters of SamplingRecord that the sampling kernel reads, by name, each [S].
@@ -88,7 +87,7 @@ class StepColumns(Generic[Column]):
 
 
 def _layout(shape: StepShape) -> Iterator[tuple[str, int, str]]:
-    """(column, number of elements, element type) in order."""
+    """(column, number of elements, element type) of every column, in order."""
     slots = shape.num_slots
     yield "result", 1, "i4"
     yield "rows", slots, "i4"

@@ -1,1 +1,1 @@
-"""What every runner shares: its protocol, the rows on the host, and what a step does for prompts."""
+"""What all runners share: their protocol, the host's record of rows, and prompt logprobs and pooling."""

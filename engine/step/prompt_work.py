@@ -1,7 +1,7 @@
-"""What a step tells of prompts beside the tokens it samples: log probabilities and pooled hidden states.
+"""Prompt logprobs and pooled hidden states: what a step returns for prompts besides sampled tokens.
 
-Few requests ask for either. `find_prompt_work` says what of it a plan's step has to do; how it is done is
-each runner's.
+Few requests ask for either. `find_prompt_work` determines what a plan's step has to compute; each runner
+implements the computation.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from engine.step.row_ledger import PlanError, RowLedger
 
 @dataclass(frozen=True, slots=True)
 class LogprobsChunk:
-    """Prompt tokens of one request of which a step tells the log probabilities.
+    """Prompt tokens of one request whose prompt logprobs a step returns.
 
     Attributes:
-        index: of the request, into the plan's columns.
+        index: the request's index in the plan's columns.
         row: its row.
-        start: position of the first token it computes. The first token told of is the next one.
-        count: how many are told of, at least 1.
+        start: position of the first token that the step computes. Prompt logprobs begin with the next token.
+        count: number of tokens with prompt logprobs, at least 1.
         num_top: top entries of each.
     """
 
@@ -42,11 +42,11 @@ class PooledChunk:
     """Positions of one request that a step adds to a pooled state.
 
     Attributes:
-        index: of the request, into the plan's columns.
+        index: the request's index in the plan's columns.
         row: its row.
-        begin, end: of its tokens that count, as offsets into those that it computes; none if they are equal.
-        continues: whether the row holds a state already that this is added to.
-        divisor: of the sum, where this is all of it; 0 where more is to come.
+        begin, end: the range of tokens to add, as offsets into those that the step computes; may be empty.
+        continues: whether the row already holds a partial sum to add to.
+        divisor: the sum is complete and is divided by this; 0 if more chunks follow.
     """
 
     index: int
@@ -59,17 +59,17 @@ class PooledChunk:
 
 @dataclass(frozen=True, slots=True)
 class PromptWork:
-    """All of one step; at least one of either."""
+    """The prompt logprobs and pooling of one step; at least one of the two is not empty."""
 
     logprobs: Sequence[LogprobsChunk]
     pooled: Sequence[PooledChunk]
 
 
 def find_prompt_work(plan: StepPlan, rows: RowLedger) -> PromptWork | None:
-    """What an applied and checked plan has to tell of prompts; None if nothing.
+    """The prompt logprobs and pooling that an applied and checked plan requires; None if there are none.
 
     Raises:
-        PlanError: it is more than one result holds.
+        PlanError: they do not fit into one result.
     """
     if not rows.watched:
         return None
@@ -116,11 +116,11 @@ def _check_limits(logprobs: list[LogprobsChunk], pooled: list[PooledChunk], limi
 
 @dataclass(frozen=True, slots=True)
 class LogprobsPlaces:
-    """Where a step finds N prompt tokens that it tells of, chunk after chunk.
+    """Indices for N prompt tokens whose prompt logprobs a step returns, chunk after chunk.
 
     Attributes:
-        hidden: of the position before each, among the step's tokens, [N].
-        targets: of each token, among the flattened rows' token ids, [N].
+        hidden: index of the position before each token, among the step's tokens, [N].
+        targets: index of each token in the flattened token ids of all rows, [N].
         num_top: the most top entries that any chunk asks for.
     """
 
@@ -130,7 +130,8 @@ class LogprobsPlaces:
 
 
 def logprobs_places(chunks: Sequence[LogprobsChunk], begins: IntArray, max_model_len: int) -> LogprobsPlaces:
-    """Of the chunks of a step in which the requests' tokens begin at `begins`, in the plan's order."""
+    """The indices for the chunks of a step. `begins` says where the tokens of each request of the plan begin,
+    in the plan's order."""
     hidden = [begins[chunk.index] + np.arange(chunk.count) for chunk in chunks]
     targets = [chunk.row * max_model_len + chunk.start + 1 + np.arange(chunk.count) for chunk in chunks]
     return LogprobsPlaces(
@@ -141,7 +142,7 @@ def logprobs_places(chunks: Sequence[LogprobsChunk], begins: IntArray, max_model
 def split_logprobs(
     chunks: Sequence[LogprobsChunk], logprobs: np.ndarray, top_ids: np.ndarray, top_logprobs: np.ndarray
 ) -> list[PromptLogprobs]:
-    """The entries of a step's result, from arrays over all of its places; copies nothing."""
+    """Splits arrays over all tokens into the entries of a step's result. The entries are views."""
     entries, begin = [], 0
     for chunk in chunks:
         end, top = begin + chunk.count, slice(chunk.num_top)

@@ -1,6 +1,6 @@
-"""What every runner knows on the host about the requests in its rows: lengths, blocks and parameters.
+"""The host's record of the requests in a runner's rows: lengths, blocks and sampling parameters.
 
-All of it follows from the plans alone, so that a plan can be checked and laid out without asking the device.
+All of it follows from the plans, so that a plan can be checked and laid out without reading from the device.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class RowLedger(ABC):
     """Rows of a worker, mutated by `apply` (from plans) and by whoever appends sampled tokens.
 
     Attributes:
-        num_tokens: each row's length, sampled tokens included, [max_num_seqs]; 0 where the row is free.
-        num_blocks: entries of each row's block table, in each KV group.
+        num_tokens: each row's length, including sampled tokens, [max_num_seqs]; 0 if the row is free.
+        num_blocks: entries of each row's block table, in each KV group, [max_num_seqs].
         adapter_ids: the adapter of each row, [max_num_seqs]; 0 is none.
-        sampling: parameters by row.
-        watched: rows whose request asks for something of its prompt, until all of that is computed.
+        sampling: sampling parameters by row.
+        watched: rows whose request asks for prompt logprobs or pooling, until its prompt is computed.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -38,16 +38,16 @@ class RowLedger(ABC):
         self.adapter_ids: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.sampling = SamplingTable(limits.max_num_seqs)
         self.watched: set[int] = set()
-        # Of rows with pooling: tokens that are in the pooled state.
+        # For rows with pooling: the number of tokens in the pooled state.
         self._num_pooled: dict[int, int] = {}
 
     @abstractmethod
     def _write_tokens(self, row: int, token_ids: np.ndarray) -> None:
-        """Puts a new request's tokens into its row."""
+        """Writes a new request's tokens into its row."""
 
     @abstractmethod
     def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
-        """Puts block ids into one KV group's block tables of rows, one entry each."""
+        """Writes block ids into one KV group's block tables, each at its row and column."""
 
     def reset(self) -> None:
         """Frees every row."""
@@ -57,10 +57,10 @@ class RowLedger(ABC):
         self._num_pooled.clear()
 
     def apply(self, plan: StepPlan) -> None:
-        """Frees rows, adds new requests and appends blocks, as the plan says, and checks what it copies.
+        """Frees rows, adds new requests and appends blocks as the plan says, and checks its block copies.
 
         Raises:
-            PlanError: the plan is inconsistent. Rows it frees are free even then.
+            PlanError: the plan is inconsistent. The rows that it frees are free even then.
         """
         self._free(plan.freed_rows.astype(np.int64))
         for request in plan.new_requests:
@@ -70,10 +70,11 @@ class RowLedger(ABC):
             self._check_copies(plan.copied_blocks)
 
     def check_schedule(self, plan: StepPlan) -> None:
-        """Checks what an applied plan computes.
+        """Checks the tokens that an applied plan computes.
 
         Raises:
-            PlanError: it computes too many tokens, or tokens that a row does not have or has no block for.
+            PlanError: there are too many tokens, or tokens that a row does not have or has no block for, or a
+                row that must or must not sample, or a mask is wrong.
         """
         counts = plan.counts.astype(np.int64)
         ends = plan.starts.astype(np.int64) + counts
@@ -97,7 +98,7 @@ class RowLedger(ABC):
             self._check_masks(plan)
 
     def _check_pooling(self, plan: StepPlan, samples: np.ndarray) -> None:
-        """Checks the rows with pooling, and clears `samples` of them."""
+        """Checks the rows with pooling, and clears their entries in `samples`."""
         pooled = np.isin(plan.rows, list(self._num_pooled))
         samples &= ~pooled
         in_order = np.ones(len(pooled), dtype=bool)
@@ -189,7 +190,7 @@ class RowLedger(ABC):
         return "1 KV group" if count == 1 else f"{count} KV groups"
 
     def _write_groups(self, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
-        """Puts block ids into the block tables of all groups, whose ids follow each other."""
+        """Writes block ids, given group after group, into the block tables of all KV groups."""
         for group, own in enumerate(block_ids.reshape(self.limits.num_kv_groups, len(rows))):
             self._write_blocks(group, rows, columns, own)
 

@@ -1,4 +1,4 @@
-"""What the worker needs of whatever runs its plans. No torch: an engine without a model needs none."""
+"""The interface between the worker and its runner. It imports no torch, for engines without a model."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import u32
 
-# The error of a step over a model that computes NaN or infinity.
+# The error of a step whose logits contain NaN or infinity.
 NOT_FINITE = "the model's logits are not finite"
 
 
 class PendingStep(Protocol):
-    """A step that was launched and whose result may not be there yet."""
+    """A launched step, whose result may not be available yet."""
 
     def done(self) -> bool:
         """Whether `result` would return without waiting."""
 
     def result(self) -> StepResult:
-        """The step's result; waits for the device. An error is a result too."""
+        """Waits for the device and returns the step's result, which carries an error if the step failed."""
 
 
 class DeviceLost(Exception):
@@ -46,48 +46,50 @@ class FinishedStep:
 
 
 class Runner(Protocol):
-    """Executes plans in order; owns the requests' rows and the KV pool. One thread uses it."""
+    """Executes plans in order; owns the requests' rows and the KV pool. Used by one thread only."""
 
     def reset(self) -> None:
         """Forgets every request."""
 
     def launch(self, plan: StepPlan) -> PendingStep:
-        """Starts one step. Never raises: a failure becomes a result with an error, the last one if the device
-        is lost.
+        """Starts one step. Never raises: on a failure the result carries an error, and is marked as the last
+        one if the device is lost.
         """
 
     def work_ahead(self) -> bool:
-        """Does one piece of work, of some tens of milliseconds, that only makes later steps faster; whether
-        there is more of it. To be called between launches.
+        """Does one piece of optional work that makes later steps faster and takes some tens of milliseconds.
+        Returns whether there is more. Call it between launches.
 
         Raises:
-            DeviceLost: the device failed over it.
+            DeviceLost: the device failed during the work.
         """
 
 
 class GroupMember(Protocol):
-    """A rank's membership in its group, which meets again for every scheduler."""
+    """A rank's membership in its group, which is formed anew for every scheduler."""
 
     def join(self, rendezvous: str) -> None:
-        """Meets the other ranks, by a file that is new for each meeting.
+        """Joins the other ranks through a rendezvous file, which is new each time.
 
         Raises:
-            OSError: they did not all come.
+            OSError: not all ranks joined.
         """
 
     def watch(self, control_fd: int) -> None:
-        """From now on, once the descriptor is readable, steps that wait for other ranks fail."""
+        """Makes steps that wait for other ranks fail once the descriptor is readable."""
 
     def leave(self) -> None:
-        """Ends the membership; the other ranks notice."""
+        """Leaves the group; the other ranks are notified."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedWorker:
-    """A runner and what a scheduler is told about it.
+    """A runner and the facts about it for the scheduler.
 
     Attributes:
-        group: where it is one of several ranks.
+        runner: executes the plans.
+        facts: sent to the scheduler.
+        group: the rank's group; None if there is only one rank.
     """
 
     runner: Runner

@@ -1,1 +1,1 @@
-"""The KV pool as the scheduler sees it: blocks, their hashes, and which prefixes they hold."""
+"""The KV block pool: blocks, their hashes and the prefix cache."""

@@ -1,4 +1,4 @@
-"""What names a full KV block: a hash of all tokens up to its end."""
+"""Hashes that identify full KV blocks: each covers all tokens up to the block's end."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import numpy as np
 
 BlockHash = bytes
 ROOT_HASH: BlockHash = b""
-"""The parent of a first block, unless `root_hash` gives another."""
+"""The parent hash of a first block, unless `root_hash` gives another."""
 
 _MAX_CHAINS = 64
 
 
 def root_hash(cache_salt: str, adapter_id: int = 0) -> BlockHash:
-    """The parent of the first blocks of requests with this salt and adapter, so that only they share them."""
+    """The parent hash of first blocks. Only requests with the same salt and adapter share blocks."""
     if not cache_salt and not adapter_id:
         return ROOT_HASH
-    # Personalized, as a salt may have the very bytes of a block's tokens.
+    # Personalized, because a salt may have the same bytes as a block's tokens.
     salt = adapter_id.to_bytes(8, "little") if adapter_id else b""
     return blake2b(cache_salt.encode(), digest_size=16, person=b"salt", salt=salt).digest()
 
 
 def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> list[BlockHash]:
-    """The chained hashes of consecutive full blocks: each 16 bytes over its parent's hash and its tokens.
+    """The chained hashes of consecutive full blocks, 16 bytes each, over the parent's hash and the tokens.
 
-    A cryptographic hash, because a collision would hand one user another's context.
+    The hash is cryptographic, because a collision would give one user another's context.
 
     Args:
-        parent: of the block before, or a root.
-        token_ids: of the blocks, a whole number of them.
+        parent: hash of the block before, or a root.
+        token_ids: the blocks' tokens; a multiple of the block size.
         block_size: tokens per block.
     """
     assert len(token_ids) % block_size == 0
@@ -43,8 +43,8 @@ def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> li
 
 
 class RecentChains:
-    """Chains hashed lately, so that the common beginning of many prompts is hashed once and then compared,
-    which is a hundred times cheaper. Of chains with the same root and first block the last is remembered.
+    """A cache of recent hash chains. The common prefix of many prompts is hashed once and then compared,
+    which is a hundred times cheaper. Of chains with the same root and first block, the latest is kept.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -52,7 +52,7 @@ class RecentChains:
         self._chains: dict[bytes, tuple[array[int], list[BlockHash]]] = {}
 
     def hash(self, token_ids: array[int], root: BlockHash = ROOT_HASH) -> list[BlockHash]:
-        """The hashes of the full blocks of a prompt, the first of which has `root` as its parent."""
+        """The hashes of a prompt's full blocks; `root` is the parent of the first."""
         block_size = self._block_size
         token_ids = token_ids[: len(token_ids) // block_size * block_size]
         first = root + token_ids[:block_size].tobytes()

@@ -1,8 +1,8 @@
-"""Which blocks begin with which tokens, for requests that go on differently in the middle of one.
+"""Finds cached blocks by their first tokens, for requests that diverge in the middle of a block.
 
-A block that is full is found by its hash, and shared. One that is not, or of which a request wants only the
-first tokens, is found here and copied: its keys and values up to where the request differs need not be
-computed again.
+A full block is found by its hash and shared. A block that is not full, or of which a request can use only the
+first tokens, is found here and copied, so that its keys and values up to the point where the request differs
+need not be computed again.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from dataclasses import dataclass
 from scheduler.blocks.hashes import BlockHash
 
 Place = tuple[BlockHash, str]
-"""Where a block is: the hash of the block before it, or a root; and whose it is. What one client sent is not
-copied for another, who could find it out token by token from how much of a guess was there already.
+"""A block's position: the hash of the block before it, or a root, and the client. Blocks are not copied
+between clients, because one could guess another's prompt token by token from the number of cached tokens.
 """
 _MAX_CANDIDATES = 32
-"""Blocks remembered of those that follow the same one, the latest: what a search looks at. There is room for
-the beams of a prompt and those that they come from.
+"""The most blocks remembered per place, the latest ones; a search compares them all. There is room for the
+beams of a prompt and the beams they come from.
 """
 _NO_TOKENS = array("I")
 
 
 @dataclass(frozen=True, slots=True)
 class PartialHit:
-    """A block whose first tokens are a request's next ones.
+    """A block whose first tokens are a request's next tokens.
 
     Attributes:
-        block_id: to be copied.
-        num_tokens: how many they are.
+        block_id: the block to copy.
+        num_tokens: how many tokens match.
     """
 
     block_id: int
@@ -37,13 +37,13 @@ class PartialHit:
 
 
 class PartialBlocks:
-    """The first tokens of blocks, by their place.
+    """The first tokens of blocks, by place.
 
-    A step copies before it computes. So what a step computes can be copied by the next one at the earliest:
-    steps are counted here, and what was put in since the last one began is not found in it.
+    A step copies blocks before it computes, so what it computes can be copied by the next step at the
+    earliest. Steps are counted here, and blocks put in during a step are not found in it.
 
-    Every block that a prompt fills is put in, so what is kept of it is in columns, by its id: little is made
-    for it, and hardly anything for the garbage collector to visit.
+    Every block that a prompt fills is put in, so the data is kept in columns, by block id: few objects are
+    created and the garbage collector has little to visit.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -57,20 +57,19 @@ class PartialBlocks:
         return self._places[block_id] is not None
 
     def begin_step(self) -> None:
-        """What was put in so far may be found from now on."""
+        """Begins a step: blocks put in so far can be found from now on."""
         self._step += 1
 
     def put(self, block_id: int, place: Place, token_ids: array[int]) -> int | None:
         """Remembers a block.
 
         Args:
-            block_id: held; what was known of it is a beginning of this.
-            place: its own.
-            token_ids: those, one at least, whose keys and values the steps planned so far compute into it,
-                from its first on.
+            block_id: a held block. If it was put in before, those tokens were a prefix of these.
+            place: the block's place.
+            token_ids: its first tokens, at least one, whose keys and values the steps planned so far compute.
 
         Returns:
-            The block that is forgotten for it, if there were too many in its place.
+            The block that was forgotten, if there were too many in this place; else None.
         """
         if self._places[block_id] is not None:
             self.drop(block_id)
@@ -103,15 +102,15 @@ class PartialBlocks:
         self._tokens[block_id] = _NO_TOKENS
 
     def clear(self) -> None:
-        """Forgets all."""
+        """Forgets all blocks."""
         for block_ids in self._by_place.values():
             for block_id in block_ids:
                 self._forget(block_id)
         self._by_place.clear()
 
     def find(self, place: Place, token_ids: array[int]) -> PartialHit | None:
-        """The block in this place that begins with the most of these tokens, of which there is one at least;
-        None if none begins with any.
+        """The block in this place that shares the longest prefix with `token_ids` (at least one token); None
+        if none shares any.
         """
         best, longest, first = -1, 0, token_ids[0]
         for block_id in reversed(self._by_place.get(place, ())):
@@ -123,7 +122,7 @@ class PartialBlocks:
         return PartialHit(best, longest) if longest else None
 
     def check(self) -> None:
-        """Asserts its invariants. For tests."""
+        """Asserts the invariants. For tests."""
         found = {block_id: place for place, ids in self._by_place.items() for block_id in ids}
         assert found == {i: place for i, place in enumerate(self._places) if place is not None}
         assert sum(map(len, self._by_place.values())) == len(found)

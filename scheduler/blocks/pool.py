@@ -1,10 +1,10 @@
-"""The KV blocks of one replica: who holds them, what they contain, which goes next when memory is short.
+"""The KV blocks of one replica: their reference counts, their content, and the order of eviction.
 
-Every block is either held (ref_count > 0) or in the free queue. A full block whose content is known carries
-the chained hash of all tokens up to its end; it stays findable by that hash after its last holder let go,
-until it is evicted to be written anew. The free queue is in order of eviction: least recently used first, and
-of the blocks that a request lets go, the tail of its sequence before the head. A block that is not full can
-be found by its first tokens; of those that are free, few are kept among the others.
+Every block is either held (ref_count > 0) or in the free queue. A full block whose content is known has the
+chained hash of all tokens up to its end; it can be found by that hash even when it is free, until it is
+evicted and reused. The free queue is in order of eviction: least recently used first, and of the blocks that
+one request releases, the tail of its sequence before the head. A block that is not full can be found by its
+first tokens; only a few such blocks are kept while they are free.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from scheduler.blocks.hashes import BlockHash
 from scheduler.blocks.partial import PartialBlocks, Place
 
-# Of the pool's blocks, the part that may be free and kept for their first tokens alone; and at least so many.
-# Every request leaves one, which would push as many full ones out.
+# At most one in _KEPT_SHARE blocks, but at least _MIN_KEPT, may be free and kept only for its first tokens.
+# Every request leaves one such block, and without a limit they would evict as many full ones.
 _KEPT_SHARE = 32
 _MIN_KEPT = 8
 
@@ -42,7 +42,7 @@ class BlockPool:
         enable_caching: whether content is remembered; without it `publish` and `lookup` do nothing.
 
     Attributes:
-        partial: the blocks that can be found by their first tokens.
+        partial: the index of blocks by their first tokens.
     """
 
     def __init__(self, num_blocks: int, *, enable_caching: bool = True) -> None:
@@ -61,7 +61,7 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds, cached or not."""
+        """Blocks that no request holds, cached or not."""
         return self._num_free
 
     @property
@@ -98,7 +98,7 @@ class BlockPool:
         return taken
 
     def lookup(self, hashes: Iterable[BlockHash]) -> list[int]:
-        """Block ids of the longest run of these hashes, from the first, that is cached."""
+        """Ids of the cached blocks for the longest prefix of `hashes`."""
         found = []
         for block_hash in hashes:
             block = self._by_hash.get(block_hash)
@@ -121,7 +121,7 @@ class BlockPool:
             block.ref_count += 1
 
     def publish(self, block_id: int, block_hash: BlockHash) -> None:
-        """Makes a held, full block findable by its content. Of several with equal content the first stays."""
+        """Makes a held, full block findable by its hash. Of blocks with equal content only the first is."""
         if not self._enable_caching or block_hash in self._by_hash:
             return
         block = self._blocks[block_id]
@@ -139,16 +139,16 @@ class BlockPool:
             self._keep_no_more(self._blocks[forgotten])
 
     def _keep_no_more(self, block: _Block) -> None:
-        """Makes a free block the next to be evicted, as nothing finds it."""
+        """Forgets a free block's first tokens and moves it to the front of the eviction order."""
         del self._kept[block.block_id]
         self.partial.drop(block.block_id)
         self._unlink(block)
         self._link(block, self._queue, self._queue.next)
 
     def release(self, block_ids: Sequence[int]) -> None:
-        """Removes a holder from each block of a sequence, given head first. Blocks that nobody holds any
-        more become free: those that nothing finds are reused first, the others last, tail before head. Of
-        those that are found by their first tokens alone, the latest are kept.
+        """Removes a holder from each block of a sequence, given head first. Blocks without holders become
+        free: those that cannot be found are reused first, the others last, tail before head. Of those that
+        can be found only by their first tokens, the latest are kept.
         """
         blocks, queue = self._blocks, self._queue
         for block_id in reversed(block_ids):
@@ -167,7 +167,7 @@ class BlockPool:
                     self._link(block, queue, queue.next)
 
     def forget(self) -> None:
-        """Forgets all content, as when the KV memory was lost. Holders stay."""
+        """Forgets all cached content, for example when the KV memory was lost. Reference counts stay."""
         for block in self._by_hash.values():
             block.block_hash = None
         self._by_hash.clear()

@@ -1,4 +1,4 @@
-"""Which blocks of which request can be found by their content, to be shared or copied."""
+"""The prefix cache: publishes requests' blocks, and finds cached blocks to share or copy."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from scheduler.blocks.pool import BlockPool
 from scheduler.request import Request
 from scheduler.rows import IntArray, Rows
 
-# Fewer tokens than a block's part by this are computed sooner than copied, beside others.
+# Less than 1 / _LEAST_COPIED of a block is computed faster, together with other tokens, than copied.
 _LEAST_COPIED = 4
 
 
 class Prefixes:
-    """Publishes blocks once they are full of known tokens, computed by the steps planned so far, and finds
-    them again. It owns the hashes of the requests' blocks and how many are published; pool and rows are the
-    scheduler's.
+    """Publishes blocks once they are full of known tokens that the steps planned so far compute, and finds
+    them again. It owns `block_hashes` and `num_published_blocks` of requests; the scheduler owns pool and
+    rows.
 
     Attributes:
-        is_enabled: whether anything is published and found; may be changed while nothing runs.
+        is_enabled: whether blocks are published and found; may be changed while nothing runs.
     """
 
     def __init__(self, block_size: int, pool: BlockPool, rows: Rows, *, enabled: bool) -> None:
@@ -29,7 +29,7 @@ class Prefixes:
         self._recent_chains = RecentChains(block_size)
 
     def find(self, request: Request) -> list[int]:
-        """The cached blocks of a waiting request's beginning that it may use."""
+        """The cached blocks that a waiting request can share, for its longest cached prefix."""
         if not self.is_enabled:
             return []
         if not request.block_hashes:
@@ -39,8 +39,9 @@ class Prefixes:
         return self._pool.lookup(request.block_hashes[:num_blocks])
 
     def find_partial(self, request: Request, num_blocks: int) -> PartialHit | None:
-        """The block to copy the beginning of a waiting request's next one from, after so many that `find`
-        found, if that pays. It leaves a token to compute that needs no mask.
+        """The block whose first tokens a waiting request can copy, for the block after the `num_blocks` that
+        `find` found; None if there is none or copying does not pay. At least one token that needs no mask
+        is left to compute.
         """
         if not self.is_enabled:
             return None
@@ -55,11 +56,11 @@ class Prefixes:
         return hit if leaves_one or hit.num_tokens * _LEAST_COPIED >= self._block_size else None
 
     def _place(self, request: Request, index: int) -> Place:
-        """Of a request's block."""
+        """The place of a request's block number `index`."""
         return (request.block_hashes[index - 1] if index else request.root_hash, request.client)
 
     def publish_filled(self, rows: IntArray, ends: IntArray) -> None:
-        """Publishes what became full when the requests in these rows grew to `ends`."""
+        """Publishes the blocks that became full when the requests in these rows grew to `ends` tokens."""
         state, at_border = self._rows, ends % self._block_size == 0
         rows = rows[at_border]
         if not len(rows):
@@ -70,7 +71,7 @@ class Prefixes:
             self.publish(request)
 
     def publish(self, request: Request) -> None:
-        """Publishes what is full of a running request's blocks."""
+        """Publishes the full blocks of a running request."""
         computed = min(self._rows.num_computed.item(request.row), len(request.token_ids))
         full = min(computed // self._block_size, len(request.block_ids))
         first = request.num_published_blocks
@@ -82,8 +83,8 @@ class Prefixes:
         request.num_published_blocks = full
 
     def publish_chunk(self, request: Request) -> None:
-        """Publishes what a chunk has filled of a running request's blocks, which can also be copied in part.
-        That is not worth it for those that fill while all decode: sequences part in a prompt, or at an end.
+        """Publishes the blocks that a prefill chunk filled, for sharing and for copying in part. Blocks that
+        decodes fill are only shared, because sequences diverge within a prompt or at an end.
         """
         first, size = request.num_published_blocks, self._block_size
         self.publish(request)
@@ -95,7 +96,7 @@ class Prefixes:
             self._pool.remember(request.block_ids[index], self._place(request, index), known)
 
     def publish_last(self, request: Request) -> None:
-        """Has what is known and computed of a running request's last block, which is not full, be found."""
+        """Makes the known, computed tokens of a running request's last, partly filled block findable."""
         end = min(self._rows.num_computed.item(request.row), len(request.token_ids))
         index = end // self._block_size
         if self.is_enabled and end % self._block_size and request.num_published_blocks == index:

@@ -1,1 +1,1 @@
-"""Masks for requests with constraints: made in threads, handed to the event loop."""
+"""Token masks for constrained requests: computed in threads, passed to the event loop."""

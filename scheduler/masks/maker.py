@@ -1,8 +1,8 @@
-"""Masks for requests with constraints, made in threads while everything else goes on.
+"""Computes token masks for constrained requests, in threads.
 
-The event loop says which tokens a request has gained and takes what is ready; threads compile constraints,
-advance matchers and compute masks, for which llguidance lets go of the interpreter's lock. Compiling has a
-thread of its own, because it may take seconds.
+The event loop reports the tokens a request has gained and takes finished masks. Threads compile constraints,
+advance matchers and compute masks; llguidance releases the GIL meanwhile. Compiling has its own thread,
+because it may take seconds.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _MAX_MASK_THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class MaskOutcome:
-    """What came of a request's tokens.
+    """The result of advancing a request's matcher by its new tokens.
 
     Attributes:
         request: the request.
-        mask: what may come after them; None if only the end may, or there is an error.
-        error: why it cannot go on.
+        mask: the tokens allowed next; None if the output is complete, or on an error.
+        error: why the request cannot continue; None if it can.
     """
 
     request: Request
@@ -57,18 +57,18 @@ _Queue = SimpleQueue[_Task | None]
 
 
 class MaskMaker:
-    """The matchers of all open requests with constraints over one model.
+    """The matchers of all open constrained requests of one model.
 
-    Called on one thread, the event loop's. Its own threads start at the first request and do not keep the
+    Call it on the event loop's thread only. Its own threads start with the first request and do not keep the
     process alive.
 
     Args:
-        facts: of the model.
-        wake: called, from any thread, when `take` has something.
+        facts: the worker's facts about the model.
+        wake: called, from any thread, when `take` has an outcome.
 
     Attributes:
-        num_under_way: requests of which something is to be taken yet.
-        num_awaited: those of them that have gained a token.
+        num_under_way: outcomes that are not taken yet.
+        num_awaited: those of them that follow a sampled token, rather than begin a request.
     """
 
     def __init__(self, facts: WorkerFacts, wake: Callable[[], None]) -> None:
@@ -83,11 +83,11 @@ class MaskMaker:
 
     @property
     def num_open(self) -> int:
-        """Requests begun and not forgotten."""
+        """Requests that were begun and not forgotten yet."""
         return len(self._matchers)
 
     def begin(self, request: Request) -> None:
-        """Takes up a request with whatever output it has already."""
+        """Starts computing the first mask of a request, which may have output already."""
         assert request.constraint is not None
         if self._num_threads == 0:
             self._start_threads()
@@ -99,7 +99,7 @@ class MaskMaker:
         (self._to_compile if matcher is None else self._to_advance).put(task)
 
     def prepare(self) -> None:
-        """Reads the tokenizer now, in a thread, so that the first request need not wait for it."""
+        """Loads the tokenizer in a thread, so that the first constrained request does not wait for it."""
         threading.Thread(target=self._prepare, name="vocabulary", daemon=True).start()
 
     def _prepare(self) -> None:
@@ -109,16 +109,16 @@ class MaskMaker:
             logger.info("requests with structured output will be refused: %s", error.message)
 
     def check(self, constraint: StructuredOutput) -> None:
-        """Compiles a constraint here and now, which blocks; only while nothing is under way.
+        """Compiles a constraint and blocks meanwhile. Call it only while nothing is under way.
 
         Raises:
-            PagewireError: it cannot be served.
+            PagewireError: the constraint cannot be served.
         """
         assert self.num_under_way == 0
         self._grammars.compile(constraint)
 
     def advance(self, request: Request) -> None:
-        """Takes the token that a request has just gained."""
+        """Starts computing the next mask of a request that has just gained a token."""
         assert request.constraint is not None
         matcher = self._matchers[request]
         assert matcher is not None, "it was sampled without a mask"
@@ -128,11 +128,11 @@ class MaskMaker:
         self._to_advance.put(task)
 
     def forget(self, request: Request) -> None:
-        """Lets a request go that has ended."""
+        """Drops the matcher of a request that has ended."""
         self._matchers.pop(request, None)
 
     def take(self) -> list[MaskOutcome]:
-        """What is ready, of requests that have not ended."""
+        """Takes the finished outcomes of requests that have not ended."""
         outcomes = []
         while self._done:
             task, outcome = self._done.popleft()
@@ -146,7 +146,7 @@ class MaskMaker:
         return outcomes
 
     def close(self) -> None:
-        """Ends the threads, each after what it is doing, and the process that tries constraints."""
+        """Ends the threads, each after its current task, and the process that tries constraints."""
         self._to_compile.put(None)
         for _ in range(self._num_threads - 1):
             self._to_advance.put(None)

@@ -1,4 +1,4 @@
-"""Between the driver and the maker of masks: what goes to whom, and how long a plan waits for masks."""
+"""Connects the driver to the mask maker, and decides how long a plan waits for masks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from scheduler.masks.maker import MaskMaker, MaskOutcome
 
 LEAST_SECONDS = 0.001
-"""The shortest time that is worth a timer."""
+"""Shorter delays than this are not worth a timer."""
 
 MASK_SECONDS = 0.002
-"""How long a plan waits for masks, where steps are short, at most."""
+"""The longest that a plan waits for masks, where steps are short."""
 
 
 class MaskRelay:
-    """Has masks made once somebody needs them, for one vocabulary at a time. All of this runs on the event
-    loop.
+    """Owns the mask maker, which it creates when the first request needs it, for one vocabulary at a time.
+    Runs on the event loop.
 
     Args:
-        apply: called with what came of a request's tokens.
-        plan: plans the next step, and says so by `planned`.
+        apply: called with each mask outcome.
+        plan: plans the next step, and calls `planned`.
     """
 
     def __init__(self, apply: Callable[[MaskOutcome], None], plan: Callable[[], None]) -> None:
@@ -38,15 +38,15 @@ class MaskRelay:
 
     @property
     def is_open(self) -> bool:
-        """Whether masks are made already."""
+        """Whether there is a mask maker."""
         return self._maker is not None
 
     def begin(self, request: Request, facts: WorkerFacts) -> None:
-        """Takes up a request with a constraint, for this model."""
+        """Starts computing masks for a constrained request of this model."""
         self._open(facts).begin(request)
 
     def prepare(self, facts: WorkerFacts) -> None:
-        """Has the model's tokenizer read ahead."""
+        """Loads the model's tokenizer ahead of the first constrained request."""
         self._open(facts).prepare()
 
     def _open(self, facts: WorkerFacts) -> MaskMaker:
@@ -65,14 +65,14 @@ class MaskRelay:
         return self._maker
 
     def advance(self, output: StepOutput) -> None:
-        """Has masks made for what comes after the tokens that requests with constraints have gained."""
+        """Starts computing the next masks of constrained requests that gained a token in a step."""
         if self._maker is not None and self._maker.num_open:
             for request in output.requests:
                 if request.constraint is not None and request.status is not Status.ENDED:
                     self._maker.advance(request)
 
     def forget(self, request: Request) -> None:
-        """Lets a request go that has ended."""
+        """Drops the masks of a request that has ended."""
         if self._maker is not None:
             self._maker.forget(request)
 
@@ -82,8 +82,8 @@ class MaskRelay:
         self.plan_with_masks(MASK_SECONDS)
 
     def plan_with_masks(self, most_seconds: float) -> None:
-        """Plans once no mask is being made any more, or so much later, so that requests that were sampled
-        together are sampled together again.
+        """Plans when no awaited mask is left, at most `most_seconds` from now, so that requests that were
+        sampled in one step are sampled in one step again.
         """
         if self._maker is None or self._maker.num_awaited == 0 or most_seconds < LEAST_SECONDS:
             self._plan()
@@ -91,13 +91,13 @@ class MaskRelay:
             self._timer = asyncio.get_running_loop().call_later(most_seconds, self._plan)
 
     def planned(self) -> None:
-        """There is a plan; none is to be made later."""
+        """Cancels the delayed plan, because a step has been planned."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def close(self) -> None:
-        """Ends the making of masks; what was begun gets none. `begin` and `prepare` begin again."""
+        """Closes the mask maker; pending masks are dropped. `begin` and `prepare` open a new one."""
         if self._maker is not None:
             self._maker.close()
             self._maker = None

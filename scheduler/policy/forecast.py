@@ -1,8 +1,8 @@
-"""When a request would get its first token, from what was measured of those before it.
+"""Predicts when a request would get its first token, from measurements of earlier requests.
 
-Two things can make it wait: prompts ahead of it, at the rate at which steps take them, and requests ahead of
-it, at the rate at which rows are left. There is no clock here: time passes as steps take it. What was not
-measured yet makes nobody wait.
+Two things delay a request: the prompt tokens ahead of it, at the rate at which steps compute them, and the
+requests ahead of it, at the rate at which rows become free. There is no clock here: time is the sum of the
+execution times of steps. A rate that was not measured yet counts as no delay.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scheduler.policy.waiting import WaitingQueue
 from scheduler.request import Request
 
 _DEPARTURES = 256
-"""How many of the requests that left a row last say how often one does."""
+"""The number of latest departures from rows that give the rate at which rows become free."""
 
 _FEWEST_DEPARTURES = 4
 _LONGEST_RETRY = 60.0
@@ -27,12 +27,12 @@ _LONGEST_RETRY = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far what runs is.
+    """The state of the running requests.
 
     Attributes:
-        decodes: those of the last step planned.
-        num_prompt_tokens: of running requests, not planned yet.
-        is_held_up: whether rows or blocks, and not the time for prompts, are what waiting requests lack.
+        decodes: the decodes of the last planned step.
+        num_prompt_tokens: prompt tokens of running requests that are not planned yet.
+        is_held_up: whether waiting requests lack rows or blocks, rather than token budget or time.
     """
 
     decodes: StepWork
@@ -41,7 +41,7 @@ class Progress:
 
 
 class Forecast:
-    """What is known of how fast requests are served. Queue, shares and prefixes are the scheduler's."""
+    """Predicts waiting times. The scheduler owns queue, shares and prefixes."""
 
     def __init__(
         self,
@@ -62,23 +62,23 @@ class Forecast:
         self._departures: deque[float] = deque(maxlen=_DEPARTURES)
 
     def ran(self, seconds: float) -> None:
-        """A step took so long."""
+        """Records the execution time of a step."""
         self._now += seconds
 
     def row_left(self) -> None:
-        """A request gave up its row for good."""
+        """Records that a running request ended and freed its row."""
         self._departures.append(self._now)
 
     def check(self, request: Request, timeout: float, progress: Progress) -> None:
-        """Refuses a new request that those ahead of it make miss its time.
+        """Refuses a new request if the requests ahead of it would make it miss its deadline.
 
         Args:
-            request: what is to begin to wait.
-            timeout: seconds that it has.
-            progress: how far what runs is.
+            request: the new request, not queued yet.
+            timeout: its deadline, in seconds from now.
+            progress: the state of the running requests.
 
         Raises:
-            Overloaded: its first token is not likely to come in time.
+            Overloaded: its first token is not expected before the deadline.
         """
         waits = self._seconds_until_its_turn(request, progress)
         if waits <= 0:
@@ -94,13 +94,13 @@ class Forecast:
             )
 
     def retry_after(self, request: Request, progress: Progress) -> float:
-        """Seconds after which a request that found no place in the queue had better come again: when half of
-        those ahead of it will have been served.
+        """Seconds after which a client should retry a request that the queue had no room for: when about
+        half of the requests ahead of it will have been served.
         """
         return _bounded(self._seconds_until_its_turn(request, progress) / 2)
 
     def _seconds_until_its_turn(self, request: Request, progress: Progress) -> float:
-        """How long a new request is likely to wait until anything of it is computed."""
+        """Expected seconds until the first chunk of a new request is computed."""
         num_ahead, num_tokens = self._waiting.ahead_of(request)
         num_tokens += progress.num_prompt_tokens
         if not num_ahead and not num_tokens:
@@ -113,16 +113,16 @@ class Forecast:
         return max(for_prompts, self._seconds_for_rows(num_ahead + 1))
 
     def _seconds_for_rows(self, num_requests: int) -> float:
-        """How long it takes for so many requests to leave their rows."""
+        """Expected seconds until this many requests have freed their rows."""
         if num_requests <= 0 or not self._departures:
             return 0.0
-        # Those that left together with the first say nothing of how long one takes.
+        # Requests that left together with the first say nothing about the time between departures.
         first = self._departures[0]
         num_since = sum(left > first for left in self._departures)
         return num_requests * (self._now - first) / num_since if num_since >= _FEWEST_DEPARTURES else 0.0
 
     def _seconds_for_prompts(self, num_tokens: float, decodes: StepWork) -> float:
-        """How long it takes to compute so many prompt tokens, in steps with these decodes."""
+        """Expected seconds to compute this many prompt tokens, in steps that also do these decodes."""
         alone = self._times.predict(decodes)
         per_token, _ = self._times.per_prompt_token()
         a_step = max(self._limits.max_num_batched_tokens - decodes.num_decodes, 1)
@@ -134,5 +134,5 @@ class Forecast:
 
 
 def _bounded(seconds: float) -> float:
-    """At least a second, at most a minute."""
+    """Limits seconds to between 1 and _LONGEST_RETRY."""
     return min(max(seconds, 1.0), _LONGEST_RETRY)

@@ -1,11 +1,11 @@
-"""What each client has been served, and holds now: what fairness between them is decided by.
+"""Fair sharing: how much service each client has received, and how many requests it has.
 
-Clients share the engine, and the users of a client share what that client gets, so that nobody gains by
-inventing users. Of those that wait, the one that was served the least goes first. Tokens are the measure:
-those of a prompt that had to be computed, and those generated. Whoever begins to wait is counted as served
-as much as the one that was last chosen: idleness earns no credit, and nobody pays for what was served while
-nobody else waited. (Start-time fair queueing: Goyal, Vin and Cheng 1996; with tokens counted as they come:
-Sheng et al., "Fairness in Serving Large Language Models", 2024.)
+Clients share the engine, and the users of a client share that client's part, so that nobody gains by
+inventing users. Of the waiting clients, the one with the least service goes first. Service is counted in
+tokens: prompt tokens that had to be computed, and generated tokens. When a client begins to wait, its service
+is raised to that of the client chosen last: idleness earns no credit, and nobody pays for service received
+while nobody else waited. (Start-time fair queueing: Goyal, Vin and Cheng 1996; with tokens counted as they
+come: Sheng et al., "Fairness in Serving Large Language Models", 2024.)
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 _MAX_IDLE = 1024
-"""Members without a request that a group remembers, beyond as many as have one."""
+"""The most members without requests that a group remembers, in addition to as many as have requests."""
 
 
 class Share:
-    """One member of a group: a client, or a user of one.
+    """The account of one member of a group: a client, or a user of a client.
 
     Attributes:
-        served: tokens, on the group's scale; it only grows.
-        group: of its users, if it is a client.
+        served: service received, in tokens of the group's virtual time; it only grows.
+        group: the group of its users, if it is a client.
     """
 
     __slots__ = ("_owner", "group", "name", "served")
@@ -34,13 +34,13 @@ class Share:
 
     @property
     def client(self) -> Share:
-        """Whose user it is."""
+        """The client whose user this is."""
         assert self._owner.client is not None
         return self._owner.client
 
     @property
     def path(self) -> Iterator[tuple[Group, Share]]:
-        """The groups that it is in and its place there, innermost first."""
+        """(group, member) pairs from the user up to its client."""
         share: Share | None = self
         while share is not None:
             yield share._owner, share
@@ -48,7 +48,7 @@ class Share:
 
 
 class Tally:
-    """How many of something each share has, and who has the most; every operation takes the same time."""
+    """Counts requests per share and knows which share has the most; every operation takes constant time."""
 
     def __init__(self) -> None:
         self._counts: dict[Share, int] = {}
@@ -59,22 +59,22 @@ class Tally:
         return self._counts.get(share, 0)
 
     def __len__(self) -> int:
-        """Shares that have any."""
+        """Number of shares with a count above 0."""
         return len(self._counts)
 
     def add(self, share: Share) -> None:
-        """It has one more."""
+        """Increments the share's count."""
         count = self._move(share, 1)
         self._highest = max(self._highest, count)
 
     def remove(self, share: Share) -> None:
-        """It has one less."""
+        """Decrements the share's count."""
         count = self._move(share, -1)
         if count + 1 == self._highest and count + 1 not in self._with:
             self._highest = count
 
     def most(self) -> Share | None:
-        """Whoever has the most, if anybody has one."""
+        """The share with the highest count; None if all are 0."""
         return next(iter(self._with[self._highest])) if self._highest else None
 
     def _move(self, share: Share, change: int) -> int:
@@ -95,13 +95,13 @@ class Tally:
 
 
 class Group:
-    """Clients, or the users of one.
+    """All clients, or all users of one client.
 
     Attributes:
-        client: whose users they are, if they are.
-        virtual_time: how much the member was served that was last chosen.
-        waiting: requests of each that wait.
-        running: requests of each that hold a row.
+        client: the client whose users these are; None for the group of clients.
+        virtual_time: the `served` of the member chosen last.
+        waiting: number of waiting requests per member.
+        running: number of running requests per member.
     """
 
     def __init__(self, client: Share | None = None) -> None:
@@ -111,7 +111,7 @@ class Group:
         self._members: dict[str, Share] = {}
 
     def member(self, name: str) -> Share:
-        """The member of this name, new ones served as much as the last chosen."""
+        """The member of this name. A new member starts at the group's virtual time."""
         share = self._members.get(name)
         if share is None:
             self._forget_some()
@@ -119,13 +119,13 @@ class Group:
         return share
 
     def forget_if_idle(self) -> None:
-        """Forgets who was served what once nobody has a request: it will compete with nobody's."""
+        """Forgets all accounts once no member has a request: there is nobody to be fair to."""
         if not self.waiting and not self.running:
             self._members.clear()
             self.virtual_time = 0
 
     def _forget_some(self) -> None:
-        """Forgets those that have no request and were served the least, if there are too many."""
+        """If there are too many members, forgets those without requests that were served the least."""
         if len(self._members) <= _MAX_IDLE + 2 * (len(self.waiting) + len(self.running)):
             return
         idle = [each for each in self._members.values() if not self.waiting[each] and not self.running[each]]
@@ -134,20 +134,24 @@ class Group:
             del self._members[share.name]
 
     def has_much_more(self, share: Share, tally: Tally) -> Share | None:
-        """Who has so many more than a share that one less would still be no less than the share's and one."""
+        """The member with the highest count, if it has at least 2 more than `share`: it could then pass one
+        on and still have no fewer. Else None.
+        """
         most = tally.most()
         return most if most is not None and tally[most] >= tally[share] + 2 else None
 
 
 class Shares:
-    """All clients, and their users."""
+    """The accounts of all clients and their users."""
 
     def __init__(self) -> None:
         self.clients = Group()
         self._is_contended: bool | None = False
 
     def of(self, client: str) -> Share:
-        """The share of a client's user: "client/user". What has no slash is a client's nameless user."""
+        """The share of a client's user, named "client/user". Without a slash it is the client's nameless
+        user.
+        """
         name, _, user = client.partition("/")
         group = self.clients.member(name).group
         assert group is not None
@@ -155,20 +159,20 @@ class Shares:
 
     @property
     def is_contended(self) -> bool:
-        """Whether more than one, of clients or of a client's users, have requests."""
+        """Whether more than one client, or more than one user of the only client, has requests."""
         if self._is_contended is None:
             self._is_contended = _is_contended(self.clients)
         return self._is_contended
 
     def num_parties(self, share: Share) -> int:
-        """Of how many parts of what is served a share gets one while it waits."""
+        """The number n such that a share gets about 1/n of the service while it waits."""
         parts = 1
         for group, member in share.path:
             parts *= len(group.waiting) + (not group.waiting[member])
         return parts
 
     def begin_to_wait(self, share: Share) -> None:
-        """One more of its requests waits."""
+        """Counts one more waiting request of a share."""
         self._is_contended = None
         for group, member in share.path:
             if not group.waiting[member]:
@@ -176,14 +180,14 @@ class Shares:
             group.waiting.add(member)
 
     def wait_no_more(self, share: Share) -> None:
-        """One less does."""
+        """Counts one waiting request less."""
         self._is_contended = None
         for group, member in share.path:
             group.waiting.remove(member)
             group.forget_if_idle()
 
     def run(self, share: Share, num_tokens: int) -> None:
-        """One of its requests was chosen to run, and `num_tokens` of it are to be computed."""
+        """Counts one more running request of a share and charges the `num_tokens` that it has to compute."""
         self._is_contended = None
         for group, member in share.path:
             group.virtual_time = max(group.virtual_time, member.served)
@@ -191,29 +195,31 @@ class Shares:
             group.running.add(member)
 
     def run_no_more(self, share: Share) -> None:
-        """One of its requests lost its row."""
+        """Counts one running request less."""
         self._is_contended = None
         for group, member in share.path:
             group.running.remove(member)
             group.forget_if_idle()
 
     def charge(self, share: Share, num_tokens: int) -> None:
-        """It was served."""
+        """Charges a share, and its client, for `num_tokens`."""
         for _, member in share.path:
             member.served += num_tokens
 
     def is_behind(self, share: Share, other: Share) -> bool:
-        """Whether one was served less than another: its client or, if they have the same, itself."""
+        """Whether `share` was served less than `other`. Compares their clients, or the users themselves if
+        they have the same client.
+        """
         if share.client is other.client:
             return share.served < other.served
         return share.client.served < other.client.served
 
     def most_waiting(self, share: Share) -> Share | None:
-        """Whose waiting request is to make room for one of a share's; None if it has its own part already."""
+        """The share that should give up a waiting request for one of `share`; None if that has its part."""
         return self._to_make_room(share, lambda group: group.waiting)
 
     def most_running(self, share: Share) -> Share | None:
-        """Whose running request is to make room for one of a share's; None if it has its own part already."""
+        """The share that should give up a running request for one of `share`; None if that has its part."""
         return self._to_make_room(share, lambda group: group.running)
 
     def _to_make_room(self, share: Share, tally_of: Callable[[Group], Tally]) -> Share | None:
@@ -224,7 +230,7 @@ class Shares:
         return tally_of(group).most() if rich else group.has_much_more(user, tally_of(group))
 
     def surplus(self, rich: Share, share: Share) -> int:
-        """How many rows may go from one to the other before that has more of them."""
+        """How many rows can move from `rich` to `share` without `share` ending up with more."""
         user, client = (member for _, member in share.path)
         if rich.client is client:
             assert client.group is not None

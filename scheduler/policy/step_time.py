@@ -1,10 +1,9 @@
-"""How long a step will take, learned from those that ran, and how much of a prompt may join it.
+"""Predicts how long a step takes, from earlier steps, and limits the prompt tokens in it accordingly.
 
-A step's time is taken to be linear in what it computes: a constant, its decodes, the tokens they attend to,
-its prompt tokens, and the tokens that those attend to. The last steps of either kind, with prompts and
-without, are fitted by least squares on relative errors, so that a step during a pause, or one that compiled
-kernels, weighs next to nothing, and whatever it did is forgotten when it leaves the window. There is no
-clock here: times come in with results.
+The model is linear: a constant, the decodes, the context tokens of the decodes, the prompt tokens, and the
+context tokens of those. It is fitted by least squares on relative errors to the last steps with prompts and
+the last steps without. A robust loss gives outliers, such as a step during a pause or one that compiled
+kernels, almost no weight until they leave the window. There is no clock here: times come with results.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 _WINDOW = 64
-"""Steps of either kind that are remembered."""
+"""How many steps with prompts, and how many without, are remembered."""
 
 _REFIT_AFTER = 8
-"""Steps with prompts between two fits, once the window is full."""
+"""Steps with prompts between two fits, once _WINDOW steps are remembered."""
 
 _MAX_GROWTH = 2
-"""A step gets at most so many times the prompt tokens of the largest that is remembered."""
+"""A step gets at most this many times the prompt tokens of the largest remembered step."""
 
 _MARGIN_PERCENTILE = 90
 _MAX_MARGIN = 2.0
 _ROUNDS = 4
 _TOLERANCE = 0.1
-"""Relative errors beyond it weigh less: Huber's loss, by reweighting (Holland and Welsch, 1977)."""
+"""Larger relative errors get less weight: Huber's loss, by reweighting (Holland and Welsch, 1977)."""
 
 
 @dataclass(slots=True)
 class StepWork:
-    """What a step computes.
+    """The amount of work in a step.
 
     Attributes:
         num_decodes: requests that compute one token.
-        decode_context: tokens before those, in all.
-        num_prompt: tokens of requests that compute several.
-        prompt_context: for all of those, the tokens before them.
+        decode_context: sum of the tokens before each of those.
+        num_prompt: tokens of the requests that compute several.
+        prompt_context: sum of the tokens before each of those.
     """
 
     num_decodes: int = 0
@@ -50,7 +49,7 @@ class StepWork:
     prompt_context: int = 0
 
     def add(self, start: int, count: int) -> None:
-        """One request computes `count` tokens from `start`."""
+        """Adds one request that computes `count` tokens from `start`."""
         if count == 1:
             self.num_decodes += 1
             self.decode_context += start
@@ -59,21 +58,21 @@ class StepWork:
             self.prompt_context += context_of(start, count)
 
     def without_prompts(self) -> StepWork:
-        """Its decodes alone."""
+        """A copy with the decodes only."""
         return StepWork(self.num_decodes, self.decode_context)
 
     def features(self) -> tuple[float, float, float, float, float]:
-        """What the time is linear in."""
+        """The features of the linear model."""
         return 1.0, self.num_decodes, self.decode_context, self.num_prompt, self.prompt_context
 
 
 def context_of(start: int, count: int) -> int:
-    """For `count` tokens from `start`, how many are before each, in all."""
+    """The sum, over `count` tokens from `start`, of the tokens before each."""
     return count * start + count * (count - 1) // 2
 
 
 class StepTimes:
-    """Remembers what the last steps computed and how long they took."""
+    """Fits step time to the work and the measured times of the last steps."""
 
     def __init__(self) -> None:
         self._plain: deque[tuple[StepWork, float]] = deque(maxlen=_WINDOW)
@@ -83,32 +82,32 @@ class StepTimes:
         self._margin = 1.0
 
     def observe(self, work: StepWork, seconds: float) -> None:
-        """A step took so long. Workers that do not tell say 0."""
+        """Records the time of a step. Workers that do not measure it report 0, which is ignored."""
         if seconds <= 0:
             return
         steps = self._mixed if work.num_prompt else self._plain
         steps.append((work, seconds))
-        # Steps without prompts say nothing new for long, and come in thousands.
+        # Steps without prompts come in thousands and hardly change the fit.
         self._num_unfitted += 1 if work.num_prompt or len(self._plain) < _WINDOW else 0
 
     @property
     def margin(self) -> float:
-        """How many times its prediction all but the worst steps with prompts take."""
+        """The 90th percentile of measured over predicted time of steps with prompts, between 1 and 2."""
         self._fit_if_due()
         return self._margin
 
     @property
     def largest_prompt(self) -> int:
-        """The most prompt tokens of a step that is remembered."""
+        """The most prompt tokens of any remembered step."""
         return max((work.num_prompt for work, _ in self._mixed), default=0)
 
     def predict(self, work: StepWork) -> float:
-        """Seconds that a step is likely to take; 0 if none has run."""
+        """Expected seconds for a step; 0 if none has run yet."""
         self._fit_if_due()
         return float(self._seconds_per @ work.features())
 
     def per_prompt_token(self) -> tuple[float, float]:
-        """Seconds for each prompt token, and for each token that one attends to."""
+        """(seconds per prompt token, seconds per context token of a prompt token)."""
         self._fit_if_due()
         return float(self._seconds_per[3]), float(self._seconds_per[4])
 
@@ -129,7 +128,7 @@ class StepTimes:
 
 
 def _fit(features: FloatArray, seconds: FloatArray) -> FloatArray:
-    """Coefficients, none negative, that make relative errors small.
+    """Non-negative coefficients that minimise a robust loss of the relative errors.
 
     Args:
         features: [steps, 5].
@@ -150,7 +149,7 @@ def _fit(features: FloatArray, seconds: FloatArray) -> FloatArray:
 
 
 def _non_negative(rows: FloatArray, wanted: FloatArray) -> FloatArray:
-    """Least squares without the features whose coefficients would be negative, worst first."""
+    """Least squares; drops features whose coefficients would be negative, the most negative first."""
     kept = np.arange(rows.shape[1])
     found: FloatArray = np.zeros(rows.shape[1])
     while len(kept):
@@ -163,23 +162,24 @@ def _non_negative(rows: FloatArray, wanted: FloatArray) -> FloatArray:
 
 
 class PromptTime:
-    """What is left of a step's time for prompts. One step's, asked chunk by chunk.
+    """The time left for prefill chunks in one step.
 
-    A step gets at least `smallest` prompt tokens, so that no prompt waits for ever behind decodes that take
-    all the time there is.
+    A step gets at least `smallest` prompt tokens, so that no prompt waits forever when decodes alone take
+    the whole time.
 
     Attributes:
-        is_short: whether a chunk has been cut, or left out.
+        is_short: whether a chunk was cut or left out for time.
     """
 
     def __init__(self, times: StepTimes, work: StepWork, target: float, smallest: int) -> None:
         """Args:
-        times: what steps take.
+        times: the fitted step times.
         work: what the step computes besides.
-        target: seconds that it may take.
-        smallest: tokens that chunks are multiples of, where time cuts them.
+        target: seconds that the step may take.
+        smallest: chunks that are cut for time are multiples of this many tokens.
         """
-        # What makes decodes slow, such as a busy machine, is not made better by keeping prompts out.
+        # The margin is not applied to the decodes: if a busy machine slows those, fewer prompt tokens do not
+        # help.
         self._seconds = (target - times.predict(work)) / times.margin
         self._per_token, self._per_context = times.per_prompt_token()
         self._tokens = max(times.largest_prompt * _MAX_GROWTH, 4 * smallest)
@@ -188,7 +188,7 @@ class PromptTime:
         self.is_short = False
 
     def fit(self, start: int, count: int) -> int:
-        """How many of `count` tokens of a prompt, from `start`, there is time for."""
+        """How many of `count` prompt tokens from `start` fit into the time left."""
         smallest = self._smallest
         most = min(self._tokens, self._tokens_in(start, self._seconds))
         if count <= most:
@@ -198,7 +198,7 @@ class PromptTime:
         return min(count, max(most, smallest)) if self._is_first else most
 
     def _tokens_in(self, start: int, seconds: float) -> int:
-        """The most tokens from `start` that take no longer: a root of what `spend` takes off."""
+        """The most tokens from `start` that take at most `seconds`; solves the quadratic cost in `spend`."""
         if seconds <= 0:
             return 0
         slope, curve = self._per_token + self._per_context * start, self._per_context / 2
@@ -207,7 +207,7 @@ class PromptTime:
         return int(min(seconds / slope, self._tokens)) if slope > 0 else self._tokens
 
     def spend(self, start: int, count: int) -> None:
-        """Such a chunk is in the step."""
+        """Subtracts the time of a chunk that was placed in the step."""
         self._is_first = False
         self._tokens -= count
         self._seconds -= self._per_token * count + self._per_context * context_of(start, count)

@@ -1,11 +1,11 @@
-"""Finds the request that makes steps fail, so that it alone ends and all others live.
+"""Finds the request that makes steps fail, so that only that request ends and all others continue.
 
-When a step fails, or the worker is lost, every request of the steps in flight may be the one at fault: they
-become suspects. A suspect is computed in steps of its own, with no other step in flight, until it is past
-the furthest position that those steps would have computed; then it is cleared. A failure with nobody else in
-flight counts against the suspect, and at MAX_LONE_FAILURES it is quarantined: one may be chance (somebody
-killed the worker in that moment), two at the same place are not. A worker lost with no step in flight is no
-request's doing.
+When a step fails, or the worker is lost, any request of the steps in flight may be the cause, so all of them
+become suspects. A suspect runs alone, in steps of its own and with no other step in flight, until it is past
+the furthest position that the lost steps would have computed; then it is cleared. A failure while a suspect
+runs alone counts against it, and after MAX_LONE_FAILURES it is quarantined: one failure may be chance (the
+worker was killed at that moment), two at the same place are not. If the worker is lost while no step is in
+flight, no request is suspected.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from scheduler.request import Request, Status, Suspicion
 from scheduler.step import InFlight
 
 MAX_LONE_FAILURES = 2
-# After so many of suspects' steps, or a full step's worth of their tokens, the others get a step. Fewer would
-# make the last suspect wait for longer, more everybody else.
+# After this many steps of suspects, or a full token budget of their tokens, the other requests get a step. A
+# smaller number would delay the last suspect, a larger one all other requests.
 _STEPS_BETWEEN = 8
 
 
 def accuse(steps: Iterable[InFlight], reached: Callable[[Request], int]) -> list[Request]:
-    """Makes suspects of all requests of steps that were lost.
+    """Makes all requests of lost steps suspects.
 
     Args:
-        steps: void ones too, whose requests may be at fault as well; as evidence against one request alone
-            they do not count, because they fail whenever the step before has failed.
-        reached: how many tokens of a request the steps would have computed at the end.
+        steps: the lost steps, including void ones: their requests may be the cause too. Void steps alone do
+            not count as a failure of a request that ran alone, because they fail with the step before them.
+        reached: number of a request's tokens that would be computed after all these steps.
 
     Returns:
-        The requests that have failed alone once too often.
+        The requests to quarantine: those with MAX_LONE_FAILURES failures.
     """
     steps = list(steps)
     accused = {request: None for step in steps for request in step.scheduled}
@@ -49,7 +49,7 @@ def accuse(steps: Iterable[InFlight], reached: Callable[[Request], int]) -> list
 
 
 def verdict(request: Request, cause: str) -> str:
-    """What a quarantined request's client is told."""
+    """The error message for the client of a quarantined request."""
     assert request.suspicion is not None
     return (
         f"this request is quarantined: the engine failed {request.suspicion.num_failures} times while it "
@@ -59,11 +59,10 @@ def verdict(request: Request, cause: str) -> str:
 
 
 class Suspects:
-    """The live suspects of one scheduler core, those that wait and those that hold a row. They are in none of
-    the core's own queues.
+    """The live suspects of one scheduler core, waiting and running. They are not in the core's own queues.
 
     Attributes:
-        step: the step in flight that computes one of them, alone; None if there is none.
+        step: the step in flight that computes one suspect alone; None if there is none.
     """
 
     def __init__(self) -> None:
@@ -77,45 +76,49 @@ class Suspects:
 
     @property
     def all(self) -> list[Request]:
-        """Every one of them."""
+        """All suspects, in the order in which they are tried."""
         return list(self._all)
 
     @property
     def running(self) -> list[Request]:
-        """Those that hold a row."""
+        """The suspects that hold a row."""
         return [request for request in self._all if request.status is Status.RUNNING]
 
     def add(self, request: Request) -> None:
-        """Has a suspect wait. The one that looks most innocent is tried first, so that as few as possible
-        see the engine fail again.
+        """Adds a suspect to the waiting ones. Those with the fewest failures are tried first, so that as few
+        requests as possible are delayed by another failure.
         """
         request.status = Status.WAITING
         if request not in self._all:
             insort(self._all, request, key=_order_of_trial)
 
     def forget(self, request: Request) -> None:
-        """Takes out what has ended."""
+        """Removes a request that has ended."""
         self._all.remove(request)
 
     def take_turn(self, max_num_batched_tokens: int) -> bool:
-        """Whether the next step is for others than suspects, because suspects have had theirs."""
+        """Whether the next step goes to the other requests, because suspects have used up their turn. If so,
+        the suspects' turn starts anew.
+        """
         if self._num_steps < _STEPS_BETWEEN and self._num_tokens < max_num_batched_tokens:
             return False
         self._num_steps = self._num_tokens = 0
         return True
 
     def next(self, is_plannable: Callable[[Request], bool]) -> Request | None:
-        """Whose step is next; a suspect that waits for a mask is passed over."""
+        """The next suspect to run; suspects that wait for a mask are skipped. None if all do."""
         return next((request for request in self._all if is_plannable(request)), None)
 
     def tried(self, step: InFlight, start: int, end: int) -> None:
-        """A step of one of them is in flight, which computes its tokens from `start` to `end`."""
+        """Records that a suspect's step is in flight, which computes its tokens from `start` to `end`."""
         self.step, self._end = step, end
         self._num_steps += 1
         self._num_tokens += end - start
 
     def came_through(self, step: InFlight) -> Request | None:
-        """Takes notice of a step that succeeded; the suspect that it cleared, which runs on as others do."""
+        """Records that a step succeeded. Returns the suspect that it cleared, if any; that request is no
+        longer in here and runs with the others.
+        """
         if step is not self.step:
             return None
         self.step = None

@@ -1,4 +1,4 @@
-"""Whose row is taken, when rows or memory are short."""
+"""Chooses which running requests to preempt when rows or blocks are short."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from scheduler.request import Request
 
 
 def for_memory(running: Sequence[Request], shares: Shares, untouchable: Container[Request]) -> Request | None:
-    """Who makes room when a running request finds no block: the last in order of service or, if another
-    client holds many more rows than its own, that client's last. None if all of those must stay.
+    """The request to preempt when a running request needs a block and none is free: the last in order of
+    service or, if another client holds many more rows than that one's client, the other client's last. None
+    if those are untouchable.
 
     Args:
-        running: in order of service.
-        shares: what clients hold.
-        untouchable: requests that the step computes already.
+        running: running requests in order of service.
+        shares: the clients' fairness accounts.
+        untouchable: requests that are already in the step.
     """
     last = running[-1]
     assert last.share is not None
@@ -33,16 +34,17 @@ def for_memory(running: Sequence[Request], shares: Shares, untouchable: Containe
 def for_newcomer(
     newcomer: Request, running: Sequence[Request], shares: Shares, pool: BlockPool, num_lacking: int
 ) -> list[Request]:
-    """Who makes room for the first waiting request: the last requests of the client with the most rows, if it
-    has many more than the newcomer's and would still have no fewer. Nobody, if that would not do. Who has
-    gained no token since it took its row stays, so that clients that take rows from each other all go on.
+    """The requests to preempt for the first waiting request: the last ones of the client with the most rows,
+    if it holds many more rows than the newcomer's client and keeps at least as many. Empty if that would not
+    free enough. A request that has gained no token since its admission is not preempted, so that clients
+    that take rows from each other all make progress.
 
     Args:
-        newcomer: the request.
-        running: in order of service.
-        shares: what clients hold.
-        pool: blocks.
-        num_lacking: blocks that are short; if none are, it is a row.
+        newcomer: the first waiting request.
+        running: running requests in order of service.
+        shares: the clients' fairness accounts.
+        pool: the block pool.
+        num_lacking: blocks that are missing; if 0 or less, a row is missing.
     """
     assert newcomer.share is not None
     rich = shares.most_running(newcomer.share)

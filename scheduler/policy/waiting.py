@@ -1,4 +1,4 @@
-"""The requests that wait for a row: who may, and who is next."""
+"""The waiting queue: which requests may wait, and which is admitted next."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _HEAP_SLACK = 64
 
 
 def check(request: Request, limits: EngineLimits) -> None:
-    """Checks a request against the limits, and cuts its max_total_tokens to them.
+    """Checks a request against the engine's limits and lowers its `max_total_tokens` to them.
 
     Raises:
-        InvalidRequest: it could never be served.
+        InvalidRequest: the request can never be served.
     """
     token_ids = request.token_ids
     if not token_ids:
@@ -44,17 +44,17 @@ def check(request: Request, limits: EngineLimits) -> None:
 
 
 class WaitingQueue:
-    """Requests in order of service: by priority; then by what their clients, and the clients' users, were
-    served so far, least first; then those that ran already; then by arrival. Those that ended while they
-    waited stay until they surface, or until they are most of it.
+    """Waiting requests in order of service: by priority; then by how much their clients, and the clients'
+    users, were served so far, least first; then those that ran before; then by arrival. Requests that end
+    while they wait are removed when they reach the front, or when they make up most of the queue.
 
     Attributes:
-        num_waiting: requests in it that have not ended.
+        num_waiting: requests in the queue that have not ended.
     """
 
     def __init__(self, shares: Shares) -> None:
         """Args:
-        shares: what clients were served; the queue tells it who waits.
+        shares: the clients' fairness accounts; the queue updates their waiting counts.
         """
         self.num_waiting = 0
         self._shares = shares
@@ -67,11 +67,11 @@ class WaitingQueue:
         self._refusable: dict[Share, dict[Request, None]] = {}
 
     def add(self, request: Request, *, may_be_refused: bool = False) -> None:
-        """Has a request wait.
+        """Adds a request.
 
         Args:
-            request: new, or without its row again.
-            may_be_refused: whether it may be refused yet, to make room for another.
+            request: new or preempted.
+            may_be_refused: whether it may still be ended to make room for another request.
         """
         request.status = Status.WAITING
         share = request.share = self._shares.of(request.client)
@@ -91,8 +91,8 @@ class WaitingQueue:
         self._num_entries += 1
 
     def first(self) -> Request | None:
-        """The request to be served first, which stays. It has its turn from now on: what comes to be first
-        later is served after it as long as both run.
+        """The request to admit next; it stays in the queue. Assigns its turn: requests that come to the
+        front later are served after it while both run.
         """
         while self._priorities:
             level = self._levels[self._priorities[0]]
@@ -105,15 +105,15 @@ class WaitingQueue:
         return None
 
     def take_first(self) -> None:
-        """Takes out what `first` returned last."""
+        """Removes the request that `first` returned last."""
         self._count_out(self._pop())
 
     def set_aside(self) -> None:
-        """Has what `first` returned last wait without being first, until `restore`."""
+        """Skips the request that `first` returned last, until `restore`; it still counts as waiting."""
         self._set_aside.append(self._pop())
 
     def restore(self) -> None:
-        """Ends what `set_aside` began."""
+        """Puts back the requests that `set_aside` skipped."""
         while self._set_aside:
             self._push(self._set_aside.pop())
 
@@ -122,7 +122,7 @@ class WaitingQueue:
         return self._levels[self._priorities[0]].pop()
 
     def forget(self, request: Request) -> None:
-        """Counts out a request that has just ended."""
+        """Stops counting a request that has just ended."""
         assert request.status is Status.ENDED
         self._count_out(request)
         if self._num_entries > 2 * self.num_waiting + _HEAP_SLACK:
@@ -141,18 +141,18 @@ class WaitingQueue:
                 del self._refusable[share]
 
     def _rebuild(self) -> None:
-        """Leaves out those that ended."""
+        """Rebuilds the heaps without the requests that ended."""
         live = self.waiting()
         self._levels, self._priorities, self._num_entries = {}, [], 0
         for request in live:
             self._push(request)
 
     def waiting(self) -> list[Request]:
-        """All of them, in no order."""
+        """All waiting requests, in no order."""
         return [request for level in self._levels.values() for request in level.live()]
 
     def take_all(self) -> list[Request]:
-        """Empties it."""
+        """Empties the queue and returns the requests that were waiting, in no order."""
         taken = self.waiting()
         for request in taken:
             self._count_out(request)
@@ -160,12 +160,12 @@ class WaitingQueue:
         return taken
 
     def has(self, share: Share) -> bool:
-        """Whether requests of a share wait."""
+        """Whether any request of a share waits."""
         return any(share in load.of_users for load in self._loads.values())
 
     def ahead_of(self, request: Request) -> tuple[int, int]:
-        """How many requests, and prompt tokens of theirs, are likely to be served before a new one: those of
-        its user, and as many of every other that has some.
+        """(requests, their prompt tokens) that are likely to be served before a new request: those of its
+        user, and as many of every other user that has requests waiting.
         """
         share = self._shares.of(request.client)
         loads = [load for priority, load in self._loads.items() if priority <= request.priority]
@@ -185,8 +185,9 @@ class WaitingQueue:
             del self._loads[request.priority]
 
     def to_be_refused(self, share: Share) -> Request | None:
-        """The request that is to make room for one of a share's: the newest of the user with the most, of the
-        client with the most. None if the share would have the most then, or all have been promised service.
+        """The request to end to make room for one of `share`: the newest request of the user with the most
+        waiting, of the client with the most waiting. None if `share` would then have the most, or if none of
+        that user's requests may be refused any more.
         """
         most = self._shares.most_waiting(share)
         refusable = self._refusable.get(most) if most is not None else None
@@ -194,7 +195,7 @@ class WaitingQueue:
 
 
 class _Load:
-    """How much of one priority waits."""
+    """The number of waiting requests and prompt tokens of one priority."""
 
     def __init__(self) -> None:
         self.num_requests = self.num_tokens = 0
@@ -211,7 +212,7 @@ class _Load:
 
 
 class _Level:
-    """The requests of one priority."""
+    """The waiting requests of one priority: heaps of clients, of their users, and of the users' requests."""
 
     def __init__(self) -> None:
         self._clients = _LeastServed()
@@ -245,12 +246,12 @@ class _Level:
         return None
 
     def pop(self) -> Request:
-        """Takes out what `first` has just returned."""
+        """Removes the request that `first` has just returned."""
         client = self._clients.top
         return heapq.heappop(self._queues[self._users[client].top])[1]
 
     def live(self) -> Iterator[Request]:
-        """Those that wait."""
+        """The requests that have not ended."""
         for queue in self._queues.values():
             for _, request in queue:
                 if request.status is Status.WAITING:
@@ -258,14 +259,14 @@ class _Level:
 
 
 def _drop_ended(queue: list[tuple[tuple[int, int], Request]]) -> bool:
-    """Has a request that waits come first; whether there is one."""
+    """Removes ended requests from the front of a heap. Returns whether a request is left."""
     while queue and queue[0][1].status is Status.ENDED:
         heapq.heappop(queue)
     return bool(queue)
 
 
 class _LeastServed:
-    """Shares by what they were served, which may grow while they are here."""
+    """A heap of shares by service received, which may grow while they are in it."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Share]] = []
@@ -273,7 +274,7 @@ class _LeastServed:
 
     @property
     def top(self) -> Share:
-        """What `first` returned last."""
+        """The share that `first` returned last."""
         return self._heap[0][2]
 
     def add(self, share: Share) -> None:
@@ -281,7 +282,7 @@ class _LeastServed:
         self._num_added += 1
 
     def first(self) -> Share | None:
-        """The one served the least, which stays."""
+        """The share that was served the least; it stays in the heap. None if the heap is empty."""
         heap = self._heap
         while heap:
             served, number, share = heap[0]

@@ -1,8 +1,8 @@
-"""Drives the engine: attaches to the worker, keeps it one step ahead, hands out what comes back.
+"""Drives the engine: attaches to the worker, plans one step ahead of it and passes results to the outboxes.
 
-One object on the event loop; nothing here blocks. Plans go out shortly before the worker needs them (see
-pacing.py), results come in by the worker's eventfd, and the worker's death by its control socket. The worker
-may be several that share a model (see group.py); the loss of any of them is the loss of all.
+One object on the event loop; nothing here blocks. Plans are sent shortly before the worker needs them (see
+pacing.py). The worker's eventfd signals results, and its control socket closes when it dies. "The worker" may
+be a group of ranks that share a model (see group.py); if one of them is lost, all are.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class EngineDriver:
     """Owns the core, the link to the worker and every accepted request until it ends.
 
     Attributes:
-        facts: of the attached worker; of the last one while none is attached; None before the first.
-        metrics: what has been counted.
-        attached, detached: set while an engine is attached, and while none is.
+        facts: the attached worker's facts; the last one's while none is attached; None before the first.
+        metrics: the scheduler's metrics.
+        attached, detached: events that are set while an engine is attached, and while none is.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -77,15 +77,15 @@ class EngineDriver:
 
     @property
     def core(self) -> Scheduler | None:
-        """The decision core over the attached worker."""
+        """The scheduler core of the attached worker; None while none is attached."""
         return self._core
 
     async def run(self) -> None:
-        """Attaches to the worker, again and again when it is lost, until cancelled.
+        """Attaches to the worker, and again whenever it is lost, until cancelled.
 
         Raises:
-            Exception: what a callback raised, here or in the core. Whatever it had half changed is in doubt,
-                so that the process has to end; everything else survives that.
+            Exception: a callback of the scheduler raised it. The state may be inconsistent, so the process
+                has to end; frontends and workers survive that.
         """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_exception)
@@ -112,7 +112,7 @@ class EngineDriver:
             self._detach()
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Ends `run` over an exception in a callback of ours; logs any other."""
+        """Ends `run` with an exception raised by a callback of the scheduler; logs any other."""
         error = context.get("exception")
         if error is None or "handle" not in context or not _is_of_scheduler(error):
             loop.default_exception_handler(context)
@@ -159,26 +159,26 @@ class EngineDriver:
         loop.call_later(_IDLE_SECONDS, self._prepare_masks)
 
     def _describe_oldest(self) -> str:
-        """What the worker does, for people."""
+        """A readable description of the worker's current work, for logs and errors."""
         if self._core is not None and self._core.num_in_flight:
             return self._core.describe_oldest()
         return "work ahead of steps"
 
     def _on_worker_gone(self, rank: Rank) -> None:
-        """Takes what it has finished, because that was not what killed it, and plans no more."""
+        """Applies the results of a rank that died, because those steps did not kill it, and detaches."""
         assert self._group is not None
         self._lost.set()
         self._on_results()
         self._leave(f"{self._group.name_of(rank)} died")
 
     def _leave(self, cause: str, one_hangs: bool = False) -> None:
-        """Has the worker left, which is lost; the first cause is the true one. `one_hangs`: see `attach`."""
+        """Makes `_serve` detach from a lost worker. The first cause is kept. `one_hangs`: see `attach`."""
         self._cause = self._cause or cause
         self._one_hangs |= one_hangs
         self._lost.set()
 
     def _detach(self) -> None:
-        """Leaves a worker that is lost: its requests wait, with the tokens they have, for the next one."""
+        """Detaches from a lost worker. Its requests keep their tokens and wait for the next worker."""
         assert self._group is not None
         assert self._core is not None
         loop = asyncio.get_running_loop()
@@ -211,8 +211,8 @@ class EngineDriver:
             ticket_of(request).outbox.flush(0)
 
     def _leave_model(self) -> None:
-        """Ends all requests that wait, because another model is served now than the one that they were begun
-        with: its tokens mean something else, or would go on in another's words.
+        """Ends all waiting requests, because the new worker serves another model: it has another tokenizer,
+        or would continue the output of a different model.
         """
         self._masks.close()
         for request in list(self._orphans):
@@ -221,12 +221,12 @@ class EngineDriver:
             ticket_of(request).outbox.flush(0)
 
     def subscribe(self, outbox: Outbox) -> None:
-        """Tells this outbox about the model, now and whenever it changes."""
+        """Sends this outbox the model's facts, now and whenever they change."""
         self._outboxes.add(outbox)
         outbox.set_model(self.model())
 
     def unsubscribe(self, outbox: Outbox, requests: Iterable[Request]) -> None:
-        """Ends a stream: its requests are aborted, their blocks free at once."""
+        """Ends a stream: aborts its requests, which frees their blocks at once."""
         self._outboxes.discard(outbox)
         for request in list(requests):
             self.abort(request)
@@ -237,7 +237,8 @@ class EngineDriver:
         """Accepts a request; its events go to the ticket's outbox.
 
         Raises:
-            PagewireError: it is refused: malformed, too much waiting, no engine was ever attached.
+            PagewireError: the request is refused: it is invalid, the queue is full, its deadline is too
+                close, or no engine was ever attached.
         """
         if self._core is None:
             self._hold(request, resumed)
@@ -256,8 +257,12 @@ class EngineDriver:
         self._schedule_pump()
 
     def _hold(self, request: Request, resumed: bool) -> None:
-        """Keeps a request that was sent before its frontend heard of the worker's loss, with those that the
-        worker had: perhaps its stream has been open for long, and comes from another scheduler.
+        """Queues a request that arrives while no engine is attached, together with the lost worker's
+        requests. Its frontend may not know of the loss yet, or resumes the stream of an earlier scheduler.
+
+        Raises:
+            Unavailable: no engine was ever attached.
+            Overloaded: too many requests wait for the next engine.
         """
         if self.facts is None:
             raise Unavailable("no engine is attached; try again later")
@@ -266,7 +271,7 @@ class EngineDriver:
         self._orphans.append(request)
 
     def _prepare_masks(self) -> None:
-        """Has the tokenizer read while nobody is served, who would have to stand still for it."""
+        """Loads the tokenizer once no request is open, because loading it delays running requests."""
         if self._core is None or self._masks.is_open:
             return
         if self._core.num_running or self._core.num_waiting:
@@ -276,7 +281,7 @@ class EngineDriver:
             self._masks.prepare(self.facts)
 
     def _apply_mask(self, outcome: MaskOutcome) -> None:
-        """Lets a request go on whose mask is ready, or ends one that cannot."""
+        """Unblocks a request whose mask is ready, or ends one that is complete or cannot continue."""
         request, error = outcome.request, outcome.error
         if outcome.mask is not None:
             if self._core is not None:
@@ -293,7 +298,7 @@ class EngineDriver:
         ticket_of(request).outbox.flush(0)
 
     def abort(self, request: Request) -> None:
-        """Ends a request at once, without a word to its outbox."""
+        """Ends a request at once, without an event in its outbox."""
         if self._end(request, EndReason.ABORT):
             self._settle(request)
             self._schedule_pump()
@@ -315,13 +320,15 @@ class EngineDriver:
         return True
 
     def _schedule_pump(self) -> None:
-        """Plans once this turn of the loop is over, so that requests that come together start together."""
+        """Plans after this iteration of the event loop, so that requests that arrive together start
+        together.
+        """
         if not self._pump_scheduled:
             self._pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Keeps the worker one step ahead, but not for longer than it needs to be."""
+        """Plans and sends steps up to MAX_STEPS_IN_FLIGHT, each no earlier than `Pacing` allows."""
         self._pump_scheduled = False
         if self._pump_timer is not None:
             self._pump_timer.cancel()
@@ -352,14 +359,14 @@ class EngineDriver:
             ticket.outbox.add_admitted(ticket.handle, request.num_cached_tokens)
 
     def _plan_ahead(self, core: Scheduler) -> None:
-        """Has the worker do a piece of work that makes later steps faster, if it is time for one."""
+        """Sends the worker a piece of work ahead (see work_ahead.py) if one is due."""
         now = time.monotonic()
         if self._ahead.is_due(now, is_idle=core.num_running + core.num_waiting == 0):
             self._send(work_ahead_plan())
             self._ahead.sent(now)
 
     def _send(self, plan: StepPlan) -> bool:
-        """Sends a plan to the worker, which is left where that cannot be done."""
+        """Sends a plan to the worker. If that fails, detaches from the worker and returns False."""
         assert self._group is not None
         try:
             self._group.send_plan(plan)
@@ -370,14 +377,14 @@ class EngineDriver:
         return True
 
     def _pump_later(self, seconds: float) -> bool:
-        """Plans after so long, unless that is now; whether it is later."""
+        """Schedules `_pump` after `seconds`. Returns False, and schedules nothing, if that is now."""
         if seconds < LEAST_SECONDS:
             return False
         self._pump_timer = asyncio.get_running_loop().call_later(seconds, self._pump)
         return True
 
     def _on_results(self) -> None:
-        """Applies every result that has come, plans on, then hands the tokens out."""
+        """Applies all results that came, plans the next step, then passes tokens to the outboxes."""
         if self._is_broken:
             return
         assert self._group is not None
@@ -445,7 +452,7 @@ class EngineDriver:
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """Tells the outbox of a request that it ended."""
+        """Cleans up after a request that ended and adds the event to its outbox."""
         ticket = ticket_of(request)
         self._settle(request)
         ticket.outbox.add_ended(ticket.handle, request, status, param, retry_after)
@@ -483,7 +490,7 @@ class EngineDriver:
 
 
 def _is_same_model(facts: WorkerFacts, others: WorkerFacts) -> bool:
-    """Whether a request that was begun with one can go on with the other."""
+    """Whether a request that started on one of these workers can continue on the other."""
     return (facts.fingerprint, facts.limits.vocab_size, facts.eos_token_ids) == (
         others.fingerprint,
         others.limits.vocab_size,
@@ -492,6 +499,6 @@ def _is_same_model(facts: WorkerFacts, others: WorkerFacts) -> bool:
 
 
 def _is_of_scheduler(error: BaseException) -> bool:
-    """Whether it went through code of the scheduler, and not of a library on the same event loop alone."""
+    """Whether code of the scheduler is in the traceback, rather than only libraries on the same loop."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__", "").startswith("scheduler.") for frame, _ in frames)

@@ -1,4 +1,4 @@
-"""From sampling parameters and token ids to a request the core can serve."""
+"""Converts sampling parameters and token ids to a request for the core."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pagewire.wire.sampling_params import SamplingParams
 from scheduler.blocks.hashes import BlockHash, root_hash
 from scheduler.request import Request
 
-# Parameters that are resolved as they are given.
+# Parameters that are passed on unchanged.
 _SAME_NAME = tuple(name for name in SCALARS if name in SamplingParams.__dataclass_fields__)
 
 
@@ -33,22 +33,22 @@ def make_request(
     pooling: int = Pooling.NONE,
     adapter_id: int = 0,
 ) -> Request:
-    """Resolves what is still open: the seed, max_tokens, and the tokens that end the output.
+    """Makes a request; fills in defaults for the seed, max_tokens and the tokens that end the output.
 
     Args:
         request_id: for logs.
         token_ids: prompt, and any output already generated.
-        sampling: how to sample. Not looked at are what works on text, and what makes several completions of
-            one prompt, which are as many requests.
-        facts: of the model.
+        sampling: how to sample. Parameters that work on text, or ask for several completions of one prompt,
+            are ignored.
+        facts: the worker's facts about the model.
         num_prompt_tokens: how many of `token_ids` are prompt; 0 means all.
         priority: lower goes first.
-        client: whose it is; see `Shares.of`.
-        owner: kept in the request.
+        client: who sent it; see `Shares.of`.
+        owner: stored in the request.
         bad_words: token sequences that may not appear in the output.
         cache_salt: cached prefixes are shared only between requests of the same salt.
-        pooling: a Pooling, if it is to end with a pooled state. Then `sampling` is not looked at.
-        adapter_id: of the adapter that its tokens are computed with; 0 is the base model alone.
+        pooling: a Pooling; if not NONE, the request returns a pooled state and `sampling` is ignored.
+        adapter_id: the adapter that its tokens are computed with; 0 is the base model alone.
 
     Raises:
         InvalidRequest: a value does not suit the model.

@@ -1,4 +1,4 @@
-"""What the scheduler counts, under the names that dashboards of the field know, prefixed pagewire:."""
+"""The scheduler's Prometheus metrics, under the names common among inference servers, prefixed pagewire:."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKENS = tuple(float(2**power) for power in range(15))
 
 
 class Histogram:
-    """Counts per bucket."""
+    """A histogram: observations counted per bucket."""
 
     def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
         self._name, self._documentation, self._bounds = name, documentation, bounds
@@ -34,7 +34,7 @@ class Histogram:
         self._sum += value * times
 
     def family(self) -> HistogramMetricFamily:
-        """As the exposition wants it."""
+        """The histogram as a Prometheus metric family."""
         names = [*(str(bound) for bound in self._bounds), "+Inf"]
         buckets = list(zip(names, accumulate(self._counts), strict=True))
         return HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self._sum)
@@ -72,12 +72,14 @@ class SchedulerMetrics(Collector):
         return generate_latest(self._registry)
 
     def scheduled(self, ticket: Ticket, now: float) -> None:
-        """A request entered its first step."""
+        """Records that a request was admitted for the first time."""
         ticket.scheduled_at = now
         self.queue_time.observe(now - ticket.submitted_at)
 
     def tokens(self, tickets: list[Ticket], now: float) -> None:
-        """Requests gained a token each. Those that did so together before are observed together."""
+        """Records one token per request. Requests whose previous token came at the same time are observed
+        together.
+        """
         times = [ticket.last_token_at for ticket in tickets]
         for last_token_at in set(times):
             if last_token_at:
@@ -94,7 +96,7 @@ class SchedulerMetrics(Collector):
             self.prefill_time.observe(now - ticket.scheduled_at)
 
     def ended(self, request: Request, ticket: Ticket, now: float) -> None:
-        """A request ended."""
+        """Records that a request ended."""
         reason = request.end_reason or EndReason.ABORT
         self._finished[reason.name.lower()] += 1
         self._prompt_tokens += request.num_prompt_tokens
@@ -103,15 +105,15 @@ class SchedulerMetrics(Collector):
             self.decode_time.observe(ticket.last_token_at - ticket.first_token_at)
 
     def refused(self, code: str) -> None:
-        """A submission was not accepted."""
+        """Records that a submission was refused."""
         self._refused[code] += 1
 
     def retire(self, core: Scheduler) -> None:
-        """Keeps the totals of a core that is replaced, so that counters never go back."""
+        """Adds up the totals of a core that is replaced, so that counters never decrease."""
         self._totals.update(_totals(core))
 
     def collect(self) -> Iterator[Any]:
-        """For prometheus_client, at every scrape."""
+        """Called by prometheus_client at every scrape."""
         core = self._core()
         totals = self._totals + Counter(_totals(core) if core else {})
         for name, documentation in _COUNTERS.items():

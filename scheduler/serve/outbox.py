@@ -1,4 +1,4 @@
-"""What the scheduler has to tell one subscriber, gathered until its stream takes it."""
+"""Events for one subscriber, collected until its stream takes them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ _END_REASONS = {
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The submitter's side of a request; `Request.owner`.
+    """The submitter's data about a request; `Request.owner`.
 
     Attributes:
         outbox: where its events go.
-        handle: its name on that stream.
-        submitted_at, scheduled_at, first_token_at, last_token_at: perf_counter seconds; 0 while it has not
-            happened.
-        deadline: ends it when its time is up.
+        handle: identifies the request on that stream.
+        submitted_at, scheduled_at, first_token_at, last_token_at: perf_counter seconds; 0 until it happens.
+        deadline: the timer that ends the request at its deadline.
     """
 
     outbox: Outbox
@@ -42,8 +41,8 @@ class Ticket:
 
 
 class Outbox:
-    """Events for one stream, in columns. A subscriber that lags gets the steps it missed in one message, so
-    that what waits here is bounded by the tokens its requests may still generate.
+    """Events for one stream, in columns. A slow subscriber gets several steps in one message, so the size is
+    bounded by the tokens that its requests may still generate.
     """
 
     def __init__(self) -> None:
@@ -60,19 +59,19 @@ class Outbox:
         self.is_closed = False
 
     def close(self) -> None:
-        """Nobody takes anything any more; whoever waits to goes on with nothing."""
+        """Closes the outbox; a pending `take` returns an empty list."""
         self.is_closed = True
         self._wake.set()
 
     def add_tokens(
         self, handles: list[int], token_ids: list[int], logprobs: list[tuple[int, TokenLogprobs]]
     ) -> None:
-        """Requests gained a token each.
+        """Adds one sampled token per handle.
 
         Args:
-            handles: of the requests.
+            handles: the requests' handles.
             token_ids: the tokens.
-            logprobs: index into both, and the token's log probabilities.
+            logprobs: (index into both, the token's log probabilities).
         """
         begin = len(self._handles)
         self._logprobs += [(begin + index, entry) for index, entry in logprobs]
@@ -80,15 +79,15 @@ class Outbox:
         self._token_ids += token_ids
 
     def add_prompt_logprobs(self, handle: int, entry: PromptLogprobs) -> None:
-        """There are log probabilities of some more tokens of a request's prompt."""
+        """Adds prompt logprobs of some tokens of a request's prompt."""
         self._prompt_logprobs.append((handle, entry))
 
     def add_pooled_state(self, handle: int, state: F32Array) -> None:
-        """A request ends with this."""
+        """Adds the pooled state of a request."""
         self._pooled_states.append((handle, state))
 
     def add_admitted(self, handle: int, num_cached_tokens: int) -> None:
-        """A request entered its first step."""
+        """Adds that a request was admitted for the first time."""
         self._admitted.append(pb.Admitted(handle=handle, num_cached_tokens=num_cached_tokens))
 
     def add_ended(
@@ -99,8 +98,8 @@ class Outbox:
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """A request ended; `status`, the field at fault and when to come again matter if it ended with an
-        error.
+        """Adds that a request ended. `status`, `param` (the field at fault) and `retry_after` (seconds) are
+        used only if it ended with an error.
         """
         ended = pb.Ended(
             handle=handle,
@@ -116,7 +115,7 @@ class Outbox:
         self._ended.append(ended)
 
     def add_refused(self, handle: int, error: PagewireError) -> None:
-        """A submission was not accepted."""
+        """Adds that a submission was refused."""
         self._ended.append(
             pb.Ended(
                 handle=handle,
@@ -129,17 +128,17 @@ class Outbox:
         )
 
     def set_model(self, model: pb.GetModelResponse) -> None:
-        """The model's facts, or whether an engine is attached, changed."""
+        """Sets the model's facts, which changed, or whether an engine is attached did."""
         self._model = model
         self._wake.set()
 
     def flush(self, step_id: int) -> None:
-        """Lets the stream take what has been added."""
+        """Wakes the stream to take what was added."""
         self._step_id = step_id
         self._wake.set()
 
     async def take(self) -> list[pb.ConnectResponse]:
-        """Waits until there is something and takes all of it: at most one message of each kind."""
+        """Waits for events and takes them all: at most one message of each kind."""
         await self._wake.wait()
         self._wake.clear()
         if self.is_closed:
@@ -180,20 +179,20 @@ def _fill_prompt_logprobs(message: pb.PromptLogprobs, entry: PromptLogprobs) -> 
 
 
 def logprobs_message(logprobs: TokenLogprobs) -> pb.TokenLogprobs:
-    """Log probabilities as a message."""
+    """Converts log probabilities to a message."""
     return pb.TokenLogprobs(
         logprob=logprobs.logprob, top_ids=list(logprobs.top_ids), top_logprobs=list(logprobs.top_logprobs)
     )
 
 
 def ticket_of(request: Request) -> Ticket:
-    """The ticket of a request that came with one."""
+    """The ticket of a request, which must have one."""
     assert isinstance(request.owner, Ticket)
     return request.owner
 
 
 def by_outbox(tickets: list[Ticket]) -> dict[Outbox, Sequence[int]]:
-    """The indices of each outbox's tickets."""
+    """Maps each outbox to the indices of its tickets."""
     outboxes = {ticket.outbox for ticket in tickets}
     if len(outboxes) == 1:
         return {outboxes.pop(): range(len(tickets))}

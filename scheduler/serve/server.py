@@ -76,7 +76,7 @@ class SchedulerServer:
             os.umask(previous)
 
     def _add_port(self, address: str) -> int:
-        """Binds it. Unix sockets are this user's alone and stay plain."""
+        """Binds an address. Unix sockets are accessible to this user only and need no TLS."""
         if not address.startswith("unix:"):
             if self._tls is not None:
                 return int(self._server.add_secure_port(address, self._tls.grpc_credentials()))
@@ -88,7 +88,7 @@ class SchedulerServer:
         return int(self._server.add_insecure_port(address))
 
     async def _report_health(self) -> None:
-        """Serving while an engine is attached."""
+        """Reports the health status SERVING while an engine is attached."""
         statuses = health_pb2.HealthCheckResponse.ServingStatus
         while True:
             for service in ("", _SERVICE):
@@ -99,13 +99,13 @@ class SchedulerServer:
             await self._driver.detached.wait()
 
     async def wait(self) -> None:
-        """Returns when the driver or the health report has broken, raising what broke it."""
+        """Waits until the driver or the health report fails, and raises its exception."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
     async def stop(self) -> None:
-        """Closes streams and leaves the worker."""
+        """Closes all streams and detaches from the worker."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(_STOP_GRACE)
         for task in self._tasks:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _TEXT_FIELDS = ("stop", "include_stop_str_in_output", "skip_special_tokens", "bad_words")
 _LAST_WRITE_SECONDS = 1.0
-# What only frontends serve, and what says nothing.
+# Parameters that only frontends serve, and their neutral values.
 _FRONTEND_FIELDS = {"n": 1, "best_of": 1, "beam_search": None, "prompt_logprobs": None}
 
 
@@ -57,7 +57,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         finally:
             reader.cancel()
             connection.close()
-            # A write that is cut off under way keeps gRPC from sending the status after it.
+            # If a write is cancelled midway, gRPC does not send the status after it.
             await asyncio.wait((writer,), timeout=_LAST_WRITE_SECONDS)
             writer.cancel()
         try:
@@ -130,7 +130,7 @@ class Connection:
                     self._try_submit(submit)
 
     async def write(self, context: grpc.aio.ServicerContext) -> None:
-        """Writes what the outbox gathers, at the pace the frontend reads."""
+        """Writes the outbox's messages as fast as the frontend reads them."""
         while not self.outbox.is_closed:
             for message in await self.outbox.take():
                 for ended in message.deltas.ended:
@@ -138,11 +138,11 @@ class Connection:
                 await context.write(message)
 
     def _take_handle(self, handle: int) -> None:
-        """Makes sure that a handle never names two requests: the first one's end could be taken for the
-        second's, by the frontend and here.
+        """Checks that handles rise on a stream, so that none names two requests: otherwise the end of the
+        first could be taken for the end of the second.
 
         Raises:
-            InvalidRequest: it has been used, perhaps.
+            InvalidRequest: the handle is not above the last one.
         """
         if handle <= self._last_handle:
             raise InvalidRequest(
@@ -156,7 +156,7 @@ class Connection:
             self._driver.abort(request)
 
     def _try_submit(self, submit: pb.Submit) -> None:
-        """Submits, or answers with the refusal."""
+        """Submits a request, or adds its refusal to the outbox."""
         self._take_handle(submit.handle)
         try:
             self.submit(submit)
@@ -169,7 +169,7 @@ class Connection:
         """Hands a request to the driver.
 
         Raises:
-            PagewireError: it is refused.
+            PagewireError: the request is refused.
         """
         facts = self._facts()
         timeout = submit.timeout if submit.HasField("timeout") else None
@@ -199,13 +199,17 @@ class Connection:
         return self._driver.facts
 
     def close(self) -> None:
-        """Aborts what is open; nothing more is to be written."""
+        """Aborts the open requests and closes the outbox."""
         self._driver.unsubscribe(self.outbox, self._requests.values())
         self.outbox.close()
 
 
 def _as_submit(request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> pb.Submit:
-    """A direct client's request in the form frontends use."""
+    """Converts a direct client's request to the message that frontends send.
+
+    Raises:
+        Unsupported: it uses a parameter that only frontends serve.
+    """
     given = given_fields(request.sampling)
     for field in _TEXT_FIELDS:
         if field in given:
@@ -231,7 +235,7 @@ def _as_submit(request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -
 
 
 def _events(deltas: pb.StepDeltas) -> list[pb.GenerateResponse]:
-    """A single-request stream's deltas as events.
+    """Converts the deltas of a stream with a single request to events.
 
     Raises:
         PagewireError: the request ended with an error.

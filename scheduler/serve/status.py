@@ -1,4 +1,4 @@
-"""What the scheduler says of itself, as messages."""
+"""The scheduler's model facts and load, as messages."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The link to the workers: attaching, watching, and when a plan goes out."""
+"""The link to the workers: attaching, the watchdog, and the timing of plans."""

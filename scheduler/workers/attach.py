@@ -1,4 +1,4 @@
-"""Waits for a worker, or for all that share a model, and attaches."""
+"""Waits for a worker, or for all ranks of a model, and attaches to them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from scheduler.workers.watchdog import FIRST_STEPS_FACTOR, STACKS_SECONDS
 
 logger = logging.getLogger(__name__)
 
-# The time from one look to the next is this share of the time waited so far, within these limits, so that a
-# worker that has started is soon attached, and one that stays away costs nothing.
+# The polling interval is this share of the time waited so far, within these limits: a worker that starts is
+# attached soon, and one that does not start costs almost nothing.
 _SHARE = 1 / 200
 _LEAST_SECONDS, _MOST_SECONDS = 0.05, 0.25
 
 
 async def attach(socket: Path, step_timeout: float = math.inf, *, one_hangs: bool = False) -> WorkerLink:
-    """Tries until the worker that listens on `socket` answers, and those beside it that share its model. The
-    handshake runs in a thread, as an answer may take its time: a worker first finishes the step of the
-    scheduler before.
+    """Tries until the worker that listens on `socket`, and the other ranks of its model, answer. The
+    handshake runs in a thread, because the answer may take long: a worker first finishes the previous
+    scheduler's step.
 
     Args:
         socket: where workers listen; see `rank_socket`.
-        step_timeout: seconds that a step may take. A worker that takes connections and does not answer for as
-            long as the steps of the scheduler before may take counts as hung and is killed.
-        one_hangs: one of several workers hangs, and it is not known which. All have been left; those that do
-            not hang answer as soon as they notice.
+        step_timeout: seconds that a step may take. A worker counts as hung and is killed if it accepts
+            connections but does not answer for as long as the previous scheduler's steps may take.
+        one_hangs: one of several workers hangs and it is not known which. The scheduler has detached from
+            all of them; those that do not hang answer soon.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -60,7 +60,7 @@ async def attach(socket: Path, step_timeout: float = math.inf, *, one_hangs: boo
             except OtherWorldSize as other:
                 world_size, seconds = other.world_size, 0.0
             except (FileNotFoundError, ConnectionRefusedError):
-                pass  # it was removed just now; or its worker was killed, or does not listen yet
+                pass  # the socket was just removed, or its worker was killed or does not listen yet
             except (HandshakeError, RingError, OSError) as error:
                 logger.warning("cannot attach to the worker at %s: %s", socket, error)
                 seconds = _MOST_SECONDS
@@ -72,13 +72,13 @@ async def attach(socket: Path, step_timeout: float = math.inf, *, one_hangs: boo
 
 
 def patience_with(socket: Path, step_timeout: float) -> float:
-    """Seconds that the worker on `socket` may need for what the scheduler before has left in flight."""
+    """Seconds that the worker on `socket` may need for steps that the previous scheduler left in flight."""
     return step_timeout * (MAX_STEPS_IN_FLIGHT if is_warm(socket) else FIRST_STEPS_FACTOR)
 
 
 class _Silence:
-    """How long a worker has taken connections without an answer. Nobody else can notice that it hangs: steps,
-    which the watchdog looks at, exist only once a scheduler is attached.
+    """How long a worker has accepted connections without answering. The watchdog cannot notice that such a
+    worker hangs, because there are no steps before a scheduler is attached.
     """
 
     def __init__(self) -> None:
@@ -86,8 +86,8 @@ class _Silence:
         self._began = 0.0
 
     def kept_by(self, process: PeerProcess, patience: float) -> None:
-        """This worker did not answer, for so long; its silence began then unless it had before. Takes over
-        `process`.
+        """Records that this worker did not answer for `patience` seconds, or HANDSHAKE_SECONDS if that is
+        less. Unless it was silent before, its silence began then. Takes over `process`.
         """
         if self._process is not None and self._process.pid == process.pid:
             process.close()
@@ -97,7 +97,7 @@ class _Silence:
         self._began = asyncio.get_running_loop().time() - min(patience, HANDSHAKE_SECONDS)
 
     async def end_if_longer_than(self, patience: float) -> None:
-        """Kills the worker if it has been silent for so long; it is asked for its stacks before."""
+        """Kills the worker if it has been silent for `patience` seconds; asks it for its stacks first."""
         process = self._process
         seconds = asyncio.get_running_loop().time() - self._began
         if process is None or seconds < patience:
@@ -115,7 +115,7 @@ class _Silence:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the worker."""
+        """Releases the handle of the worker's process."""
         if self._process is not None:
             self._process.close()
             self._process = None

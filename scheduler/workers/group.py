@@ -1,8 +1,8 @@
-"""The workers of one attachment, taken as one: a step is over when every rank has completed it.
+"""The workers of one attachment, treated as one: a step is over when every rank has completed it.
 
-The first rank reports results; the others report that they have completed a step, or failed. Any rank's
-failure is the step's. Where only some fail, the others may wait for ever for what those do not send, so that
-the whole group is given up; the workers keep their weights, and meet again.
+The first rank reports results; the others report only that they completed a step or failed. If any rank
+fails a step, the step has failed. If only some ranks fail, the others may wait forever for data from them,
+so the scheduler detaches from the whole group; the workers keep their weights and can be attached again.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from collections.abc import Callable
 from engine.dispatch.link import Rank, WorkerLink
 from engine.dispatch.records import StepResult
 
-# From one rank's failure of a step: how long the others may take to complete or fail it too.
+# After one rank fails a step, how long the other ranks may take to complete or fail it too.
 FAILURE_SECONDS = 2.0
 
 
 class WorkerGroup:
-    """The ranks that one scheduler drives. Lives on the event loop.
+    """The ranks that one scheduler drives. Used on the event loop only.
 
     Args:
-        link: to all of them. It is taken over.
-        leave: called with the reason when the group cannot go on.
+        link: the link to all ranks; the group owns it from now on.
+        leave: called with the reason when the scheduler must detach from the group.
 
     Attributes:
-        facts: of the group; see WorkerLink.
-        ranks: its processes.
-        send_plan: publishes a plan to all of them.
-        clear: takes the signals of all of them; read all results afterwards.
-        poll_result: the result of the next step, if every rank has completed it, or one can complete nothing
-            any more. Raises RecordError or RingError where a worker wrote something malformed, and ValueError
-            where ranks report different steps.
+        facts: the group's facts; see WorkerLink.
+        ranks: the worker processes.
+        send_plan: publishes a plan to all ranks.
+        clear: clears the eventfds of all ranks; read all results afterwards.
+        poll_result: the result of the next step if every rank has completed it, or if one rank reports its
+            last result; else None. Raises RecordError or RingError if a worker wrote something malformed,
+            and ValueError if ranks report different steps.
     """
 
     def __init__(self, link: WorkerLink, leave: Callable[[str], None]) -> None:
@@ -44,7 +44,7 @@ class WorkerGroup:
         self.poll_result: Callable[[], StepResult | None] = link.poll_result
         if not self._is_alone:
             self.poll_result = self._poll_all
-        # What each rank has said of steps that others have not completed yet.
+        # Each rank's results of steps that other ranks have not completed yet.
         self._completed: list[deque[StepResult]] = [deque() for _ in link.ranks]
         self._num_complete = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -64,7 +64,7 @@ class WorkerGroup:
         return _merge([completed.popleft() for completed in self._completed])
 
     def _watch_failure(self) -> None:
-        """Gives the group up if a step that some ranks have failed is not completed by the others soon."""
+        """Starts a timer that gives the group up if some ranks failed a step and others do not finish it."""
         errors = [completed[0].error for completed in self._completed if completed and completed[0].error]
         if errors and self._timer is None:
             loop = asyncio.get_running_loop()
@@ -78,22 +78,26 @@ class WorkerGroup:
             self._watch_failure()
 
     def late_ranks(self) -> list[Rank]:
-        """Those that have not completed the oldest step in flight."""
+        """The ranks that have not completed the oldest step in flight."""
         return [rank for rank, completed in zip(self.ranks, self._completed, strict=True) if not completed]
 
     def name_of(self, rank: Rank) -> str:
-        """For people."""
+        """A rank's readable name, for logs and errors."""
         return "the engine-worker" if self._is_alone else f"the engine-worker of rank {rank.facts.rank}"
 
     def close(self) -> None:
-        """Leaves the workers."""
+        """Closes the link to the workers."""
         if self._timer is not None:
             self._timer.cancel()
         self._link.close()
 
 
 def _merge(results: list[StepResult]) -> StepResult:
-    """The first rank's result, with what the others say of the same step."""
+    """The first rank's result, with the errors, times and `more_ahead` of all ranks.
+
+    Raises:
+        ValueError: the ranks report different steps.
+    """
     merged = results[0]
     for other in results[1:]:
         if other.step_id != merged.step_id:

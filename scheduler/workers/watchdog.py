@@ -1,8 +1,9 @@
-"""Notices a worker that hangs, has it say where, and kills it; the rest is as for a worker that died.
+"""Detects a worker that hangs, asks it for the stacks of its threads, and kills it. Then it is handled like a
+worker that died.
 
-A worker that dies closes its control socket. One that hangs (a kernel that never ends, a deadlock, a process
-that was stopped) does nothing at all, so that only time can tell. There is one timer, which looks at when the
-oldest step in flight began and sets itself anew; a step costs no timer, and an idle system has none.
+A worker that dies closes its control socket. One that hangs (a kernel that never ends, a deadlock, a stopped
+process) can only be detected by a timeout. There is one timer, which checks when the oldest step in flight
+began and sets itself again; a step needs no timer of its own, and an idle system has none.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from scheduler.workers.group import WorkerGroup
 logger = logging.getLogger(__name__)
 
 FIRST_STEPS_FACTOR = 5
-# From the request for its stacks to its end: the time that a worker has to write them.
+# The time that a worker has to write its stacks before it is killed.
 STACKS_SECONDS = 1.0
-# A timer that is late by this much shows that this process was stopped, and the worker probably with it.
+# A timer that fires this late means that this process was stopped, and probably the worker too.
 _LATE_SECONDS = 5.0
 
 
 class Watchdog:
-    """Watches the steps of one attachment. Lives on the event loop.
+    """Watches the steps of one attachment. Used on the event loop only.
 
     Args:
         group: the workers.
-        step_timeout: seconds that a step may take, once it is the oldest in flight; FIRST_STEPS_FACTOR times
+        step_timeout: seconds that a step may take once it is the oldest in flight; FIRST_STEPS_FACTOR times
             as long for the first NUM_FIRST_STEPS of workers that are not warm.
-        is_warm: whether the workers have computed so many for another scheduler.
-        describe: what the workers have to do, for people.
-        leave: called with the reason when a worker is killed, or hangs and may not be, and whether it is
-            still to be found which one hangs.
+        is_warm: whether the workers have already computed that many steps for another scheduler.
+        describe: returns a readable description of the workers' current work.
+        leave: called when a worker was killed, or hangs and cannot be killed, with the reason and whether
+            it is still unknown which worker hangs.
     """
 
     def __init__(
@@ -57,20 +58,20 @@ class Watchdog:
         self._num_signs = 0
 
     def began(self) -> None:
-        """There is a step in flight."""
+        """Records that a step is in flight."""
         if self._began is None:
             self._began = self._loop.time()
             if self._timer is None:
                 self._set_timer(self._began)
 
     def finished(self, num_steps: int, num_in_flight: int) -> None:
-        """Results have come, of so many steps and perhaps of work ahead, and so many are left."""
+        """Records that results came, of `num_steps` steps and perhaps of work ahead, and what is left."""
         self._num_finished += num_steps
         self._num_signs += 1
         self._began = self._loop.time() if num_in_flight else None
 
     def close(self) -> None:
-        """The worker is left."""
+        """Stops the timer."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -108,7 +109,7 @@ class Watchdog:
             self._leave(cause, False)
 
     def _ask_for_stacks(self, rank: Rank) -> bool:
-        """Whether it could be asked."""
+        """Asks a worker for the stacks of its threads. Returns False if it cannot be signalled."""
         try:
             rank.process.signal(signal.SIGUSR1)
         except OSError as error:
@@ -128,7 +129,7 @@ class Watchdog:
             return
         late = [rank for rank in asked if rank in self._group.late_ranks()]
         if len(late) > 1:
-            # One that hangs has the others wait for it. Those are well: left, they answer again.
+            # Only one of them hangs and the others wait for it. Once detached, the others answer again.
             logger.error("%d workers are late, and left: the one that hangs will not answer", len(late))
             self._leave(cause, True)
             return

@@ -1,8 +1,8 @@
-"""When workers do what only makes later steps faster, such as capturing graphs.
+"""Decides when workers do optional work that makes later steps faster, such as CUDA graph capture.
 
-They do it when a plan says so, all ranks of a group between the same two steps, so that what they send each
-other meanwhile meets. While nobody has a request open, one piece follows the other: whoever comes waits for
-no more than one. Otherwise there is one every WORK_AHEAD_SECONDS.
+A plan tells the workers to do one piece of it, so that all ranks of a group do it between the same two steps
+and their collectives match. While no request is open, pieces follow each other directly; a new request waits
+for at most one. Otherwise there is one piece every WORK_AHEAD_SECONDS.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from engine.dispatch.control import WORK_AHEAD_STEP
 from engine.dispatch.records import StepPlan
 from engine.dispatch.sampling import u32
 
-# Between two pieces while steps follow each other without a pause: a piece is half a percent of it.
+# Seconds between two pieces while requests are open; a piece takes half a percent of this.
 WORK_AHEAD_SECONDS = 5.0
 
 
 def work_ahead_plan() -> StepPlan:
-    """Has the workers do one piece."""
+    """A plan that makes the workers do one piece of work ahead."""
     empty = u32([])
     return StepPlan(WORK_AHEAD_STEP, empty, [], empty, empty, empty, empty, empty, empty, work_ahead=True)
 
 
 class WorkAhead:
-    """What the workers of one attachment have left to do ahead.
+    """The state of the work ahead of one attachment's workers.
 
     Args:
-        more: whether there is anything.
+        more: whether there is work to do at the start.
 
     Attributes:
-        more: the same, now.
-        in_flight: whether a piece of it is being done.
+        more: whether there is work left.
+        in_flight: whether a piece is being done.
     """
 
     def __init__(self, more: bool) -> None:
@@ -38,19 +38,19 @@ class WorkAhead:
         self._next = 0.0
 
     def is_due(self, now: float, *, is_idle: bool) -> bool:
-        """Whether the next piece is to be sent.
+        """Whether to send the next piece now.
 
         Args:
             now: seconds of any clock.
-            is_idle: nobody has a request open.
+            is_idle: whether no request is open.
         """
         return self.more and not self.in_flight and (is_idle or now >= self._next)
 
     def sent(self, now: float) -> None:
-        """A piece was sent."""
+        """Records that a piece was sent."""
         self.in_flight = True
         self._next = now + WORK_AHEAD_SECONDS
 
     def finished(self, more: bool) -> None:
-        """It is done, and there is more or not."""
+        """Records that a piece is done, and whether there is more."""
         self.in_flight, self.more = False, more
