@@ -16,6 +16,7 @@ def prompts(smollm2_dir: Path) -> list[list[int]]:
     return prompt_ids(smollm2_dir)[:10]
 
 
+@pytest.mark.slow  # tests/unit/engine/test_model_runner.py and test_worker_group.py say the same in seconds
 async def test_same_tokens_alone_in_any_batch_and_after_preemption(
     server: Service, tmp_path: Path, prompts: list[list[int]]
 ) -> None:
