@@ -66,9 +66,7 @@ def make_request(
         )
     root = root_hash(cache_salt, adapter_id)
     if pooling != Pooling.NONE:
-        request = _pooling_request(request_id, known, pooling, priority, client, owner, root)
-        request.adapter_id = adapter_id
-        return request
+        return _pooling_request(request_id, known, pooling, priority, client, owner, root, adapter_id)
     sampling.check_token_ids(facts.limits.vocab_size)
     _check_bad_words(bad_words, facts.limits.vocab_size)
     max_tokens = facts.limits.max_model_len if sampling.max_tokens is None else sampling.max_tokens
@@ -98,6 +96,7 @@ def _pooling_request(
     client: str,
     owner: object,
     root: BlockHash,
+    adapter_id: int,
 ) -> Request:
     if pooling not in list(Pooling):
         known = ", ".join(f"{each.value} ({each.name.lower()})" for each in Pooling)
@@ -112,6 +111,7 @@ def _pooling_request(
         client=client,
         owner=owner,
         root_hash=root,
+        adapter_id=adapter_id,
     )
 
 
