@@ -1,1 +1,1 @@
-"""The HTTP shim: OpenAI's API and the operational endpoints over the generation pipeline."""
+"""The HTTP server: a folder for each API, and what they share."""

@@ -6,7 +6,8 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from frontend.config import FrontendConfig
-from frontend.http.errors import error_object_response
+from frontend.http.errors import error_response
+from frontend.http.failure import Failure
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 _EXPOSED = "x-request-id, retry-after"
@@ -50,11 +51,11 @@ class CorsPolicy:
         wanted = [name.strip() for name in names.split(",") if name.strip()]
         refused = [name for name in wanted if not (self._any_header or name.lower() in self._headers)]
         if not self._allows(origin):
-            return _refusal("this origin may not call this server")
+            return _refusal(request, "this origin may not call this server")
         if method.upper() not in self._methods:
-            return _refusal(f"pages may use the methods {', '.join(sorted(self._methods))}")
+            return _refusal(request, f"pages may use the methods {', '.join(sorted(self._methods))}")
         if refused:
-            return _refusal(f"pages may not send the header {refused[0]}")
+            return _refusal(request, f"pages may not send the header {refused[0]}")
         headers = CIMultiDict(
             {
                 "Access-Control-Allow-Methods": ", ".join(sorted(self._methods)),
@@ -70,5 +71,5 @@ class CorsPolicy:
         return self._any_origin or origin in self._origins
 
 
-def _refusal(message: str) -> web.Response:
-    return error_object_response(403, message, "invalid_request_error", "cors")
+def _refusal(request: web.Request, message: str) -> web.Response:
+    return error_response(request.path, Failure(status=403, message=message, code="cors"))

@@ -24,18 +24,26 @@ class EventStream:
     a frame on its way at once, without a switch of tasks; it is for whoever finds the stream `ready`.
     """
 
-    def __init__(self, http_request: web.Request, *, request_id: str, stall_timeout: float) -> None:
+    def __init__(
+        self,
+        http_request: web.Request,
+        *,
+        request_id: str,
+        stall_timeout: float,
+        media_type: str = "text/event-stream",
+    ) -> None:
         """Args:
         http_request: what is answered.
         request_id: for logs.
         stall_timeout: seconds that a client may take nothing of what waits for it until it is given up.
+        media_type: what the frames are together.
         """
         self._http_request = http_request
         self._request_id = request_id
         self._stall_timeout = stall_timeout
         self._response = web.StreamResponse(
             headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
+                "Content-Type": f"{media_type}; charset=utf-8",
                 "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -10,9 +11,8 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from frontend.generation.request import MAX_REQUEST_ID_LENGTH
-from frontend.http.endpoints import ENDPOINTS, Endpoint
-from frontend.http.schemas.answers import ErrorAnswer
-from frontend.http.schemas.bounds import with_bounds
+from frontend.http.bounds import with_bounds
+from frontend.http.endpoint import Endpoint
 from pagewire.base.version import __version__
 
 Json = dict[str, Any]
@@ -26,15 +26,16 @@ _ABOUT = (
 )
 
 
-def openapi_document(*, with_keys: bool) -> Json:
+def openapi_document(endpoints: Sequence[Endpoint], *, with_keys: bool) -> Json:
     """The whole document.
 
     Args:
+        endpoints: what it is about.
         with_keys: whether this server asks for API keys.
     """
-    schemas = _Schemas(ENDPOINTS)
+    schemas = _Schemas(endpoints)
     paths: Json = {}
-    for endpoint in ENDPOINTS:
+    for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
     keys: list[Json] = [{"bearer": []}, {"key": []}]
     return {
@@ -57,7 +58,7 @@ def openapi_document(*, with_keys: bool) -> Json:
                 }
             },
             "headers": {"RequestId": {"description": "The request's id.", "schema": {"type": "string"}}},
-            "responses": {"Error": _error(schemas)},
+            "responses": {kind.__name__: _error(kind, schemas) for kind in _errors(endpoints)},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -70,7 +71,7 @@ class _Schemas:
     """The JSON Schemas of all models, and references to them."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        wanted: list[tuple[Any, JsonSchemaMode]] = [(ErrorAnswer, "serialization")]
+        wanted: list[tuple[Any, JsonSchemaMode]] = [(kind, "serialization") for kind in _errors(endpoints)]
         for endpoint in endpoints:
             if endpoint.body is not None:
                 wanted.append((endpoint.body, "validation"))
@@ -103,10 +104,10 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Json:
         operation["description"] = endpoint.description
     if not endpoint.needs_key:
         operation["security"] = []
-    if "{id}" in endpoint.path:
-        operation["parameters"].append(
-            {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        )
+    operation["parameters"] += [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in re.findall(r"{(\w+)}", endpoint.path)
+    ]
     if endpoint.body is not None:
         content: Json = {"schema": schemas.taken(endpoint.body)}
         if endpoint.example:
@@ -116,7 +117,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Json:
         operation["responses"]["200"] = _answer(endpoint, schemas)
     for status in sorted(endpoint.errors):
         operation["responses"][str(status)] = {
-            "$ref": "#/components/responses/Error",
+            "$ref": f"#/components/responses/{endpoint.error.__name__}",
             "description": HTTPStatus(status).phrase,
         }
     return operation
@@ -125,7 +126,9 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Json:
 def _answer(endpoint: Endpoint, schemas: _Schemas) -> Json:
     schema = {"type": "string"} if endpoint.answer is None else schemas.answered(endpoint.answer)
     content: Json = {endpoint.media_type: {"schema": schema}}
-    if endpoint.event is not None:
+    if endpoint.event is not None and endpoint.event_media_type != "text/event-stream":
+        content[endpoint.event_media_type] = {"schema": schemas.answered(endpoint.event)}
+    elif endpoint.event is not None:
         content["text/event-stream"] = {
             # Of one event, as tools read it before OpenAPI 3.2 and its `itemSchema`.
             "schema": {
@@ -145,11 +148,16 @@ def _answer(endpoint: Endpoint, schemas: _Schemas) -> Json:
     return {"description": "It worked.", "headers": _request_id_header(), "content": content}
 
 
-def _error(schemas: _Schemas) -> Json:
+def _errors(endpoints: Sequence[Endpoint]) -> list[type]:
+    """The models of errors, in the order in which they are first used."""
+    return list(dict.fromkeys(endpoint.error for endpoint in endpoints))
+
+
+def _error(kind: type, schemas: _Schemas) -> Json:
     return {
         "description": "It did not work.",
         "headers": _request_id_header(),
-        "content": {"application/json": {"schema": schemas.answered(ErrorAnswer)}},
+        "content": {"application/json": {"schema": schemas.answered(kind)}},
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
@@ -15,22 +14,18 @@ from frontend.caller import set_caller
 from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import check_request_id
+from frontend.http.apis import APIS, ENDPOINTS
+from frontend.http.connection import REQUEST_ID_HEADER, ApiRunner
 from frontend.http.cors import CorsPolicy
-from frontend.http.embeddings import EmbeddingHandlers
-from frontend.http.endpoints import ENDPOINTS
-from frontend.http.errors import error_object_response, error_response, http_error_response
-from frontend.http.generate import GenerateHandlers
-from frontend.http.operations import OperationHandlers
-from frontend.http.protocol import REQUEST_ID_HEADER, ApiRunner
+from frontend.http.endpoint import Handler
+from frontend.http.errors import error_response
+from frontend.http.failure import Failure
 from frontend.http.request_id import REQUEST_ID
-from frontend.http.responses import ResponseHandlers
 from frontend.metrics import FrontendMetrics
 from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError
 from pagewire.base.tls import ReloadingTls
 
 logger = logging.getLogger(__name__)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _WITHOUT_KEY = frozenset(endpoint.path for endpoint in ENDPOINTS if not endpoint.needs_key)
 """Paths that say nothing worth a key and that probes, or people who read about the server, must reach."""
@@ -72,7 +67,7 @@ class HttpServer:
             middlewares=[self._answer_errors, self._admit], client_max_size=config.max_body_bytes
         )
         app.on_response_prepare.append(self._add_headers)
-        _add_routes(app, _handlers(config, pipeline, metrics))
+        _add_routes(app, config, pipeline, metrics)
         # A handler whose client disconnects is cancelled, which is what aborts its generation.
         self._runner = ApiRunner(
             app,
@@ -150,14 +145,16 @@ class HttpServer:
             request[REQUEST_ID] = check_request_id(request.headers.get(REQUEST_ID_HEADER))
             return await handler(request)
         except PagewireError as error:
-            return error_response(error)
+            return error_response(request.path, error)
         except web.HTTPException as error:
-            return http_error_response(error)
+            return error_response(request.path, Failure.of_http(error))
         except web.RequestPayloadError as error:
-            return error_response(InvalidRequest(f"the request's body cannot be read: {error}"))
+            unreadable = InvalidRequest(f"the request's body cannot be read: {error}")
+            return error_response(request.path, unreadable)
         except Exception:
             logger.exception("request %s failed unexpectedly", request[REQUEST_ID])
-            return error_response(PagewireError("internal error; the server's log has the details"))
+            unexpected = PagewireError("internal error; the server's log has the details")
+            return error_response(request.path, unexpected)
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -180,7 +177,7 @@ class HttpServer:
             async with asyncio.timeout(self._config.request_timeout):
                 await request.read()  # which keeps it for the handler
         except TimeoutError:
-            return _too_slow(self._config.request_timeout)
+            return _too_slow(request.path, self._config.request_timeout)
         return await handler(request)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -191,48 +188,22 @@ class HttpServer:
             response.force_close()
 
 
-def _too_slow(seconds: float) -> web.Response:
+def _too_slow(path: str, seconds: float) -> web.Response:
     message = f"the request's body did not arrive within {seconds:g} s"
-    response = error_object_response(408, message, "timeout_error", "request_timeout")
+    failure = Failure(status=408, message=message, kind="timeout_error", code="request_timeout")
+    response = error_response(path, failure)
     response.force_close()
     return response
 
 
-def _handlers(
-    config: FrontendConfig, pipeline: GenerationPipeline, metrics: FrontendMetrics
-) -> Mapping[str, Handler]:
-    """What answers each endpoint, by the endpoint's name."""
-    generate = GenerateHandlers(pipeline, config.stall_timeout)
-    responses = ResponseHandlers(pipeline, config.stall_timeout)
-    operations = OperationHandlers(config, pipeline, metrics)
-    return {
-        "createChatCompletion": generate.chat_completions,
-        "createCompletion": generate.completions,
-        "createResponse": responses.create,
-        "getResponse": responses.stored,
-        "deleteResponse": responses.stored,
-        "createEmbedding": EmbeddingHandlers(pipeline).embeddings,
-        "listModels": operations.models,
-        "getModel": operations.model,
-        "tokenize": operations.tokenize,
-        "detokenize": operations.detokenize,
-        "health": operations.health,
-        "ping": operations.health,
-        "ready": operations.ready,
-        "load": operations.load,
-        "metrics": operations.metrics,
-        "version": operations.version,
-        "serverInfo": operations.server_info,
-        "openapi": operations.openapi,
-        "docs": operations.docs,
-        "index": operations.index,
-    }
-
-
-def _add_routes(app: web.Application, handlers: Mapping[str, Handler]) -> None:
-    for endpoint in ENDPOINTS:
-        handler = handlers[endpoint.name]
-        if endpoint.method == "GET":
-            app.router.add_get(endpoint.route, handler)  # and HEAD
-        else:
-            app.router.add_route(endpoint.method, endpoint.route, handler)
+def _add_routes(
+    app: web.Application, config: FrontendConfig, pipeline: GenerationPipeline, metrics: FrontendMetrics
+) -> None:
+    for api in APIS:
+        handlers = api.handlers(config, pipeline, metrics)
+        for endpoint in api.endpoints:
+            handler = handlers[endpoint.name]
+            if endpoint.method == "GET":
+                app.router.add_get(endpoint.route, handler)  # and HEAD
+            else:
+                app.router.add_route(endpoint.method, endpoint.route, handler)

@@ -11,11 +11,11 @@ import pytest
 
 from frontend.generation.request import MAX_CHOICES
 from frontend.grpc.conversation import read_conversation
-from frontend.http.schemas.base import MAX_NESTED, MAX_VALUES, Body, parse
-from frontend.http.schemas.chat import ChatCompletionBody
-from frontend.http.schemas.completion import CompletionBody
-from frontend.http.schemas.embeddings import EmbeddingBody
-from frontend.http.schemas.responses import ResponsesBody
+from frontend.http.body import MAX_NESTED, MAX_VALUES, Body, parse
+from frontend.http.openai.schemas.chat import ChatCompletionBody
+from frontend.http.openai.schemas.completion import CompletionBody
+from frontend.http.openai.schemas.embeddings import EmbeddingBody
+from frontend.http.openai.schemas.responses import ResponsesBody
 from pagewire.base.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
 from tests.unit.frontend.conftest import FrontendFactory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import aiohttp
@@ -10,9 +11,9 @@ import jsonschema
 import pydantic
 import pytest
 
-from frontend.http.endpoints import ENDPOINTS
+from frontend.http.apis import ENDPOINTS
+from frontend.http.bounds import SAMPLING_BOUNDS
 from frontend.http.openapi import openapi_document
-from frontend.http.schemas.bounds import SAMPLING_BOUNDS
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import SamplingParams
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
@@ -24,7 +25,7 @@ FORBIDDING: dict[str, Any] = {} if pydantic.VERSION.startswith(("2.10", "2.11"))
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return json.loads(json.dumps(openapi_document(with_keys=False)))
+    return json.loads(json.dumps(openapi_document(ENDPOINTS, with_keys=False)))
 
 
 @pytest.fixture
@@ -124,9 +125,9 @@ async def test_questions_are_answered_as_the_document_says(http, document) -> No
         if endpoint.method != "GET":
             continue
         answers = document["paths"][endpoint.path]["get"]["responses"]
-        async with http.get(endpoint.path.replace("{id}", "bytes")) as response:
+        async with http.get(re.sub(r"{\w+}", "bytes", endpoint.path)) as response:
             told = answers[str(response.status)]
-            told = document["components"]["responses"]["Error"] if "$ref" in told else told
+            told = document["components"]["responses"]["ErrorAnswer"] if "$ref" in told else told
             [(media_type, content)] = told["content"].items()
             assert response.content_type == media_type, endpoint.path
             if media_type == "application/json":
@@ -146,7 +147,7 @@ async def test_document_and_page_need_no_key_and_say_whether_others_do(
         paths = document["paths"]
         for endpoint in ENDPOINTS:
             if endpoint.method == "GET" and endpoint.name != "getResponse":
-                path = endpoint.path.replace("{id}", "bytes")
+                path = re.sub(r"{\w+}", "bytes", endpoint.path)
                 async with session.get(path) as response:
                     open_to_all = (
                         paths[endpoint.path]["get"].get("security") == [] or {} in document["security"]

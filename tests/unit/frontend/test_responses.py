@@ -15,10 +15,10 @@ from pydantic import TypeAdapter
 from frontend.generation.completion import Usage
 from frontend.generation.events import Delta, Finished, FinishReason
 from frontend.generation.message_parser import ToolCallDelta
-from frontend.http.response_shape import ResponseBuilder
-from frontend.http.schemas.answers import ResponseAnswer, ResponseEvent
-from frontend.http.schemas.base import parse
-from frontend.http.schemas.responses import ResponsesBody
+from frontend.http.body import parse
+from frontend.http.openai.response_shape import ResponseBuilder
+from frontend.http.openai.schemas.answers import ResponseAnswer, ResponseEvent
+from frontend.http.openai.schemas.responses import ResponsesBody
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import Code
 from pagewire.scheduler.v1 import scheduler_pb2 as pb

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from frontend.http.schemas.base import parse
-from frontend.http.schemas.structured import StructuredFields
+from frontend.http.body import parse
+from frontend.http.openai.schemas.structured import StructuredFields
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import StructuredOutput
 

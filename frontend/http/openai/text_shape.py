@@ -9,7 +9,7 @@ from typing import Any
 
 from frontend.generation.answer import WholeChoice
 from frontend.generation.events import Delta, Finished, PositionLogprobs, PromptRead
-from frontend.http.shapes import ResponseShape
+from frontend.http.openai.shapes import ResponseShape
 from frontend.text.detokenizer import IncrementalDetokenizer
 from frontend.text.tokenizer import TextTokenizer
 

@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.tools import Tool, ToolChoice
-from frontend.http.schemas.base import Body
+from frontend.http.body import Body
 from pagewire.base.errors import InvalidRequest
 
 

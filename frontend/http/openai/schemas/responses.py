@@ -9,8 +9,8 @@ from pydantic import Discriminator, Field, Tag
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.tools import Tool, ToolChoice
-from frontend.http.schemas.base import Body, Seconds, TokenIdList
-from frontend.http.schemas.response_items import Input, turns
+from frontend.http.body import Body, Seconds, TokenIdList
+from frontend.http.openai.schemas.response_items import Input, turns
 from pagewire.base.errors import InvalidRequest, Unsupported
 from pagewire.wire.sampling_params import StructuredOutput
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from frontend.http.schemas.base import Body
+from frontend.http.body import Body
 from pagewire.base.errors import InvalidRequest
 
 

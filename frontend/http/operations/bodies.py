@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from frontend.generation.request import Conversation, TextPrompt
-from frontend.http.schemas.base import Body, TokenIdList
-from frontend.http.schemas.conversation import ConversationFields, Message
+from frontend.http.body import Body, TokenIdList
+from frontend.http.openai.schemas.conversation import ConversationFields, Message
 from pagewire.base.errors import InvalidRequest
 
 

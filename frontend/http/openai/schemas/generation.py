@@ -9,9 +9,9 @@ from pydantic import Field
 
 from frontend.generation.message_parser import NewParser
 from frontend.generation.request import Prompt
-from frontend.http.schemas.base import Body, Seconds, TokenIdList
-from frontend.http.schemas.structured import StructuredFields
-from frontend.http.shapes import AnswerOptions
+from frontend.http.body import Body, Seconds, TokenIdList
+from frontend.http.openai.schemas.structured import StructuredFields
+from frontend.http.openai.shapes import AnswerOptions
 from frontend.served_model import ServedModel
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import MAX_BEAMS, BeamSearch

@@ -10,7 +10,7 @@ from typing import Any
 from frontend.generation.answer import WholeChoice
 from frontend.generation.events import Delta, Finished, PositionLogprobs, PromptRead
 from frontend.generation.message_parser import ToolCallDelta
-from frontend.http.shapes import ResponseShape
+from frontend.http.openai.shapes import ResponseShape
 
 
 class ChatShape(ResponseShape):

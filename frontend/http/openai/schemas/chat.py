@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from frontend.generation.request import Prompt
-from frontend.http.schemas.conversation import ConversationFields, Message
-from frontend.http.schemas.generation import GenerationBody
+from frontend.http.openai.schemas.conversation import ConversationFields, Message
+from frontend.http.openai.schemas.generation import GenerationBody
 from pagewire.base.errors import InvalidRequest
 
 

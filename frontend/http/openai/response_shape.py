@@ -9,7 +9,7 @@ from typing import Any
 
 from frontend.generation.events import Delta, Finished, FinishReason, PositionLogprobs
 from frontend.generation.message_parser import ToolCallDelta
-from frontend.http.schemas.responses import ResponsesBody
+from frontend.http.openai.schemas.responses import ResponsesBody
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import PagewireError
 from pagewire.wire.sampling_params import SamplingParams

@@ -13,18 +13,19 @@ from frontend.generation.answer import Answer
 from frontend.generation.events import Event
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import GenerationRequest, check_request_id, resolve_sampling
-from frontend.http.chat_shape import ChatShape
-from frontend.http.errors import error_body
+from frontend.http.body import parse
 from frontend.http.event_stream import EventStream
+from frontend.http.failure import Failure
+from frontend.http.openai.chat_shape import ChatShape
+from frontend.http.openai.errors import OPENAI_ERRORS
+from frontend.http.openai.schemas.chat import ChatCompletionBody
+from frontend.http.openai.schemas.completion import CompletionBody
+from frontend.http.openai.schemas.generation import GenerationBody
+from frontend.http.openai.schemas.structured import named_after
+from frontend.http.openai.shapes import ResponseShape, event_frame
+from frontend.http.openai.text_shape import TextShape
 from frontend.http.request_id import REQUEST_ID
-from frontend.http.schemas.base import parse
-from frontend.http.schemas.chat import ChatCompletionBody
-from frontend.http.schemas.completion import CompletionBody
-from frontend.http.schemas.generation import GenerationBody
-from frontend.http.schemas.structured import named_after
-from frontend.http.shapes import ResponseShape, event_frame
-from frontend.http.text_shape import TextShape
-from pagewire.base.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest, PagewireError
 
 
 class GenerateHandlers:
@@ -97,7 +98,10 @@ async def _send(stream: EventStream, answer: Answer, shape: ResponseShape) -> we
             async for events in rounds:
                 yield shape.frames(events, answer)
 
-    return await stream.send(frames(), failed=lambda error: event_frame(error_body(error)))
+    def failed(error: PagewireError) -> bytes:
+        return event_frame(OPENAI_ERRORS.body(Failure.of(error)))
+
+    return await stream.send(frames(), failed=failed)
 
 
 class _StreamSink:

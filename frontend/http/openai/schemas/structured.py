@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from frontend.http.schemas.base import Body
+from frontend.http.body import Body
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import STRUCTURED_OUTPUTS, StructuredOutput
 

@@ -1,4 +1,4 @@
-"""The connection level: what aiohttp answers by itself, in OpenAI's shape, and patience with slow clients."""
+"""The connection level: what aiohttp answers by itself, in the API's form, and patience with slow clients."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from frontend.generation.request import check_request_id
-from frontend.http.errors import error_object_response, http_error_response
+from frontend.http.errors import error_response
+from frontend.http.failure import Failure
 
 REQUEST_ID_HEADER = "x-request-id"
+
+_NO_PATH = "/"
+"""Where nothing is known of the request yet."""
 
 _LINGER = 1.0
 """Seconds in which a client that was too slow may still send, so that it gets to read why it is cut off."""
@@ -49,10 +53,10 @@ class ApiConnection(web.RequestHandler):
         assert self._manager is not None
         if len(self._manager.connections) > self._max_connections:
             message = f"this server has {self._max_connections} connections already; try again later"
-            body = error_object_response(
-                503, message, "service_unavailable_error", "too_many_connections"
-            ).body
-            self._cut_off("503 Service Unavailable", body, "Retry-After: 1\r\n")
+            failure = Failure(
+                status=503, message=message, kind="service_unavailable_error", code="too_many_connections"
+            )
+            self._cut_off("503 Service Unavailable", failure, "Retry-After: 1\r\n")
             return
         self._head_timer = self._loop.call_later(self._head_timeout, self._give_up)
 
@@ -81,12 +85,14 @@ class ApiConnection(web.RequestHandler):
         if self.transport is None or not self._waits_for_head():
             return
         message = f"the request's headers did not arrive within {self._head_timeout:g} s"
-        body = error_object_response(408, message, "timeout_error", "request_timeout").body
-        self._cut_off("408 Request Timeout", body)
+        failure = Failure(status=408, message=message, kind="timeout_error", code="request_timeout")
+        self._cut_off("408 Request Timeout", failure)
 
-    def _cut_off(self, status: str, body: Any, headers: str = "") -> None:
+    def _cut_off(self, status: str, failure: Failure, headers: str = "") -> None:
         """Answers, to no request in particular, and closes."""
         assert self.transport is not None
+        body = error_response(_NO_PATH, failure).body
+        assert isinstance(body, bytes)
         head = (
             f"HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\n{headers}"
             f"Content-Length: {len(body)}\r\n{REQUEST_ID_HEADER}: {check_request_id(None)}\r\n"
@@ -102,14 +108,15 @@ class ApiConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers what is no HTTP request in OpenAI's shape. It is the base class that logs."""
+        """Answers what is no HTTP request. It is the base class that logs."""
         super().handle_error(request, status, exc, message)
         if status < 500:
             text = f"this is not a valid HTTP request: {' '.join((message or 'bad request').split())}"
-            response = error_object_response(status, text, "invalid_request_error", "malformed_http")
+            failure = Failure(status=status, message=text, code="malformed_http")
         else:
             text = "internal error; the server's log has the details"
-            response = error_object_response(status, text, "server_error")
+            failure = Failure(status=status, message=text, kind="server_error")
+        response = error_response(request.path, failure)
         response.headers[REQUEST_ID_HEADER] = check_request_id(None)
         response.force_close()
         return response
@@ -119,7 +126,7 @@ class ApiConnection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Gives what was refused before any middleware ran (such as an unknown Expect header) our shape."""
         if isinstance(resp, web.HTTPException):
-            resp = http_error_response(resp)
+            resp = error_response(request.path, Failure.of_http(resp))
         if resp.status == 408:
             self._lingering_time = _LINGER  # instead of ten seconds more for what was too slow already
         return await super().finish_response(request, resp, start_time)

@@ -10,9 +10,8 @@ from aiohttp import web
 
 from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
-from frontend.http.openapi import openapi_document
-from frontend.http.schemas.base import parse
-from frontend.http.schemas.text import DetokenizeBody, TokenizeBody
+from frontend.http.body import parse
+from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
 from pagewire.base.errors import Unavailable
 from pagewire.base.version import __version__
@@ -46,7 +45,6 @@ class OperationHandlers:
         self._metrics = metrics
         self._index = _STATIC.joinpath("index.html").read_text(encoding="utf-8")
         self._docs = _STATIC.joinpath("docs.html").read_text(encoding="utf-8")
-        self._openapi: bytes | None = None
 
     async def index(self, request: web.Request) -> web.Response:
         """GET /"""
@@ -55,13 +53,6 @@ class OperationHandlers:
     async def docs(self, request: web.Request) -> web.Response:
         """GET /docs"""
         return web.Response(text=self._docs, content_type="text/html")
-
-    async def openapi(self, request: web.Request) -> web.Response:
-        """GET /openapi.json: made when somebody first asks."""
-        if self._openapi is None:
-            with_keys = bool(self._config.api_keys or self._config.api_key_file)
-            self._openapi = json.dumps(openapi_document(with_keys=with_keys)).encode()
-        return web.Response(body=self._openapi, content_type="application/json")
 
     async def health(self, request: web.Request) -> web.Response:
         """GET /health and /ping: the process lives."""
@@ -127,8 +118,8 @@ class OperationHandlers:
         return web.json_response({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.Response:
-        """GET /v1/models/{id}"""
-        name = request.match_info["id"]
+        """GET /v1/models/{model}"""
+        name = request.match_info["model"]
         self._pipeline.model.check_name(name)
         return web.json_response(self._model(name))
 

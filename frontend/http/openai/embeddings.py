@@ -13,9 +13,9 @@ from aiohttp import web
 from frontend.embedding import Embeddings, Vector, embed
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import check_request_id
+from frontend.http.body import parse
+from frontend.http.openai.schemas.embeddings import EmbeddingBody
 from frontend.http.request_id import REQUEST_ID
-from frontend.http.schemas.base import parse
-from frontend.http.schemas.embeddings import EmbeddingBody
 
 
 class EmbeddingHandlers:

@@ -14,13 +14,14 @@ from frontend.generation.answer import Answer
 from frontend.generation.events import Delta, Finished
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import GenerationRequest, TextPrompt, check_request_id, resolve_sampling
-from frontend.http.errors import error_object_response
+from frontend.http.body import parse
+from frontend.http.errors import error_response
 from frontend.http.event_stream import EventStream
+from frontend.http.failure import Failure
+from frontend.http.openai.response_shape import ResponseBuilder, event_frame
+from frontend.http.openai.schemas.responses import ResponsesBody
+from frontend.http.openai.schemas.structured import named_after
 from frontend.http.request_id import REQUEST_ID
-from frontend.http.response_shape import ResponseBuilder, event_frame
-from frontend.http.schemas.base import parse
-from frontend.http.schemas.responses import ResponsesBody
-from frontend.http.schemas.structured import named_after
 from pagewire.base.errors import InvalidRequest
 
 
@@ -86,7 +87,7 @@ class ResponseHandlers:
             f"there is no response {http_request.match_info['id']!r}: this server stores no responses; each "
             "is told once, in the answer to the request that made it"
         )
-        return error_object_response(404, message, "invalid_request_error", "not_found")
+        return error_response(http_request.path, Failure(status=404, message=message, code="not_found"))
 
     async def _frames(self, answer: Answer, builder: ResponseBuilder) -> AsyncGenerator[bytes, None]:
         """What a stream shows, one round of events at a time."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from frontend.caller import client_of
 from frontend.embedding import MAX_INPUTS, EmbeddingRequest
 from frontend.generation.request import TextPrompt, TokenPrompt, require_at_most
-from frontend.http.schemas.base import Body, Seconds, TokenIdList
+from frontend.http.body import Body, Seconds, TokenIdList
 
 
 class EmbeddingBody(Body):

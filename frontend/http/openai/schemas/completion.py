@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from frontend.generation.request import MAX_CHOICES, Prompt, TextPrompt, TokenPrompt, require_at_most
-from frontend.http.schemas.base import TokenIdList
-from frontend.http.schemas.generation import GenerationBody
+from frontend.http.body import TokenIdList
+from frontend.http.openai.schemas.generation import GenerationBody
 
 
 class CompletionBody(GenerationBody):

@@ -1,0 +1,1 @@
+"""Everything but generation: models, tokens, health, metrics and the front page."""

@@ -1,0 +1,100 @@
+"""What the endpoints of operation answer, for /openapi.json; the tests hold the answers to these models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class TokenizeAnswer(BaseModel):
+    """The answer of POST /tokenize."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int | None = Field(description="null while no engine has been attached yet.")
+    token_strs: list[str | None] | None = Field(
+        description="With return_token_strs: as the vocabulary has them."
+    )
+
+
+class DetokenizeAnswer(BaseModel):
+    """The answer of POST /detokenize."""
+
+    prompt: str
+
+
+class ModelAnswer(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: None
+    max_model_len: int | None = Field(description="null while no engine has been attached yet.")
+
+
+class ModelList(BaseModel):
+    """The answer of GET /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelAnswer]
+
+
+class StatusAnswer(BaseModel):
+    """The answer of probes."""
+
+    status: Literal["ok", "ready"]
+
+
+class VersionAnswer(BaseModel):
+    """The answer of GET /version."""
+
+    version: str
+
+
+class LoadAnswer(BaseModel):
+    """The answer of GET /load."""
+
+    server_load: int = Field(description="Requests being computed or waiting.")
+    num_requests_running: int
+    num_requests_waiting: int
+    kv_cache_usage: float = Field(description="Share of KV blocks in use by requests, 0 to 1.")
+    max_num_seqs: int
+    max_num_waiting: int
+
+
+class EngineAnswer(BaseModel):
+    """Facts about the engine and the limits in force."""
+
+    model: str
+    dtype: str
+    device: str
+    vocab_size: int
+    hidden_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+class LimitsAnswer(BaseModel):
+    """This frontend's limits."""
+
+    max_body_bytes: int
+    max_prompt_tokens: int | None
+    request_timeout: float
+
+
+class ServerInfo(BaseModel):
+    """The answer of GET /server_info."""
+
+    version: str
+    served_model_names: list[str]
+    ready: bool
+    pooling: str | None = Field(description="How embeddings are pooled if a request does not say.")
+    engine: EngineAnswer | None = Field(description="null while no engine has been attached yet.")
+    limits: LimitsAnswer

@@ -1,0 +1,164 @@
+"""The endpoints about the server, its model and its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from frontend.config import FrontendConfig
+from frontend.generation.pipeline import GenerationPipeline
+from frontend.http.endpoint import ERRORS_OF_BODIES, ERRORS_OF_QUESTIONS, Api, Endpoint, Handler
+from frontend.http.operations import answers
+from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
+from frontend.http.operations.handlers import OperationHandlers
+from frontend.metrics import FrontendMetrics
+
+_ENDPOINTS = (
+    Endpoint(
+        name="listModels",
+        method="GET",
+        path="/v1/models",
+        tag="Models",
+        summary="List the served models",
+        answer=answers.ModelList,
+    ),
+    Endpoint(
+        name="getModel",
+        method="GET",
+        path="/v1/models/{model}",
+        tag="Models",
+        summary="Tell of one served model",
+        answer=answers.ModelAnswer,
+        errors=(*ERRORS_OF_QUESTIONS, 404),
+    ),
+    Endpoint(
+        name="tokenize",
+        method="POST",
+        path="/tokenize",
+        tag="Text",
+        summary="Turn text or a conversation into token ids",
+        body=TokenizeBody,
+        example={"prompt": "The capital of France is"},
+        answer=answers.TokenizeAnswer,
+        errors=ERRORS_OF_BODIES,
+    ),
+    Endpoint(
+        name="detokenize",
+        method="POST",
+        path="/detokenize",
+        tag="Text",
+        summary="Turn token ids into text",
+        body=DetokenizeBody,
+        example={"tokens": [504, 3575, 282]},
+        answer=answers.DetokenizeAnswer,
+        errors=ERRORS_OF_BODIES,
+    ),
+    Endpoint(
+        name="health",
+        method="GET",
+        path="/health",
+        tag="Operation",
+        summary="The process lives",
+        answer=answers.StatusAnswer,
+        errors=(400,),
+        needs_key=False,
+    ),
+    Endpoint(
+        name="ping",
+        method="GET",
+        path="/ping",
+        tag="Operation",
+        summary="The process lives, by another name",
+        answer=answers.StatusAnswer,
+        errors=(400,),
+        needs_key=False,
+    ),
+    Endpoint(
+        name="ready",
+        method="GET",
+        path="/ready",
+        tag="Operation",
+        summary="A request sent now would be served",
+        answer=answers.StatusAnswer,
+        errors=(400, 503),
+        needs_key=False,
+    ),
+    Endpoint(
+        name="load",
+        method="GET",
+        path="/load",
+        tag="Operation",
+        summary="How busy the scheduler is",
+        answer=answers.LoadAnswer,
+        errors=(*ERRORS_OF_QUESTIONS, 503),
+    ),
+    Endpoint(
+        name="metrics",
+        method="GET",
+        path="/metrics",
+        tag="Operation",
+        summary="Prometheus metrics",
+        media_type="text/plain",
+    ),
+    Endpoint(
+        name="version",
+        method="GET",
+        path="/version",
+        tag="Operation",
+        summary="The server's version",
+        answer=answers.VersionAnswer,
+        errors=(400,),
+        needs_key=False,
+    ),
+    Endpoint(
+        name="serverInfo",
+        method="GET",
+        path="/server_info",
+        tag="Operation",
+        summary="The model, the engine and the limits in force",
+        answer=answers.ServerInfo,
+    ),
+    Endpoint(
+        name="docs",
+        method="GET",
+        path="/docs",
+        tag="Documentation",
+        summary="This document, for people",
+        media_type="text/html",
+        errors=(400,),
+        needs_key=False,
+    ),
+    Endpoint(
+        name="index",
+        method="GET",
+        path="/",
+        tag="Documentation",
+        summary="A front page",
+        media_type="text/html",
+        errors=(400,),
+        needs_key=False,
+    ),
+)
+
+
+def _handlers(
+    config: FrontendConfig, pipeline: GenerationPipeline, metrics: FrontendMetrics
+) -> Mapping[str, Handler]:
+    operations = OperationHandlers(config, pipeline, metrics)
+    return {
+        "listModels": operations.models,
+        "getModel": operations.model,
+        "tokenize": operations.tokenize,
+        "detokenize": operations.detokenize,
+        "health": operations.health,
+        "ping": operations.health,
+        "ready": operations.ready,
+        "load": operations.load,
+        "metrics": operations.metrics,
+        "version": operations.version,
+        "serverInfo": operations.server_info,
+        "docs": operations.docs,
+        "index": operations.index,
+    }
+
+
+OPERATIONS = Api(_ENDPOINTS, _handlers)
