@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.config import WorkerConfig
+from engine.warmup.target import choose_target
 from pagewire.base.options import build, with_options
 from pagewire.cli.arguments import Model
 
@@ -28,10 +29,11 @@ def warmup(
 ) -> None:
     """Compile the GPU kernels that serving a model needs. Options are those that it will be served with."""
     config = build(WorkerConfig, {**values, "model": model, "socket": Path()})
+    gpu, launchable = choose_target(config, target)
 
     from engine.warmup.warm_up import warm_up
 
-    done = warm_up(config, target)
+    done = warm_up(config, gpu, launchable=launchable)
     if not done.compiled:
         print(f"all kernels for {done.target} are in {done.directory} already")
         return

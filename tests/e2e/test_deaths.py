@@ -144,7 +144,7 @@ async def test_a_killed_frontend_takes_only_its_own_streams_with_it(
         child for child in psutil.Process(service.process.pid).children() if "frontend" in child.cmdline()[:5]
     ]
     assert len(frontends) == 2
-    # Streams of many seconds: a client on a busy machine reads late, and what a frontend had sent outlives it.
+    # Streams of many seconds: a busy client reads late, and what a frontend has sent outlives it.
     # So many that the kernel, which chooses a frontend for each connection, gives some to each.
     async with streams(service, requests_of(10 * MAX_TOKENS) * 2) as opened:
         await opened.until_each_has(MAX_TOKENS // 8)
@@ -153,7 +153,8 @@ async def test_a_killed_frontend_takes_only_its_own_streams_with_it(
         errors = opened.errors()
     assert 0 < len(errors) < 2 * NUM_STREAMS
     for error in errors:
-        assert isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE
+        assert isinstance(error, grpc.aio.AioRpcError)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
     for received, wanted in zip(opened.received, expected * 2, strict=True):
         assert received[:MAX_TOKENS] == wanted[: len(received)]
     await until_idle(service)

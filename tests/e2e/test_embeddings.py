@@ -64,6 +64,7 @@ def test_hidden_states_are_transformers(
             np.testing.assert_allclose(vector, ways[pooling], rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow  # tests/unit/engine/test_prompt_states.py says the same in seconds
 def test_a_mean_over_several_steps_is_transformers(client: openai.OpenAI, server: Service, expected) -> None:
     body = {"pooling": "mean", "normalize": False}
     answer = client.embeddings.create(model=server.model, input=LONG, extra_body=body)

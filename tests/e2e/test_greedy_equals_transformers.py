@@ -17,11 +17,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.e2e.client import complete_all, tokens
-from tests.e2e.prompts import MAX_TOKENS, greedy, prompt_ids
+from tests.e2e.prompts import greedy, prompt_ids
 from tools.service import Service
 
 TIE = 1e-4
-FEW_TOKENS = 24
+MAX_TOKENS = 32
+FEW_TOKENS = 12
 FIRST_TOKENS = 8
 
 

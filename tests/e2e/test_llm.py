@@ -16,6 +16,7 @@ from pagewire.base.errors import ConfigError, InvalidRequest, Unavailable
 from pagewire.wire.sampling_params import BeamSearch, StructuredOutput, seed_of_completion
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
+ONE_TOKEN = SamplingParams(temperature=0, max_tokens=1)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -183,7 +184,7 @@ def test_bad_prompts_and_parameters_are_refused_before_anything_is_computed(
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
         llm.generate(prompt, params)  # type: ignore[arg-type]
-    assert llm.generate("a", GREEDY)[0].outputs[0].token_ids
+    assert llm.generate("a", ONE_TOKEN)[0].outputs[0].token_ids
 
 
 def test_wrong_options_and_models_are_config_errors() -> None:
