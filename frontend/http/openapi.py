@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from http import HTTPStatus
+from http.client import responses as phrases
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -118,7 +118,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Json:
     for status in sorted(endpoint.errors):
         operation["responses"][str(status)] = {
             "$ref": f"#/components/responses/{endpoint.error.__name__}",
-            "description": HTTPStatus(status).phrase,
+            "description": phrases.get(status, "Overloaded"),  # 529 is Anthropic's own
         }
     return operation
 
