@@ -75,8 +75,9 @@ class DocumentBlock(Body):
                 'as {"type": "text", "media_type": "text/plain", "data": ...}',
                 param=f"{path}.source",
             )
-        content = source.data if source.type == "text" else source.content
-        return joined([self.title, self.context, texts_of(content, f"{path}.source.content")])
+        field = "data" if source.type == "text" else "content"
+        text = texts_of(getattr(source, field), f"{path}.source.{field}")
+        return joined([self.title, self.context, text])
 
 
 class SearchResultBlock(Body):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
@@ -14,6 +15,9 @@ from frontend.http.anthropic.history import turns_of
 from frontend.http.body import Body
 from pagewire.base.errors import InvalidRequest, Unsupported
 from pagewire.wire.sampling_params import StructuredOutput
+
+_NO_INPUT: Mapping[str, Any] = {"type": "object", "properties": {}}
+"""Templates show a tool's schema without asking whether it has one."""
 
 
 class CustomTool(Body):
@@ -39,7 +43,7 @@ class CustomTool(Body):
         definition = {
             "name": self.name,
             "description": self.description,
-            "parameters": self.input_schema,
+            "parameters": self.input_schema or _NO_INPUT,
             "input_examples": self.input_examples,
         }
         return Tool(

@@ -63,7 +63,7 @@ class MessageHandlers:
 
         async with self._pipeline.start(request) as answer:
             if not stream:
-                return web.json_response(shape.whole(await answer.whole()))
+                return web.json_response(await shape.whole(answer))
             events = EventStream(
                 http_request, request_id=request.request_id, stall_timeout=self._stall_timeout
             )

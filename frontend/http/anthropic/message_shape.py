@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from frontend.generation.answer import Answer, WholeAnswer
+from frontend.generation.answer import Answer
 from frontend.generation.events import Delta, Event, Finished, FinishReason, Usage
 from frontend.generation.message_parser import ToolCallDelta
 from pagewire.base.errors import Unavailable
@@ -42,25 +42,21 @@ class MessageShape:
         self._open_kind = ""
         self._before_text = ""
 
-    def whole(self, answer: WholeAnswer) -> dict[str, Any]:
-        """The answer to a request without streaming.
+    async def whole(self, answer: Answer) -> dict[str, Any]:
+        """The answer to a request without streaming, its blocks in the order in which a stream has them.
 
         Raises:
-            Unavailable: the server is shutting down.
+            PagewireError: the request failed, or the server is shutting down.
         """
-        [choice] = answer.choices
-        blocks: list[dict[str, Any]] = []
-        if choice.reasoning:
-            blocks.append({"type": "thinking", "thinking": choice.reasoning, "signature": SIGNATURE})
-        if choice.text or not (blocks or choice.tool_calls):
-            blocks.append({"type": "text", "text": choice.text})
-        blocks += [_tool_use(call, _input_of(call.arguments)) for call in choice.tool_calls]
-        return {
-            **self._base,
-            "content": blocks,
-            **self._stop(choice.finished),
-            "usage": usage_object(answer.usage),
-        }
+        content = _Content()
+        stop: dict[str, Any] = {}
+        async for events in answer.rounds():
+            for event in events:
+                if isinstance(event, Delta):
+                    content.add(event)
+                elif isinstance(event, Finished):
+                    stop = self._stop(event)
+        return {**self._base, "content": content.blocks(), **stop, "usage": usage_object(answer.usage)}
 
     def frames(self, events: Sequence[Event], answer: Answer) -> bytes:
         """Server-sent events for what came together.
@@ -100,27 +96,19 @@ class MessageShape:
         return _frame({"type": "message_start", "message": message})
 
     def _delta(self, delta: Delta) -> Iterator[str]:
-        """More of a call that has begun comes first: the text belongs behind it."""
-        calls = list(delta.tool_calls)
-        if calls and not calls[0].name:
-            yield self._more_input(calls.pop(0).arguments)
-        if delta.reasoning:
-            yield from self._more_text("thinking", delta.reasoning)
-        if delta.text:
-            yield from self._more_text("text", delta.text)
-        for call in calls:
-            yield from self._open("tool_use", _tool_use(call, {}))
-            if call.arguments:
-                yield self._more_input(call.arguments)
+        for kind, text, call in _parts_of(delta):
+            if call is not None:
+                yield from self._open(kind, _tool_use(call, {}))
+            if kind != "tool_use":
+                yield from self._more_text(kind, text)
+            elif text:
+                yield self._block_delta({"type": "input_json_delta", "partial_json": text})
 
     def _more_text(self, kind: str, text: str) -> Iterator[str]:
         if self._open_kind != kind:
             signature = {"signature": ""} if kind == "thinking" else {}
             yield from self._open(kind, {"type": kind, kind: "", **signature})
         yield f"{self._before_text}{encode_basestring(text)}}}}}\n\n"
-
-    def _more_input(self, arguments: str) -> str:
-        return self._block_delta({"type": "input_json_delta", "partial_json": arguments})
 
     def _open(self, kind: str, block: dict[str, Any]) -> Iterator[str]:
         """Ends the block that is open, and begins another."""
@@ -169,6 +157,46 @@ class MessageShape:
         else:
             told = "end_turn" if finished.stop_string is None else "stop_sequence"
         return {"stop_reason": told, "stop_sequence": finished.stop_string}
+
+
+class _Content:
+    """The blocks of a whole message, as they come."""
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[str, list[str], ToolCallDelta | None]] = []
+
+    def add(self, delta: Delta) -> None:
+        for kind, text, call in _parts_of(delta):
+            if call is not None or not self._blocks or self._blocks[-1][0] != kind:
+                self._blocks.append((kind, [], call))
+            self._blocks[-1][1].append(text)
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """An answer without a word has a block of text, too."""
+        rendered: list[dict[str, Any]] = []
+        for kind, pieces, call in self._blocks:
+            text = "".join(pieces)
+            if call is not None:
+                rendered.append(_tool_use(call, _input_of(text)))
+            elif kind == "thinking":
+                rendered.append({"type": "thinking", "thinking": text, "signature": SIGNATURE})
+            else:
+                rendered.append({"type": "text", "text": text})
+        return rendered or [{"type": "text", "text": ""}]
+
+
+def _parts_of(delta: Delta) -> Iterator[tuple[str, str, ToolCallDelta | None]]:
+    """What a delta says, in order: the kind of block, more for it and, where a call begins, the call. More of
+    a call that has begun comes first: text that came with it stood behind it."""
+    calls = list(delta.tool_calls)
+    if calls and not calls[0].name:
+        yield "tool_use", calls.pop(0).arguments, None
+    if delta.reasoning:
+        yield "thinking", delta.reasoning, None
+    if delta.text:
+        yield "text", delta.text, None
+    for call in calls:
+        yield "tool_use", call.arguments, call
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
