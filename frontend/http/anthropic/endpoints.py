@@ -10,11 +10,11 @@ from frontend.http.anthropic import answers
 from frontend.http.anthropic.bodies import CountTokensBody, MessagesBody
 from frontend.http.anthropic.errors import OVERLOADED
 from frontend.http.anthropic.handlers import MessageHandlers
-from frontend.http.endpoint import Api, Endpoint, Handler
+from frontend.http.endpoint import ERRORS_OF_BODIES, Api, Endpoint, Handler
 from frontend.metrics import FrontendMetrics
 
 _HELLO = [{"role": "user", "content": "What is the capital of France?"}]
-_ERRORS = (400, 401, 404, 408, 413, 429, 500, OVERLOADED)
+_ERRORS = tuple(OVERLOADED if status == 503 else status for status in ERRORS_OF_BODIES)
 
 _ENDPOINTS = (
     Endpoint(
