@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import anthropic
 import pytest
 
 from tools.service import Service
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "anthropic.md"
 QUESTION = {"role": "user", "content": "What is the capital of France? Answer in one word."}
 GREEDY = {"temperature": 0}
 
@@ -53,3 +56,9 @@ def test_a_tool_can_be_forced(client: anthropic.Anthropic, server: Service) -> N
     [call] = message.content
     assert (message.stop_reason, call.type, call.name) == ("tool_use", "tool_use", "look_up")
     assert call.input["city"] in ("Paris", "Rome")
+
+
+def test_the_documents_example_works(server: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    exec(block.replace("http://localhost:8000", server.http_url), {})
+    assert "Paris" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -50,12 +51,13 @@ class MessageShape:
         """
         content = _Content()
         stop: dict[str, Any] = {}
-        async for events in answer.rounds():
-            for event in events:
-                if isinstance(event, Delta):
-                    content.add(event)
-                elif isinstance(event, Finished):
-                    stop = self._stop(event)
+        async with aclosing(answer.rounds()) as rounds:
+            async for events in rounds:
+                for event in events:
+                    if isinstance(event, Delta):
+                        content.add(event)
+                    elif isinstance(event, Finished):
+                        stop = self._stop(event)
         return {**self._base, "content": content.blocks(), **stop, "usage": usage_object(answer.usage)}
 
     def frames(self, events: Sequence[Event], answer: Answer) -> bytes:

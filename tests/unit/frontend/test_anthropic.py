@@ -52,6 +52,12 @@ async def ask(client: anthropic.AsyncAnthropic, **fields: Any) -> Any:
     return await client.messages.create(**{"model": "bytes", "max_tokens": 150, "messages": [USER], **fields})
 
 
+def told(error: anthropic.APIStatusError) -> tuple[str, str]:
+    """An error's type and message."""
+    body: Any = error.body
+    return body["error"]["type"], body["error"]["message"]
+
+
 async def shown(start_frontend: FrontendFactory, scheduler: ScriptedScheduler, **fields: Any) -> str:
     """The prompt that a template renders which shows all that it is given."""
     scheduler.reply, scheduler.max_model_len = b"x", 100_000
@@ -345,8 +351,9 @@ async def test_what_cannot_be_done_is_refused_with_the_reason(client, case: str)
     fields, words = REFUSED[case]
     with pytest.raises(anthropic.BadRequestError) as caught:
         await ask(client, **fields)
-    assert words in caught.value.api_message
-    assert caught.value.type == "invalid_request_error"
+    kind, message = told(caught.value)
+    assert kind == "invalid_request_error"
+    assert words in message
     assert caught.value.body["request_id"] == caught.value.request_id
 
 
@@ -365,14 +372,14 @@ async def test_errors_have_the_types_of_anthropics_client(
     async with anthropic.AsyncAnthropic(**options, api_key="wrong") as client:
         with pytest.raises(anthropic.AuthenticationError) as unauthenticated:
             await ask(client)
-    assert unauthenticated.value.type == "authentication_error"
+    assert told(unauthenticated.value)[0] == "authentication_error"
     async with anthropic.AsyncAnthropic(**options, api_key="secret") as client:
         with pytest.raises(anthropic.NotFoundError) as missing:
             await ask(client, model="claude")
-        assert missing.value.type == "not_found_error"
+        assert told(missing.value)[0] == "not_found_error"
         with pytest.raises(anthropic.RequestTooLargeError) as large:
             await ask(client, system="x" * 20_000)
-        assert large.value.type == "request_too_large"
+        assert told(large.value)[0] == "request_too_large"
         for code, kind, name in (
             (Code.RESOURCE_EXHAUSTED, anthropic.RateLimitError, "rate_limit_error"),
             (Code.UNAVAILABLE, anthropic.OverloadedError, "overloaded_error"),
@@ -383,7 +390,7 @@ async def test_errors_have_the_types_of_anthropics_client(
             await scheduler.say(submit.handle, [], end=failure(code, "no"))
             with pytest.raises(kind) as caught:
                 await asked
-            assert (caught.value.type, caught.value.api_message) == (name, "no")
+            assert told(caught.value) == (name, "no")
             assert caught.value.request_id == caught.value.body["request_id"]
 
 
@@ -394,7 +401,7 @@ async def test_a_stream_that_fails_ends_with_an_error(client, scheduler: Scripte
     with pytest.raises(anthropic.APIStatusError) as caught:
         await read_kinds(stream, seen)
     assert seen == ["message_start", "content_block_start", "content_block_delta"]
-    assert (caught.value.type, caught.value.api_message) == ("api_error", "broken")
+    assert told(caught.value) == ("api_error", "broken")
 
 
 async def test_an_answer_that_the_server_gives_up_is_an_error_to_retry(
