@@ -13,7 +13,7 @@ from pagewire.wire.sampling_params import StructuredOutput
 
 MAX_TOOLS = 1024
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -37,7 +37,7 @@ class Tool:
         name = self.definition.get("name")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidRequest(
-                f"a tool's function name is {name!r}; it must be 1 to 64 letters, digits, underscores and "
+                f"a tool's function name is {name!r}; it must be 1 to 128 letters, digits, underscores and "
                 "hyphens",
                 param="tools",
             )

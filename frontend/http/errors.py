@@ -6,11 +6,12 @@ import json
 
 from aiohttp import web
 
+from frontend.http.anthropic.errors import ANTHROPIC_ERRORS
 from frontend.http.failure import ErrorForm, Failure
 from frontend.http.openai.errors import OPENAI_ERRORS
 from pagewire.base.errors import PagewireError
 
-_FORMS: tuple[tuple[str, ErrorForm], ...] = ()
+_FORMS: tuple[tuple[str, ErrorForm], ...] = (("/v1/messages", ANTHROPIC_ERRORS),)
 """By the beginnings of their paths, the more special ones first."""
 
 
@@ -22,9 +23,10 @@ def error_form(path: str) -> ErrorForm:
     return OPENAI_ERRORS
 
 
-def error_response(path: str, error: PagewireError | Failure) -> web.Response:
+def error_response(path: str, error: PagewireError | Failure, request_id: str | None = None) -> web.Response:
     """The answer to a request that failed before anything was sent."""
     failure = error if isinstance(error, Failure) else Failure.of(error)
+    failure = failure.of_request(request_id)
     form = error_form(path)
     response = web.json_response(dict(form.body(failure)), status=form.status(failure), dumps=_dumps)
     if failure.retry_after is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -39,6 +39,7 @@ class Failure:
         param: the field at fault, if one is.
         retry_after: whole seconds after which the same request may be taken, where that can be said.
         allow: the methods that the path takes, where the method was wrong.
+        request_id: of which request, for the APIs that say so in an error's body.
     """
 
     status: int
@@ -48,10 +49,15 @@ class Failure:
     param: str | None = None
     retry_after: int | None = None
     allow: str | None = None
+    request_id: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.message) > MAX_MESSAGE:
             object.__setattr__(self, "message", self.message[: MAX_MESSAGE - 1] + "…")
+
+    def of_request(self, request_id: str | None) -> Failure:
+        """The same, told of a request."""
+        return replace(self, request_id=request_id)
 
     @classmethod
     def of(cls, error: PagewireError) -> Failure:

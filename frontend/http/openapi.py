@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from http import HTTPStatus
+from http.client import responses as phrases
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -21,8 +21,8 @@ _REFERENCE = "#/components/schemas/{model}"
 _REQUEST_ID = {"$ref": "#/components/parameters/RequestId"}
 _ABOUT = (
     "Serves a large language model. The API is OpenAI's, with the further fields that other servers of the "
-    "field take. Every answer carries the header `x-request-id`; every error is an object "
-    '`{"error": {...}}`. Unknown fields are refused.'
+    "field take, and under /v1/messages Anthropic's. Every answer carries the header `x-request-id`; every "
+    'error is an object with an `"error"`. Unknown fields are refused.'
 )
 
 
@@ -118,7 +118,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Json:
     for status in sorted(endpoint.errors):
         operation["responses"][str(status)] = {
             "$ref": f"#/components/responses/{endpoint.error.__name__}",
-            "description": HTTPStatus(status).phrase,
+            "description": phrases.get(status, "Overloaded"),  # 529 is Anthropic's own
         }
     return operation
 

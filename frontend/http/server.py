@@ -33,6 +33,9 @@ _WITHOUT_KEY = frozenset(endpoint.path for endpoint in ENDPOINTS if not endpoint
 _PROBES = frozenset(("/health", "/ping", "/ready", "/metrics", "/load"))
 """Paths that monitoring asks for every few seconds: not worth a line each in the log."""
 
+_ANTHROPIC_ID_HEADER = "request-id"
+"""Where Anthropic's clients look for a request's id."""
+
 _BACKLOG = 4096
 """Connections that wait to be accepted; a client beyond them tries again after a second, or is reset. (Linux
 takes no more than net.core.somaxconn.)"""
@@ -145,16 +148,16 @@ class HttpServer:
             request[REQUEST_ID] = check_request_id(request.headers.get(REQUEST_ID_HEADER))
             return await handler(request)
         except PagewireError as error:
-            return error_response(request.path, error)
+            return error_response(request.path, error, request[REQUEST_ID])
         except web.HTTPException as error:
-            return error_response(request.path, Failure.of_http(error))
+            return error_response(request.path, Failure.of_http(error), request[REQUEST_ID])
         except web.RequestPayloadError as error:
             unreadable = InvalidRequest(f"the request's body cannot be read: {error}")
-            return error_response(request.path, unreadable)
+            return error_response(request.path, unreadable, request[REQUEST_ID])
         except Exception:
             logger.exception("request %s failed unexpectedly", request[REQUEST_ID])
             unexpected = PagewireError("internal error; the server's log has the details")
-            return error_response(request.path, unexpected)
+            return error_response(request.path, unexpected, request[REQUEST_ID])
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -181,7 +184,9 @@ class HttpServer:
         return await handler(request)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID) or check_request_id(None)
+        request_id = request.get(REQUEST_ID) or check_request_id(None)
+        response.headers[REQUEST_ID_HEADER] = request_id
+        response.headers[_ANTHROPIC_ID_HEADER] = request_id
         self._cors.add_headers(request, response)
         if self._pipeline.leaving or self._pipeline.draining:
             response.headers["Connection"] = "close"  # aiohttp has decided on this header already

@@ -25,11 +25,15 @@ class DetokenizeAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """A served model."""
+    """A served model, with the fields that OpenAI's clients look for and those that Anthropic's do."""
 
     id: str
     object: Literal["model"]
+    type: Literal["model"]
+    display_name: str
+    lifecycle: Literal["active"]
     created: int
+    created_at: str = Field(description="The same by RFC 3339.")
     owned_by: str
     root: str
     parent: None
@@ -41,6 +45,9 @@ class ModelList(BaseModel):
 
     object: Literal["list"]
     data: list[ModelAnswer]
+    has_more: Literal[False]
+    first_id: str
+    last_id: str
 
 
 class StatusAnswer(BaseModel):

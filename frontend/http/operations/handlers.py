@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
@@ -114,8 +115,10 @@ class OperationHandlers:
 
     async def models(self, request: web.Request) -> web.Response:
         """GET /v1/models"""
-        data = [self._model(name) for name in self._pipeline.model.names]
-        return web.json_response({"object": "list", "data": data})
+        names = self._pipeline.model.names
+        data = [self._model(name) for name in names]
+        whole = {"has_more": False, "first_id": names[0], "last_id": names[-1]}  # for Anthropic's clients
+        return web.json_response({"object": "list", "data": data, **whole})
 
     async def model(self, request: web.Request) -> web.Response:
         """GET /v1/models/{model}"""
@@ -125,10 +128,15 @@ class OperationHandlers:
 
     def _model(self, name: str) -> dict[str, Any]:
         facts = self._pipeline.link.model
+        created = self._pipeline.model.created
         return {
             "id": name,
             "object": "model",
-            "created": self._pipeline.model.created,
+            "type": "model",
+            "display_name": name,
+            "lifecycle": "active",
+            "created": created,
+            "created_at": datetime.fromtimestamp(created, UTC).isoformat(),
             "owned_by": "pagewire",
             "root": self._pipeline.model.names[0],
             "parent": None,

@@ -100,7 +100,7 @@ BAD_CHATS = {
     "half a tool": ({"messages": [USER], "tools": [{"type": "function"}]}, "must provide tools[0].function"),
     "unnamed tool": (
         {"messages": [USER], "tools": [{"type": "function", "function": {"name": "a b"}}]},
-        "name is 'a b'; it must be 1 to 64 letters",
+        "name is 'a b'; it must be 1 to 128 letters",
     ),
     "unstrict tool": (
         {"messages": [USER], "tools": [{"type": "function", "function": {"name": "a", "strict": 1}}]},

@@ -1,0 +1,1 @@
+"""Anthropic's API: messages, as Claude's clients send and read them."""
