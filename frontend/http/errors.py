@@ -7,10 +7,11 @@ import json
 from aiohttp import web
 
 from frontend.http.failure import ErrorForm, Failure
+from frontend.http.ollama.errors import OLLAMA_ERRORS
 from frontend.http.openai.errors import OPENAI_ERRORS
 from pagewire.base.errors import PagewireError
 
-_FORMS: tuple[tuple[str, ErrorForm], ...] = ()
+_FORMS: tuple[tuple[str, ErrorForm], ...] = (("/api", OLLAMA_ERRORS),)
 """By the beginnings of their paths, the more special ones first."""
 
 
