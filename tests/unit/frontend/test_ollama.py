@@ -556,17 +556,15 @@ async def test_errors_under_the_prefix_have_one_form_and_others_openais(http) ->
         assert "message" in (await response.json())["error"]
 
 
-async def test_a_full_queue_is_503_as_with_ollama(
-    client: ollama.AsyncClient, scheduler: ScriptedScheduler
-) -> None:
-    asked = asyncio.create_task(client.chat("bytes", [USER], stream=True))
-    stream = await asked
-    parts = asyncio.create_task(anext(stream))
+@pytest.mark.parametrize("path", ["chat", "generate"])
+async def test_a_full_queue_is_503_as_with_ollama(http, scheduler: ScriptedScheduler, path: str) -> None:
+    body = {"messages": [USER]} if path == "chat" else {"prompt": "hi"}
+    asked = asyncio.create_task(http.post(f"/api/{path}", json=body))
     submit = await scheduler.submitted()
     await scheduler.say(submit.handle, [], end=failure(8, "too much is waiting"))
-    with pytest.raises(ollama.ResponseError, match="too much is waiting") as caught:
-        await parts
-    assert caught.value.status_code == 503
+    response = await asked
+    assert (response.status, await response.json()) == (503, {"error": "too much is waiting"})
+    assert response.headers["Retry-After"]
 
 
 @pytest.mark.parametrize("path", ["chat", "generate"])
