@@ -60,7 +60,7 @@ class ServedModel:
         *,
         pooling: str | None = None,
     ) -> ServedModel:
-        """Reads a model directory's tokenizer, template and defaults. Slow: not for the event loop.
+        """Reads a model directory's tokenizer, template, defaults and facts. Slow: not for the event loop.
 
         Args:
             directory: in Hugging Face layout.
