@@ -12,13 +12,7 @@ import httpx
 import ollama
 import pydantic
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from frontend.generation.message_parser import ToolCallDelta
-from frontend.http.ollama.lines import ChatLines, Times, _called, _Calls
-from frontend.http.ollama.schemas.messages import OllamaMessage, for_template
-from frontend.text.tokenizer import TextTokenizer
 from pagewire.scheduler.v1 import scheduler_pb2
 from tests.unit.frontend.conftest import CHATML, FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, failure
@@ -271,11 +265,11 @@ async def test_every_option_of_ollamas_documentation_is_taken(
         "num_keep": 5,
         "seed": 42,
         "num_predict": 100,
-        "top_k": 20,
+        "top_k": 20.0,
         "top_p": 0.5,
         "min_p": 0.25,
         "typical_p": 0.7,
-        "repeat_last_n": 33,
+        "repeat_last_n": 33.0,
         "temperature": 0.5,
         "repeat_penalty": 1.25,
         "presence_penalty": 1.5,
@@ -592,96 +586,3 @@ async def test_an_answer_that_the_servers_end_cuts_off_is_an_error(
     with pytest.raises(ollama.ResponseError, match="shutting down") as caught:
         await asked
     assert caught.value.status_code == 503
-
-
-# Histories
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-CALLS = st.builds(
-    lambda name, arguments: ToolCallDelta(0, "call_1", name, arguments),
-    st.text(min_size=1, max_size=5),
-    st.one_of(
-        VALUES.map(json.dumps),
-        st.dictionaries(st.text(max_size=3), VALUES).map(json.dumps).map(lambda text: text[:-1]),
-        st.just(""),
-        st.just('{"x": NaN}'),
-    ),
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    text=st.text(max_size=5), thinking=st.text(max_size=5), calls=st.lists(CALLS, max_size=3), keeps_ids=...
-)
-def test_any_answer_can_be_sent_back(
-    text: str, thinking: str, calls: list[ToolCallDelta], keeps_ids: bool
-) -> None:
-    lines = ChatLines(model="m", times=Times(), tokenizer=TextTokenizer.without_text())
-    said = [(found, cut_off) for found, cut_off in map(_called, calls)]
-    told = [call for found, _ in said for call in found]
-    answer = lines._said(text + "".join(cut_off for _, cut_off in said), thinking, told)["message"]
-    answer = json.loads(json.dumps(answer, allow_nan=False))
-    if not keeps_ids:  # as Ollama's own client
-        answer["tool_calls"] = [{"function": call["function"]} for call in answer.pop("tool_calls", ())]
-    results = [{"role": "tool", "content": "done"} for _ in told]
-    messages = [OllamaMessage.model_validate(turn) for turn in (USER, answer, *results)]
-    _, turn, *answered = for_template(messages)
-    assert turn.get("content", "") == answer["content"]
-    assert [call["function"]["arguments"] for call in turn.get("tool_calls", ())] == [
-        call["function"]["arguments"] for call in told
-    ]
-    assert [each["tool_call_id"] for each in answered] == [call["id"] for call in turn.get("tool_calls", ())]
-
-
-@pytest.mark.parametrize("arguments", [None, "", "{", "[1]", "null", '{"a": 1}', [1], 5])
-def test_arguments_of_earlier_calls_are_taken_in_any_form(arguments: Any) -> None:
-    call = {"function": {"name": "f", "arguments": arguments}}
-    message = OllamaMessage.model_validate({"role": "assistant", "tool_calls": [call]})
-    ((turn,)) = for_template([message])
-    assert isinstance(turn["tool_calls"][0]["function"]["arguments"], dict)
-
-
-@pytest.mark.parametrize(
-    "turn", [{}, {"content": None}, {"content": ""}, {"tool_calls": []}, {"thinking": "Hm."}]
-)
-async def test_turns_that_say_nothing_are_taken(
-    client: ollama.AsyncClient, scheduler: ScriptedScheduler, turn: dict[str, Any]
-) -> None:
-    scheduler.reply = b"x"
-    answer = await client.chat("bytes", [USER, {"role": "assistant", **turn}, USER])
-    assert answer.message.content == "x"
-    assert prompt_of(scheduler) == "<user>hi<assistant><user>hi<assistant>"
-
-
-def test_results_are_of_the_calls_that_their_names_or_their_order_say() -> None:
-    def call(name: str) -> dict[str, Any]:
-        return {"function": {"name": name, "arguments": {}}}
-
-    turns = [
-        {"role": "assistant", "tool_calls": [call("f"), call("g"), {**call("g"), "id": "mine"}]},
-        {"role": "tool", "tool_name": "g", "content": "1"},
-        {"role": "tool", "content": "2"},
-        {"role": "tool", "tool_call_id": "mine", "content": "3"},
-        {"role": "tool", "tool_name": "h", "content": "4"},
-    ]
-    calls, *results = for_template([OllamaMessage.model_validate(turn) for turn in turns])
-    first, second, third = (each["id"] for each in calls["tool_calls"])
-    assert len({first, second, third}) == 3
-    assert [(each.get("tool_call_id"), each["name"]) for each in results] == [
-        (second, "g"),
-        (first, "f"),
-        ("mine", "g"),
-        (None, "h"),
-    ]
-
-
-def test_calls_are_put_together_until_another_begins() -> None:
-    calls = _Calls()
-    assert calls.ended_by([ToolCallDelta(0, "a", "f", "{"), ToolCallDelta(0, arguments="}")]) == []
-    assert calls.ended_by([ToolCallDelta(1, "b", "g", "")]) == [ToolCallDelta(0, "a", "f", "{}")]
-    assert calls.ended() == [ToolCallDelta(1, "b", "g", "")]
-    assert calls.ended() == []

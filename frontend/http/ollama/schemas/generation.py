@@ -91,13 +91,18 @@ class OllamaChatBody(OllamaGeneratingBody):
     tools: list[OllamaTool] | None = None
 
     def conversation(self, model: ServedModel) -> Conversation:
-        """The turns in the pipeline's form.
+        """The turns in the pipeline's form. The model goes on with a last turn of its own, as with Ollama.
 
         Raises:
             InvalidRequest, Unsupported: see the messages.
         """
+        messages = for_template(self.messages or [])
+        last = messages[-1]
+        goes_on = last["role"] == "assistant" and bool(last.get("content")) and "tool_calls" not in last
         return Conversation(
-            messages=for_template(self.messages or []),
+            messages=messages,
+            add_generation_prompt=not goes_on,
+            continue_final_message=goes_on,
             template_variables=self.template_variables(model),
             tools=[tool.to_tool() for tool in self.tools or ()],
             include_reasoning=self.think is not False,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from frontend.http.body import Body
 
@@ -12,28 +14,36 @@ DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 repeat_penalty of 1.1 is not among them: it looks 64 tokens back, ours at everything."""
 
 
+def _whole(value: Any) -> Any:
+    """Some languages have only one kind of number, and write 40 as 40.0, which Ollama takes."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class OllamaOptions(Body):
     """Ollama's `options`. Those in the second part are taken and change nothing: what they are about is the
     engine's to decide, or newer versions of Ollama have dropped it."""
 
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: _Whole | None = None
     min_p: float | None = None
-    seed: int | None = None
-    num_predict: int | None = None
+    seed: _Whole | None = None
+    num_predict: _Whole | None = None
     stop: str | list[str] | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
 
-    num_ctx: int | None = None
-    num_keep: int | None = None
-    num_batch: int | None = None
-    num_gpu: int | None = None
-    main_gpu: int | None = None
-    num_thread: int | None = None
-    num_gqa: int | None = None
+    num_ctx: _Whole | None = None
+    num_keep: _Whole | None = None
+    num_batch: _Whole | None = None
+    num_gpu: _Whole | None = None
+    main_gpu: _Whole | None = None
+    num_thread: _Whole | None = None
+    num_gqa: _Whole | None = None
     numa: bool | None = None
     low_vram: bool | None = None
     f16_kv: bool | None = None
@@ -44,10 +54,10 @@ class OllamaOptions(Body):
     embedding_only: bool | None = None
     rope_frequency_base: float | None = None
     rope_frequency_scale: float | None = None
-    repeat_last_n: int | None = None
+    repeat_last_n: _Whole | None = None
     typical_p: float | None = None
     tfs_z: float | None = None
-    mirostat: int | None = None
+    mirostat: _Whole | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
     penalize_newline: bool | None = None
