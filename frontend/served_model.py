@@ -11,6 +11,7 @@ from typing import Any
 
 from frontend.chat.reply_format import ReplyFormat
 from frontend.chat.settings import ChatSettings
+from frontend.checkpoint import CheckpointFacts
 from frontend.pooling import EmbeddingFacts
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.generation_defaults import load_generation_defaults
@@ -36,6 +37,7 @@ class ServedModel:
         message_tokenizer: the tokenizer, with the marks of that format as text.
         defaults: sampling parameters the model's authors recommend, by SamplingParams field.
         embedding: how its hidden states become vectors.
+        checkpoint: what its directory tells of its weights.
         created: Unix seconds since when it is served.
     """
 
@@ -46,6 +48,7 @@ class ServedModel:
     message_tokenizer: TextTokenizer
     defaults: Mapping[str, Any]
     embedding: EmbeddingFacts = field(default_factory=EmbeddingFacts)
+    checkpoint: CheckpointFacts = field(default_factory=CheckpointFacts)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -57,7 +60,7 @@ class ServedModel:
         *,
         pooling: str | None = None,
     ) -> ServedModel:
-        """Reads a model directory's tokenizer, template and defaults. Slow: not for the event loop.
+        """Reads a model directory's tokenizer, template, defaults and facts. Slow: not for the event loop.
 
         Args:
             directory: in Hugging Face layout.
@@ -87,6 +90,7 @@ class ServedModel:
             message_tokenizer=tokenizer.showing(replies.marks),
             defaults=defaults,
             embedding=EmbeddingFacts.load(directory, pooling),
+            checkpoint=CheckpointFacts.load(directory),
         )
 
     def check_name(self, name: str) -> None:

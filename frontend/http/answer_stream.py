@@ -17,7 +17,12 @@ Frames = Callable[[Sequence[Event], Answer], bytes]
 
 
 async def send_answer(
-    stream: EventStream, answer: Answer, frames_of: Frames, *, failed: Callable[[PagewireError], bytes]
+    stream: EventStream,
+    answer: Answer,
+    frames_of: Frames,
+    *,
+    failed: Callable[[PagewireError], bytes],
+    begins_with_text: bool = False,
 ) -> web.StreamResponse:
     """Sends all of an answer.
 
@@ -26,12 +31,16 @@ async def send_answer(
         answer: what is read.
         frames_of: renders its events.
         failed: see `EventStream.send`.
+        begins_with_text: whether the status waits for the first frame that is not empty, instead of going
+            out once the request is taken.
     """
 
     async def frames() -> AsyncGenerator[bytes, None]:
         async with aclosing(answer.rounds(_StreamSink(stream, answer, frames_of))) as rounds:
             async for events in rounds:
-                yield frames_of(events, answer)
+                rendered = frames_of(events, answer)
+                if rendered or not begins_with_text:
+                    yield rendered
 
     return await stream.send(frames(), failed=failed)
 

@@ -12,6 +12,7 @@ from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.http.anthropic.endpoints import ANTHROPIC
 from frontend.http.endpoint import Api, Endpoint, Handler
+from frontend.http.ollama.endpoints import OLLAMA
 from frontend.http.openai.endpoints import OPENAI
 from frontend.http.openapi import openapi_document
 from frontend.http.operations.endpoints import OPERATIONS
@@ -45,6 +46,6 @@ def _openapi_handlers(
     return {"openapi": openapi}
 
 
-APIS = (OPENAI, ANTHROPIC, OPERATIONS, Api((_OPENAPI,), _openapi_handlers))
+APIS = (OPENAI, ANTHROPIC, OLLAMA, OPERATIONS, Api((_OPENAPI,), _openapi_handlers))
 
 ENDPOINTS = tuple(endpoint for api in APIS for endpoint in api.endpoints)

@@ -98,4 +98,4 @@ def _bounded(schema: Mapping[str, Any], bounds: Bounds) -> dict[str, Any]:
     if "enum" in schema:
         return dict(schema)
     kind = schema.get("type")
-    return {**schema, **{name: value for name, value in bounds.items() if kind in _FOR_TYPE[name]}}
+    return {**{name: value for name, value in bounds.items() if kind in _FOR_TYPE[name]}, **schema}

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 
 from aiohttp import web
 
 from frontend.caller import client_of
-from frontend.generation.answer import Answer
-from frontend.generation.events import Event
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import GenerationRequest, check_request_id, resolve_sampling
+from frontend.http.answer_stream import send_answer
 from frontend.http.body import parse
 from frontend.http.event_stream import EventStream
 from frontend.http.failure import Failure
@@ -87,33 +84,10 @@ class GenerateHandlers:
                 stream = EventStream(
                     http_request, request_id=request.request_id, stall_timeout=self._stall_timeout
                 )
-                return await _send(stream, answer, shape)
+                return await send_answer(stream, answer, shape.frames, failed=_failed)
         except InvalidRequest as error:
             raise named_after(body.constraint_field(), error) from None
 
 
-async def _send(stream: EventStream, answer: Answer, shape: ResponseShape) -> web.StreamResponse:
-    async def frames() -> AsyncGenerator[bytes, None]:
-        async with aclosing(answer.rounds(_StreamSink(stream, answer, shape))) as rounds:
-            async for events in rounds:
-                yield shape.frames(events, answer)
-
-    def failed(error: PagewireError) -> bytes:
-        return event_frame(OPENAI_ERRORS.body(Failure.of(error)))
-
-    return await stream.send(frames(), failed=failed)
-
-
-class _StreamSink:
-    """Renders an answer's events where they arise. See Sink."""
-
-    def __init__(self, stream: EventStream, answer: Answer, shape: ResponseShape) -> None:
-        self._stream = stream
-        self._answer = answer
-        self._shape = shape
-        self.ready = stream.ready
-
-    def take(self, events: Sequence[Event]) -> None:
-        frames = self._shape.frames(events, self._answer)
-        if frames:
-            self._stream.write(frames)
+def _failed(error: PagewireError) -> bytes:
+    return event_frame(OPENAI_ERRORS.body(Failure.of(error)))

@@ -108,10 +108,18 @@ async def test_examples_are_answered_as_the_document_says(http, document) -> Non
             assert response.content_type == "application/json"
         check(document, answers["application/json"]["schema"], answer)
         endpoint.answer.model_validate(answer, strict=True, **FORBIDDING)
-        if endpoint.event is not None:
-            async with http.post(endpoint.path, json={**example, "stream": True}) as response:
-                frames = (await response.text()).strip().split("\n\n")
-            schema = answers["text/event-stream"]["schema"]
+        if endpoint.event is None:
+            continue
+        async with http.post(endpoint.path, json={**example, "stream": True}) as response:
+            assert response.content_type == endpoint.event_media_type
+            streamed = (await response.text()).strip()
+        schema = answers[endpoint.event_media_type]["schema"]
+        if endpoint.event_media_type == "application/x-ndjson":
+            for line in streamed.splitlines():
+                check(document, schema, json.loads(line))
+                endpoint.event.model_validate_json(line, strict=True, **FORBIDDING)
+        else:
+            frames = streamed.split("\n\n")
             for frame in frames:
                 event = dict(line.split(": ", 1) for line in frame.splitlines())
                 check(document, schema, event)

@@ -1,0 +1,1 @@
+"""What Ollama's endpoints take and answer."""
