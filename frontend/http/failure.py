@@ -39,6 +39,7 @@ class Failure:
         param: the field at fault, if one is.
         retry_after: whole seconds after which the same request may be taken, where that can be said.
         allow: the methods that the path takes, where the method was wrong.
+        accept_encoding: the codings that a body may have, where it had another.
     """
 
     status: int
@@ -48,6 +49,7 @@ class Failure:
     param: str | None = None
     retry_after: int | None = None
     allow: str | None = None
+    accept_encoding: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.message) > MAX_MESSAGE:

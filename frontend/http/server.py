@@ -16,6 +16,7 @@ from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import check_request_id
 from frontend.http.apis import APIS, ENDPOINTS
 from frontend.http.connection import REQUEST_ID_HEADER, ApiRunner
+from frontend.http.content import ContentRefused, check_content_type, read_content, too_large
 from frontend.http.cors import CorsPolicy
 from frontend.http.endpoint import Handler
 from frontend.http.errors import error_response
@@ -77,6 +78,7 @@ class HttpServer:
             handler_cancellation=True,
             access_log=None,
             shutdown_timeout=_FLUSH_TIMEOUT,
+            auto_decompress=False,  # read_content does it, within limits
         )
 
     async def start(self) -> None:
@@ -148,6 +150,8 @@ class HttpServer:
             return error_response(request.path, error)
         except web.HTTPException as error:
             return error_response(request.path, Failure.of_http(error))
+        except ContentRefused as refused:
+            return error_response(request.path, refused.failure)
         except web.RequestPayloadError as error:
             unreadable = InvalidRequest(f"the request's body cannot be read: {error}")
             return error_response(request.path, unreadable)
@@ -158,7 +162,8 @@ class HttpServer:
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Checks what every request must have: a key, and a body of a size that is taken, sent in time."""
+        """Checks what every request must have: a key, and a body of a type and size that are taken, sent in
+        time."""
         preflight = self._cors.preflight(request)
         if preflight is not None:
             return preflight  # browsers send it without a key
@@ -166,18 +171,20 @@ class HttpServer:
             headers = request.headers
             set_caller(self._api_keys.check(headers.get("authorization"), headers.get("x-api-key")))
         limit = self._config.max_body_bytes
-        if (request.content_length or 0) > limit:
+        size = request.content_length or 0
+        if size > limit:
             # Refused by its header alone, before any of it is read.
-            raise web.HTTPRequestEntityTooLarge(
-                max_size=limit,
-                actual_size=request.content_length or 0,
-                text=f"the request body has {request.content_length} bytes; at most {limit} are taken",
-            )
-        try:
-            async with asyncio.timeout(self._config.request_timeout):
-                await request.read()  # which keeps it for the handler
-        except TimeoutError:
-            return _too_slow(request.path, self._config.request_timeout)
+            message = f"the request body has {size} bytes; at most {limit} are taken"
+            raise too_large(message, limit, size)
+        if request.body_exists:
+            if request.method == "POST" and request.match_info.http_exception is None:
+                # There is such a path. With other methods browsers send no body before they have asked.
+                check_content_type(request, self._cors)
+            try:
+                async with asyncio.timeout(self._config.request_timeout):
+                    await read_content(request, limit)
+            except TimeoutError:
+                return _too_slow(request.path, self._config.request_timeout)
         return await handler(request)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:

@@ -395,7 +395,7 @@ def test_a_scheduler_learns_how_many_ranks_there_are(tmp_path: Path) -> None:
 
 @contextmanager
 def accepting(endpoint: WorkerEndpoint, facts: WorkerFacts, join: Callable[[str], None]) -> Iterator[None]:
-    """A thread takes one scheduler, if the handshake with it succeeds, and ends with the block at the latest."""
+    """A thread takes one scheduler, if the handshake succeeds, and ends with the block at the latest."""
 
     def accept() -> None:
         with suppress(OSError):  # how it hears that nobody listens any more
