@@ -20,6 +20,7 @@ from frontend.http.content import ContentRefused, check_content_type, read_conte
 from frontend.http.cors import CorsPolicy
 from frontend.http.endpoint import Handler
 from frontend.http.errors import error_response
+from frontend.http.event_stream import PING_INTERVAL
 from frontend.http.failure import Failure
 from frontend.http.request_id import REQUEST_ID
 from frontend.metrics import FrontendMetrics
@@ -67,6 +68,7 @@ class HttpServer:
         app = web.Application(
             middlewares=[self._answer_errors, self._admit], client_max_size=config.max_body_bytes
         )
+        app[PING_INTERVAL] = config.sse_ping_interval
         app.on_response_prepare.append(self._add_headers)
         _add_routes(app, config, pipeline, metrics)
         # A handler whose client disconnects is cancelled, which is what aborts its generation.
