@@ -16,6 +16,7 @@ from frontend.text.chat_template import ChatTemplate
 from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.template_renderer import RENDERER
 from frontend.text.tokenizer import TextTokenizer
+from frontend.text.tokenizer_config import TokenizerFacts
 from pagewire.base.errors import ConfigError, InvalidRequest, NotFound
 from pagewire.wire.sampling_params import SamplingParams
 
@@ -35,6 +36,7 @@ class ServedModel:
         replies: how its messages are written.
         message_tokenizer: the tokenizer, with the marks of that format as text.
         defaults: sampling parameters the model's authors recommend, by SamplingParams field.
+        tokenizer_facts: what its files say of the tokenizer.
         embedding: how its hidden states become vectors.
         created: Unix seconds since when it is served.
     """
@@ -45,6 +47,7 @@ class ServedModel:
     replies: ReplyFormat
     message_tokenizer: TextTokenizer
     defaults: Mapping[str, Any]
+    tokenizer_facts: TokenizerFacts = field(default_factory=TokenizerFacts)
     embedding: EmbeddingFacts = field(default_factory=EmbeddingFacts)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -86,6 +89,7 @@ class ServedModel:
             replies=replies,
             message_tokenizer=tokenizer.showing(replies.marks),
             defaults=defaults,
+            tokenizer_facts=TokenizerFacts.load(directory),
             embedding=EmbeddingFacts.load(directory, pooling),
         )
 
