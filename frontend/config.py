@@ -59,6 +59,8 @@ class FrontendConfig:
             refused.
         stall_timeout: seconds that a client may take nothing of a stream that waits for it, until the stream
             is given up.
+        sse_ping_interval: seconds of silence after which a stream of server-sent events gets a comment, so
+            that proxies and clients keep the connection during a long prefill; 0 is never.
         allowed_origins: origins whose pages may call the HTTP API (CORS), such as https://example.org; * is
             all of them, "none" is none.
         allowed_methods: HTTP methods that such pages may use; * is all of them.
@@ -103,6 +105,7 @@ class FrontendConfig:
     idle_timeout: float = 600.0
     max_connections: int = 16384
     stall_timeout: float = 60.0
+    sse_ping_interval: float = 15.0
     allowed_origins: tuple[str, ...] = ("*",)
     allowed_methods: tuple[str, ...] = ("*",)
     allowed_headers: tuple[str, ...] = ("*",)
@@ -143,6 +146,12 @@ class FrontendConfig:
         require(0 < age < 10**6, "max_connection_age", age, "more than 0 and less than 1000000")
         require(self.request_timeout > 0, "request_timeout", self.request_timeout, "more than 0")
         require(self.stall_timeout > 0, "stall_timeout", self.stall_timeout, "more than 0")
+        require(
+            0 <= self.sse_ping_interval < 10**6,
+            "sse_ping_interval",
+            self.sse_ping_interval,
+            "at least 0 and less than 1000000",
+        )
         require(self.max_log_len >= 0, "max_log_len", self.max_log_len, "at least 0")
         self._check_cors()
         require(self.drain_timeout >= 0, "drain_timeout", self.drain_timeout, "at least 0")

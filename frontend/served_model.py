@@ -17,6 +17,7 @@ from frontend.text.chat_template import ChatTemplate
 from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.template_renderer import RENDERER
 from frontend.text.tokenizer import TextTokenizer
+from frontend.text.tokenizer_config import TokenizerFacts
 from pagewire.base.errors import ConfigError, InvalidRequest, NotFound
 from pagewire.wire.sampling_params import SamplingParams
 
@@ -36,6 +37,7 @@ class ServedModel:
         replies: how its messages are written.
         message_tokenizer: the tokenizer, with the marks of that format as text.
         defaults: sampling parameters the model's authors recommend, by SamplingParams field.
+        tokenizer_facts: what its files say of the tokenizer.
         embedding: how its hidden states become vectors.
         checkpoint: what its directory tells of its weights.
         created: Unix seconds since when it is served.
@@ -47,6 +49,7 @@ class ServedModel:
     replies: ReplyFormat
     message_tokenizer: TextTokenizer
     defaults: Mapping[str, Any]
+    tokenizer_facts: TokenizerFacts = field(default_factory=TokenizerFacts)
     embedding: EmbeddingFacts = field(default_factory=EmbeddingFacts)
     checkpoint: CheckpointFacts = field(default_factory=CheckpointFacts)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -89,6 +92,7 @@ class ServedModel:
             replies=replies,
             message_tokenizer=tokenizer.showing(replies.marks),
             defaults=defaults,
+            tokenizer_facts=TokenizerFacts.load(directory),
             embedding=EmbeddingFacts.load(directory, pooling),
             checkpoint=CheckpointFacts.load(directory),
         )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.http import HttpProcessingError
 
 from frontend.generation.request import check_request_id
@@ -19,7 +19,13 @@ _NO_PATH = "/"
 """Where nothing is known of the request yet."""
 
 _LINGER = 1.0
-"""Seconds in which a client that was too slow may still send, so that it gets to read why it is cut off."""
+"""Seconds in which a client that was too slow may still send, and in which one that is cut off may still read
+why."""
+
+_DISCARD_SECONDS = 10.0
+_DISCARD_BYTES = 256 * 1024 * 1024
+"""How long, and of how much, the rest of a refused body is read and dropped. Many clients read no answer
+before they have sent everything, and none at all if the connection is closed while they send."""
 
 
 class _NoMalformedRequests(logging.Filter):
@@ -127,9 +133,29 @@ class ApiConnection(web.RequestHandler):
         """Gives what was refused before any middleware ran (such as an unknown Expect header) our shape."""
         if isinstance(resp, web.HTTPException):
             resp = error_response(request.path, Failure.of_http(resp))
-        if resp.status == 408:
-            self._lingering_time = _LINGER  # instead of ten seconds more for what was too slow already
-        return await super().finish_response(request, resp, start_time)
+        ended = await super().finish_response(request, resp, start_time)
+        if not request.content.is_eof():
+            # For what was too slow already, not as long.
+            await self._discard(request.content, _LINGER if resp.status == 408 else _DISCARD_SECONDS)
+        return ended
+
+    async def _discard(self, body: StreamReader, seconds: float) -> None:
+        """Reads and drops the rest of a refused body. If that is too much, the server ends its own direction
+        and leaves the client the time to read the answer, before the base class closes the connection."""
+        self._lingering_time = 0.0  # the base class would do likewise, with no bound on the bytes
+        left = _DISCARD_BYTES
+        try:
+            async with asyncio.timeout(seconds):
+                while left > 0 and not body.is_eof():
+                    left -= len(await body.readany())
+        except (TimeoutError, web.RequestPayloadError):
+            pass  # it is cut off
+        if body.is_eof() or self.transport is None:
+            return
+        self.transport.pause_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        await asyncio.sleep(_LINGER)
 
 
 class _ApiServer(web.Server):

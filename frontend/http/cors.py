@@ -34,7 +34,7 @@ class CorsPolicy:
             return
         if not self._any_origin:
             response.headers.add("Vary", "Origin")
-        if not self._allows(origin):
+        if not self.allows(origin):
             return
         response.headers["Access-Control-Allow-Origin"] = "*" if self._any_origin else origin
         response.headers["Access-Control-Expose-Headers"] = _EXPOSED
@@ -50,7 +50,7 @@ class CorsPolicy:
         names = request.headers.get("access-control-request-headers", "")
         wanted = [name.strip() for name in names.split(",") if name.strip()]
         refused = [name for name in wanted if not (self._any_header or name.lower() in self._headers)]
-        if not self._allows(origin):
+        if not self.allows(origin):
             return _refusal(request, "this origin may not call this server")
         if method.upper() not in self._methods:
             return _refusal(request, f"pages may use the methods {', '.join(sorted(self._methods))}")
@@ -67,7 +67,8 @@ class CorsPolicy:
             headers["Access-Control-Allow-Headers"] = ", ".join(wanted)
         return web.Response(status=204, headers=headers)
 
-    def _allows(self, origin: str) -> bool:
+    def allows(self, origin: str) -> bool:
+        """Whether pages of this origin may call."""
         return self._any_origin or origin in self._origins
 
 

@@ -14,7 +14,7 @@ from frontend.http.body import Body
 from frontend.http.openai.schemas.answers import ErrorAnswer
 from frontend.metrics import FrontendMetrics
 
-ERRORS_OF_BODIES = (400, 401, 404, 408, 413, 429, 500, 503)
+ERRORS_OF_BODIES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 ERRORS_OF_QUESTIONS = (400, 401, 500)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -37,6 +37,8 @@ def error_response(path: str, error: PagewireError | Failure, request_id: str | 
         response.headers["Retry-After"] = str(failure.retry_after)
     if failure.allow is not None:
         response.headers["Allow"] = failure.allow
+    if failure.accept_encoding is not None:
+        response.headers["Accept-Encoding"] = failure.accept_encoding
     return response
 
 

@@ -40,6 +40,7 @@ class Failure:
         retry_after: whole seconds after which the same request may be taken, where that can be said.
         allow: the methods that the path takes, where the method was wrong.
         request_id: of which request, for the APIs that say so in an error's body.
+        accept_encoding: the codings that a body may have, where it had another.
     """
 
     status: int
@@ -50,6 +51,7 @@ class Failure:
     retry_after: int | None = None
     allow: str | None = None
     request_id: str | None = None
+    accept_encoding: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.message) > MAX_MESSAGE:

@@ -16,9 +16,11 @@ from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import check_request_id
 from frontend.http.apis import APIS, ENDPOINTS
 from frontend.http.connection import REQUEST_ID_HEADER, ApiRunner
+from frontend.http.content import ContentRefused, check_content_type, read_content, too_large
 from frontend.http.cors import CorsPolicy
 from frontend.http.endpoint import Handler
 from frontend.http.errors import error_response
+from frontend.http.event_stream import PING_INTERVAL
 from frontend.http.failure import Failure
 from frontend.http.request_id import REQUEST_ID
 from frontend.metrics import FrontendMetrics
@@ -69,6 +71,7 @@ class HttpServer:
         app = web.Application(
             middlewares=[self._answer_errors, self._admit], client_max_size=config.max_body_bytes
         )
+        app[PING_INTERVAL] = config.sse_ping_interval
         app.on_response_prepare.append(self._add_headers)
         _add_routes(app, config, pipeline, metrics)
         # A handler whose client disconnects is cancelled, which is what aborts its generation.
@@ -80,6 +83,7 @@ class HttpServer:
             handler_cancellation=True,
             access_log=None,
             shutdown_timeout=_FLUSH_TIMEOUT,
+            auto_decompress=False,  # read_content does it, within limits
         )
 
     async def start(self) -> None:
@@ -151,6 +155,8 @@ class HttpServer:
             return error_response(request.path, error, request[REQUEST_ID])
         except web.HTTPException as error:
             return error_response(request.path, Failure.of_http(error), request[REQUEST_ID])
+        except ContentRefused as refused:
+            return error_response(request.path, refused.failure, request[REQUEST_ID])
         except web.RequestPayloadError as error:
             unreadable = InvalidRequest(f"the request's body cannot be read: {error}")
             return error_response(request.path, unreadable, request[REQUEST_ID])
@@ -161,7 +167,8 @@ class HttpServer:
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Checks what every request must have: a key, and a body of a size that is taken, sent in time."""
+        """Checks what every request must have: a key, and a body of a type and size that are taken, sent in
+        time."""
         preflight = self._cors.preflight(request)
         if preflight is not None:
             return preflight  # browsers send it without a key
@@ -169,18 +176,20 @@ class HttpServer:
             headers = request.headers
             set_caller(self._api_keys.check(headers.get("authorization"), headers.get("x-api-key")))
         limit = self._config.max_body_bytes
-        if (request.content_length or 0) > limit:
+        size = request.content_length or 0
+        if size > limit:
             # Refused by its header alone, before any of it is read.
-            raise web.HTTPRequestEntityTooLarge(
-                max_size=limit,
-                actual_size=request.content_length or 0,
-                text=f"the request body has {request.content_length} bytes; at most {limit} are taken",
-            )
-        try:
-            async with asyncio.timeout(self._config.request_timeout):
-                await request.read()  # which keeps it for the handler
-        except TimeoutError:
-            return _too_slow(request.path, self._config.request_timeout)
+            message = f"the request body has {size} bytes; at most {limit} are taken"
+            raise too_large(message, limit, size)
+        if request.body_exists:
+            if request.method == "POST" and request.match_info.http_exception is None:
+                # There is such a path. With other methods browsers send no body before they have asked.
+                check_content_type(request, self._cors)
+            try:
+                async with asyncio.timeout(self._config.request_timeout):
+                    await read_content(request, limit)
+            except TimeoutError:
+                return _too_slow(request, self._config.request_timeout)
         return await handler(request)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -193,10 +202,10 @@ class HttpServer:
             response.force_close()
 
 
-def _too_slow(path: str, seconds: float) -> web.Response:
+def _too_slow(request: web.Request, seconds: float) -> web.Response:
     message = f"the request's body did not arrive within {seconds:g} s"
     failure = Failure(status=408, message=message, kind="timeout_error", code="request_timeout")
-    response = error_response(path, failure)
+    response = error_response(request.path, failure, request[REQUEST_ID])
     response.force_close()
     return response
 

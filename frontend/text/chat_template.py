@@ -18,11 +18,11 @@ from frontend.text.template_messages import CONTINUED, messages_for
 from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
 from frontend.text.template_traits import TemplateTraits
+from frontend.text.tokenizer_config import read_tokenizer_config, special_token_texts
 from frontend.text.untrusted_template import render_untrusted
 from pagewire.base.errors import ConfigError, InvalidRequest, Unsupported
-from pagewire.hub.model_files import MAX_TEMPLATE_BYTES, read_bytes, read_json_object
+from pagewire.hub.model_files import MAX_TEMPLATE_BYTES, read_bytes
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TRIED = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello"},
@@ -71,12 +71,12 @@ class ChatTemplate:
         Raises:
             ConfigError: a file cannot be read, or a template has an error or takes too much time or memory.
         """
-        config = _read_tokenizer_config(model_dir / "tokenizer_config.json")
+        config = read_tokenizer_config(model_dir)
         sources = _sources(model_dir, override, config)
         if not sources:
             return None
         by_name = {name: _read_template(origin, source) for name, (origin, source) in sources.items()}
-        loaded = cls(by_name, _special_token_texts(config), trust_requests)
+        loaded = cls(by_name, special_token_texts(config), trust_requests)
         loaded._try()
         return loaded
 
@@ -84,6 +84,11 @@ class ChatTemplate:
     def source(self) -> str:
         """The template's text; of several, all of them."""
         return "\n".join(template.source for template in self._by_name.values())
+
+    @property
+    def default_source(self) -> str:
+        """The text of the template for requests without tools."""
+        return self._by_name["default"].source
 
     def render(self, conversation: Conversation) -> str:
         """The prompt for a conversation.
@@ -229,21 +234,6 @@ def _is_named_template(entry: Any) -> bool:
         and isinstance(entry.get("name"), str)
         and isinstance(entry.get("template"), str)
     )
-
-
-def _special_token_texts(config: dict[str, Any]) -> dict[str, str]:
-    """bos_token and the like. Each is a string, or an object with its text in `content`."""
-    texts = {}
-    for name in _SPECIAL_TOKENS:
-        value = config.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            texts[name] = text
-    return texts
-
-
-def _read_tokenizer_config(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.exists() else {}
 
 
 def _read_text(path: Path) -> str:

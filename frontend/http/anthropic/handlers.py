@@ -18,6 +18,8 @@ from frontend.http.failure import Failure
 from frontend.http.request_id import REQUEST_ID
 from pagewire.base.errors import InvalidRequest, PagewireError
 
+_PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+
 
 class MessageHandlers:
     """The endpoints of messages."""
@@ -65,7 +67,10 @@ class MessageHandlers:
             if not stream:
                 return web.json_response(await shape.whole(answer))
             events = EventStream(
-                http_request, request_id=request.request_id, stall_timeout=self._stall_timeout
+                http_request,
+                request_id=request.request_id,
+                stall_timeout=self._stall_timeout,
+                ping=_PING,
             )
             return await send_answer(events, answer, shape.frames, failed=failed)
 

@@ -24,6 +24,25 @@ class DetokenizeAnswer(BaseModel):
     prompt: str
 
 
+class TokenizerInfo(BaseModel):
+    """The answer of GET /tokenizer_info, in the words of tokenizer_config.json."""
+
+    tokenizer_class: str
+    vocab_size: int = Field(description="One more than the highest id that has a token.")
+    model_max_length: int | None = Field(description="null while no engine has been attached yet.")
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    sep_token: str | None
+    pad_token: str | None
+    cls_token: str | None
+    mask_token: str | None
+    additional_special_tokens: list[str]
+    add_bos_token: bool | None
+    add_eos_token: bool | None
+    chat_template: str | None = Field(description="The one in use for conversations without tools.")
+
+
 class ModelAnswer(BaseModel):
     """A served model, with the fields that OpenAI's clients look for and those that Anthropic's do."""
 

@@ -53,6 +53,14 @@ _ENDPOINTS = (
         errors=ERRORS_OF_BODIES,
     ),
     Endpoint(
+        name="tokenizerInfo",
+        method="GET",
+        path="/tokenizer_info",
+        tag="Text",
+        summary="The tokenizer's special tokens and the chat template",
+        answer=answers.TokenizerInfo,
+    ),
+    Endpoint(
         name="health",
         method="GET",
         path="/health",
@@ -149,6 +157,7 @@ def _handlers(
         "getModel": operations.model,
         "tokenize": operations.tokenize,
         "detokenize": operations.detokenize,
+        "tokenizerInfo": operations.tokenizer_info,
         "health": operations.health,
         "ping": operations.health,
         "ready": operations.ready,

@@ -14,6 +14,7 @@ from frontend.generation.pipeline import GenerationPipeline
 from frontend.http.body import parse
 from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
+from frontend.text.tokenizer_config import SPECIAL_TOKENS
 from pagewire.base.errors import Unavailable
 from pagewire.base.version import __version__
 
@@ -165,6 +166,23 @@ class OperationHandlers:
         self._pipeline.model.check_name(body.model or "")
         text = await self._pipeline.detokenize(body.tokens, skip_special_tokens=body.skip_special_tokens)
         return _json({"prompt": text})
+
+    async def tokenizer_info(self, request: web.Request) -> web.Response:
+        """GET /tokenizer_info"""
+        model, engine = self._pipeline.model, self._pipeline.link.model
+        facts = model.tokenizer_facts
+        return _json(
+            {
+                "tokenizer_class": facts.tokenizer_class,
+                "vocab_size": model.tokenizer.vocab_size,
+                "model_max_length": None if engine is None else engine.max_model_len,
+                **{name: facts.special_tokens.get(name) for name in SPECIAL_TOKENS},
+                "additional_special_tokens": list(facts.additional_special_tokens),
+                "add_bos_token": facts.add_bos_token,
+                "add_eos_token": facts.add_eos_token,
+                "chat_template": None if model.template is None else model.template.default_source,
+            }
+        )
 
 
 def _json(value: object) -> web.Response:

@@ -393,15 +393,34 @@ def test_a_scheduler_learns_how_many_ranks_there_are(tmp_path: Path) -> None:
         link.close()
 
 
+@contextmanager
+def accepting(endpoint: WorkerEndpoint, facts: WorkerFacts, join: Callable[[str], None]) -> Iterator[None]:
+    """A thread takes one scheduler, if the handshake succeeds, and ends with the block at the latest."""
+
+    def accept() -> None:
+        with suppress(OSError):  # how it hears that nobody listens any more
+            endpoint.accept(facts, join).close()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield
+    finally:
+        endpoint._sock.shutdown(socket.SHUT_RDWR)  # closing it would not wake the thread
+        thread.join()
+
+
 def test_a_rank_that_cannot_meet_the_others_says_why(endpoint: WorkerEndpoint) -> None:
-    def join(rendezvous: str) -> None:
+    def fail(rendezvous: str) -> None:
         raise OSError("rank 0 did not meet the others")
 
-    threading.Thread(target=lambda: endpoint.accept(replace(FACTS, world_size=2), join), daemon=True).start()
     other = WorkerEndpoint(rank_socket(endpoint.path, 1))
-    facts = replace(FACTS, rank=1, world_size=2)
-    threading.Thread(target=lambda: other.accept(facts, lambda _: None), daemon=True).start()
-    with pytest.raises(HandshakeError, match="rank 0 did not meet the others"):
+    facts = replace(FACTS, world_size=2)
+    with (
+        accepting(endpoint, facts, fail),
+        accepting(other, replace(facts, rank=1), lambda _: None),
+        pytest.raises(HandshakeError, match="rank 0 did not meet the others"),
+    ):
         WorkerLink.connect(endpoint.path, world_size=2)
     other.close()
 

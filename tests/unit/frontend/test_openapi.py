@@ -93,7 +93,7 @@ def test_bodies_refuse_what_they_do_not_name(document) -> None:
 async def test_examples_are_answered_as_the_document_says(http, document) -> None:
     """No further field is told than those of the document, so it misses none."""
     for endpoint in ENDPOINTS:
-        if endpoint.body is None:
+        if endpoint.body is None or endpoint.answer is None:
             continue
         operation = document["paths"][endpoint.path]["post"]
         body = operation["requestBody"]["content"]["application/json"]

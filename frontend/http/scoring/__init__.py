@@ -1,0 +1,1 @@
+"""Rerank, score and classify: what models with a classification head answer."""

@@ -1,0 +1,1 @@
+"""Agent frameworks and tools of others, unmodified, against a running service."""
