@@ -25,7 +25,7 @@ SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
 LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
 
-.PHONY: help serve test test-all test-gpu test-lowest lint audit format proto chaos bench clean
+.PHONY: help serve test test-all test-clients test-gpu test-lowest lint audit format proto chaos bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -43,6 +43,9 @@ test-all: $(VENV)/.installed-dev ## Run the whole CPU test suite, slow matrices 
 test-gpu: $(VENV)/.installed-dev ## Run the tests of kernels and models on a CUDA device (ARGS= goes to pytest)
 	$(BIN)/python -m pytest -m gpu tests/kernels -n $(GPU_JOBS) $(ARGS)
 	$(BIN)/python -m pytest -m gpu tests/integration $(ARGS)
+
+test-clients: $(VENV)/.clients ## Run agent frameworks and lm-eval, those too whose needs are large, against a service
+	$(VENV)/clients/bin/python -m pytest tests/clients $(ARGS)
 
 test-lowest: $(VENV)/.lowest ## Run unit tests and a service on the lowest versions pyproject.toml allows (but TORCH)
 	$(VENV)/lowest/bin/python -m pytest -m "not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder \
@@ -97,6 +100,13 @@ $(VENV)/.torch: | $(BIN)/python
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.torch
 	$(PIP) install -e .
+	@touch $@
+
+# instructor holds others back, and lm-eval brings half of data science with it: both stay out of .venv.
+$(VENV)/.clients: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)/clients
+	$(VENV)/clients/bin/pip install $(TORCH_PIP_ARGS) '$(TORCH)'
+	$(VENV)/clients/bin/pip install -e '.[dev]' instructor lm-eval
 	@touch $@
 
 # The lowest huggingface_hub is older than transformers 5: what compares with that is skipped. schemathesis, which
