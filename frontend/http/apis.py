@@ -14,6 +14,7 @@ from frontend.http.endpoint import Api, Endpoint, Handler
 from frontend.http.openai.endpoints import OPENAI
 from frontend.http.openapi import openapi_document
 from frontend.http.operations.endpoints import OPERATIONS
+from frontend.http.triton.endpoints import TRITON
 from frontend.metrics import FrontendMetrics
 
 _OPENAPI = Endpoint(
@@ -44,6 +45,6 @@ def _openapi_handlers(
     return {"openapi": openapi}
 
 
-APIS = (OPENAI, OPERATIONS, Api((_OPENAPI,), _openapi_handlers))
+APIS = (OPENAI, TRITON, OPERATIONS, Api((_OPENAPI,), _openapi_handlers))
 
 ENDPOINTS = tuple(endpoint for api in APIS for endpoint in api.endpoints)

@@ -8,9 +8,10 @@ from aiohttp import web
 
 from frontend.http.failure import ErrorForm, Failure
 from frontend.http.openai.errors import OPENAI_ERRORS
+from frontend.http.triton.errors import TRITON_ERRORS
 from pagewire.base.errors import PagewireError
 
-_FORMS: tuple[tuple[str, ErrorForm], ...] = ()
+_FORMS: tuple[tuple[str, ErrorForm], ...] = (("/v2", TRITON_ERRORS),)
 """By the beginnings of their paths, the more special ones first."""
 
 

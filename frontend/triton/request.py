@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,6 +214,8 @@ def _signed(seed: int | None) -> int | None:
 
 def _timeout(parameters: Mapping[str, Any], remaining: float | None) -> float | None:
     """Seconds: the sooner of the parameter, in microseconds, and the call's deadline."""
+    if remaining is not None and math.isinf(remaining):
+        remaining = None
     given = parameters.get("timeout")
     if given is None or given == 0:
         return remaining

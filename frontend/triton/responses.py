@@ -40,7 +40,7 @@ class Responses:
         self._sums: dict[int, float] = {}
         given = inference.asked.parameters
         self.parameters: Mapping[str, Any] = {
-            "sequence_id": given.get("sequence_id", 0),
+            "sequence_id": _sequence_id(given.get("sequence_id")),
             "sequence_start": bool(given.get("sequence_start", False)),
             "sequence_end": bool(given.get("sequence_end", False)),
         }
@@ -115,6 +115,10 @@ class Responses:
 
     def _wanted(self, *tensors: Tensor) -> list[Tensor]:
         return [tensor for tensor in tensors if tensor.name in self._outputs]
+
+
+def _sequence_id(given: object) -> int | str:
+    return given if isinstance(given, int | str) and not isinstance(given, bool) else 0
 
 
 def _logprobs(positions: Sequence[PositionLogprobs]) -> list[float]:

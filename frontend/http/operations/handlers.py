@@ -13,6 +13,7 @@ from frontend.generation.pipeline import GenerationPipeline
 from frontend.http.body import parse
 from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
+from frontend.triton.metrics import exposition as triton_exposition
 from pagewire.base.errors import Unavailable
 from pagewire.base.version import __version__
 
@@ -72,14 +73,17 @@ class OperationHandlers:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics: the scheduler's metrics, as long as it can be reached, and this frontend's own."""
+        link, load = self._pipeline.link, None
         try:
-            exposition = await self._pipeline.link.get_metrics()
+            exposition = await link.get_metrics()
+            load = await link.get_load()
         except Unavailable:
             exposition = b""  # pagewire:frontend_scheduler_ready tells
         if exposition and not exposition.endswith(b"\n"):
             exposition += b"\n"
+        triton = triton_exposition(self._metrics, self._pipeline.model.names[0], load, link.model)
         return web.Response(
-            body=exposition + self._metrics.exposition(),
+            body=exposition + self._metrics.exposition() + triton,
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 

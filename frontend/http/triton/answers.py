@@ -89,7 +89,7 @@ class IndexEntry(BaseModel):
 
 
 class GenerateAnswer(BaseModel):
-    """The answer of generate, and of each event of generate_stream. Outputs of one element are plain values."""
+    """The answer of generate, and of each event of generate_stream. An output of one element is that."""
 
     model_config = ConfigDict(protected_namespaces=())
 

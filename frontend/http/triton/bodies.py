@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
 from frontend.http.body import Body
 from frontend.triton.inputs import INPUTS
-from frontend.triton.tensors import DATATYPES, MAX_ELEMENTS
+from frontend.triton.tensors import DATATYPES
 
 Scalar = bool | int | float | str
 Parameters = Annotated[
@@ -17,7 +17,13 @@ Parameters = Annotated[
     Field(description="Of the request: timeout in microseconds, sequence_id, and inputs by their names."),
 ]
 
-_TYPES: Mapping[str, Any] = {"BYTES": str, "FP32": float, "BOOL": bool, "INT32": int, "UINT64": int}
+_KINDS: Mapping[str, Any] = {
+    "BYTES": str | list[str] | None,
+    "FP32": float | list[float] | None,
+    "BOOL": bool | list[bool] | None,
+    "INT32": int | list[int] | None,
+    "UINT64": int | list[int] | None,
+}
 
 
 class GenerateFields(Body):
@@ -27,25 +33,14 @@ class GenerateFields(Body):
     parameters: dict[str, Scalar | list[Scalar] | None] | None = None
 
 
-def _of_inputs() -> dict[str, Any]:
-    """A field for each input: a value, or a list of them."""
-    fields: dict[str, Any] = {}
-    for name, known in INPUTS.items():
-        kind = _TYPES[known.datatype]
-        listed = Annotated[list[kind], Field(max_length=MAX_ELEMENTS)]
-        fields[name] = (kind | listed | None, None)
-    return fields
+_FIELDS: dict[str, Any] = {name: (_KINDS[known.datatype], None) for name, known in INPUTS.items()}
 
-
-GenerateBody = cast(
-    type[GenerateFields],
-    create_model(
-        "GenerateBody",
-        __base__=GenerateFields,
-        __doc__="POST /v2/models/{model}/generate: text_input, max_tokens and whatever else, here or in "
-        "`parameters`. A list of one value is that value.",
-        **_of_inputs(),
-    ),
+GenerateBody: type[GenerateFields] = create_model(
+    "GenerateBody",
+    __base__=GenerateFields,
+    __doc__="POST /v2/models/{model}/generate: text_input, max_tokens and whatever else, here or in "
+    "`parameters`. A list of one value is that value.",
+    **_FIELDS,
 )
 
 
@@ -59,8 +54,8 @@ class TensorBody(Body):
     data: Annotated[
         list[Any] | None,
         Field(
-            description="The elements, in one list or nested. Without it, parameters.binary_data_size says how "
-            "many bytes behind the JSON are this input's."
+            description="The elements, in one list or nested. Without it, parameters.binary_data_size says "
+            "how many bytes behind the JSON are this input's."
         ),
     ] = None
 
