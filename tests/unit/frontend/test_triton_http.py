@@ -383,9 +383,7 @@ async def test_a_batch_is_answered_row_by_row_with_only_the_outputs_asked_for(
         with pytest.raises(InferenceServerException, match="not the same for all prompts"):
             await client.infer("ensemble", uneven)
         with pytest.raises(InferenceServerException, match="unexpected inference output"):
-            await client.infer(
-                "ensemble", prompt("a"), outputs=[tritonhttp.InferRequestedOutput("nothing")]
-            )
+            await client.infer("ensemble", prompt("a"), outputs=[tritonhttp.InferRequestedOutput("nothing")])
         with pytest.raises(InferenceServerException, match="unexpected inference input"):
             await client.infer("ensemble", [*prompt("a"), tensor("nothing", [[1]], "INT32")])
 
@@ -433,9 +431,7 @@ async def test_tensors_that_contradict_themselves_are_refused(
     head = json.dumps({"inputs": inputs}).encode()
     headers = {"Inference-Header-Content-Length": length or str(len(head))}
     async with aiohttp.ClientSession(frontend.url) as session:
-        async with session.post(
-            "/v2/models/ensemble/infer", data=head + tail, headers=headers
-        ) as response:
+        async with session.post("/v2/models/ensemble/infer", data=head + tail, headers=headers) as response:
             answer = await response.json()
             assert (response.status, list(answer)) == (400, ["error"])
             assert part in answer["error"]
