@@ -79,6 +79,12 @@ class GenerationPipeline:
         """Whether a request sent now would be served."""
         return self.link.ready and not (self.leaving or self.draining)
 
+    def why_not_ready(self) -> str:
+        """For people: why a request sent now would not be served."""
+        if self.draining or self.leaving:
+            return "this server is shutting down"
+        return self.link.why_not_ready()
+
     @asynccontextmanager
     async def start(self, request: GenerationRequest) -> AsyncIterator[Answer]:
         """Submits a request and, when the context is left for whatever reason, sees to its end.

@@ -119,7 +119,7 @@ class TritonModel:
         ready = self._pipeline.ready
         if ready_only and not ready:
             return []
-        reason = "" if ready else self._pipeline.link.why_not_ready()
+        reason = "" if ready else self._pipeline.why_not_ready()
         state = "READY" if ready else "UNAVAILABLE"
         return [{"name": name, "version": VERSION, "state": state, "reason": reason} for name in self.names]
 

@@ -63,9 +63,7 @@ class OperationHandlers:
         """GET /ready: a request sent now would be served."""
         if self._pipeline.ready:
             return web.json_response({"status": "ready"})
-        if self._pipeline.draining:
-            raise Unavailable("this server is shutting down")
-        raise Unavailable(self._pipeline.link.why_not_ready())
+        raise Unavailable(self._pipeline.why_not_ready())
 
     async def version(self, request: web.Request) -> web.Response:
         """GET /version"""

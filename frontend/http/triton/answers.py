@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 
 class TritonErrorAnswer(BaseModel):
@@ -86,6 +86,10 @@ class IndexEntry(BaseModel):
     version: str
     state: str
     reason: str
+
+
+class IndexAnswer(RootModel[list[IndexEntry]]):
+    """The answer of POST /v2/repository/index."""
 
 
 class GenerateAnswer(BaseModel):

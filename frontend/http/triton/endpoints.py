@@ -16,7 +16,7 @@ from frontend.triton.model import TritonModel
 
 _TAG = "Triton"
 _ERROR = answers.TritonErrorAnswer
-_ERRORS_OF_BODIES = (400, 401, 404, 408, 413, 500, 501, 503)
+_ERRORS_OF_BODIES = (400, 401, 403, 404, 408, 413, 415, 500, 501, 503)
 _ERRORS_OF_QUESTIONS = (400, 401, 404, 500)
 _EXAMPLE = {"text_input": "What is machine learning?", "max_tokens": 20, "bad_words": "", "stop_words": ""}
 
@@ -43,6 +43,7 @@ _MODEL_ENDPOINTS = (
         body=GenerateBody,
         example={**_EXAMPLE, "stream": True},
         media_type="text/event-stream",
+        event=answers.GenerateAnswer,
         error=_ERROR,
         errors=_ERRORS_OF_BODIES,
     ),
@@ -159,9 +160,9 @@ _SERVER_ENDPOINTS = (
         summary="List the models",
         body=IndexBody,
         example={"ready": True},
-        answer=list[answers.IndexEntry],
+        answer=answers.IndexAnswer,
         error=_ERROR,
-        errors=(400, 401, 408, 413, 500),
+        errors=(400, 401, 403, 408, 413, 415, 500),
     ),
 )
 

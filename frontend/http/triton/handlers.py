@@ -23,7 +23,7 @@ from frontend.triton.inputs import INPUTS
 from frontend.triton.model import VERSION, TritonModel
 from frontend.triton.request import Inference, InferRequest, id_for_logs, read_inference, tensor_of
 from frontend.triton.responses import Response, Responses
-from pagewire.base.errors import PagewireError
+from pagewire.base.errors import InvalidRequest, PagewireError
 
 
 class TritonHandlers:
@@ -37,16 +37,18 @@ class TritonHandlers:
 
     async def live(self, request: web.Request) -> web.Response:
         """GET /v2/health/live"""
-        return web.Response()
+        return web.Response(text="")
 
     async def ready(self, request: web.Request) -> web.Response:
         """GET /v2/health/ready"""
-        return web.Response(status=200 if self._pipeline.ready else 400)
+        if not self._pipeline.ready:
+            raise InvalidRequest(self._pipeline.why_not_ready())  # Triton's status for it is 400
+        return web.Response(text="")
 
     async def model_ready(self, request: web.Request) -> web.Response:
         """GET /v2/models/{model}/ready"""
         self._model.check(*_named(request))
-        return web.Response(status=200 if self._pipeline.ready else 400)
+        return await self.ready(request)
 
     async def server_metadata(self, request: web.Request) -> web.Response:
         """GET /v2"""
