@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import aiohttp
 import numpy as np
@@ -12,6 +13,7 @@ import tritonclient.http.aio as tritonhttp
 from tritonclient.utils import InferenceServerException
 
 from frontend.http.triton import answers
+from frontend.triton.inputs import INPUTS, OUTPUTS
 from pagewire.scheduler.v1 import scheduler_pb2
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
@@ -479,3 +481,11 @@ async def test_requests_are_counted_whatever_protocol_they_came_by(
     for kind, count in (("max", 100), ("used", 25), ("free", 75), ("tokens_per", 16)):
         block = ("nv_trt_llm_kv_cache_block_metrics", *model, f'kv_cache_block_type="{kind}"')
         assert values[block] == count
+
+
+def test_the_docs_tell_of_every_input_and_output() -> None:
+    docs = (Path(__file__).resolve().parents[3] / "docs" / "triton.md").read_text()
+    for heading, names in (("Inputs", INPUTS), ("Outputs", OUTPUTS)):
+        section = docs.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+        assert {name.strip("` ") for row in rows for name in row.split(",")} == set(names)
