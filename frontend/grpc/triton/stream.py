@@ -14,10 +14,10 @@ from frontend.access_log import AccessLog
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.grpc.interceptor import Undecodable
 from frontend.grpc.stall import StallWatch
-from frontend.grpc.triton.messages import FINAL_PARAMETER, read_message, to_message
+from frontend.grpc.triton.messages import FINAL_PARAMETER, StreamMessages, read_message
 from frontend.triton.model import TritonModel
 from frontend.triton.request import Inference, id_for_logs, read_inference
-from frontend.triton.responses import Response, Responses
+from frontend.triton.responses import Responses
 from pagewire.base.errors import PagewireError
 from pagewire.triton import triton_pb2 as pb
 
@@ -89,20 +89,16 @@ class InferStream:
 
     async def _infer(self, inference: Inference) -> None:
         responses = Responses(inference)
+        messages = StreamMessages(inference.asked, responses.parameters)
         async with self._pipeline.start(inference.request) as answer:
             if not inference.stream:
                 for response in responses.each(await answer.whole()):
-                    await self._respond(inference, responses, response)
+                    await self._write(messages.of(response))
                 return
             async with aclosing(answer.rounds()) as rounds:
                 async for events in rounds:
                     for response in responses.deltas(events):
-                        await self._respond(inference, responses, response)
-
-    async def _respond(self, inference: Inference, responses: Responses, response: Response) -> None:
-        parameters = {**responses.parameters, FINAL_PARAMETER: response.is_final}
-        message = to_message(inference.asked, response, parameters)
-        await self._write(pb.ModelStreamInferResponse(infer_response=message))
+                        await self._write(messages.of(response))
 
     async def _fail(self, public_id: str, text: str) -> None:
         response = pb.ModelStreamInferResponse(error_message=text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
@@ -71,12 +73,10 @@ class OperationHandlers:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics: the scheduler's metrics, as long as it can be reached, and this frontend's own."""
-        link, load = self._pipeline.link, None
-        try:
-            exposition = await link.get_metrics()
-            load = await link.get_load()
-        except Unavailable:
-            exposition = b""  # pagewire:frontend_scheduler_ready tells
+        link = self._pipeline.link
+        exposition, load = b"", None
+        with suppress(Unavailable):  # pagewire:frontend_scheduler_ready tells
+            exposition, load = await asyncio.gather(link.get_metrics(), link.get_load())
         if exposition and not exposition.endswith(b"\n"):
             exposition += b"\n"
         triton = triton_exposition(self._metrics, self._pipeline.model.names[0], load, link.model)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from json.encoder import encode_basestring
 from typing import Any
 
 from aiohttp import web
@@ -78,7 +79,8 @@ class TritonHandlers:
         responses = Responses(inference)
         async with self._pipeline.start(inference.request) as answer:
             whole = responses.whole(await answer.whole())
-        return web.Response(body=_flattened(inference, responses, whole), content_type="application/json")
+        flat = Flattener(inference.asked, responses.parameters)
+        return web.Response(body=flat.object(whole), content_type="application/json")
 
     async def generate_stream(self, request: web.Request) -> web.StreamResponse:
         """POST /v2/models/{model}/generate_stream"""
@@ -130,9 +132,10 @@ def _understood(request: web.Request, asked: InferRequest, *, streams: bool) -> 
 
 async def _frames(stream: EventStream, inference: Inference, answer: Answer) -> AsyncGenerator[bytes, None]:
     responses = Responses(inference)
+    flat = Flattener(inference.asked, responses.parameters)
 
     def frames(made: Sequence[Response]) -> bytes:
-        return b"".join(_frame(_flattened(inference, responses, each)) for each in made if each.outputs)
+        return b"".join(_frame(flat.object(each)) for each in made if each.outputs)
 
     if not inference.stream:
         yield frames(responses.each(await answer.whole()))
@@ -159,15 +162,25 @@ class _StreamSink:
             self._stream.write(frames)
 
 
-def _flattened(inference: Inference, responses: Responses, response: Response) -> bytes:
-    """A response as generate has it: an object with the outputs by name, one-element ones as plain values."""
-    asked = inference.asked
-    answer: dict[str, Any] = {"id": asked.id} if asked.id else {}
-    answer |= {"model_name": asked.model, "model_version": VERSION, **responses.parameters}
-    for tensor in response.outputs:
-        values = list(tensor.values)
-        answer[tensor.name] = values[0] if len(values) == 1 else values
-    return json.dumps(answer, ensure_ascii=False).encode()
+class Flattener:
+    """Writes responses as generate has them: objects with the outputs by name, one-element ones as values."""
+
+    def __init__(self, asked: InferRequest, parameters: Mapping[str, Any]) -> None:
+        head: dict[str, Any] = {"id": asked.id} if asked.id else {}
+        head |= {"model_name": asked.model, "model_version": VERSION, **parameters}
+        self._head = json.dumps(head, ensure_ascii=False)[:-1]
+
+    def object(self, response: Response) -> bytes:
+        """A response, in JSON."""
+        parts = [self._head]
+        for tensor in response.outputs:
+            values = tensor.values
+            shown = values[0] if len(values) == 1 else list(values)
+            text = (
+                encode_basestring(shown) if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
+            )
+            parts.append(f', "{tensor.name}": {text}')
+        return ("".join(parts) + "}").encode()
 
 
 def _frame(data: bytes) -> bytes:

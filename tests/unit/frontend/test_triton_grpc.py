@@ -402,6 +402,23 @@ async def test_beams_come_in_one_response(channel: grpc.aio.Channel, scheduler: 
     assert [output.name for output in response.infer_response.outputs] == ["text_output", "sequence_index"]
 
 
+async def test_deltas_of_several_sequences_that_come_together_stay_apart(
+    channel: grpc.aio.Channel, scheduler: ScriptedScheduler
+) -> None:
+    message = request(num_return_sequences=2, top_k=2)
+    message.outputs.add(name="text_output")
+    stream = RawStream(channel)
+    await stream.send(message)
+    await scheduler.submitted(2)
+    handles = [submit.handle for submit in scheduler.submits]
+    await scheduler.send(scheduler_pb2.StepDeltas(handles=handles, token_ids=[97, 98]))
+    assert [text_of(await stream.read()) for _ in handles] == ["a", "b"]
+    ends = [scheduler_pb2.Ended(handle=handle, reason=LENGTH) for handle in handles]
+    await scheduler.send(scheduler_pb2.StepDeltas(handles=handles, token_ids=[99, 100], ended=ends))
+    last = await stream.rest()
+    assert [(text_of(response), is_final(response)) for response in last] == [("c", False), ("d", True)]
+
+
 async def test_reflection_and_health_know_the_service(frontend: RunningFrontend) -> None:
     def ask() -> None:
         with grpc.insecure_channel(frontend.target) as channel:
