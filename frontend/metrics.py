@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from frontend.inference_counters import InferenceCounters
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
@@ -18,6 +20,7 @@ class FrontendMetrics:
 
     frontend: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    inferences: InferenceCounters = field(default_factory=InferenceCounters)
     _finished: Counter = field(init=False)
     open_requests: Gauge = field(init=False)
     _time_to_first_token: Histogram = field(init=False)

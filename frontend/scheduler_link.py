@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -462,3 +463,4 @@ def _note_cached(request: OpenRequest, num_cached_tokens: int) -> None:
     """Keeps the first count: after a resubmission the prompt was paid for already."""
     if request.num_cached_tokens is None:
         request.num_cached_tokens = min(num_cached_tokens, len(request.prompt_ids))
+        request.admitted_at = time.perf_counter()

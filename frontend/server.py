@@ -84,7 +84,7 @@ class Frontend:
         await self.link.heard_within(_FIRST_NEWS)
         access_log = AccessLog(enabled=self._config.access_log)
         self.http = HttpServer(self._config, self.pipeline, self.metrics, access_log, self._tls)
-        self.grpc = GrpcServer(self._config, self.pipeline, access_log, self._tls)
+        self.grpc = GrpcServer(self._config, self.pipeline, self.metrics, access_log, self._tls)
         await self.http.start()
         await self.grpc.start()
         self.link.on_change(self.grpc.report_health)

@@ -1,11 +1,11 @@
-"""Sends random and damaged messages to every method of the public gRPC service.
+"""Sends random and damaged messages to every method of the public gRPC services, ours and Triton's.
 
 python -m tools.fuzz_grpc --seconds 120 --seed 1
 
 Half of the messages are well-formed ones whose fields have random values, extreme ones among them; half are
 the bytes of such messages, damaged. A call fails the run if it ends with INTERNAL, UNKNOWN or UNAVAILABLE, or
-takes more than 30 s. At the end a completion must be what it was at the beginning, and nothing may have been
-restarted.
+takes more than 30 s; in a stream of requests none may end with an internal error. At the end a completion
+must be what it was at the beginning, and nothing may have been restarted.
 Without --target a service of a tiny model is started.
 """
 
@@ -27,13 +27,28 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from frontend.triton.inputs import INPUTS
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
+from pagewire.triton import triton_pb2
 from tools.fuzz_service import harm, process_ids, start_service
 
 _CALL_SECONDS = 30.0
 _BAD = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
-_METHODS: list[MethodDescriptor] = list(pb.DESCRIPTOR.services_by_name["InferenceService"].methods)
+_OURS: list[MethodDescriptor] = list(pb.DESCRIPTOR.services_by_name["InferenceService"].methods)
+_TRITONS: list[MethodDescriptor] = list(
+    triton_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+)
+_GENERATING = ("Generate", "GenerateOnce", "ModelInfer", "ModelStreamInfer")
+_METHODS = [*_OURS, *_TRITONS]
+_METHODS += [method for method in _METHODS if method.name in _GENERATING for _ in range(4)]
+_CONTENTS = {
+    "BYTES": "bytes_contents",
+    "INT32": "int_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "BOOL": "bool_contents",
+}
 _MAX_DEPTH = 6
 _FEW = 8
 
@@ -80,7 +95,10 @@ def fill(message: Message, random: Random, depth: int = 0) -> None:
             entries = getattr(message, field.name)
             for _ in range(random.choice((1, 2, 30))):
                 key, value = field.message_type.fields
-                entries[_scalar(key, random)] = _scalar(value, random)
+                if value.message_type is None:
+                    entries[_scalar(key, random)] = _scalar(value, random)
+                else:
+                    fill(entries[_scalar(key, random)], random, depth + 1)
         elif field.is_repeated:
             for _ in range(random.choice((0, 1, 2, 3, 20))):
                 if field.message_type is None:
@@ -132,6 +150,26 @@ def tame(message: Message, random: Random) -> None:
             message.sampling.max_tokens = min(message.sampling.max_tokens or _FEW, _FEW)
 
 
+def tame_tensors(message: triton_pb2.ModelInferRequest, random: Random) -> None:
+    """Gives most requests a prompt and a few further inputs with values of their type."""
+    if random.random() < 0.2:
+        return
+    message.model_name, message.model_version = random.choice(("ensemble", "tiny", "tensorrt_llm_bls")), ""
+    del message.inputs[:], message.outputs[:], message.raw_input_contents[:]
+    for name in list(message.parameters):
+        if random.random() < 0.9:
+            del message.parameters[name]
+    num_prompts = random.choice((1, 1, 1, 3))
+    for name in ("text_input", "max_tokens", *random.sample(list(INPUTS), random.choice((0, 1, 3)))):
+        known = INPUTS[name]
+        given = message.inputs.add(name=name, datatype=known.datatype)
+        rows = num_prompts if name == "text_input" else random.choice((1, num_prompts))
+        given.shape.extend([rows, 1] if random.random() < 0.9 else random.choice(([rows], [], [1, 1, 1])))
+        field = given.contents.DESCRIPTOR.fields_by_name[_CONTENTS[known.datatype]]
+        value = b"Once" if name == "text_input" else _FEW if name == "max_tokens" else _scalar(field, random)
+        getattr(given.contents, field.name).extend([value] * (rows if random.random() < 0.9 else 9))
+
+
 def damage(data: bytes, random: Random) -> bytes:
     """The bytes with some of them changed, left out, doubled or added."""
     changed = bytearray(data)
@@ -154,12 +192,13 @@ def damage(data: bytes, random: Random) -> bytes:
 def one_call(channel: grpc.Channel, seed: int) -> tuple[str, str, str]:
     """Makes a call: its method, how it ended, and what was wrong with that, if anything was."""
     random = Random(seed)
-    method = random.choice([*_METHODS, *_METHODS[:2]])
-    message = GetMessageClass(method.input_type)()
-    fill(message, random)
-    tame(message, random)
+    method = random.choice(_METHODS)
+    damaged = random.random() < 0.5
+    if method.client_streaming:
+        return one_stream(channel, method, random, seed)
+    message = random_message(method, random)
     data = message.SerializeToString()
-    if damaged := random.random() < 0.5:
+    if damaged:
         data = damage(data, random)
     path = f"/{method.containing_service.full_name}/{method.name}"
     kind = channel.unary_stream if method.server_streaming else channel.unary_unary
@@ -176,6 +215,40 @@ def one_call(channel: grpc.Channel, seed: int) -> tuple[str, str, str]:
         if status in _BAD or (late and not damaged and not message_has_timeout(message)):
             return method.name, status.name, f"seed {seed}: {method.name}: {status.name}: {error.details()}"
     return method.name, status.name, ""
+
+
+def random_message(method: MethodDescriptor, random: Random) -> Message:
+    """A message for a method."""
+    message = GetMessageClass(method.input_type)()
+    fill(message, random)
+    tame(message, random)
+    if isinstance(message, triton_pb2.ModelInferRequest):
+        tame_tensors(message, random)
+    return message
+
+
+def one_stream(
+    channel: grpc.Channel, method: MethodDescriptor, random: Random, seed: int
+) -> tuple[str, str, str]:
+    """Sends several requests on one stream. Their own failures do not end it; see `one_call`."""
+    data = [random_message(method, random).SerializeToString() for _ in range(random.choice((1, 4, 12)))]
+    data = [damage(each, random) if random.random() < 0.3 else each for each in data]
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    call = channel.stream_stream(path, response_deserializer=triton_pb2.ModelStreamInferResponse.FromString)
+    fault = ""
+    try:
+        answer = call(iter(data), timeout=_CALL_SECONDS)
+        for response in answer:
+            if response.error_message.startswith("internal error"):
+                fault = f"seed {seed}: {method.name}: {response.error_message}"
+            if random.random() < 0.005:
+                answer.cancel()  # clients go
+        status = grpc.StatusCode.OK
+    except grpc.RpcError as error:
+        status = error.code()
+        if status is not grpc.StatusCode.CANCELLED:
+            fault = f"seed {seed}: {method.name}: {status.name}: {error.details()}"
+    return method.name, status.name, fault
 
 
 def message_has_timeout(message: Message) -> bool:
@@ -210,7 +283,7 @@ def fuzz(target: str, seconds: float, seed: int, concurrency: int) -> int:
     if after != before:
         wrong.append(f"a completion is not what it was before: {before}, {after}")
     for (method, status), count in sorted(counts.items()):
-        print(f"{method:14} {status:20} {count}")
+        print(f"{method:28} {status:20} {count}")
     print(f"{counts.total()} calls, {len(wrong)} wrong", *wrong[:20], sep="\n")
     return 1 if wrong else 0
 

@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 STUB_PATTERNS = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")
+SHARED_PACKAGE = "package inference;"
+"""Of protos with names that are not ours alone: other programs' stubs have messages of the same names."""
 GENERATOR = "grpcio-tools==1.72.1"
 ENVIRONMENT = ROOT / ".venv" / GENERATOR
 
@@ -42,7 +44,9 @@ def protoc() -> list[str]:
 def generate(target: Path) -> None:
     """Writes the stubs of every proto under `target`, laid out as packages.
 
-    A proto without services gets no _grpc module: protoc writes an empty one, which is removed.
+    A proto without services gets no _grpc module: protoc writes an empty one, which is removed. Messages of
+    SHARED_PACKAGE are registered in a pool of their own, because a process that registers two of one name,
+    those of Triton's client and ours, ends with an error.
 
     Raises:
         subprocess.CalledProcessError: protoc refused a proto; it has printed why.
@@ -57,6 +61,11 @@ def generate(target: Path) -> None:
         if "\nservice " not in proto.read_text():
             stem = proto.relative_to(PROTOS).with_suffix("")
             (target / stem.parent / f"{stem.name}_pb2_grpc.py").unlink()
+        if SHARED_PACKAGE in proto.read_text():
+            stub = target / proto.relative_to(PROTOS).parent / f"{proto.stem}_pb2.py"
+            stub.write_text(
+                stub.read_text().replace("_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()")
+            )
 
 
 def stubs_under(root: Path) -> dict[str, bytes]:

@@ -107,6 +107,7 @@ class OpenRequest:
         prompt_logprobs: of every prompt token but the first, as far as the scheduler has told.
         pooled: the pooled hidden state, once it is there.
         num_cached_tokens: prompt tokens found in the prefix cache, None until admitted.
+        admitted_at: `time.perf_counter` when this was first heard of.
         ended: the terminal message; nothing is appended after it is set.
     """
 
@@ -114,6 +115,7 @@ class OpenRequest:
         "_logprobs",
         "_num_taken",
         "_submitted",
+        "admitted_at",
         "ended",
         "handle",
         "num_cached_tokens",
@@ -133,6 +135,7 @@ class OpenRequest:
         self.prompt_logprobs: list[scheduler_pb2.TokenLogprobs] = []
         self.pooled: Sequence[float] | None = None
         self.num_cached_tokens: int | None = None
+        self.admitted_at: float | None = None
         self.ended: scheduler_pb2.Ended | None = None
         self.timer: asyncio.TimerHandle | None = None
         self._logprobs: deque[scheduler_pb2.TokenLogprobs] = deque()

@@ -79,6 +79,12 @@ class GenerationPipeline:
         """Whether a request sent now would be served."""
         return self.link.ready and not (self.leaving or self.draining)
 
+    def why_not_ready(self) -> str:
+        """For people: why a request sent now would not be served."""
+        if self.draining or self.leaving:
+            return "this server is shutting down"
+        return self.link.why_not_ready()
+
     @asynccontextmanager
     async def start(self, request: GenerationRequest) -> AsyncIterator[Answer]:
         """Submits a request and, when the context is left for whatever reason, sees to its end.
@@ -106,6 +112,7 @@ class GenerationPipeline:
             if not self.link.ready:  # lost meanwhile
                 facts = await admitted.in_time(self._facts())
             submissions = Submissions(self.link, request, deadline=deadline, bad_words=bad_words)
+            admitted.submitted(submissions, num_prompts=len(prompts))
             try:
                 answer = admitted.answer = open_answer(request, prompts, submissions, self.model, facts)
                 yield answer
@@ -257,7 +264,15 @@ class GenerationPipeline:
             raise
         finally:
             self._metrics.open_requests.dec()
-            self._metrics.observe(admitted.began, admitted.first_token_at, admitted.outcome_of(error))
+            outcome = admitted.outcome_of(error)
+            self._metrics.observe(admitted.began, admitted.first_token_at, outcome)
+            self._metrics.inferences.ended(
+                outcome,
+                began=admitted.began,
+                submitted_at=admitted.submitted_at,
+                scheduled_at=admitted.scheduled_at,
+                num_prompts=admitted.num_prompts,
+            )
             self.num_open -= 1
             if self.num_open == 0:
                 self._idle.set()
@@ -272,6 +287,8 @@ class Admitted:
         deadline: event loop time at which the request is to end, or None.
         answer: what it was answered with, once that is open.
         outcome: how it ended, where it has no answer.
+        submitted_at: `time.perf_counter` when the scheduler was asked, if it was.
+        num_prompts: how many prompts it has.
     """
 
     began: float = field(default_factory=time.perf_counter)
@@ -279,6 +296,15 @@ class Admitted:
     deadline: float | None = None
     answer: Answer | None = None
     outcome: str = "cancelled"
+    submitted_at: float | None = None
+    num_prompts: int = 1
+    _submissions: Submissions | None = None
+
+    def submitted(self, submissions: Submissions, *, num_prompts: int) -> None:
+        """Notes that the scheduler is being asked."""
+        self.submitted_at = time.perf_counter()
+        self.num_prompts = num_prompts
+        self._submissions = submissions
 
     async def in_time(self, preparation: Awaitable[T]) -> T:
         """Waits for what is needed before the request can be submitted.
@@ -295,6 +321,12 @@ class Admitted:
     @property
     def first_token_at(self) -> float | None:
         return None if self.answer is None else self.answer.first_token_at
+
+    @property
+    def scheduled_at(self) -> float | None:
+        """When it was first computed, if it was."""
+        first = None if self._submissions is None else self._submissions.first
+        return None if first is None else first.admitted_at
 
     def outcome_of(self, error: PagewireError | None) -> str:
         if error is not None:

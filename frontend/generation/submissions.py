@@ -35,7 +35,11 @@ _SCHEDULERS_FIELDS = (
 
 
 class Submissions:
-    """Owns an answer's open requests: whoever makes it calls `close_all` when the answer is over."""
+    """Owns an answer's open requests: whoever makes it calls `close_all` when the answer is over.
+
+    Attributes:
+        first: the first request that was opened, once one was.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Submissions:
         self._bad_words = bad_words
         self._open: dict[OpenRequest, None] = {}
         self._num_submitted = 0
+        self.first: OpenRequest | None = None
 
     def open(
         self, prompt_ids: Sequence[int], sampling: inference_pb2.SamplingParams, wakeup: Wakeup
@@ -76,6 +81,8 @@ class Submissions:
             wakeup,
         )
         self._open[opened] = None
+        if self.first is None:
+            self.first = opened
         return opened
 
     def close(self, request: OpenRequest) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,14 @@ from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.caller import set_caller
 from frontend.generation.request import check_request_id
+from frontend.triton.request import id_for_logs
 from pagewire.base.errors import Code, InvalidRequest, PagewireError, Unauthenticated
+from pagewire.triton import triton_pb2
+from pagewire.triton.triton_pb2 import ModelInferRequest
 
 logger = logging.getLogger(__name__)
+
+TRITON_SERVICE_NAME = triton_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 MAX_STATUS_MESSAGE = 512
 """Characters. Statuses travel in HTTP/2 headers, percent-encoded, which clients limit to 8 KiB."""
@@ -36,15 +42,27 @@ RETRY_AFTER_METADATA = "retry-after"
 RETRY_PUSHBACK_METADATA = "grpc-retry-pushback-ms"
 """The same in the form that gRPC clients with a retry policy obey (gRFC A6)."""
 
+call_id: ContextVar[str] = ContextVar("call_id", default="")
+"""The id of the call that this task answers."""
+
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
-_WITHOUT_KEY = "/grpc.health.v1.Health/"
+_TRITON = f"/{TRITON_SERVICE_NAME}/"
+_WITHOUT_KEY = ("/grpc.health.v1.Health/", f"{_TRITON}ServerLive", f"{_TRITON}ServerReady")
+_LOGGED = ("/pagewire.", f"{_TRITON}ModelInfer", f"{_TRITON}ModelStreamInfer")
+"""Beginnings of the methods that are worth a line each in the log."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Undecodable:
+class Undecodable:
     """Stands for a request whose bytes are no such message, until the handler can answer it."""
 
     reason: str
+
+    def error(self) -> InvalidRequest:
+        """What to answer."""
+        return InvalidRequest(
+            f"the request is no valid protobuf message ({self.reason}); note that string fields must be UTF-8"
+        )
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -73,15 +91,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 call.caller = self._api_keys.check(authorization, x_api_key)
             except Unauthenticated as error:
                 return call.refuse(error)
-        if handler.request_streaming:
+        if handler.request_streaming and not method.startswith(_TRITON):
             return handler  # only reflection, which does its own checks
-        make = (
-            grpc.unary_stream_rpc_method_handler
-            if handler.response_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
+        make = grpc.unary_unary_rpc_method_handler
+        if handler.request_streaming:
+            make = grpc.stream_stream_rpc_method_handler
+        elif handler.response_streaming:
+            make = grpc.unary_stream_rpc_method_handler
         return make(
-            call.answering(handler.unary_stream or handler.unary_unary),
+            call.answering(handler.stream_stream or handler.unary_stream or handler.unary_unary),
             request_deserializer=_catching_undecodable(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -111,11 +129,9 @@ class _Call:
             set_caller(self.caller)
             try:
                 self._identify(request, context)
-                if isinstance(request, _Undecodable):
-                    raise InvalidRequest(
-                        f"the request is no valid protobuf message ({request.reason}); "
-                        "note that string fields must be UTF-8"
-                    )
+                call_id.set(self.request_id)
+                if isinstance(request, Undecodable):
+                    raise request.error()
                 answer = await behave(request, context)
                 self._log(context, "OK")
                 return answer
@@ -154,6 +170,8 @@ class _Call:
         """
         own = getattr(request, "request_id", None)
         self.request_id = check_request_id(None)
+        if isinstance(request, ModelInferRequest) and request.id and not self.offered_id:
+            self.offered_id = id_for_logs(request.id)
         try:
             self.request_id = check_request_id(own or self.offered_id)
         finally:
@@ -162,7 +180,7 @@ class _Call:
             request.request_id = self.request_id
 
     def _log(self, context: grpc.aio.ServicerContext, outcome: str) -> None:
-        probe = not self.method.startswith("/pagewire.") or self.method.endswith("/GetLoad")
+        probe = not self.method.startswith(_LOGGED) or self.method.endswith("/GetLoad")
         self.access_log.ended(self.request_id, context.peer(), self.method, outcome, self.began, probe=probe)
 
 
@@ -175,7 +193,7 @@ def _catching_undecodable(deserialize: Callable[[bytes], Any]) -> Callable[[byte
         try:
             return deserialize(data)
         except DecodeError as error:
-            return _Undecodable(str(error))
+            return Undecodable(str(error))
 
     return catching
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
@@ -26,12 +26,17 @@ from frontend.generation.request import (
 from frontend.grpc.answer import AnswerMessages
 from frontend.grpc.conversation import read_conversation
 from frontend.grpc.embedding import answer_embed
-from frontend.grpc.interceptor import ErrorInterceptor
+from frontend.grpc.interceptor import TRITON_SERVICE_NAME, ErrorInterceptor
+from frontend.grpc.reflection import reflection_pool
 from frontend.grpc.stall import StallWatch
+from frontend.grpc.triton.service import TritonService
 from frontend.listeners import num_connections, stop_listening
+from frontend.metrics import FrontendMetrics
+from frontend.triton.model import TritonModel
 from pagewire.base.errors import ConfigError, InvalidRequest
 from pagewire.base.tls import ReloadingTls
 from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
+from pagewire.triton import triton_pb2, triton_pb2_grpc
 from pagewire.wire.sampling_messages import given_fields
 
 MAX_PENDING_CALLS = 1 << 16
@@ -174,7 +179,7 @@ def _timeout(request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerC
 
 
 class GrpcServer:
-    """The listening server: the inference service, health and reflection.
+    """The listening server: the inference service, Triton's, health and reflection.
 
     Attributes:
         port: the port it listens on.
@@ -185,6 +190,7 @@ class GrpcServer:
         self,
         config: FrontendConfig,
         pipeline: GenerationPipeline,
+        metrics: FrontendMetrics,
         access_log: AccessLog,
         tls: ReloadingTls | None = None,
     ) -> None:
@@ -197,9 +203,19 @@ class GrpcServer:
         )
         service = InferenceService(pipeline, config.stall_timeout)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+        triton = TritonService(
+            pipeline, TritonModel(pipeline, metrics.inferences), access_log, config.stall_timeout
+        )
+        triton_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        names = (SERVICE_NAME, TRITON_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        files = (
+            inference_pb2.DESCRIPTOR,
+            triton_pb2.DESCRIPTOR,
+            health_pb2.DESCRIPTOR,
+            reflection_pb2.DESCRIPTOR,
+        )
+        reflection.enable_server_reflection(names, self._server, pool=reflection_pool(*files))
         host = f"[{config.host}]" if ":" in config.host else config.host
         address = f"{host}:{config.grpc_port}"
         try:
@@ -228,7 +244,7 @@ class GrpcServer:
             if self._pipeline.ready
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for service in ("", SERVICE_NAME):
+        for service in ("", SERVICE_NAME, TRITON_SERVICE_NAME):
             await self.health.set(service, status)
 
     def stop_listening(self) -> None:

@@ -17,6 +17,7 @@ from frontend.http.openai.endpoints import OPENAI
 from frontend.http.openapi import openapi_document
 from frontend.http.operations.endpoints import OPERATIONS
 from frontend.http.scoring.endpoints import SCORING
+from frontend.http.triton.endpoints import TRITON
 from frontend.metrics import FrontendMetrics
 
 _OPENAPI = Endpoint(
@@ -47,6 +48,6 @@ def _openapi_handlers(
     return {"openapi": openapi}
 
 
-APIS = (OPENAI, ANTHROPIC, OLLAMA, SCORING, OPERATIONS, Api((_OPENAPI,), _openapi_handlers))
+APIS = (OPENAI, ANTHROPIC, OLLAMA, TRITON, SCORING, OPERATIONS, Api((_OPENAPI,), _openapi_handlers))
 
 ENDPOINTS = tuple(endpoint for api in APIS for endpoint in api.endpoints)

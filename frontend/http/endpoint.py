@@ -38,6 +38,7 @@ class Endpoint:
         error: the model of its errors.
         errors: HTTP statuses of the errors it can answer.
         needs_key: whether an API key is asked for, where the server has some.
+        model_pattern: what the path parameter {model} matches, as a regular expression.
     """
 
     name: str
@@ -55,11 +56,12 @@ class Endpoint:
     error: type = ErrorAnswer
     errors: tuple[int, ...] = ERRORS_OF_QUESTIONS
     needs_key: bool = True
+    model_pattern: str = ".+"
 
     @property
     def route(self) -> str:
         """The path as aiohttp's router takes it: names of models may have slashes in them."""
-        return self.path.replace("{model}", "{model:.+}")
+        return self.path.replace("{model}", f"{{model:{self.model_pattern}}}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ from frontend.http.anthropic.errors import ANTHROPIC_ERRORS
 from frontend.http.failure import ErrorForm, Failure
 from frontend.http.ollama.errors import OLLAMA_ERRORS
 from frontend.http.openai.errors import OPENAI_ERRORS
+from frontend.http.triton.errors import TRITON_ERRORS
 from pagewire.base.errors import PagewireError
 
 _FORMS: tuple[tuple[str, ErrorForm], ...] = (
     ("/v1/messages", ANTHROPIC_ERRORS),
     ("/api", OLLAMA_ERRORS),
+    ("/v2", TRITON_ERRORS),
 )
 """By the beginnings of their paths, the more special ones first."""
 

@@ -21,8 +21,8 @@ _REFERENCE = "#/components/schemas/{model}"
 _REQUEST_ID = {"$ref": "#/components/parameters/RequestId"}
 _ABOUT = (
     "Serves a large language model. The API is OpenAI's, with the further fields that other servers of the "
-    "field take; under /v1/messages it is Anthropic's, under /api Ollama's. Every answer carries the header "
-    '`x-request-id`; every error is an object with an `"error"`. Unknown fields are refused.'
+    "field take; under /v1/messages it is Anthropic's, under /api Ollama's, under /v2 Triton's. Every answer has the "
+    'header `x-request-id`; every error is an object with an `"error"`. Unknown fields are refused.'
 )
 
 

@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 _WITHOUT_KEY = frozenset(endpoint.path for endpoint in ENDPOINTS if not endpoint.needs_key)
 """Paths that say nothing worth a key and that probes, or people who read about the server, must reach."""
 
-_PROBES = frozenset(("/health", "/ping", "/ready", "/metrics", "/load"))
+_PROBES = frozenset(
+    ("/health", "/ping", "/ready", "/metrics", "/load", "/v2/health/live", "/v2/health/ready")
+)
 """Paths that monitoring asks for every few seconds: not worth a line each in the log."""
 
 _ANTHROPIC_ID_HEADER = "request-id"

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pagewire", "frontend", "scheduler", "engine")
 
-STUBS = ("pagewire.admin", "pagewire.inference", "pagewire.scheduler", "pagewire.worker")
+STUBS = ("pagewire.admin", "pagewire.inference", "pagewire.scheduler", "pagewire.triton", "pagewire.worker")
 GROUND = ("pagewire.base", "pagewire.wire", "pagewire.hub", "pagewire.structured", *STUBS)
 ROOF = ("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
@@ -15,6 +17,7 @@ from frontend.http.body import parse
 from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
 from frontend.text.tokenizer_config import SPECIAL_TOKENS
+from frontend.triton.metrics import exposition as triton_exposition
 from pagewire.base.errors import Unavailable
 from pagewire.base.version import __version__
 
@@ -64,9 +67,7 @@ class OperationHandlers:
         """GET /ready: a request sent now would be served."""
         if self._pipeline.ready:
             return web.json_response({"status": "ready"})
-        if self._pipeline.draining:
-            raise Unavailable("this server is shutting down")
-        raise Unavailable(self._pipeline.link.why_not_ready())
+        raise Unavailable(self._pipeline.why_not_ready())
 
     async def version(self, request: web.Request) -> web.Response:
         """GET /version"""
@@ -74,14 +75,15 @@ class OperationHandlers:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics: the scheduler's metrics, as long as it can be reached, and this frontend's own."""
-        try:
-            exposition = await self._pipeline.link.get_metrics()
-        except Unavailable:
-            exposition = b""  # pagewire:frontend_scheduler_ready tells
+        link = self._pipeline.link
+        exposition, load = b"", None
+        with suppress(Unavailable):  # pagewire:frontend_scheduler_ready tells
+            exposition, load = await asyncio.gather(link.get_metrics(), link.get_load())
         if exposition and not exposition.endswith(b"\n"):
             exposition += b"\n"
+        triton = triton_exposition(self._metrics, self._pipeline.model.names[0], load, link.model)
         return web.Response(
-            body=exposition + self._metrics.exposition(),
+            body=exposition + self._metrics.exposition() + triton,
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
