@@ -20,6 +20,7 @@ from frontend.http.cors import CorsPolicy
 from frontend.http.endpoint import Handler
 from frontend.http.errors import error_response
 from frontend.http.failure import Failure
+from frontend.http.relaxed import add_relaxed_header
 from frontend.http.request_id import REQUEST_ID
 from frontend.metrics import FrontendMetrics
 from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError
@@ -182,6 +183,7 @@ class HttpServer:
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID) or check_request_id(None)
+        add_relaxed_header(request, response)
         self._cors.add_headers(request, response)
         if self._pipeline.leaving or self._pipeline.draining:
             response.headers["Connection"] = "close"  # aiohttp has decided on this header already

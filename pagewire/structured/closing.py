@@ -155,7 +155,7 @@ class _Closing:
 
     def _close_part(self, schema: dict[str, Any], keyword: str, index: int) -> dict[str, Any]:
         """Closes a schema where it has one part alone."""
-        opened = self._open({key: value for key, value in schema.items() if key != keyword})
+        opened = self._opened_copy({key: value for key, value in schema.items() if key != keyword})
         if keyword == "":
             return self._closed_with(opened, ()) if _own_names(schema).is_list else opened
         part = schema[keyword]
@@ -164,7 +164,7 @@ class _Closing:
         elif keyword in _ALTERNATIVES:
             part = [self._close(each) for each in part]
         elif keyword != "$ref":  # whose target is closed itself
-            return self._open(schema)
+            return self._opened_copy(schema)
         opened[keyword] = part
         return opened
 
@@ -173,14 +173,17 @@ class _Closing:
         give, or else the schema itself with all names."""
         names = self._names(schema)
         if names.has_patterns or not (names.is_list or more):
-            return self._open(schema)
+            return self._opened_copy(schema)
         for keyword in _ALTERNATIVES:
             branches = _list_in(schema, keyword)
             if any(self._names(branch).is_list for branch in branches):
                 others = {key: value for key, value in schema.items() if key != keyword}
                 given = _union(more, self._names(others).known)
-                return {**self._open(others), keyword: [self._close(branch, given) for branch in branches]}
-        return self._closed_with(self._open(schema), _union(names.known, more))
+                return {
+                    **self._opened_copy(others),
+                    keyword: [self._close(branch, given) for branch in branches],
+                }
+        return self._closed_with(self._opened_copy(schema), _union(names.known, more))
 
     def _closed_with(self, opened: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """A schema whose objects have its own properties, and those of these names, and no others."""
@@ -194,9 +197,10 @@ class _Closing:
         return opened
 
     def _open(self, schema: Any) -> Any:
-        """A copy of a schema in which all is closed but the object that it describes itself."""
-        if not isinstance(schema, dict):
-            return schema
+        """A schema in which all is closed but the object that it describes itself."""
+        return self._opened_copy(schema) if isinstance(schema, dict) else schema
+
+    def _opened_copy(self, schema: dict[str, Any]) -> dict[str, Any]:
         self._count(len(schema))
         opened = dict(schema)
         for keyword, value in schema.items():

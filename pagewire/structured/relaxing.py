@@ -1,4 +1,4 @@
-"""Takes out of a JSON Schema what cannot be enforced, for those who would rather have the rest than nothing."""
+"""Takes out of a JSON Schema what cannot be enforced, for those who want the rest rather than nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIZES = (
 _DROPPED = (
     *_SIZES,
     *(name for names in _TOGETHER for name in names),
-    *("format", "uniqueItems", "not", "propertyNames", "patternProperties", "oneOf", "$schema"),
+    *("format", "uniqueItems", "not", "propertyNames", "patternProperties", "oneOf"),
     *("dependentRequired", "dependentSchemas", "dependencies"),
     *("unevaluatedProperties", "unevaluatedItems", "contentEncoding", "contentMediaType", "contentSchema"),
 )
@@ -52,13 +52,18 @@ def relaxed(structured: StructuredOutput, check: Check) -> tuple[StructuredOutpu
     return structured, tuple(dropped)
 
 
-def _without_faults(structured: StructuredOutput, error: InvalidRequest) -> tuple[StructuredOutput, list[str]]:
+def _without_faults(
+    structured: StructuredOutput, error: InvalidRequest
+) -> tuple[StructuredOutput, list[str]]:
+    """A schema without the keywords that are at fault for an error, and these."""
     assert structured.json_schema is not None
     try:
         schema = json.loads(structured.json_schema)
         present = keywords_in(schema, _DROPPED)
         faults = [name for name in present if f'"{name}"' in error.message]
-        faults += [other for names in _TOGETHER if {*names} & {*faults} for other in names if other in present]
+        for together in _TOGETHER:
+            if not {*together}.isdisjoint(faults):
+                faults += [name for name in together if name in present]
         faults = list(dict.fromkeys(faults)) or [name for name in _SIZES if name in present]
         if not faults:
             raise error
