@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from frontend.chat.settings import ChatSettings, is_template
+from frontend.chat.settings import ChatSettings, ConstraintSettings, is_template
 from pagewire.base.settings import require, require_positive
 from pagewire.base.tls import ClientTls, ServerTls
 
@@ -43,11 +43,17 @@ class FrontendConfig:
         chat_template: a Jinja file, or a template itself, used instead of the model's own.
         trust_request_chat_template: whether requests may bring a chat_template; each is rendered in a process
             of its own, with limits on time and memory.
-        tool_call_parser: how the model writes calls of tools: hermes, llama3_json, mistral, pythonic or a
-            plugin's; auto is what its chat template shows, none is not at all.
+        tool_call_parser: how the model writes calls of tools: hermes, llama3_json, mistral, pythonic, generic
+            or a plugin's; auto is what its chat template shows, or else generic, none is not at all.
         tool_parser_plugin: a Python file that defines further tool parsers.
         reasoning_parser: how the model marks what it thinks: qwen3, deepseek_r1 or mistral; auto is what its
             chat template shows, none is not at all.
+        open_schemas: whether objects may have properties that their JSON Schema does not name, as its letter
+            says; otherwise only where the schema says so itself.
+        relax_tool_schemas: whether a tool that must be called, or is strict, and has a schema that cannot be
+            enforced takes any arguments, and is not refused.
+        relax_schemas: whether keywords that cannot be enforced are left out of a response_format's schema
+            that is not strict; otherwise it is refused.
         pooling: how hidden states become embeddings where a request does not say: last, mean or cls; default
             the model's own way, which most models do not have.
         max_body_bytes: largest HTTP body or gRPC message accepted.
@@ -98,6 +104,9 @@ class FrontendConfig:
     tool_call_parser: str = "auto"
     tool_parser_plugin: Path | None = None
     reasoning_parser: str = "auto"
+    open_schemas: bool = False
+    relax_tool_schemas: bool = False
+    relax_schemas: bool = False
     pooling: str | None = None
     max_body_bytes: int = 8 * 1024 * 1024
     max_prompt_tokens: int | None = None
@@ -200,6 +209,14 @@ class FrontendConfig:
             tool_call_parser=self.tool_call_parser,
             tool_parser_plugin=self.tool_parser_plugin,
             reasoning_parser=self.reasoning_parser,
+        )
+
+    def constraints(self) -> ConstraintSettings:
+        """What concerns answers that are held to a form."""
+        return ConstraintSettings(
+            open_schemas=self.open_schemas,
+            relax_tool_schemas=self.relax_tool_schemas,
+            relax_schemas=self.relax_schemas,
         )
 
     def _check_cors(self) -> None:

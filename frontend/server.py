@@ -78,6 +78,7 @@ class Frontend:
             self.metrics,
             request_log=RequestLog(enabled=config.enable_log_requests, max_log_len=config.max_log_len),
             max_prompt_tokens=config.max_prompt_tokens,
+            constraints=config.constraints(),
         )
         # Who listens and refuses everything, because it has yet to reach a scheduler that is there, takes
         # requests from frontends that would serve them.

@@ -102,6 +102,18 @@ class ReplyFormat:
             self._parser_factory(conversation, calling, thoughts),
         )
 
+    @property
+    def is_generic(self) -> bool:
+        """Whether the model must be told in the prompt how to call tools."""
+        return self.tools is not None and self.tools.is_generic
+
+    def may_hold(self, conversation: Conversation) -> bool:
+        """Whether a conversation's tools may hold its reply to a form."""
+        if not conversation.tools or conversation.tool_choice.kind == "none":
+            return False
+        any_strict = any(tool.strict for tool in conversation.tools)
+        return conversation.tool_choice.forced or any_strict or self.is_generic
+
     def _check_calling(self, conversation: Conversation, sampling: SamplingParams) -> None:
         choice = conversation.tool_choice
         if choice.forced and sampling.structured_output is not None:
@@ -113,9 +125,8 @@ class ReplyFormat:
         if choice.forced or self.tools is not None:
             return
         raise Unsupported(
-            "tools with tool_choice auto need to know how this model writes its calls, which its chat "
-            "template does not show; start the server with --tool-call-parser, or set tool_choice to none, "
-            "required or a function",
+            "tools with tool_choice auto need to know how this model writes its calls, but this server was "
+            "started with --tool-call-parser none; set tool_choice to none, required or a function",
             param="tool_choice",
         )
 
@@ -156,7 +167,11 @@ class ReplyFormat:
         answer = sampling.structured_output
         if calling and choice.forced:
             answer = forced_calls(tools, choice, parallel=conversation.parallel_tool_calls)
-        elif calling and (answer is not None or any(tool.strict for tool in tools)):
+        elif calling and (
+            answer is not None
+            or any(tool.strict for tool in tools)
+            or (self.is_generic and sampling.takes_constraint)
+        ):
             reply, rules = self._answer_or_calls(conversation, answer)
             return self._whole(reply, rules, thoughts)
         if answer is None or self.reasoning is None or thoughts is Thoughts.OVER:

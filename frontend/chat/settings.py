@@ -23,6 +23,22 @@ class ChatSettings:
     reasoning_parser: str = "auto"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstraintSettings:
+    """What the operator decides about answers that are held to a form.
+
+    Attributes:
+        open_schemas: whether objects may have properties that their JSON Schema does not name.
+        relax_tool_schemas: whether a tool whose schema cannot be enforced takes any arguments instead.
+        relax_schemas: whether keywords that cannot be enforced are left out of a response_format that is
+            not strict.
+    """
+
+    open_schemas: bool = False
+    relax_tool_schemas: bool = False
+    relax_schemas: bool = False
+
+
 def is_template(text: str) -> bool:
     """Whether a text is a template and not a path: it has a brace or a line break."""
     return any(character in text for character in "{}\n")

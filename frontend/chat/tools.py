@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 from pagewire.base.errors import InvalidRequest
+from pagewire.structured.closing import close_objects
 from pagewire.wire.sampling_params import StructuredOutput
 
 MAX_TOOLS = 1024
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object"}
+_SAYS_WHICH = (
+    *("properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames"),
+    *("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "const", "enum"),
+)
+"""Keywords that may say which arguments a function takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +33,7 @@ class Tool:
         definition: what the model is told of it, as the client wrote it: "name", "description", "parameters"
             (a JSON Schema) and whatever else a template may know.
         strict: whether a call that the model makes of itself is held to the schema too.
+        held_to: the schema that calls are held to, where that is another than `parameters`.
 
     Raises:
         InvalidRequest: the name or the schema is none.
@@ -32,6 +41,7 @@ class Tool:
 
     definition: Mapping[str, Any]
     strict: bool = False
+    held_to: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         name = self.definition.get("name")
@@ -41,7 +51,7 @@ class Tool:
                 "hyphens",
                 param="tools",
             )
-        if not isinstance(self.definition.get("parameters") or {}, dict):
+        if not isinstance(self.definition.get("parameters") or {}, dict | bool):
             raise InvalidRequest(
                 f"the parameters of tool {name!r} must be a JSON Schema, an object", param="tools"
             )
@@ -52,14 +62,32 @@ class Tool:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """JSON Schema of the arguments. A function without one takes none."""
-        schema: Mapping[str, Any] = self.definition.get("parameters") or _NO_ARGUMENTS
-        return schema if "type" in schema or "$ref" in schema else {"type": "object", **schema}
+        """JSON Schema of the arguments, which are an object. A function without one takes none."""
+        schema = self.definition.get("parameters") or _NO_ARGUMENTS
+        if schema is True:
+            return ANY_ARGUMENTS
+        kinds = schema.get("type")
+        if (kinds is None and "$ref" not in schema) or (isinstance(kinds, list) and "object" in kinds):
+            return {**schema, "type": "object"}
+        return cast(Mapping[str, Any], schema)
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """JSON Schema of what the arguments of a call are held to that the model must make."""
+        return self.parameters if self.held_to is None else self.held_to
 
     @property
     def enforced(self) -> Mapping[str, Any]:
         """JSON Schema of what calls that the model makes of itself are held to."""
-        return self.parameters if self.strict else {"type": "object"}
+        return self.schema if self.strict else ANY_ARGUMENTS
+
+    def closed(self) -> Tool:
+        """The same, held to the arguments that its schema names. One that names none, and does not say that
+        there may be others, takes none."""
+        schema = self.parameters
+        if not any(keyword in schema for keyword in _SAYS_WHICH):
+            schema = {**schema, "properties": {}}
+        return replace(self, held_to=close_objects(schema))
 
     def for_template(self) -> dict[str, Any]:
         """As chat templates expect it."""
@@ -87,7 +115,8 @@ def check_choice(tools: Sequence[Tool], choice: ToolChoice) -> None:
     if len(tools) > MAX_TOOLS:
         raise InvalidRequest(f"tools has {len(tools)} entries; at most {MAX_TOOLS} are taken", param="tools")
     names = [tool.name for tool in tools]
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    counts = Counter(names)
+    twice = next((name for name in names if counts[name] > 1), None)
     if twice is not None:
         raise InvalidRequest(f"two tools are named {twice!r}; every tool needs its own name", param="tools")
     if choice.forced and not tools:
@@ -108,7 +137,7 @@ def forced_calls(tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool) -
     """
     if choice.kind == "named":
         [tool] = [tool for tool in tools if tool.name == choice.name]
-        schema = tool.parameters
+        schema = tool.schema
     else:
         schema = _calls_schema(tools, parallel=parallel)
     return StructuredOutput(json_schema=json.dumps(schema, ensure_ascii=False))
@@ -134,20 +163,25 @@ def call_schema(tools: Sequence[Tool], arguments: str, *, only_strict: bool = Fa
         arguments: what the format calls them.
         only_strict: whether other tools' arguments may be any object.
     """
+    held = [tool for tool in tools if tool.strict or not only_strict]
+    others = [tool.name for tool in tools if only_strict and not tool.strict]
+    definitions = {f"tool_{index}": _moved(tool.schema, index) for index, tool in enumerate(held)}
     calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool.name}, arguments: {"$ref": f"#/$defs/tool_{index}"}},
-            "required": ["name", arguments],
-            "additionalProperties": False,
-        }
-        for index, tool in enumerate(tools)
+        _one_call({"const": tool.name}, arguments, {"$ref": f"#/$defs/tool_{index}"})
+        for index, tool in enumerate(held)
     ]
-    definitions = {
-        f"tool_{index}": _moved(tool.enforced if only_strict else tool.parameters, index)
-        for index, tool in enumerate(tools)
-    }
+    if others:
+        calls.append(_one_call({"enum": others}, arguments, ANY_ARGUMENTS))
     return {**(calls[0] if len(calls) == 1 else {"anyOf": calls}), "$defs": definitions}
+
+
+def _one_call(name: Mapping[str, Any], arguments: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": name, arguments: schema},
+        "required": ["name", arguments],
+        "additionalProperties": False,
+    }
 
 
 def _moved(value: Any, index: int) -> Any:

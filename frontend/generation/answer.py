@@ -54,12 +54,14 @@ class Answer(ABC):
 
     Attributes:
         request_id: the request's public id.
+        relaxed: what was asked for and is not enforced; see `GenerationRequest`.
         finished: the first completion that ended, once one has.
         first_token_at: `time.perf_counter` when the first token was read, once one was.
     """
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.relaxed: Sequence[str] = ()
         self.finished: Finished | None = None
 
     @property

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from frontend.chat.reply_reading import blaming_tools, to_be_read
+from frontend.chat.settings import ConstraintSettings
 from frontend.generation.answer import Answer
 from frontend.generation.answers import open_answer
+from frontend.generation.constraints import Constraints
 from frontend.generation.prompts import PromptTokens, is_tokens, read_prompt, read_request
 from frontend.generation.request import Conversation, GenerationRequest, TextPrompt
 from frontend.generation.submissions import Submissions, check_range
@@ -23,17 +24,12 @@ from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
 from pagewire.base.errors import DeadlineExceeded, InvalidRequest, Overloaded, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2
-from pagewire.structured.checker import ConstraintChecker
-from pagewire.wire.sampling_params import StructuredOutput
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_TOKENIZING = 1024
 """Prompts being tokenized or waiting for it; beyond it new requests are refused."""
-
-MAX_CHECKING = 64
-"""Constraints being checked or waiting for it; beyond it new requests with one are refused."""
 
 _TOKENIZER_THREADS = 4
 
@@ -56,6 +52,7 @@ class GenerationPipeline:
         *,
         request_log: RequestLog,
         max_prompt_tokens: int | None = None,
+        constraints: ConstraintSettings | None = None,
     ) -> None:
         self.model = model
         self.link = link
@@ -67,9 +64,7 @@ class GenerationPipeline:
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._num_tokenizing = 0
-        self._constraints = ConstraintChecker()
-        self._constraint_thread = ThreadPoolExecutor(1, thread_name_prefix="constraints")
-        self._num_checking = 0
+        self._constraints = Constraints(constraints or ConstraintSettings())
         self.num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -98,14 +93,7 @@ class GenerationPipeline:
         async with self.admit(request.model, request.timeout) as admitted:
             deadline, facts = admitted.deadline, admitted.facts
             prompts, bad_words = await self._read(request, admitted)
-            asked = request.sampling.structured_output
-            request = to_be_read(self.model, request, prompts)
-            if asked is not None:
-                await admitted.in_time(self._check_constraint(asked))
-            constraint = request.sampling.structured_output
-            if constraint is not None and constraint != asked:
-                with blaming_tools():
-                    await admitted.in_time(self._check_constraint(constraint))
+            request = await admitted.in_time(self._constraints.apply(self.model, request, prompts))
             for prompt in prompts:
                 self._check_length(len(prompt.token_ids))
             self._request_log.submitted(request, prompts)
@@ -115,6 +103,7 @@ class GenerationPipeline:
             admitted.submitted(submissions, num_prompts=len(prompts))
             try:
                 answer = admitted.answer = open_answer(request, prompts, submissions, self.model, facts)
+                answer.relaxed = request.relaxed
                 yield answer
             finally:
                 submissions.close_all()
@@ -180,23 +169,6 @@ class GenerationPipeline:
         finally:
             self._num_tokenizing -= 1
 
-    async def _check_constraint(self, constraint: StructuredOutput) -> None:
-        """Refuses what cannot be compiled, before the scheduler hears of it. Constraints have a thread of
-        their own: one that takes long makes no prompt wait.
-
-        Raises:
-            InvalidRequest: it is wrong, not supported, or too much.
-            Overloaded: too many wait to be checked.
-        """
-        if self._num_checking >= MAX_CHECKING:
-            raise Overloaded(f"{MAX_CHECKING} constraints wait to be checked; try again later")
-        self._num_checking += 1
-        try:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._constraint_thread, self._constraints.check, constraint)
-        finally:
-            self._num_checking -= 1
-
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of some tokens.
 
@@ -239,7 +211,6 @@ class GenerationPipeline:
     def close(self) -> None:
         """Lets the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._constraint_thread.shutdown(wait=False, cancel_futures=True)
         self._constraints.close()
 
     async def _facts(self) -> scheduler_pb2.GetModelResponse:

@@ -127,7 +127,7 @@ def bad_word_ids(tokenizer: TextTokenizer, words: Sequence[str]) -> list[list[in
 def _render(model: ServedModel, conversation: Conversation) -> str:
     if model.template is None:
         raise InvalidRequest("the model has no chat template; send a text prompt instead", param="messages")
-    return model.template.render(conversation)
+    return model.template.render(conversation, tools_as_text=model.replies.is_generic)
 
 
 def _written(

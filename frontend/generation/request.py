@@ -52,6 +52,10 @@ class GenerationRequest:
         truncate_prompt_tokens: keeps this many tokens at each prompt's end; -1 keeps what has room.
         echo: whether the prompts' texts are wanted.
         return_prompt_ids: whether the prompts' token ids are wanted.
+        strict_schema: whether a JSON Schema asked for is to be kept to the letter or refused, also where the
+            operator relaxes others.
+        relaxed: what was asked for and is not enforced: a tool, as "tools.NAME", or a keyword of the schema,
+            as "response_format.KEYWORD".
         new_parser: makes what reads a completion's text as a message, if it is to be read as one.
 
     Raises:
@@ -69,6 +73,8 @@ class GenerationRequest:
     truncate_prompt_tokens: int | None = None
     echo: bool = False
     return_prompt_ids: bool = False
+    strict_schema: bool = True
+    relaxed: Sequence[str] = ()
     new_parser: NewParser | None = None
 
     @property

@@ -14,6 +14,7 @@ from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.caller import client_of
 from frontend.config import FrontendConfig
+from frontend.generation.answer import Answer
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import (
     GenerationRequest,
@@ -39,6 +40,8 @@ from pagewire.inference.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.triton import triton_pb2, triton_pb2_grpc
 from pagewire.wire.sampling_messages import given_fields
 
+RELAXED_METADATA = "x-pagewire-relaxed-schemas"
+"""Initial metadata: the tools, as tools.NAME, whose schemas are not enforced, separated by commas."""
 MAX_PENDING_CALLS = 1 << 16
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
@@ -57,6 +60,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         """Streams a completion. The client's cancel and deadline arrive here as CancelledError."""
         async with self._pipeline.start(self._request(request, context)) as answer:
+            await _tell_relaxed(context, answer)
             messages = AnswerMessages(self._model.tokenizer, answer, request)
             time = asyncio.get_running_loop().time
             with StallWatch(self._stall_timeout, answer.request_id) as watch:
@@ -74,6 +78,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.GenerateOnceResponse:
         """Returns completions whole."""
         async with self._pipeline.start(self._request(request, context)) as answer:
+            await _tell_relaxed(context, answer)
             return AnswerMessages(self._model.tokenizer, answer, request).whole(await answer.whole())
 
     async def Tokenize(  # noqa: N802
@@ -152,6 +157,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             ),
             echo=request.echo,
         )
+
+
+async def _tell_relaxed(context: grpc.aio.ServicerContext, answer: Answer) -> None:
+    if answer.relaxed:
+        await context.send_initial_metadata(((RELAXED_METADATA, ", ".join(answer.relaxed)),))
 
 
 def _prompt(

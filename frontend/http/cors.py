@@ -10,7 +10,7 @@ from frontend.http.errors import error_response
 from frontend.http.failure import Failure
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
-_EXPOSED = "x-request-id, retry-after"
+_EXPOSED = "x-request-id, retry-after, x-pagewire-relaxed-schemas"
 _MAX_AGE = 600
 """Seconds for which a browser may remember a preflight's answer."""
 

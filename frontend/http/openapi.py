@@ -21,8 +21,8 @@ _REFERENCE = "#/components/schemas/{model}"
 _REQUEST_ID = {"$ref": "#/components/parameters/RequestId"}
 _ABOUT = (
     "Serves a large language model. The API is OpenAI's, with the further fields that other servers of the "
-    "field take; under /v1/messages it is Anthropic's, under /api Ollama's, under /v2 Triton's. Every answer has the "
-    'header `x-request-id`; every error is an object with an `"error"`. Unknown fields are refused.'
+    "field take; under /v1/messages it is Anthropic's, under /api Ollama's, under /v2 Triton's. Every answer "
+    'has the header `x-request-id`; every error is an object with an `"error"`. Unknown fields are refused.'
 )
 
 
@@ -57,7 +57,14 @@ def openapi_document(endpoints: Sequence[Endpoint], *, with_keys: bool) -> Json:
                     },
                 }
             },
-            "headers": {"RequestId": {"description": "The request's id.", "schema": {"type": "string"}}},
+            "headers": {
+                "RequestId": {"description": "The request's id.", "schema": {"type": "string"}},
+                "RelaxedSchemas": {
+                    "description": "What was asked for and is not enforced, if anything: tools.NAME or "
+                    "response_format.KEYWORD, separated by commas.",
+                    "schema": {"type": "string"},
+                },
+            },
             "responses": {kind.__name__: _error(kind, schemas) for kind in _errors(endpoints)},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -145,7 +152,10 @@ def _answer(endpoint: Endpoint, schemas: _Schemas) -> Json:
                 "required": ["data"],
             }
         }
-    return {"description": "It worked.", "headers": _request_id_header(), "content": content}
+    headers = _request_id_header()
+    if endpoint.event is not None:
+        headers["x-pagewire-relaxed-schemas"] = {"$ref": "#/components/headers/RelaxedSchemas"}
+    return {"description": "It worked.", "headers": headers, "content": content}
 
 
 def _errors(endpoints: Sequence[Endpoint]) -> list[type]:

@@ -22,6 +22,7 @@ from frontend.http.endpoint import Handler
 from frontend.http.errors import error_response
 from frontend.http.event_stream import PING_INTERVAL
 from frontend.http.failure import Failure
+from frontend.http.relaxed import add_relaxed_header
 from frontend.http.request_id import REQUEST_ID
 from frontend.metrics import FrontendMetrics
 from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError
@@ -198,6 +199,7 @@ class HttpServer:
         request_id = request.get(REQUEST_ID) or check_request_id(None)
         response.headers[REQUEST_ID_HEADER] = request_id
         response.headers[_ANTHROPIC_ID_HEADER] = request_id
+        add_relaxed_header(request, response)
         self._cors.add_headers(request, response)
         if self._pipeline.leaving or self._pipeline.draining:
             response.headers["Connection"] = "close"  # aiohttp has decided on this header already

@@ -6,14 +6,20 @@ The template language and its variables are those of Hugging Face chat templates
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from frontend.chat.conversation import Conversation
+from frontend.chat.generic_tools import (
+    with_calls_as_text,
+    with_results_as_text,
+    with_tools_described,
+)
 from frontend.chat.settings import is_template
+from frontend.chat.tools import ToolChoice
 from frontend.text.template_messages import CONTINUED, messages_for
 from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
@@ -35,11 +41,12 @@ _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "co
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """One template and where it comes from."""
+    """One template, where it comes from, and whether it shows turns of the system."""
 
     origin: Path | str
     source: str
     traits: TemplateTraits
+    shows_system: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,8 @@ class ChatTemplate:
             return None
         by_name = {name: _read_template(origin, source) for name, (origin, source) in sources.items()}
         loaded = cls(by_name, special_token_texts(config), trust_requests)
-        loaded._try()
-        return loaded
+        tried = {name: replace(each, shows_system=loaded._try(each)) for name, each in by_name.items()}
+        return replace(loaded, _by_name=tried)
 
     @property
     def source(self) -> str:
@@ -90,8 +97,12 @@ class ChatTemplate:
         """The text of the template for requests without tools."""
         return self._by_name["default"].source
 
-    def render(self, conversation: Conversation) -> str:
+    def render(self, conversation: Conversation, *, tools_as_text: bool = False) -> str:
         """The prompt for a conversation.
+
+        Args:
+            tools_as_text: whether tools and calls of earlier turns are told in plain text, not by the
+                template. Where the template shows no calls, those of earlier turns are text in any case.
 
         Raises:
             InvalidRequest: the template refuses the conversation, the prompt is too large, or the variables
@@ -101,13 +112,13 @@ class ChatTemplate:
         """
         given = conversation.chat_template
         if given is not None and given not in self._by_name:
-            return self._render_theirs(given, conversation)
+            return self._render_theirs(given, conversation, tools_as_text)
         default = self._by_name["default"]
         if given is not None:
             template = self._by_name[given]
         else:
             template = self._by_name.get("tool_use", default) if conversation.tools else default
-        variables = self._variables(conversation, template.traits)
+        variables = self._variables(_in_text(conversation, template, tools_as_text), template.traits)
         try:
             rendered = RENDERER.render(template.source, variables)
         except PromptTooLong as error:
@@ -122,24 +133,26 @@ class ChatTemplate:
             ) from error
         return _left_open(rendered) if conversation.continue_final_message else rendered
 
-    def _try(self) -> None:
+    def _try(self, template: _Template) -> bool:
         """Renders short conversations, so that a template that never ends is found at the start. One that
-        refuses them may take others."""
-        for template in self._by_name.values():
-            for messages in (_TRIED, _TRIED[:2], _TRIED[1:2]):
-                conversation = Conversation(messages=messages)
-                try:
-                    RENDERER.render(template.source, self._variables(conversation, template.traits))
-                except TemplateFailed:
-                    continue
-                except PromptTooLong as error:
-                    raise ConfigError(f"{template.origin}: of a short conversation, {error}") from error
-                except TooMuch as error:
-                    raise ConfigError(
-                        f"{template.origin}: the chat template takes {error} for a short conversation"
-                    ) from error
+        refuses them may take others. Whether what the system says was shown."""
+        shows_system = False
+        for messages in (_TRIED, _TRIED[:2], _TRIED[1:2]):
+            conversation = Conversation(messages=messages)
+            try:
+                rendered = RENDERER.render(template.source, self._variables(conversation, template.traits))
+            except TemplateFailed:
+                continue
+            except PromptTooLong as error:
+                raise ConfigError(f"{template.origin}: of a short conversation, {error}") from error
+            except TooMuch as error:
+                raise ConfigError(
+                    f"{template.origin}: the chat template takes {error} for a short conversation"
+                ) from error
+            shows_system = shows_system or _TRIED[0]["content"] in rendered
+        return shows_system
 
-    def _render_theirs(self, source: str, conversation: Conversation) -> str:
+    def _render_theirs(self, source: str, conversation: Conversation, tools_as_text: bool) -> str:
         if not self._trust_requests:
             raise Unsupported(
                 "this server takes no chat_template from requests; it would if it were started with "
@@ -150,7 +163,8 @@ class ChatTemplate:
             traits = TemplateTraits.read(source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise InvalidRequest(f"chat_template has an error: {error}", param="chat_template") from error
-        rendered = render_untrusted(source, self._variables(conversation, traits))
+        shown = _in_text(conversation, _Template("chat_template", source, traits), tools_as_text)
+        rendered = render_untrusted(source, self._variables(shown, traits))
         return _left_open(rendered) if conversation.continue_final_message else rendered
 
     def _variables(self, conversation: Conversation, traits: TemplateTraits) -> dict[str, Any]:
@@ -173,6 +187,28 @@ class ChatTemplate:
             "messages": messages_for(conversation, traits),
             "add_generation_prompt": conversation.add_generation_prompt,
         }
+
+
+def _in_text(conversation: Conversation, template: _Template, tools_as_text: bool) -> Conversation:
+    """The conversation with those tools and calls in its text that the template is not to show."""
+    traits, messages = template.traits, conversation.messages
+    continued = messages[-1:] if conversation.continue_final_message else []
+    earlier = messages[: len(messages) - len(continued)]
+    if tools_as_text or not traits.knows_calls:
+        earlier = with_calls_as_text(earlier)
+    if tools_as_text or not traits.knows_results:
+        earlier = with_results_as_text(earlier)
+    messages = [*earlier, *continued]
+    if not tools_as_text:
+        return conversation if messages == conversation.messages else replace(conversation, messages=messages)
+    if conversation.tools and conversation.tool_choice.kind != "none":
+        messages = with_tools_described(
+            messages,
+            conversation.tools,
+            parallel=conversation.parallel_tool_calls,
+            in_system_turn=template.shows_system,
+        )
+    return replace(conversation, messages=messages, tools=(), tool_choice=ToolChoice())
 
 
 def _left_open(rendered: str) -> str:

@@ -19,6 +19,7 @@ class TemplateTraits:
         takes_argument_text: it writes the arguments of earlier calls as they are, so that they must be text.
         knows_developer: it has a role "developer".
         knows_calls: it shows the calls of earlier turns.
+        knows_results: it has a role "tool".
         knows_effort: it can be told how much to think.
     """
 
@@ -27,6 +28,7 @@ class TemplateTraits:
     takes_argument_text: bool
     knows_developer: bool
     knows_calls: bool
+    knows_results: bool
     knows_effort: bool
 
     @classmethod
@@ -49,6 +51,8 @@ class TemplateTraits:
             takes_argument_text=_writes_arguments_as_they_are(tree),
             knows_developer="developer" in source,
             knows_calls="tool_calls" in source,
+            knows_results="tool_calls" in source
+            or any(constant.value == "tool" for constant in tree.find_all(nodes.Const)),
             knows_effort="reasoning_effort" in source,
         )
 

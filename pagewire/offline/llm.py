@@ -21,6 +21,7 @@ from pagewire.offline.outputs import CompletionOutput as CompletionOutput
 from pagewire.offline.outputs import RequestOutput as RequestOutput
 from pagewire.offline.outputs import TokenLogprobs as TokenLogprobs
 from pagewire.offline.prompts import Prompt, read_prompt
+from pagewire.structured.closing import with_closed_objects
 from pagewire.wire.sampling_params import SamplingParams
 from scheduler.request import EndReason, Request
 
@@ -38,12 +39,15 @@ class LLM:
         model: str = DEFAULT_MODEL,
         *,
         enable_prefix_caching: bool = True,
+        open_schemas: bool = False,
         step_timeout: float = STEP_TIMEOUT,
         **worker_options: Any,
     ) -> None:
         """Args:
         model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.
         enable_prefix_caching: whether prompts share the KV of their common beginnings.
+        open_schemas: whether objects may have properties that their JSON Schema does not name, as its letter
+            says; otherwise only where the schema says so itself.
         step_timeout: seconds after which a worker that has not finished a step counts as hung and is killed;
             five times as many for its first steps.
         worker_options: fields of `engine.config.WorkerConfig`, such as `dtype`, `device`, `max_model_len`,
@@ -61,6 +65,7 @@ class LLM:
             config, enable_prefix_caching=enable_prefix_caching, step_timeout=step_timeout
         )
         self._ids = count()
+        self._open_schemas = open_schemas
 
     def __enter__(self) -> LLM:
         return self
@@ -152,6 +157,8 @@ class LLM:
 
     def _job(self, prompt: Prompt, sampling: SamplingParams, truncate_prompt_tokens: int | None) -> Job:
         engine, tokenizer = self._running(), self._text.tokenizer
+        if sampling.structured_output is not None and not self._open_schemas:
+            sampling = replace(sampling, structured_output=with_closed_objects(sampling.structured_output))
         read = read_prompt(
             prompt, tokenizer, sampling, engine.facts.limits.max_model_len, truncate_prompt_tokens
         )

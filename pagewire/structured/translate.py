@@ -12,6 +12,7 @@ from llguidance import LLMatcher, LLParserLimits
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from pagewire.base.errors import InvalidRequest
+from pagewire.structured.schema_walk import rebuilt
 from pagewire.wire.sampling_params import StructuredOutput
 
 if TYPE_CHECKING:  # it exists in the stubs only
@@ -21,8 +22,6 @@ if TYPE_CHECKING:  # it exists in the stubs only
 # white space never needs to say anything else.
 _JSON_SPACE = r" |\n{1,2}[ \t]{0,20}"
 _JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": _JSON_SPACE, "lenient": False}
-_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_INSTANCES = ("const", "enum", "default", "examples")
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 _GBNF_CODE_POINT = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}))")
 _REGEX_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
@@ -88,36 +87,42 @@ def _json_schema(structured: StructuredOutput) -> str:
 
 
 def with_exclusive_bounds(schema: Any) -> Any:
-    """A schema of which llguidance keeps the exclusive bounds of numbers.
+    """A schema of which llguidance keeps the exclusive bounds of numbers, draft 4's included.
 
     It lets a whole number that is an exclusive bound through where the other bound is less than 1 away
     (seen in 1.9.1). There the next number of nine decimals becomes an inclusive bound, so that what is
     allowed is valid.
+
+    Raises:
+        RecursionError: it is nested too deeply.
     """
-    if isinstance(schema, list):
-        return [with_exclusive_bounds(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    mended = {
-        key: {name: with_exclusive_bounds(each) for name, each in value.items()}
-        if key in _SCHEMAS_BY_NAME and isinstance(value, dict)
-        else value
-        if key in _INSTANCES
-        else with_exclusive_bounds(value)
-        for key, value in schema.items()
-    }
-    for inclusive, exclusive, others, sign in (
-        ("minimum", "exclusiveMinimum", ("maximum", "exclusiveMaximum"), 1),
-        ("maximum", "exclusiveMaximum", ("minimum", "exclusiveMinimum"), -1),
-    ):
-        bound = mended.get(exclusive)
-        near = [schema[name] for name in others if _is_number(schema.get(name))]
+    return rebuilt(schema, _with_exclusive_bounds)
+
+
+def _with_exclusive_bounds(schema: dict[str, Any]) -> dict[str, Any]:
+    for inclusive, exclusive, _, _ in _BOUNDS:  # draft 4 has true or false beside the bound
+        is_exclusive, bound = schema.get(exclusive), schema.get(inclusive)
+        if isinstance(is_exclusive, bool):
+            del schema[exclusive]
+            if is_exclusive and _is_number(bound):
+                del schema[inclusive]
+                schema[exclusive] = bound
+    given = dict(schema)
+    for inclusive, exclusive, others, sign in _BOUNDS:
+        bound = given.get(exclusive)
+        near = [given[name] for name in others if _is_number(given.get(name))]
         if _is_number(bound) and bound == int(bound) and any(0 < sign * (each - bound) < 1 for each in near):
-            del mended[exclusive]
+            del schema[exclusive]
             nearest = bound + sign * max(1e-9, math.ulp(bound))
-            given = mended.get(inclusive)
-            mended[inclusive] = (max, min)[sign < 0](nearest, given) if _is_number(given) else nearest
-    return mended
+            beside = given.get(inclusive)
+            schema[inclusive] = (max, min)[sign < 0](nearest, beside) if _is_number(beside) else nearest
+    return schema
+
+
+_BOUNDS = (
+    ("minimum", "exclusiveMinimum", ("maximum", "exclusiveMaximum"), 1),
+    ("maximum", "exclusiveMaximum", ("minimum", "exclusiveMinimum"), -1),
+)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -179,6 +184,10 @@ def _unimplemented(match: re.Match[str]) -> str:
 
 _COMPLAINTS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"Unimplemented keys: (\[.*?\])"), _unimplemented),
+    (
+        re.compile("min/maxProperties only supported"),
+        lambda _: '"minProperties" and "maxProperties" are supported where all named properties are required',
+    ),
     (re.compile(r"Unknown format: (.*)"), lambda match: f'"format" {match[1]!r} is not supported'),
     (
         re.compile("oneOf constraints are not supported"),

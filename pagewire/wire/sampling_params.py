@@ -97,6 +97,8 @@ class BeamSearch:
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields of a model's own defaults that a search has no use for."""
 
+_NOT_WITH_CONSTRAINTS = ("allowed_token_ids", "min_tokens", "ignore_eos")
+
 _NOT_WITH_BEAMS: Mapping[str, Any] = {
     "best_of": None,
     "structured_output": None,
@@ -197,6 +199,11 @@ class SamplingParams:
         self._check_lists()
         self._check_completions()
 
+    @property
+    def takes_constraint(self) -> bool:
+        """Whether a text that is sampled so can be held to a form."""
+        return self.beam_search is None and not any(getattr(self, name) for name in _NOT_WITH_CONSTRAINTS)
+
     def _check_completions(self) -> None:
         _require(1 <= self.n <= MAX_COMPLETIONS, "n", self.n, f"between 1 and {MAX_COMPLETIONS}")
         _require(
@@ -206,7 +213,7 @@ class SamplingParams:
             f"at least n ({self.n}) and at most {MAX_COMPLETIONS}",
         )
         if self.structured_output is not None:
-            for name in ("allowed_token_ids", "min_tokens", "ignore_eos"):
+            for name in _NOT_WITH_CONSTRAINTS:
                 _require(not getattr(self, name), name, "set", "unset with structured output")
         if self.beam_search is not None:
             self._check_beams(self.beam_search)

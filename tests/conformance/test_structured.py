@@ -41,6 +41,28 @@ def test_an_answer_validates_against_its_schema(target: Target) -> None:
     jsonschema.validate(json.loads(reply.message.content), SCHEMA)
 
 
+def test_an_answer_has_only_the_properties_that_a_schema_names(target: Target) -> None:
+    """As pydantic writes schemas, which say nothing of others: the answer ends by itself all the same."""
+    place = {"type": "object", "properties": {"hot": {"type": "boolean"}}, "required": ["hot"]}
+    schema = {
+        "type": "object",
+        "properties": {
+            "place": {"$ref": "#/$defs/place"},
+            "size": {"anyOf": [{"enum": [1, 2]}, {"type": "null"}]},
+        },
+        "required": ["place"],
+        "$defs": {"place": place},
+    }
+    for strict in (True, False):
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": strict}}
+        reply = target.reply(messages=MESSAGES, response_format=form, max_tokens=60)
+        assert reply.finish_reason == "stop"
+        answer = json.loads(reply.message.content)
+        jsonschema.validate(answer, schema)
+        assert answer.keys() <= {"place", "size"}
+        assert answer["place"].keys() == {"hot"}
+
+
 def test_json_object_is_an_object(target: Target) -> None:
     reply = target.reply(
         messages=MESSAGES, response_format={"type": "json_object"}, max_tokens=40, logit_bias={"113": 0}

@@ -108,12 +108,30 @@ def test_a_choice_of_a_tool_that_is_not_there_is_refused(target: Target) -> None
         target.chat(messages=MESSAGES, max_tokens=1, tools=TOOLS, tool_choice=named("get_money"))
 
 
+@pytest.mark.parametrize("choice", ["required", named("f")], ids=["required", "named"])
+def test_arguments_have_no_properties_that_the_schema_does_not_name(target: Target, choice: Any) -> None:
+    """As pydantic and MCP servers write schemas: nothing says that there are no other properties."""
+    schema = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"]}
+    for parameters in (schema, {"type": "object", "properties": {}}):
+        tool: Any = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        reply = target.reply(
+            messages=MESSAGES, tools=[tool], tool_choice=choice, parallel_tool_calls=False, max_tokens=40
+        )
+        assert reply.finish_reason == "tool_calls"
+        arguments = json.loads(reply.message.tool_calls[0].function.arguments)
+        assert arguments.keys() == parameters["properties"].keys()
+
+
+def test_any_model_is_told_of_tools_that_it_may_call(target: Target) -> None:
+    told = target.chat(messages=MESSAGES, max_tokens=4, tools=TOOLS)
+    without = target.chat(messages=MESSAGES, max_tokens=4, tools=TOOLS, tool_choice="none")
+    assert told.usage.prompt_tokens > without.usage.prompt_tokens + 50
+
+
 @pytest.mark.extension
-def test_what_this_model_cannot_do_is_said(target: Target, model_directory: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="--tool-call-parser"):
-        target.chat(messages=MESSAGES, max_tokens=1, tools=TOOLS)
+def test_a_tool_whose_schema_cannot_be_enforced_is_named(target: Target, model_directory: Any) -> None:
     wrong = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "strin"}}}}
-    with pytest.raises(openai.BadRequestError, match="strin"):
+    with pytest.raises(openai.BadRequestError, match=r"tool 'f' .*strin"):
         target.chat(
             messages=MESSAGES,
             max_tokens=1,

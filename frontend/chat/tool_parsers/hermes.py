@@ -36,10 +36,11 @@ class HermesToolParser(ScanningParser):
 
     @classmethod
     def grammar(cls, tools: Sequence[Tool], marks: Marks, *, parallel: bool, alone: bool) -> str:
-        call = f"opening SPACE? call_object SPACE? {marks.mark(_CLOSE)} SPACE?"
+        more = f"({marks.mark(_OPEN)} call)*" if parallel else ""
         return f"""\
 text: TEXT
-calls: ({call}){"+" if parallel else ""}
+calls: opening call {more}
+call: SPACE? call_object SPACE? {marks.mark(_CLOSE)} SPACE?
 call_object: {json_value(call_schema(tools, "arguments", only_strict=True))}
 {f"opening: {marks.mark(_OPEN)}" if alone else marks.up_to("opening", _OPEN)}
 """

@@ -48,10 +48,13 @@ class ToolParser(ABC):
         name: what `--tool-call-parser` calls it.
         markers: texts in the format that some tokenizers have as special tokens. They are shown to the
             parser, where otherwise special tokens are left out of a reply.
+        is_generic: whether the model does not know the format of itself: it is told of it in the prompt, and
+            held to it.
     """
 
     name: ClassVar[str]
     markers: ClassVar[tuple[str, ...]] = ()
+    is_generic: ClassVar[bool] = False
 
     def __init__(self, tool_names: Collection[str]) -> None:
         """Args:

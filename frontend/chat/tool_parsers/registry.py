@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from frontend.chat.tool_parsers.generic import GenericToolParser
 from frontend.chat.tool_parsers.hermes import HermesToolParser
 from frontend.chat.tool_parsers.llama3_json import Llama3JsonToolParser
 from frontend.chat.tool_parsers.mistral import MistralToolParser
@@ -24,6 +25,7 @@ _BUILT_IN: tuple[type[ToolParser], ...] = (
     MistralToolParser,
     PythonicToolParser,
     Llama3JsonToolParser,
+    GenericToolParser,
 )
 
 
@@ -31,7 +33,8 @@ def find_tool_parser(name: str, template: str, plugin: Path | None = None) -> ty
     """The parser that the operator chose.
 
     Args:
-        name: a parser's name, "none", or "auto" for the first one that recognizes the template.
+        name: a parser's name, "none", or "auto" for the first one that recognizes the template, or else the
+            generic one.
         template: the source of the model's chat template.
         plugin: a Python file that defines further parsers.
 
@@ -45,9 +48,8 @@ def find_tool_parser(name: str, template: str, plugin: Path | None = None) -> ty
         if name not in parsers:
             raise ConfigError(f"tool_call_parser is {name!r}; it must be auto, none, {', '.join(parsers)}")
         return parsers[name]
-    found = next((parser for parser in parsers.values() if parser.recognizes(template)), None)
-    if found is not None:
-        logger.info("calls of tools are read as %s", found.name)
+    found = next((parser for parser in parsers.values() if parser.recognizes(template)), GenericToolParser)
+    logger.info("calls of tools are read as %s", found.name)
     return found
 
 

@@ -21,6 +21,7 @@ from frontend.http.openai.schemas.generation import GenerationBody
 from frontend.http.openai.schemas.structured import named_after
 from frontend.http.openai.shapes import ResponseShape, event_frame
 from frontend.http.openai.text_shape import TextShape
+from frontend.http.relaxed import note_relaxed
 from frontend.http.request_id import REQUEST_ID
 from pagewire.base.errors import InvalidRequest, PagewireError
 
@@ -67,6 +68,7 @@ class GenerateHandlers:
             truncate_prompt_tokens=body.truncate_prompt_tokens,
             echo=body.wants_echo,
             return_prompt_ids=bool(body.return_token_ids),
+            strict_schema=body.strict_schema(),
             new_parser=body.new_parser(model),
         )
         shape = shape_of(
@@ -79,6 +81,7 @@ class GenerateHandlers:
         )
         try:
             async with self._pipeline.start(request) as answer:
+                note_relaxed(http_request, answer.relaxed)
                 if not body.stream:
                     return web.json_response(shape.whole(await answer.whole()))
                 stream = EventStream(

@@ -21,6 +21,7 @@ from frontend.http.failure import Failure
 from frontend.http.openai.response_shape import ResponseBuilder, event_frame
 from frontend.http.openai.schemas.responses import ResponsesBody
 from frontend.http.openai.schemas.structured import named_after
+from frontend.http.relaxed import note_relaxed
 from frontend.http.request_id import REQUEST_ID
 from pagewire.base.errors import InvalidRequest
 
@@ -52,6 +53,7 @@ class ResponseHandlers:
             client=client_of(body.user),
             timeout=body.timeout,
             cache_salt=body.cache_salt or "",
+            strict_schema=body.strict_schema(),
         )
         builder = ResponseBuilder(
             body,
@@ -69,6 +71,7 @@ class ResponseHandlers:
         self, http_request: web.Request, request: GenerationRequest, builder: ResponseBuilder, *, stream: bool
     ) -> web.StreamResponse:
         async with self._pipeline.start(request) as answer:
+            note_relaxed(http_request, answer.relaxed)
             frames = self._frames(answer, builder)
             if stream:
                 events = EventStream(

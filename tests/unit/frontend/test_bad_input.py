@@ -106,7 +106,6 @@ BAD_CHATS = {
         {"messages": [USER], "tools": [{"type": "function", "function": {"name": "a", "strict": 1}}]},
         "tools[0].function.strict is 1",
     ),
-    "tools that cannot be read": ({"messages": [USER], "tools": [TOOL]}, "--tool-call-parser"),
     "choice of nothing": ({"messages": [USER], "tool_choice": "required"}, "it needs tools"),
     "unknown choice": (
         {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "b"}}},

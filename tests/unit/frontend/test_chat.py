@@ -164,7 +164,8 @@ async def test_a_schema_is_submitted_and_thoughts_may_come_before_it(
     assert "<think>" in grammar
     assert '"city"' in grammar
     await post(http, "/v1/completions", {"prompt": "x", "response_format": response_format})
-    assert json.loads(scheduler.submits[1].sampling.structured_output.json_schema) == PARAMETERS
+    closed = json.loads(scheduler.submits[1].sampling.structured_output.json_schema)
+    assert closed == {**PARAMETERS, "additionalProperties": False}
 
 
 HISTORY: list[dict[str, Any]] = [
@@ -342,7 +343,7 @@ async def test_logprobs_cover_every_token_of_thoughts_and_calls(http, scheduler:
                 ]
             },
             "tools",
-            'a tool\'s parameters cannot be enforced: "if" cannot be',
+            "tool 'f' cannot be enforced: \"if\" cannot be",
         ),
         (
             {
@@ -350,7 +351,7 @@ async def test_logprobs_cover_every_token_of_thoughts_and_calls(http, scheduler:
                 "tool_choice": "required",
             },
             "tools",
-            "a tool's parameters cannot be enforced: Invalid type: strin",
+            "tool 'f' cannot be enforced: Invalid type: strin",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"if": {}}}}},

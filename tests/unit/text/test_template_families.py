@@ -174,10 +174,25 @@ def test_arguments_are_text_where_the_template_joins_them_to_text(tmp_path: Path
     assert ours(tmp_path, source, [CALLS]) == '>{"city": "Zürich", "days": 2}'
 
 
-def test_a_turn_of_calls_is_empty_where_the_template_knows_only_text(tmp_path: Path) -> None:
-    assert (
-        ours(tmp_path, "{% for m in messages %}[{{ m.content + '' }}]{% endfor %}", [USER, CALLS])[-2:]
-        == "[]"
+PLAIN = "{% for m in messages %}[{{ m.role }}: {{ m.content + '' }}]{% endfor %}"
+
+
+def test_calls_and_results_are_text_where_the_template_knows_only_text(tmp_path: Path) -> None:
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich", "days": 2}}\n</tool_call>'
+    results = [
+        {"role": "tool", "content": "warm"},
+        {"role": "tool", "content": [{"type": "text", "text": "wet"}]},
+    ]
+    told = "<tool_response>\nwarm\n</tool_response>\n<tool_response>\nwet\n</tool_response>"
+    history = [USER, CALLS, *results, ANSWER]
+    asked = ours(tmp_path, PLAIN, [USER]) + f"[assistant: {call}]"
+    assert ours(tmp_path, PLAIN, history) == asked + f"[user: {told}]" + ours(tmp_path, PLAIN, [ANSWER])
+    assert ours(tmp_path, PLAIN, [*history[:-1], USER]) == asked + f"[user: {told}\n{USER['content']}]"
+    knows_results = PLAIN + "{% if messages[0].role == 'tool' %}{% endif %}"
+    assert ours(tmp_path, knows_results, history[:3]) == asked + "[tool: warm]"
+    cut_off = {**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": '{"a'}}], "content": "So:"}
+    assert ours(tmp_path, PLAIN, [cut_off]).endswith(
+        'So:\n\n<tool_call>\n{"name": "f", "arguments": {"a}\n</tool_call>]'
     )
 
 

@@ -295,6 +295,11 @@ class ResponsesBody(Body):
             )
         return StructuredOutput(json_schema=json.dumps(form.schema_, ensure_ascii=False))
 
+    def strict_schema(self) -> bool:
+        """Whether the text's schema is to be refused rather than relaxed."""
+        form = self.text.format if self.text is not None else None
+        return form is None or bool(form.strict)
+
     def sampling_given(self) -> dict[str, Any]:
         """The sampling parameters that the client set, by SamplingParams field.
 

@@ -15,7 +15,7 @@ Schema = dict[str, Any]
 
 
 class JsonSchemaFormat(Body):
-    """OpenAI's named schema. It is enforced whether or not it is `strict`."""
+    """OpenAI's named schema. It is enforced whether or not it is `strict`; see `strict_schema`."""
 
     name: str = ""
     description: str | None = None
@@ -82,6 +82,12 @@ class StructuredFields(Body):
                 f"{' and '.join(found)} are set; an answer can have one constraint", param=list(found)[1]
             )
         return next(iter(found.values()), None)
+
+    def strict_schema(self) -> bool:
+        """Whether a schema is to be refused rather than relaxed: all but a response_format that is not
+        `strict`."""
+        schema = self.response_format.json_schema if self.response_format else None
+        return schema is None or bool(schema.strict)
 
     def constraint_field(self) -> str | None:
         """The field that the constraint came by, if there is one."""

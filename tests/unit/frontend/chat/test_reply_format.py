@@ -15,6 +15,7 @@ from frontend.chat.conversation import Conversation
 from frontend.chat.reasoning import ReasoningFormat
 from frontend.chat.reply_format import Reading, ReplyFormat
 from frontend.chat.settings import ChatSettings
+from frontend.chat.tool_parsers.generic import GenericToolParser
 from frontend.chat.tool_parsers.hermes import HermesToolParser
 from frontend.chat.tool_parsers.llama3_json import Llama3JsonToolParser
 from frontend.chat.tool_parsers.mistral import MistralToolParser
@@ -163,8 +164,28 @@ def test_text_before_calls_and_several_calls(accepts: Accepts) -> None:
     several = hermes("now", "{}") + "\n" + hermes("now", "{}")
     strict = read(ReplyFormat(tools=HermesToolParser), tools=TOOLS).sampling.structured_output
     assert accepts(strict, "Let me see.\n\n" + several)
+    assert not accepts(strict, "Let me see.\n\n" + hermes("now", "{}") + "\nSo it is.")  # would need a call
     single = read(ReplyFormat(tools=HermesToolParser), tools=TOOLS, parallel_tool_calls=False)
     assert not accepts(single.sampling.structured_output, several)
+
+
+def test_generic_calls_are_held_to_names_and_objects_and_to_schemas_where_tools_are_strict(
+    accepts: Accepts,
+) -> None:
+    form = ReplyFormat(tools=GenericToolParser)
+    loose = read(form, tools=(PLANT, Tool(definition={"name": "x", "parameters": {"not": {}}})))
+    held = loose.sampling.structured_output
+    assert accepts(held, "Just a text, <b> with <tool_ in it.")
+    assert accepts(held, "So:\n" + hermes("plant", '{"anything": [1]}'))
+    assert accepts(held, hermes("x", "{}") + "\n" + hermes("plant", "{}"))
+    assert not accepts(held, hermes("unknown", "{}"))
+    assert not accepts(held, hermes("plant", "[1]"))
+    assert not accepts(held, "<tool_call> is how I call.")
+    strict = read(form, tools=TOOLS).sampling.structured_output
+    assert accepts(strict, hermes("plant", '{"anything": [1]}'))
+    assert not accepts(strict, hermes("get_weather", '{"city": "Bonn"}'))
+    many = [Tool(definition={"name": f"{number:064}"}) for number in range(1024)]
+    assert accepts(read(form, tools=many).sampling.structured_output, hermes(f"{1023:064}", "{}"))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +291,7 @@ TEMPLATES = Path(__file__).parents[2] / "text" / "templates"
         ("hermes_tool_use", "hermes", None),
         ("llama31", "llama3_json", None),
         ("mistral", "mistral", None),
-        ("parts", None, None),
+        ("parts", "generic", None),
     ],
 )
 def test_the_template_shows_the_format(template: str, tools: str | None, closing: str | None) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from frontend.chat.reply import ReplyParser
 from frontend.chat.tool_parsers.forced import NamedCallParser, RequiredCallsParser
+from frontend.chat.tool_parsers.generic import GenericToolParser
 from frontend.chat.tool_parsers.hermes import HermesToolParser
 from frontend.chat.tool_parsers.llama3_json import Llama3JsonToolParser
 from frontend.chat.tool_parsers.mistral import MistralToolParser
@@ -311,7 +312,7 @@ def test_the_documented_plugin_adds_a_parser_by_name_and_by_template(tmp_path: P
         assert read(parser(NAMES), ["!get", "_time"]) == ("", [("get_time", "{}")])
         assert read(parser(NAMES), ["get", "_time!"]) == ("get_time!", [])
         assert read(parser(NAMES), ["!unknown"]) == ("!unknown", [])
-    assert find_tool_parser("auto", "say nothing", plugin) is None
+    assert find_tool_parser("auto", "say nothing", plugin) is GenericToolParser
 
 
 def test_an_object_with_other_keys_is_text_as_soon_as_they_are_seen() -> None:
