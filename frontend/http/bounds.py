@@ -55,7 +55,7 @@ FIELD_BOUNDS: Mapping[str, Bounds] = {
     "stop": {"maxItems": MAX_STOP_STRINGS},
     "bad_words": {"maxItems": MAX_BAD_WORDS},
     "stop_token_ids": {"maxItems": MAX_TOKEN_LIST},
-    "allowed_token_ids": {"maxItems": MAX_TOKEN_LIST},
+    "allowed_token_ids": {"minItems": 1, "maxItems": MAX_TOKEN_LIST},
     "logit_bias": {"maxProperties": MAX_TOKEN_LIST},
     "priority": {"minimum": INT32_RANGE.start, "maximum": INT32_RANGE.stop - 1},
     "request_id": {"maxLength": MAX_REQUEST_ID_LENGTH, "pattern": "^[ -~]*$"},

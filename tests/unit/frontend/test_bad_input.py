@@ -62,6 +62,12 @@ BAD_COMPLETIONS = {
     "length_penalty alone": ({"prompt": "p", "length_penalty": 2.0}, 400, None, "needs use_beam_search"),
     "prompt_logprobs": ({"prompt": "p", "prompt_logprobs": 21}, 400, None, "between 0 and 20"),
     "truncation": ({"prompt": "p", "truncate_prompt_tokens": 0}, 400, None, "truncate_prompt_tokens is 0"),
+    "no allowed token": (
+        {"prompt": "p", "allowed_token_ids": []},
+        400,
+        None,
+        "allowed_token_ids is empty, which allows no token; it must be left out",
+    ),
     "cache_salt": ({"prompt": "p", "cache_salt": "x" * 257}, 400, None, "cache_salt has 257 characters"),
     "bad word": ({"prompt": "p", "bad_words": [""]}, 400, None, "bad_words is a string of 0"),
     "constraint": (
