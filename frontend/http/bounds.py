@@ -83,7 +83,7 @@ _FOR_TYPE = {
 
 def with_bounds(definition: Mapping[str, Any]) -> dict[str, Any]:
     """A body's schema with the bounds of its fields added where they apply; an answer's as it is."""
-    if definition.get("additionalProperties") is not False:
+    if "additionalProperties" not in definition:
         return dict(definition)
     properties = {
         name: _bounded(schema, FIELD_BOUNDS[name]) if name in FIELD_BOUNDS else schema

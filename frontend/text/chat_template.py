@@ -14,7 +14,7 @@ import jinja2
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.settings import is_template
-from frontend.text.template_messages import CONTINUED, messages_for
+from frontend.text.template_messages import CONTINUED, messages_for, tools_for
 from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
 from frontend.text.template_traits import TemplateTraits
@@ -102,9 +102,8 @@ class ChatTemplate:
             template = self._by_name[given]
         else:
             template = self._by_name.get("tool_use", default) if conversation.tools else default
-        variables = self._variables(conversation, template.traits)
         try:
-            rendered = RENDERER.render(template.source, variables)
+            rendered = self._render(template, conversation)
         except PromptTooLong as error:
             raise InvalidRequest(str(error), param="messages") from error
         except TooMuch as error:
@@ -116,6 +115,25 @@ class ChatTemplate:
                 f"the chat template refused the conversation: {error}", param="messages"
             ) from error
         return _left_open(rendered) if conversation.continue_final_message else rendered
+
+    def _render(self, template: _Template, conversation: Conversation) -> str:
+        """What the template writes. If it refuses a conversation with earlier answers, it sees them in their
+        plainest form: what this server answered itself must not end a conversation.
+
+        Raises:
+            TemplateFailed: the first refusal. And what else `TemplateRenderer.render` raises.
+        """
+        variables = self._variables(conversation, template.traits)
+        try:
+            return RENDERER.render(template.source, variables)
+        except TemplateFailed as refused:
+            plainest = messages_for(conversation, template.traits, plainest=True)
+            if plainest == variables["messages"]:
+                raise
+            try:
+                return RENDERER.render(template.source, {**variables, "messages": plainest})
+            except TemplateFailed:
+                raise refused from None
 
     def _try(self) -> None:
         """Renders short conversations, so that a template that never ends is found at the start. One that
@@ -155,16 +173,11 @@ class ChatTemplate:
                 f"chat_template_kwargs has {own!r}, which is a field of the request itself",
                 param="chat_template_kwargs",
             )
-        if "reasoning_effort" in conversation.template_variables and not traits.knows_effort:
-            raise Unsupported(
-                "the model's chat template has no reasoning_effort; leave it out", param="reasoning_effort"
-            )
-        tools = [tool.for_template() for tool in conversation.tools] or None
         return {
             **self._special_tokens,
             "documents": conversation.documents,
             **conversation.template_variables,
-            "tools": None if conversation.tool_choice.kind == "none" else tools,
+            "tools": tools_for(conversation),
             "messages": messages_for(conversation, traits),
             "add_generation_prompt": conversation.add_generation_prompt,
         }

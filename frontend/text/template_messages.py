@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from typing import Any
 
+from frontend.chat.arguments import as_object, as_text
 from frontend.chat.conversation import Conversation
 from frontend.text.template_traits import TemplateTraits
 from pagewire.base.errors import InvalidRequest
@@ -14,14 +15,26 @@ CONTINUED = "CONTINUED_FROM_HERE "
 the template trims contents."""
 
 
-def messages_for(conversation: Conversation, traits: TemplateTraits) -> list[dict[str, Any]]:
+_SHORT_ID = 9
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+def messages_for(
+    conversation: Conversation, traits: TemplateTraits, *, plainest: bool = False
+) -> list[dict[str, Any]]:
     """The messages as transformers would hand them to the template: without what is null, reasoning under
     each of its names, arguments as objects; and in the forms that this template takes.
+
+    Args:
+        plainest: whether to give the template no cause to refuse: every turn has a content, and every call an
+            id of nine letters and digits, as Mistral's templates demand.
 
     Raises:
         InvalidRequest: the last message has no text to continue.
     """
     messages = [_message(message, traits) for message in conversation.messages]
+    if plainest:
+        messages = [_plainest(message) for message in messages]
     if conversation.continue_final_message:
         if not conversation.messages[-1].get("content"):
             raise InvalidRequest(
@@ -32,35 +45,67 @@ def messages_for(conversation: Conversation, traits: TemplateTraits) -> list[dic
     return messages
 
 
+def tools_for(conversation: Conversation) -> list[dict[str, Any]] | None:
+    """The tools as transformers would hand them to the template. A function without parameters has an empty
+    list of them, as templates go through it."""
+    if not conversation.tools or conversation.tool_choice.kind == "none":
+        return None
+    tools = [tool.for_template() for tool in conversation.tools]
+    for tool in tools:
+        function = tool["function"]
+        if not function.get("parameters"):
+            tool["function"] = {**function, "parameters": _NO_PARAMETERS}
+    return tools
+
+
 def _message(message: dict[str, Any], traits: TemplateTraits) -> dict[str, Any]:
     turn = {key: value for key, value in message.items() if value is not None}
     if turn["role"] == "developer" and not traits.knows_developer:
         turn["role"] = "system"
     if "content" in turn:
-        turn["content"] = _content(turn["content"], traits)
+        turn["content"] = _content(turn["content"], turn["role"], traits)
     elif not traits.knows_calls:
         turn["content"] = ""  # a turn of calls, for a template that has only ever seen text
     if "reasoning_content" in turn:
         reasoning = turn["reasoning_content"]
         turn = {"thinking": reasoning, "reasoning": reasoning, **turn}
-    if "tool_calls" in turn and traits.takes_argument_text:
-        turn["tool_calls"] = [_with_argument_text(call) for call in turn["tool_calls"]]
+    if "tool_calls" in turn:
+        turn["tool_calls"] = [_call(call, traits) for call in turn["tool_calls"]]
     return turn
 
 
-def _content(content: str | list[dict[str, Any]], traits: TemplateTraits) -> str | list[dict[str, Any]]:
-    """Parts for templates that go through them, otherwise one text, the parts on lines of their own."""
+def _content(
+    content: str | list[dict[str, Any]], role: str, traits: TemplateTraits
+) -> str | list[dict[str, Any]]:
+    """Parts for templates that go through them, otherwise one text, the parts on lines of their own. Of the
+    templates that take both, all go through the user's parts, and only some through others'."""
     if isinstance(content, str):
         return content if traits.takes_text else [{"type": "text", "text": content}]
-    if traits.takes_parts:
+    if traits.takes_parts and (role == "user" or not traits.takes_text):
         return [dict(part) for part in content]
     return "\n".join(part["text"] for part in content)
 
 
-def _with_argument_text(call: dict[str, Any]) -> dict[str, Any]:
+def _call(call: dict[str, Any], traits: TemplateTraits) -> dict[str, Any]:
     function = call["function"]
-    arguments = json.dumps(function["arguments"], ensure_ascii=False)
-    return {**call, "function": {**function, "arguments": arguments}}
+    read = as_text if traits.takes_argument_text else as_object
+    return {**call, "function": {**function, "arguments": read(function["arguments"])}}
+
+
+def _plainest(turn: dict[str, Any]) -> dict[str, Any]:
+    plain = {"content": "", **turn}
+    if "tool_calls" in turn:
+        plain["tool_calls"] = [{**call, "id": _short_id(call["id"])} for call in turn["tool_calls"]]
+    if turn["role"] == "tool":
+        plain["tool_call_id"] = _short_id(turn.get("tool_call_id", ""))
+    return plain
+
+
+def _short_id(call_id: str) -> str:
+    """Nine letters and digits, the same for the same id, which stays if it is such a one."""
+    if len(call_id) == _SHORT_ID and call_id.isalnum():
+        return call_id
+    return hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:_SHORT_ID]
 
 
 def _marked(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:

@@ -19,7 +19,6 @@ class TemplateTraits:
         takes_argument_text: it writes the arguments of earlier calls as they are, so that they must be text.
         knows_developer: it has a role "developer".
         knows_calls: it shows the calls of earlier turns.
-        knows_effort: it can be told how much to think.
     """
 
     takes_parts: bool
@@ -27,7 +26,6 @@ class TemplateTraits:
     takes_argument_text: bool
     knows_developer: bool
     knows_calls: bool
-    knows_effort: bool
 
     @classmethod
     def read(cls, source: str) -> TemplateTraits:
@@ -49,7 +47,6 @@ class TemplateTraits:
             takes_argument_text=_writes_arguments_as_they_are(tree),
             knows_developer="developer" in source,
             knows_calls="tool_calls" in source,
-            knows_effort="reasoning_effort" in source,
         )
 
 
