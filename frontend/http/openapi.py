@@ -23,8 +23,8 @@ _ABOUT = (
     "Serves a large language model. The API is OpenAI's, with the further fields that other servers of the "
     "field take. Every answer carries the header `x-request-id`; every error is an object "
     '`{"error": {...}}`. Unknown fields are refused, unless the server was started with '
-    "--allow-unknown-fields. The defaults of temperature, top_p, top_k, min_p and repetition_penalty hold where the model's "
-    "generation_config.json has none."
+    "--allow-unknown-fields. The defaults of temperature, top_p, top_k, min_p and repetition_penalty hold "
+    "where the model's generation_config.json has none."
 )
 
 

@@ -6,6 +6,7 @@ The template language and its variables are those of Hugging Face chat templates
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jinja2
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.settings import is_template
-from frontend.text.template_messages import CONTINUED, messages_for, tools_for
+from frontend.text.template_messages import CONTINUED, messages_for, plainer, tools_for
 from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
 from frontend.text.template_traits import TemplateTraits
@@ -117,8 +118,8 @@ class ChatTemplate:
         return _left_open(rendered) if conversation.continue_final_message else rendered
 
     def _render(self, template: _Template, conversation: Conversation) -> str:
-        """What the template writes. If it refuses a conversation with earlier answers, it sees them in their
-        plainest form: what this server answered itself must not end a conversation.
+        """What the template writes. If it refuses the messages, it sees them in plainer forms: an earlier
+        answer, of this server or another, must not end a conversation.
 
         Raises:
             TemplateFailed: the first refusal. And what else `TemplateRenderer.render` raises.
@@ -127,13 +128,10 @@ class ChatTemplate:
         try:
             return RENDERER.render(template.source, variables)
         except TemplateFailed as refused:
-            plainest = messages_for(conversation, template.traits, plainest=True)
-            if plainest == variables["messages"]:
-                raise
-            try:
-                return RENDERER.render(template.source, {**variables, "messages": plainest})
-            except TemplateFailed:
-                raise refused from None
+            for messages in plainer(variables["messages"]):
+                with suppress(TemplateFailed):
+                    return RENDERER.render(template.source, {**variables, "messages": messages})
+            raise refused from None
 
     def _try(self) -> None:
         """Renders short conversations, so that a template that never ends is found at the start. One that

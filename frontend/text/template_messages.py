@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from frontend.chat.arguments import as_object, as_text
@@ -19,22 +20,14 @@ _SHORT_ID = 9
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
-def messages_for(
-    conversation: Conversation, traits: TemplateTraits, *, plainest: bool = False
-) -> list[dict[str, Any]]:
+def messages_for(conversation: Conversation, traits: TemplateTraits) -> list[dict[str, Any]]:
     """The messages as transformers would hand them to the template: without what is null, reasoning under
     each of its names, arguments as objects; and in the forms that this template takes.
-
-    Args:
-        plainest: whether to give the template no cause to refuse: every turn has a content, and every call an
-            id of nine letters and digits, as Mistral's templates demand.
 
     Raises:
         InvalidRequest: the last message has no text to continue.
     """
     messages = [_message(message, traits) for message in conversation.messages]
-    if plainest:
-        messages = [_plainest(message) for message in messages]
     if conversation.continue_final_message:
         if not conversation.messages[-1].get("content"):
             raise InvalidRequest(
@@ -43,6 +36,19 @@ def messages_for(
             )
         messages[-1]["content"] = _marked(messages[-1]["content"])
     return messages
+
+
+def plainer(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The same messages in forms that give a template less and less cause to refuse them, if there are any.
+
+    In the first, every turn has a content, and calls have ids of nine letters and digits, as Mistral's
+    templates demand. In the second, besides, a turn has one call, as Llama 3's demand.
+    """
+    before = messages
+    for form in ([_plainer(message) for message in messages], _single_calls(map(_plainer, messages))):
+        if form != before:
+            yield form
+        before = form
 
 
 def tools_for(conversation: Conversation) -> list[dict[str, Any]] | None:
@@ -92,13 +98,35 @@ def _call(call: dict[str, Any], traits: TemplateTraits) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": read(function["arguments"])}}
 
 
-def _plainest(turn: dict[str, Any]) -> dict[str, Any]:
+def _plainer(turn: dict[str, Any]) -> dict[str, Any]:
     plain = {"content": "", **turn}
     if "tool_calls" in turn:
         plain["tool_calls"] = [{**call, "id": _short_id(call["id"])} for call in turn["tool_calls"]]
     if turn["role"] == "tool":
         plain["tool_call_id"] = _short_id(turn.get("tool_call_id", ""))
     return plain
+
+
+def _single_calls(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With a turn for each call, and what it returned right behind it."""
+    shown: list[dict[str, Any]] = []
+    places: dict[str, int] = {}  # by call id, the place in `shown` of its turn
+    for message in messages:
+        calls = message.get("tool_calls", ())
+        place = places.get(message.get("tool_call_id", "")) if message["role"] == "tool" else None
+        if len(calls) > 1:
+            places = {call["id"]: len(shown) + index for index, call in enumerate(calls)}
+            shown += [
+                {**message, "content": "" if index else message["content"], "tool_calls": [call]}
+                for index, call in enumerate(calls)
+            ]
+        elif place is None:
+            places = {}
+            shown.append(message)
+        else:
+            shown.insert(place + 1, message)
+            places = {name: each + (each > place) for name, each in places.items()}
+    return shown
 
 
 def _short_id(call_id: str) -> str:
