@@ -15,7 +15,7 @@ import jinja2
 
 from frontend.chat.conversation import Conversation
 from frontend.chat.settings import is_template
-from frontend.text.template_messages import CONTINUED, messages_for, plainer, tools_for
+from frontend.text.template_messages import CONTINUED, messages_for, plainer
 from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
 from frontend.text.template_traits import TemplateTraits
@@ -118,7 +118,7 @@ class ChatTemplate:
         return _left_open(rendered) if conversation.continue_final_message else rendered
 
     def _render(self, template: _Template, conversation: Conversation) -> str:
-        """What the template writes. If it refuses the messages, it sees them in plainer forms: an earlier
+        """What the template writes. If it refuses the conversation, it sees it in plainer forms: an earlier
         answer, of this server or another, must not end a conversation.
 
         Raises:
@@ -128,9 +128,9 @@ class ChatTemplate:
         try:
             return RENDERER.render(template.source, variables)
         except TemplateFailed as refused:
-            for messages in plainer(variables["messages"]):
+            for plain in plainer(variables):
                 with suppress(TemplateFailed):
-                    return RENDERER.render(template.source, {**variables, "messages": messages})
+                    return RENDERER.render(template.source, plain)
             raise refused from None
 
     def _try(self) -> None:
@@ -171,11 +171,12 @@ class ChatTemplate:
                 f"chat_template_kwargs has {own!r}, which is a field of the request itself",
                 param="chat_template_kwargs",
             )
+        tools = [tool.for_template() for tool in conversation.tools] or None
         return {
             **self._special_tokens,
             "documents": conversation.documents,
             **conversation.template_variables,
-            "tools": tools_for(conversation),
+            "tools": None if conversation.tool_choice.kind == "none" else tools,
             "messages": messages_for(conversation, traits),
             "add_generation_prompt": conversation.add_generation_prompt,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from frontend.chat.arguments import as_object, as_text
@@ -17,7 +17,6 @@ the template trims contents."""
 
 
 _SHORT_ID = 9
-_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
 def messages_for(conversation: Conversation, traits: TemplateTraits) -> list[dict[str, Any]]:
@@ -38,30 +37,29 @@ def messages_for(conversation: Conversation, traits: TemplateTraits) -> list[dic
     return messages
 
 
-def plainer(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The same messages in forms that give a template less and less cause to refuse them, if there are any.
+def plainer(variables: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A template's variables with messages and tools in forms that give it less and less cause to refuse
+    them, if there are any.
 
-    In the first, every turn has a content, and calls have ids of nine letters and digits, as Mistral's
-    templates demand. In the second, besides, a turn has one call, as Llama 3's demand.
+    In the first, every turn has a content, calls have ids of nine letters and digits, as Mistral's templates
+    demand, and every tool has parameters. In the second, besides, a turn has one call, as Llama 3's demand.
     """
-    before = messages
-    for form in ([_plainer(message) for message in messages], _single_calls(map(_plainer, messages))):
-        if form != before:
-            yield form
-        before = form
+    tools = None if variables["tools"] is None else [_with_parameters(tool) for tool in variables["tools"]]
+    messages = [_plainer(message) for message in variables["messages"]]
+    before = variables
+    for form in (messages, _single_calls(messages)):
+        plain = {**variables, "messages": form, "tools": tools}
+        if plain != before:
+            yield plain
+        before = plain
 
 
-def tools_for(conversation: Conversation) -> list[dict[str, Any]] | None:
-    """The tools as transformers would hand them to the template. A function without parameters has an empty
-    list of them, as templates go through it."""
-    if not conversation.tools or conversation.tool_choice.kind == "none":
-        return None
-    tools = [tool.for_template() for tool in conversation.tools]
-    for tool in tools:
-        function = tool["function"]
-        if not function.get("parameters"):
-            tool["function"] = {**function, "parameters": _NO_PARAMETERS}
-    return tools
+def _with_parameters(tool: dict[str, Any]) -> dict[str, Any]:
+    """A function without parameters has an empty list of them, for templates that go through it."""
+    function = tool["function"]
+    if function.get("parameters"):
+        return tool
+    return {**tool, "function": {**function, "parameters": {"type": "object", "properties": {}}}}
 
 
 def _message(message: dict[str, Any], traits: TemplateTraits) -> dict[str, Any]:
@@ -107,7 +105,7 @@ def _plainer(turn: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _single_calls(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _single_calls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """With a turn for each call, and what it returned right behind it."""
     shown: list[dict[str, Any]] = []
     places: dict[str, int] = {}  # by call id, the place in `shown` of its turn

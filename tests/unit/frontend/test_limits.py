@@ -351,7 +351,8 @@ async def test_requests_are_logged_without_what_clients_wrote_unless_asked(
         ),
         (
             {"enable_log_requests": True, "max_log_len": 7},
-            "request mine: prompt of 13 tokens, temperature=0.5, max_tokens=16, stop=('secre..., prompt='private'...",
+            "request mine: prompt of 13 tokens, temperature=0.5, max_tokens=16, stop=('secre..., "
+            "prompt='private'...",
         ),
     ):
         caplog.clear()
