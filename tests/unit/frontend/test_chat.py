@@ -173,6 +173,7 @@ class _City(pydantic.BaseModel):
     city: str
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 async def test_the_official_clients_messages_go_back_as_they_are(
     frontend: RunningFrontend, scheduler: ScriptedScheduler
 ) -> None:
