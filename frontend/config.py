@@ -57,6 +57,8 @@ class FrontendConfig:
         pooling: how hidden states become embeddings where a request does not say: last, mean or cls; default
             the model's own way, which most models do not have.
         max_body_bytes: largest HTTP body or gRPC message accepted.
+        allow_unknown_fields: whether unknown fields of HTTP bodies are ignored, with a line in the log for
+            each name, instead of refused.
         max_prompt_tokens: longest prompt accepted, in tokens; default what the model's context holds.
         request_timeout: seconds that a client gets to send an HTTP request, its body included, and to begin
             one on a new connection.
@@ -109,6 +111,7 @@ class FrontendConfig:
     relax_schemas: bool = False
     pooling: str | None = None
     max_body_bytes: int = 8 * 1024 * 1024
+    allow_unknown_fields: bool = False
     max_prompt_tokens: int | None = None
     request_timeout: float = 60.0
     idle_timeout: float = 600.0

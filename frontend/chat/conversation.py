@@ -19,7 +19,8 @@ class Conversation:
 
     Attributes:
         messages: "content" is a text, a list of parts {"type": "text", "text": ...}, or absent; "tool_calls"
-            have their arguments as objects; "reasoning_content" is what an earlier turn thought.
+            have their arguments as `read_arguments` returns them; "reasoning_content" is what an earlier turn
+            thought.
         add_generation_prompt: whether the template opens the assistant's turn.
         continue_final_message: whether the last turn is left open, for the model to go on with.
         chat_template: a Jinja template instead of the model's own.
@@ -65,3 +66,13 @@ class Conversation:
                 param="continue_final_message",
             )
         check_choice(self.tools, self.tool_choice)
+
+
+def effort_variables(effort: str | None) -> dict[str, Any]:
+    """The template variables for how much the model is to think. Templates that can be told call it
+    `reasoning_effort`; others can only be told not to think at all, by one of two names. A template takes no
+    notice of variables that it does not know."""
+    if effort is None:
+        return {}
+    silent = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
+    return {"reasoning_effort": effort, **silent}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from frontend.chat.arguments import read_arguments
 from frontend.chat.conversation import MAX_MESSAGES, Conversation
 from frontend.chat.tools import MAX_TOOLS, Tool, ToolChoice
 from frontend.generation.request import require_at_most
@@ -25,7 +26,7 @@ def read_conversation(given: pb.ChatMessages) -> Conversation:
         raise InvalidRequest("messages.documents_json must be a list of objects", param="documents_json")
     opens_turn = given.add_generation_prompt if given.HasField("add_generation_prompt") else None
     return Conversation(
-        messages=[_message(message, f"messages[{index}]") for index, message in enumerate(given.messages)],
+        messages=[_message(message) for message in given.messages],
         add_generation_prompt=not given.continue_final_message if opens_turn is None else opens_turn,
         continue_final_message=given.continue_final_message,
         chat_template=given.chat_template or None,
@@ -38,16 +39,14 @@ def read_conversation(given: pb.ChatMessages) -> Conversation:
     )
 
 
-def _message(message: pb.ChatMessage, path: str) -> dict[str, Any]:
+def _message(message: pb.ChatMessage) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role}
     if message.content or not message.tool_calls:
         turn["content"] = message.content
     if message.HasField("name"):
         turn["name"] = message.name
     if message.tool_calls:
-        turn["tool_calls"] = [
-            _call(call, f"{path}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls)
-        ]
+        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
     if message.tool_call_id:
         turn["tool_call_id"] = message.tool_call_id
     if message.HasField("reasoning"):
@@ -55,9 +54,9 @@ def _message(message: pb.ChatMessage, path: str) -> dict[str, Any]:
     return turn
 
 
-def _call(call: pb.ToolCall, path: str) -> dict[str, Any]:
-    arguments = _object(call.arguments_json, f"{path}.arguments_json")
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+def _call(call: pb.ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": read_arguments(call.arguments_json)}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _tool(tool: pb.Tool, path: str) -> Tool:

@@ -1,61 +1,60 @@
-"""How request bodies are read. Unknown fields are refused, and so are OpenAI's that are not served."""
+"""How request bodies are read. Unknown fields are refused, and so are known ones that are not served."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, TypeVar
+from contextvars import ContextVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pagewire.base.errors import InvalidRequest, Unsupported
 
+logger = logging.getLogger(__name__)
+
 TokenIdList = Annotated[list[int], Field(fail_fast=True)]
 Seconds = Annotated[float, Field(gt=0)]
 
-_UNSERVED: Mapping[str, tuple[object, ...]] = {
-    # Fields that clients of the field know, with the values that ask for nothing beyond what is served.
-    "audio": (),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "echo": (False,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "metadata": ({},),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (),
-    "prediction": (),
-    "prompt_cache_key": (),
-    "reasoning_effort": (),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "suffix": ("",),
-    "tool_choice": ("none",),
-    "tools": ([],),
-    "verbosity": (),
-    "web_search_options": (),
-}
+ALLOW_UNKNOWN_FIELDS: ContextVar[bool] = ContextVar("allow_unknown_fields", default=False)
+"""Whether the request that is being answered may have unknown fields (--allow-unknown-fields)."""
+
+
+def _describe(schema: dict[str, Any], kind: type[Body]) -> None:
+    """Adds to a body's JSON Schema what `parse` makes of unknown fields, and what fields left out mean."""
+    schema["additionalProperties"] = {"type": "null"} if kind.passes_nulls else False
+    for name, value in kind.defaults.items():
+        schema["properties"][name]["default"] = value
 
 
 class Body(BaseModel):
     """Strict: "5" is no number and true is no integer. Unknown fields are kept so as to name them."""
 
     model_config = ConfigDict(
-        strict=True,
-        extra="allow",
-        protected_namespaces=(),
-        json_schema_extra={"additionalProperties": False},  # as `parse` has it
+        strict=True, extra="allow", protected_namespaces=(), json_schema_extra=_describe
     )
 
     forms: ClassVar[Mapping[str, str]] = {}
     """What fields of several forms must be, in words that are better than pydantic's."""
 
+    unserved: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    """Fields that clients know and that are not served, each with the values that ask for nothing beyond what
+    is served; so does null. Any other value is Unsupported."""
+
+    defaults: ClassVar[Mapping[str, object]] = {}
+    """What fields mean that are left out or null, for readers of /openapi.json."""
+
+    passes_nulls: ClassVar[bool] = False
+    """Whether unknown fields are passed over where they are null, as in parts of earlier answers: clients'
+    libraries write every field that their version knows."""
+
 
 MAX_NESTED = 32768
 MAX_VALUES = 2**20
 _SMALL_BODY = 64 * 1024
+_MAX_NAMES_LOGGED = 256
+_names_logged: set[str] = set()
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -104,10 +103,7 @@ def _num_nested(data: bytes) -> int:
 def _refuse_extras(body: Body, path: str) -> None:
     """Refuses unknown and unserved fields, here and in nested objects."""
     for name, value in (body.model_extra or {}).items():
-        if path or name not in _UNSERVED:
-            raise InvalidRequest(f"Unrecognized request argument supplied: {path}{name}", param=path + name)
-        if value is not None and value not in _UNSERVED[name]:
-            raise Unsupported(f"{name} is not supported by this server", param=name)
+        _refuse_extra(body, path + name, name, value)
     for name in body.__class__.model_fields:
         value = getattr(body, name)
         if isinstance(value, Body):
@@ -115,6 +111,27 @@ def _refuse_extras(body: Body, path: str) -> None:
         elif isinstance(value, list) and value and isinstance(value[0], Body):
             for index, item in enumerate(value):
                 _refuse_extras(item, f"{path}{name}[{index}].")
+
+
+def _refuse_extra(body: Body, param: str, name: str, value: object) -> None:
+    if name in body.unserved:
+        if value is not None and value not in body.unserved[name]:
+            raise Unsupported(f"{param} is not supported by this server", param=param)
+    elif value is None and body.passes_nulls:
+        return
+    elif ALLOW_UNKNOWN_FIELDS.get():
+        _log_unknown(body, name)
+    else:
+        raise InvalidRequest(f"Unrecognized request argument supplied: {param}", param=param)
+
+
+def _log_unknown(body: Body, name: str) -> None:
+    """Logs a field that is ignored, once in this process: clients may send it with every request, and may
+    think of any number of names."""
+    shown = f"{type(body).__name__}.{name[:64]!r}"
+    if shown not in _names_logged and len(_names_logged) < _MAX_NAMES_LOGGED:
+        _names_logged.add(shown)
+        logger.warning("an unknown field is ignored in requests (--allow-unknown-fields): %s", shown)
 
 
 def _invalid(error: ValidationError, kind: type[Body]) -> InvalidRequest:

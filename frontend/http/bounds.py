@@ -55,7 +55,7 @@ FIELD_BOUNDS: Mapping[str, Bounds] = {
     "stop": {"maxItems": MAX_STOP_STRINGS},
     "bad_words": {"maxItems": MAX_BAD_WORDS},
     "stop_token_ids": {"maxItems": MAX_TOKEN_LIST},
-    "allowed_token_ids": {"maxItems": MAX_TOKEN_LIST},
+    "allowed_token_ids": {"minItems": 1, "maxItems": MAX_TOKEN_LIST},
     "logit_bias": {"maxProperties": MAX_TOKEN_LIST},
     "priority": {"minimum": INT32_RANGE.start, "maximum": INT32_RANGE.stop - 1},
     "request_id": {"maxLength": MAX_REQUEST_ID_LENGTH, "pattern": "^[ -~]*$"},
@@ -83,7 +83,7 @@ _FOR_TYPE = {
 
 def with_bounds(definition: Mapping[str, Any]) -> dict[str, Any]:
     """A body's schema with the bounds of its fields added where they apply; an answer's as it is."""
-    if definition.get("additionalProperties") is not False:
+    if "additionalProperties" not in definition:
         return dict(definition)
     properties = {
         name: _bounded(schema, FIELD_BOUNDS[name]) if name in FIELD_BOUNDS else schema

@@ -22,7 +22,9 @@ _REQUEST_ID = {"$ref": "#/components/parameters/RequestId"}
 _ABOUT = (
     "Serves a large language model. The API is OpenAI's, with the further fields that other servers of the "
     "field take; under /v1/messages it is Anthropic's, under /api Ollama's, under /v2 Triton's. Every answer "
-    'has the header `x-request-id`; every error is an object with an `"error"`. Unknown fields are refused.'
+    'has the header `x-request-id`; every error is an object with an `"error"`. Unknown fields are refused, '
+    "unless the server was started with --allow-unknown-fields. The defaults of temperature, top_p, top_k, "
+    "min_p and repetition_penalty hold where the model's generation_config.json has none."
 )
 
 

@@ -15,6 +15,7 @@ from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import check_request_id
 from frontend.http.apis import APIS, ENDPOINTS
+from frontend.http.body import ALLOW_UNKNOWN_FIELDS
 from frontend.http.connection import REQUEST_ID_HEADER, ApiRunner
 from frontend.http.content import ContentRefused, check_content_type, read_content, too_large
 from frontend.http.cors import CorsPolicy
@@ -178,6 +179,8 @@ class HttpServer:
         if request.path not in _WITHOUT_KEY:
             headers = request.headers
             set_caller(self._api_keys.check(headers.get("authorization"), headers.get("x-api-key")))
+        if self._config.allow_unknown_fields:
+            ALLOW_UNKNOWN_FIELDS.set(True)
         limit = self._config.max_body_bytes
         size = request.content_length or 0
         if size > limit:

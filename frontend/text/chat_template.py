@@ -6,6 +6,7 @@ The template language and its variables are those of Hugging Face chat templates
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from frontend.chat.generic_tools import (
 )
 from frontend.chat.settings import is_template
 from frontend.chat.tools import ToolChoice
-from frontend.text.template_messages import CONTINUED, messages_for
+from frontend.text.template_messages import CONTINUED, messages_for, plainer
 from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
 from frontend.text.template_traits import TemplateTraits
@@ -118,9 +119,9 @@ class ChatTemplate:
             template = self._by_name[given]
         else:
             template = self._by_name.get("tool_use", default) if conversation.tools else default
-        variables = self._variables(_in_text(conversation, template, tools_as_text), template.traits)
+        shown = _in_text(conversation, template, tools_as_text)
         try:
-            rendered = RENDERER.render(template.source, variables)
+            rendered = self._render(template, shown)
         except PromptTooLong as error:
             raise InvalidRequest(str(error), param="messages") from error
         except TooMuch as error:
@@ -132,6 +133,22 @@ class ChatTemplate:
                 f"the chat template refused the conversation: {error}", param="messages"
             ) from error
         return _left_open(rendered) if conversation.continue_final_message else rendered
+
+    def _render(self, template: _Template, conversation: Conversation) -> str:
+        """What the template writes. If it refuses the conversation, it sees it in plainer forms: an earlier
+        answer, of this server or another, must not end a conversation.
+
+        Raises:
+            TemplateFailed: the first refusal. And what else `TemplateRenderer.render` raises.
+        """
+        variables = self._variables(conversation, template.traits)
+        try:
+            return RENDERER.render(template.source, variables)
+        except TemplateFailed as refused:
+            for plain in plainer(variables):
+                with suppress(TemplateFailed):
+                    return RENDERER.render(template.source, plain)
+            raise refused from None
 
     def _try(self, template: _Template) -> bool:
         """Renders short conversations, so that a template that never ends is found at the start. One that
@@ -173,10 +190,6 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"chat_template_kwargs has {own!r}, which is a field of the request itself",
                 param="chat_template_kwargs",
-            )
-        if "reasoning_effort" in conversation.template_variables and not traits.knows_effort:
-            raise Unsupported(
-                "the model's chat template has no reasoning_effort; leave it out", param="reasoning_effort"
             )
         tools = [tool.for_template() for tool in conversation.tools] or None
         return {

@@ -20,7 +20,6 @@ class TemplateTraits:
         knows_developer: it has a role "developer".
         knows_calls: it shows the calls of earlier turns.
         knows_results: it has a role "tool".
-        knows_effort: it can be told how much to think.
     """
 
     takes_parts: bool
@@ -29,7 +28,6 @@ class TemplateTraits:
     knows_developer: bool
     knows_calls: bool
     knows_results: bool
-    knows_effort: bool
 
     @classmethod
     def read(cls, source: str) -> TemplateTraits:
@@ -53,7 +51,6 @@ class TemplateTraits:
             knows_calls="tool_calls" in source,
             knows_results="tool_calls" in source
             or any(constant.value == "tool" for constant in tree.find_all(nodes.Const)),
-            knows_effort="reasoning_effort" in source,
         )
 
 

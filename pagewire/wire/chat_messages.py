@@ -23,6 +23,9 @@ _MESSAGE_KEYS = (
     "reasoning",
     "reasoning_content",
     "refusal",
+    "annotations",
+    "cache_control",
+    "parsed",
 )
 _TOOL_KEYS = ("name", "description", "parameters", "strict")
 _CHOICES = ("auto", "none", "required")
@@ -79,8 +82,10 @@ def _message(message: Message, path: str) -> pb.ChatMessage:
     content = message.get("content")
     if content is None:
         content = _string(message, "refusal", path)
-    if content is None and not calls:
-        raise InvalidRequest(f"{path} has no content; only a turn of tool_calls needs none", param=path)
+    if content is None and not calls and message.get("role") not in ("assistant", "tool"):
+        raise InvalidRequest(
+            f"{path} has no content; only the assistant's and the tools' turns need none", param=path
+        )
     return pb.ChatMessage(
         role=_string(message, "role", path),
         content=_text(content, path),
@@ -111,7 +116,7 @@ def _call(call: Any, path: str) -> pb.ToolCall:
     if isinstance(call, pb.ToolCall):
         return call
     function = _function(call, path)
-    arguments = function.get("arguments") or ""
+    arguments = function.get("arguments")
     if not isinstance(arguments, str):
         arguments = _json(arguments, f"{path}.function.arguments")
     return pb.ToolCall(id=_string(call, "id", path), name=function["name"], arguments_json=arguments)

@@ -97,7 +97,7 @@ class BeamSearch:
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields of a model's own defaults that a search has no use for."""
 
-_NOT_WITH_CONSTRAINTS = ("allowed_token_ids", "min_tokens", "ignore_eos")
+_NOT_WITH_CONSTRAINTS = ("allowed_token_ids", "ignore_eos")
 
 _NOT_WITH_BEAMS: Mapping[str, Any] = {
     "best_of": None,
@@ -105,7 +105,7 @@ _NOT_WITH_BEAMS: Mapping[str, Any] = {
     "stop": (),
     "bad_words": (),
     "logit_bias": {},
-    "allowed_token_ids": (),
+    "allowed_token_ids": None,
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
@@ -138,7 +138,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    allowed_token_ids: Sequence[int] = ()
+    allowed_token_ids: Sequence[int] | None = None
     n: int = 1
     best_of: int | None = None
     bad_words: Sequence[str] = ()
@@ -150,7 +150,8 @@ class SamplingParams:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         for name in ("stop", "bad_words", "allowed_token_ids"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
         _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "at least 0 and finite")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "greater than 0 and at most 1")
         _require(
@@ -258,8 +259,14 @@ class SamplingParams:
                 f"a string of {len(text)} characters",
                 f"strings of 1 to {MAX_STOP_STRING_LENGTH} characters",
             )
+        _require(
+            self.allowed_token_ids != (),
+            "allowed_token_ids",
+            "empty, which allows no token",
+            "left out, or name at least one token",
+        )
         for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
-            size = len(getattr(self, name))
+            size = len(getattr(self, name) or ())
             _require(size <= MAX_TOKEN_LIST, name, f"{size} entries", f"at most {MAX_TOKEN_LIST} entries")
         for token_id, bias in self.logit_bias.items():
             _require(
@@ -273,7 +280,7 @@ class SamplingParams:
             InvalidRequest: an id is negative or not below `vocab_size`.
         """
         for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
-            for token_id in getattr(self, name):
+            for token_id in getattr(self, name) or ():
                 _require(
                     0 <= token_id < vocab_size,
                     name,

@@ -142,7 +142,7 @@ def _record(
         prompt_logprobs=-1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
         masked_until_min_tokens=tuple(sorted(stop_token_ids)) if sampling.min_tokens else (),
         logit_bias=tuple(sampling.logit_bias.items()),
-        allowed_token_ids=tuple(sampling.allowed_token_ids),
+        allowed_token_ids=tuple(sampling.allowed_token_ids or ()),
         bad_words=tuple(map(tuple, bad_words)),
     )
     return SamplingRecord(**values)

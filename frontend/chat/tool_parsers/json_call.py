@@ -247,9 +247,10 @@ class JsonCall:
 
 
 def _decoded(text: str) -> str | None:
-    """A JSON string's text; None if it is none."""
+    """A JSON string's text; None if it is none, or has half of a surrogate pair, which no answer can have."""
     try:
         value = json.loads(text)
+        str(value).encode()
     except ValueError:
         return None
     return value if isinstance(value, str) else None

@@ -76,5 +76,6 @@ def _call(element: ast.expr) -> tuple[str, dict[str, Any]]:
         if keyword.arg is None:
             raise ValueError("no keyword argument")
         arguments[keyword.arg] = ast.literal_eval(keyword.value)
-    json.dumps(arguments)  # what JSON cannot say, such as a set, raises TypeError
+    # What JSON cannot say raises, such as a set, and what an answer cannot, half of a surrogate pair.
+    json.dumps(arguments, ensure_ascii=False).encode()
     return element.func.id, arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
@@ -16,6 +16,8 @@ CacheControl = dict[str, Any] | None
 
 class TextBlock(Body):
     """Text. Citations are those of an earlier answer, and are not shown to the model."""
+
+    passes_nulls: ClassVar = True
 
     type: Literal["text"]
     text: str
@@ -97,6 +99,8 @@ class SearchResultBlock(Body):
 class ThinkingBlock(Body):
     """What the model thought in an earlier turn. Signatures are not checked, and may be missing."""
 
+    passes_nulls: ClassVar = True
+
     type: Literal["thinking"]
     thinking: str
     signature: str | None = None
@@ -104,6 +108,8 @@ class ThinkingBlock(Body):
 
 class ToolUseBlock(Body):
     """A call that the model made. Its input should be an object; whatever it is, it is shown."""
+
+    passes_nulls: ClassVar = True
 
     type: Literal["tool_use"]
     id: str
@@ -170,6 +176,8 @@ ResultBlock = Annotated[
 class ToolResultBlock(Body):
     """What a call returned."""
 
+    passes_nulls: ClassVar = True
+
     type: Literal["tool_result"]
     tool_use_id: str
     content: (
@@ -235,6 +243,8 @@ Texts = Annotated[
 
 class MessageBody(Body):
     """One message. A user's may have the results of calls in it."""
+
+    passes_nulls: ClassVar = True
 
     role: Literal["user", "assistant", "system"]
     content: Content | None = None

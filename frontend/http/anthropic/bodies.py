@@ -153,12 +153,9 @@ class ConversationBody(Body):
     service_tier: Literal["auto", "standard_only"] | None = None
     speed: Literal["standard", "fast"] | None = None
 
-    def to_converse(self, *, knows_effort: bool) -> Conversation:
+    def to_converse(self) -> Conversation:
         """The conversation in the pipeline's form. A last message of the assistant's that has text and no
         call is gone on with.
-
-        Args:
-            knows_effort: whether the model's template can be told how much to think.
 
         Raises:
             InvalidRequest, Unsupported: see the messages.
@@ -175,7 +172,7 @@ class ConversationBody(Body):
             messages=turns,
             add_generation_prompt=not continues,
             continue_final_message=continues,
-            template_variables=self._variables(knows_effort),
+            template_variables=self._variables(),
             tools=[tool.to_tool(f"tools[{index}]") for index, tool in enumerate(self.tools or ())],
             tool_choice=ToolChoice() if tool_choice is None else tool_choice.to_choice(),
             parallel_tool_calls=tool_choice is None or not tool_choice.disable_parallel_tool_use,
@@ -201,13 +198,13 @@ class ConversationBody(Body):
         if self.container is not None:
             raise Unsupported("container is not supported: this server runs no code", param="container")
 
-    def _variables(self, knows_effort: bool) -> dict[str, Any]:
+    def _variables(self) -> dict[str, Any]:
         """Variables of the template. Those that it does not know do nothing."""
         variables: dict[str, Any] = {}
         if self.thinking is not None:
             thinks = self.thinking.type != "disabled"
             variables |= {"enable_thinking": thinks, "thinking": thinks}
-        if knows_effort and self.output_config is not None and self.output_config.effort is not None:
+        if self.output_config is not None and self.output_config.effort is not None:
             variables["reasoning_effort"] = self.output_config.effort
         return variables
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from aiohttp import web
 
 from frontend.caller import client_of
-from frontend.chat.conversation import Conversation
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import GenerationRequest, resolve_sampling
 from frontend.http.answer_stream import send_answer
-from frontend.http.anthropic.bodies import ConversationBody, CountTokensBody, MessagesBody
+from frontend.http.anthropic.bodies import CountTokensBody, MessagesBody
 from frontend.http.anthropic.errors import ANTHROPIC_ERRORS
 from frontend.http.anthropic.message_shape import MessageShape, event_frame
 from frontend.http.body import parse
@@ -36,7 +35,7 @@ class MessageHandlers:
         request = GenerationRequest(
             request_id=http_request[REQUEST_ID],
             model=body.model or "",
-            prompts=[self._conversation(body)],
+            prompts=[body.to_converse()],
             sampling=resolve_sampling(model.defaults, body.sampling_given()),
             client=client_of(body.metadata.user_id if body.metadata else None),
         )
@@ -54,7 +53,7 @@ class MessageHandlers:
         """POST /v1/messages/count_tokens"""
         body = parse(CountTokensBody, await http_request.read())
         self._pipeline.model.check_name(body.model or "")
-        token_ids = await self._pipeline.tokenize(self._conversation(body))
+        token_ids = await self._pipeline.tokenize(body.to_converse())
         return web.json_response({"input_tokens": len(token_ids)})
 
     async def _answer(
@@ -73,11 +72,6 @@ class MessageHandlers:
                 ping=_PING,
             )
             return await send_answer(events, answer, shape.frames, failed=failed)
-
-    def _conversation(self, body: ConversationBody) -> Conversation:
-        template = self._pipeline.model.template
-        knows_effort = template is not None and "reasoning_effort" in template.source
-        return body.to_converse(knows_effort=knows_effort)
 
 
 def _in_their_words(error: InvalidRequest) -> InvalidRequest:

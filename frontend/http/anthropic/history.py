@@ -6,11 +6,11 @@ other; chat templates want a turn for each result, and most want roles to altern
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from frontend.chat.arguments import read_arguments
 from frontend.http.anthropic.blocks import (
     ForeignBlock,
     MessageBody,
@@ -103,7 +103,7 @@ class _Turns:
 
     def _add_call(self, block: ToolUseBlock) -> None:
         self._names[block.id] = block.name
-        function = {"name": block.name, "arguments": _arguments(block.input)}
+        function = {"name": block.name, "arguments": read_arguments(block.input)}
         call = {"id": block.id, "type": "function", "function": function}
         self._assistant().setdefault("tool_calls", []).append(call)
 
@@ -113,15 +113,3 @@ class _Turns:
         if block.tool_use_id in self._names:
             turn["name"] = self._names[block.tool_use_id]
         self.turns.append(turn)
-
-
-def _arguments(given: Any) -> dict[str, Any]:
-    """A call's input as an object, which templates need; a text that has one in it is read."""
-    if isinstance(given, str) and given:
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError):
-            return {"input": given}
-    if isinstance(given, dict):
-        return given
-    return {} if given in (None, "") else {"input": given}

@@ -278,7 +278,7 @@ def _response(body: ResponsesBody, sampling: SamplingParams, response_id: str, m
         "service_tier": "default",
         "store": False,
         "temperature": sampling.temperature,
-        "text": {"format": form, "verbosity": "medium"},
+        "text": {"format": form, "verbosity": text.get("verbosity") or "medium"},
         "tool_choice": choice if isinstance(choice, str) else told(choice) or "auto",
         "tools": [{"strict": False, **told(tool)} for tool in body.tools or ()],
         "top_logprobs": sampling.logprobs or 0,

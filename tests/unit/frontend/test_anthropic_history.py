@@ -29,7 +29,7 @@ COUNTS = Usage(9, 4, 5)
 
 def conversation(*messages: dict[str, Any], **fields: Any) -> Conversation:
     body = {"messages": list(messages), **fields}
-    return parse(CountTokensBody, json.dumps(body).encode()).to_converse(knows_effort=False)
+    return parse(CountTokensBody, json.dumps(body).encode()).to_converse()
 
 
 def turns(*messages: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:

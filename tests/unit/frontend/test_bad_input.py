@@ -20,11 +20,6 @@ USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "a"}}
 
 
-def call(arguments: str) -> dict[str, object]:
-    calls = [{"id": "1", "type": "function", "function": {"name": "a", "arguments": arguments}}]
-    return {"role": "assistant", "tool_calls": calls}
-
-
 BAD_COMPLETIONS = {
     "unknown model": ({"prompt": "p", "model": "other"}, 404, "model_not_found", "'other' does not exist"),
     "long prompt": ({"prompt": "p" * 300}, 400, None, "has 300 tokens; at most 199 fit"),
@@ -62,6 +57,12 @@ BAD_COMPLETIONS = {
     "length_penalty alone": ({"prompt": "p", "length_penalty": 2.0}, 400, None, "needs use_beam_search"),
     "prompt_logprobs": ({"prompt": "p", "prompt_logprobs": 21}, 400, None, "between 0 and 20"),
     "truncation": ({"prompt": "p", "truncate_prompt_tokens": 0}, 400, None, "truncate_prompt_tokens is 0"),
+    "no allowed token": (
+        {"prompt": "p", "allowed_token_ids": []},
+        400,
+        None,
+        "allowed_token_ids is empty, which allows no token; it must be left out",
+    ),
     "cache_salt": ({"prompt": "p", "cache_salt": "x" * 257}, 400, None, "cache_salt has 257 characters"),
     "bad word": ({"prompt": "p", "bad_words": [""]}, 400, None, "bad_words is a string of 0"),
     "constraint": (
@@ -132,14 +133,11 @@ BAD_CHATS = {
         },
         "cannot be combined with response_format",
     ),
-    "arguments that are no JSON": ({"messages": [USER, call("{")]}, "function.arguments is no JSON"),
-    "arguments that are no object": ({"messages": [USER, call("[]")]}, "must be a JSON object"),
     "own template": ({"messages": [USER], "chat_template": "x"}, "--trust-request-chat-template"),
     "own variables": (
         {"messages": [USER], "chat_template_kwargs": {"messages": []}},
         "chat_template_kwargs has 'messages'",
     ),
-    "unknown effort": ({"messages": [USER], "reasoning_effort": "low"}, "has no reasoning_effort"),
     "two ends": (
         {"messages": [USER], "add_generation_prompt": True, "continue_final_message": True},
         "set one of them",

@@ -9,6 +9,8 @@ from typing import Any
 
 import aiohttp
 import grpc
+import openai
+import pydantic
 import pytest
 
 from pagewire.inference.v1 import inference_pb2 as pb
@@ -166,6 +168,39 @@ async def test_a_schema_is_submitted_and_thoughts_may_come_before_it(
     await post(http, "/v1/completions", {"prompt": "x", "response_format": response_format})
     closed = json.loads(scheduler.submits[1].sampling.structured_output.json_schema)
     assert closed == {**PARAMETERS, "additionalProperties": False}
+
+
+class _City(pydantic.BaseModel):
+    city: str
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+async def test_the_official_clients_messages_go_back_as_they_are(
+    frontend: RunningFrontend, scheduler: ScriptedScheduler
+) -> None:
+    """Its helpers add fields of their own to a message: what they parsed of it."""
+    scheduler.max_model_len = 3000
+    tool = openai.pydantic_function_tool(_City, name="get_weather")
+    asked: dict[str, Any] = {"model": "bytes", "tools": [tool], "max_tokens": 300}
+    async with openai.AsyncOpenAI(base_url=f"{frontend.url}/v1", api_key="-", max_retries=0) as client:
+        chat = client.chat.completions
+        for reply, form in (
+            (CALL.replace("Zürich", "Rome"), {}),
+            ('{"city": "Rome"}', {"response_format": _City}),
+        ):
+            scheduler.reply = f"{THOUGHT}{reply}".encode()
+            whole = await chat.parse(messages=[USER], **asked, **form)
+            async with chat.stream(messages=[USER], **asked, **form) as stream:
+                streamed = await stream.get_final_completion()
+            for completion in (whole, streamed):
+                message = completion.choices[0].message
+                assert message.parsed or message.tool_calls[0].function.parsed_arguments
+                results = [
+                    {"role": "tool", "tool_call_id": call.id, "content": "warm"}
+                    for call in message.tool_calls or ()
+                ]
+                for sent in (message, message.model_dump()):
+                    await chat.create(messages=[USER, sent, *results, USER], model="bytes", max_tokens=1)
 
 
 HISTORY: list[dict[str, Any]] = [

@@ -126,10 +126,10 @@ async def test_sampling_fields_reach_the_scheduler(http, scheduler: ScriptedSche
 
 async def test_seed_is_drawn_and_max_tokens_is_what_the_context_has_left(http, scheduler) -> None:
     scheduler.reply = b"x"
-    await post(http, "/v1/completions", {"prompt": "12345"})
+    await post(http, "/v1/chat/completions", CHAT)
     await post(http, "/v1/completions", {"prompt": "12345", "max_tokens": 10_000})
     first, second = (submit.sampling for submit in scheduler.submits)
-    assert first.max_tokens == second.max_tokens == 195
+    assert (first.max_tokens, second.max_tokens) == (200 - len(b"<user>hi<assistant>"), 195)
     assert first.HasField("seed")
     assert first.seed != second.seed
 

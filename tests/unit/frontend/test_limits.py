@@ -347,11 +347,12 @@ async def test_requests_are_logged_without_what_clients_wrote_unless_asked(
         ({}, None),
         (
             {"enable_log_requests": True},
-            "request mine: prompt of 13 tokens, temperature=0.5, stop=...",
+            "request mine: prompt of 13 tokens, temperature=0.5, max_tokens=16, stop=...",
         ),
         (
             {"enable_log_requests": True, "max_log_len": 7},
-            "request mine: prompt of 13 tokens, temperature=0.5, stop=('secre..., prompt='private'...",
+            "request mine: prompt of 13 tokens, temperature=0.5, max_tokens=16, stop=('secre..., "
+            "prompt='private'...",
         ),
     ):
         caplog.clear()

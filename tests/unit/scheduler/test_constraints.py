@@ -54,10 +54,18 @@ async def stub(
 
 
 def constrained(
-    handle: int, prompt: list[int], *, max_tokens: int = 60, pattern: str = PATTERN, **fields: object
+    handle: int,
+    prompt: list[int],
+    *,
+    max_tokens: int = 60,
+    min_tokens: int = 0,
+    pattern: str = PATTERN,
+    **fields: object,
 ) -> pb.ConnectRequest:
     structured = inference_pb2.StructuredOutput(regex=pattern)
-    sampling = inference_pb2.SamplingParams(max_tokens=max_tokens, structured_output=structured)
+    sampling = inference_pb2.SamplingParams(
+        max_tokens=max_tokens, min_tokens=min_tokens, structured_output=structured
+    )
     return pb.ConnectRequest(
         submit=pb.Submit(handle=handle, token_ids=prompt, sampling=sampling, **fields)  # type: ignore[arg-type]
     )
@@ -82,6 +90,16 @@ async def test_the_output_keeps_to_its_constraint_and_ends_with_it(
     assert len({text(frontend.tokens[handle]) for handle in (1, 2, 3)}) == 3
     assert frontend.tokens[4] == continuation([4], 30, VOCAB)
     assert await used_blocks(stub) == 0
+
+
+async def test_an_output_that_can_only_end_ends_before_min_tokens(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub,
+) -> None:
+    frontend = Frontend(stub)
+    await frontend.call.write(constrained(1, [1] * 9, min_tokens=50))
+    await frontend.until_ended(1)
+    assert re.fullmatch(PATTERN, text(frontend.tokens[1]))
+    assert frontend.ended[1].reason == pb.END_REASON_STOP
 
 
 async def test_a_direct_client_may_constrain_its_output_too(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from frontend.chat.arguments import read_arguments
 from frontend.chat.tools import Tool
 from frontend.http.body import Body
 from pagewire.base.errors import Unsupported
@@ -96,20 +96,8 @@ def for_template(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
 
 
 def _call(call: OllamaToolCall, spare_id: str) -> dict[str, Any]:
-    function = {"name": call.function.name, "arguments": _arguments(call.function.arguments)}
+    function = {"name": call.function.name, "arguments": read_arguments(call.function.arguments)}
     return {"id": call.id or spare_id, "type": "function", "function": function}
-
-
-def _arguments(given: Any) -> dict[str, Any]:
-    """The arguments as an object: some clients keep them as text, and what they keep may be cut off."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given or "{}")
-        except (ValueError, RecursionError):
-            return {"arguments": given}
-    if given is None:
-        return {}
-    return given if isinstance(given, dict) else {"arguments": given}
 
 
 def _answered(

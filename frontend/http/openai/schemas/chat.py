@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from frontend.generation.request import Prompt
 from frontend.http.openai.schemas.conversation import ConversationFields, Message
 from frontend.http.openai.schemas.generation import GenerationBody
@@ -11,10 +13,19 @@ from pagewire.base.errors import InvalidRequest
 class ChatCompletionBody(ConversationFields, GenerationBody):
     """POST /v1/chat/completions."""
 
+    defaults: ClassVar = {
+        **GenerationBody.defaults,
+        **ConversationFields.defaults,
+        "response_format": {"type": "text"},
+        "logprobs": False,
+        "verbosity": "medium",
+    }
+
     messages: list[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
 
     def prompt_to_continue(self) -> Prompt:
         return self.conversation(self.messages)
@@ -32,6 +43,6 @@ class ChatCompletionBody(ConversationFields, GenerationBody):
     def num_top_logprobs(self) -> int | None:
         if self.logprobs:
             return self.top_logprobs or 0
-        if self.top_logprobs is not None:
+        if self.top_logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         return None

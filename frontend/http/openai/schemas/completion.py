@@ -11,10 +11,18 @@ from frontend.generation.request import MAX_CHOICES, Prompt, TextPrompt, TokenPr
 from frontend.http.body import TokenIdList
 from frontend.http.openai.schemas.generation import GenerationBody
 
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's, for this endpoint alone: texts have no end of their own, as turns of a conversation do."""
+
 
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
+    defaults: ClassVar = {
+        **GenerationBody.defaults,
+        "max_tokens": DEFAULT_MAX_TOKENS,
+        "echo": False,
+    }
     forms: ClassVar = {"prompt": "a string, a list of token ids, or a list of either"}
 
     prompt: str | TokenIdList | Annotated[list[str | TokenIdList], Field(fail_fast=True)]
@@ -33,6 +41,9 @@ class CompletionBody(GenerationBody):
             else TokenPrompt(token_ids=each)  # type: ignore[arg-type]
             for each in (prompt if several else [prompt])
         ]
+
+    def limit(self) -> int:
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def wants_echo(self) -> bool:

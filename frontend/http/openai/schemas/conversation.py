@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Tag
 
-from frontend.chat.conversation import Conversation
+from frontend.chat.arguments import read_arguments
+from frontend.chat.conversation import Conversation, effort_variables
 from frontend.chat.tools import Tool, ToolChoice
 from frontend.http.body import Body
+from frontend.http.openai.schemas.hints import CacheHints
 from pagewire.base.errors import InvalidRequest
 
 
-class TextPart(Body):
+class TextPart(CacheHints):
     """A piece of a message's content. Only text is served."""
+
+    passes_nulls: ClassVar = True
 
     type: Literal["text"]
     text: str
 
 
-class RefusalPart(Body):
+class RefusalPart(CacheHints):
     """A piece of an earlier answer in which the model declined; text like any other."""
+
+    passes_nulls: ClassVar = True
 
     type: Literal["refusal"]
     refusal: str
@@ -50,39 +55,38 @@ Content = Annotated[
 
 
 class CalledFunction(Body):
-    """A function and its arguments, JSON as text."""
+    """A function and its arguments, JSON as text. An answer that was cut off has no whole ones, so that
+    anything is taken. `parsed_arguments` is what the official client adds to an answer; it is not used."""
+
+    passes_nulls: ClassVar = True
 
     name: str
-    arguments: str = ""
+    arguments: Any = ""
+    parsed_arguments: Any = None
 
 
 class MessageToolCall(Body):
     """A call that an assistant's turn made."""
+
+    passes_nulls: ClassVar = True
 
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
     index: int | None = None
 
-    def for_template(self, path: str) -> dict[str, Any]:
-        """With the arguments as an object."""
-        name = f"{path}.function.arguments"
-        try:
-            arguments = json.loads(self.function.arguments or "{}")
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"{name} is no JSON: {error}", param=name) from error
-        if not isinstance(arguments, dict):
-            raise InvalidRequest(f"{name} must be a JSON object, as text", param=name)
-        return {
-            "id": self.id,
-            "type": "function",
-            "function": {"name": self.function.name, "arguments": arguments},
-        }
+    def for_template(self) -> dict[str, Any]:
+        """In the pipeline's form."""
+        function = {"name": self.function.name, "arguments": read_arguments(self.function.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
 
 
-class Message(Body):
-    """One turn. `content` is text, whole or in parts; a turn of calls needs none. The fields that answers
-    have are taken back, so that an answer's message can be sent as it came."""
+class Message(CacheHints):
+    """One turn. `content` is text, whole or in parts; only the user's and the system's turns must have it.
+    The fields that answers have are taken back, so that an answer's message can be sent as it came; of these,
+    `annotations` and `parsed`, which the official client adds, are not used."""
+
+    passes_nulls: ClassVar = True
 
     role: str
     content: Content | None = None
@@ -92,7 +96,8 @@ class Message(Body):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    annotations: list[Any] | None = Field(default=None, max_length=0)
+    annotations: list[Any] | None = None
+    parsed: Any = None
     audio: None = None
     function_call: None = None
 
@@ -100,15 +105,14 @@ class Message(Body):
         """As chat templates expect it.
 
         Raises:
-            InvalidRequest: there is neither content nor a call, or a call is wrong.
+            InvalidRequest: a turn that is neither the assistant's nor a tool's has no content.
         """
         content = self._content()
-        if content is None and not (self.role == "assistant" and self.tool_calls):
-            raise InvalidRequest(f"you must provide {path}.content", param=f"{path}.content")
-        calls = [
-            call.for_template(f"{path}.tool_calls[{index}]")
-            for index, call in enumerate(self.tool_calls or ())
-        ]
+        if content is None and not self.tool_calls:
+            if self.role not in ("assistant", "tool"):
+                raise InvalidRequest(f"you must provide {path}.content", param=f"{path}.content")
+            content = ""
+        calls = [call.for_template() for call in self.tool_calls or ()]
         turn = {
             "role": self.role,
             "content": content,
@@ -126,7 +130,7 @@ class Message(Body):
         return self.refusal if self.content is None else self.content
 
 
-class FunctionTool(Body):
+class FunctionTool(CacheHints):
     """A function that the model may call."""
 
     type: Literal["function"]
@@ -145,7 +149,9 @@ class FunctionTool(Body):
                 param=f"{path}.function.strict",
             )
         definition = {
-            key: value for key, value in self.function.items() if key != "strict" and value is not None
+            key: value
+            for key, value in self.function.items()
+            if key not in ("strict", "cache_control") and value is not None
         }
         return Tool(definition=definition, strict=bool(strict))
 
@@ -201,6 +207,13 @@ ChoiceBody = Annotated[
 class ConversationFields(Body):
     """How messages become a prompt; the messages themselves are each endpoint's."""
 
+    defaults: ClassVar = {
+        "add_generation_prompt": True,
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "include_reasoning": True,
+    }
+
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template: str | None = None
@@ -219,9 +232,7 @@ class ConversationFields(Body):
             InvalidRequest: see the messages.
         """
         tools, choice = self._chosen()
-        variables = dict(self.chat_template_kwargs or {})
-        if self.reasoning_effort is not None:
-            variables["reasoning_effort"] = self.reasoning_effort
+        variables = {**effort_variables(self.reasoning_effort), **(self.chat_template_kwargs or {})}
         opens_turn = self.add_generation_prompt
         return Conversation(
             messages=[message.for_template(f"messages[{index}]") for index, message in enumerate(messages)],

@@ -15,6 +15,7 @@ from frontend.http.body import Body, Seconds, TokenIdList
 class EmbeddingBody(Body):
     """POST /v1/embeddings. OpenAI's fields, and behind `user` further ones."""
 
+    defaults: ClassVar = {"encoding_format": "float", "priority": 0}
     forms: ClassVar = {"input": "a string, a list of token ids, or a list of either"}
 
     model: str | None = None

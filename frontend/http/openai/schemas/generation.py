@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from frontend.generation.message_parser import NewParser
 from frontend.generation.request import Prompt
 from frontend.http.body import Body, Seconds, TokenIdList
+from frontend.http.openai.schemas.hints import UNSERVED, Hints
 from frontend.http.openai.schemas.structured import StructuredFields
 from frontend.http.openai.shapes import AnswerOptions
 from frontend.served_model import ServedModel
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import MAX_BEAMS, BeamSearch
 
+MODELS_OWN_DEFAULTS = {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+"""What holds where the model's generation_config.json does not say otherwise."""
+
 
 class StreamOptions(Body):
     """How a stream is to be."""
+
+    unserved: ClassVar = {"include_obfuscation": (False,)}
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class GenerationBody(StructuredFields):
+class GenerationBody(StructuredFields, Hints):
     """What both generating endpoints take besides the prompt; null means unset, as with OpenAI."""
+
+    unserved: ClassVar = UNSERVED
+    defaults: ClassVar = {
+        "service_tier": "auto",
+        "store": False,
+        "stream": False,
+        "priority": 0,
+        "return_token_ids": False,
+        "n": 1,
+        "use_beam_search": False,
+        "length_penalty": 1,
+        "early_stopping": False,
+        **MODELS_OWN_DEFAULTS,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "min_tokens": 0,
+        "ignore_eos": False,
+        "include_stop_str_in_output": False,
+        "skip_special_tokens": True,
+    }
 
     model: str | None = None
     request_id: str | None = None
     user: str | None = None
+    metadata: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: int | None = None

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Tag
 
+from frontend.chat.arguments import read_arguments
 from frontend.http.body import Body
+from frontend.http.openai.schemas.hints import CacheHints
 from pagewire.base.errors import InvalidRequest
 
+Status = Literal["in_progress", "completed", "incomplete"]
 
-class ContentPart(Body):
+
+class _Item(Body):
+    """What every item may have besides, as those of an answer do."""
+
+    passes_nulls: ClassVar = True
+
+    id: str | None = None
+    status: Status | None = None
+
+
+class ContentPart(CacheHints):
     """A piece of a message. Only text is served; what the parts of an answer carry besides is not used."""
+
+    passes_nulls: ClassVar = True
 
     type: Literal["input_text", "output_text", "text", "refusal"]
     text: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    parsed: Any = None
 
     def to_text(self, path: str) -> str:
         text = self.refusal if self.type == "refusal" else self.text
@@ -38,56 +53,52 @@ Content = Annotated[
     Discriminator(_kind_of_content),
 ]
 
-Status = Literal["in_progress", "completed", "incomplete"]
 
-
-class MessageItem(Body):
-    """A turn of the conversation."""
+class MessageItem(_Item):
+    """A turn of the conversation. Only the assistant's may have no content. `phase`, which some of OpenAI's
+    answers have, is not used."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Content
-    id: str | None = None
-    status: Status | None = None
+    content: Content | None = None
+    phase: str | None = None
 
 
-class FunctionCallItem(Body):
-    """A call that the model made."""
+class FunctionCallItem(_Item):
+    """A call that the model made. An answer that was cut off has no whole arguments, so that anything is
+    taken; `parsed_arguments` is what the official client adds, and not used."""
 
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str
-    id: str | None = None
-    status: Status | None = None
+    arguments: Any = ""
+    parsed_arguments: Any = None
 
 
-class FunctionCallOutputItem(Body):
-    """What a call returned."""
+class FunctionCallOutputItem(_Item):
+    """What a call returned; null is nothing."""
 
     type: Literal["function_call_output"]
     call_id: str
-    output: Content
-    id: str | None = None
-    status: Status | None = None
+    output: Content | None = None
 
 
 class ReasoningPart(Body):
     """A piece of what the model thought, or of a summary of it."""
 
+    passes_nulls: ClassVar = True
+
     type: Literal["reasoning_text", "summary_text"]
     text: str
 
 
-class ReasoningItem(Body):
+class ReasoningItem(_Item):
     """What the model thought before it answered."""
 
     type: Literal["reasoning"]
-    summary: list[ReasoningPart] = Field(default_factory=list)
+    summary: list[ReasoningPart] | None = None
     content: list[ReasoningPart] | None = None
     encrypted_content: str | None = None
-    id: str | None = None
-    status: Status | None = None
 
 
 def _kind_of_item(value: Any) -> str | None:
@@ -124,8 +135,9 @@ Input = Annotated[
 def turns(given: str | Sequence[Any], instructions: str | None) -> list[dict[str, Any]]:
     """The conversation's turns, as chat templates expect them.
 
-    What an assistant thought, said and called in one go is one turn. Instructions and a system (or developer)
-    message right behind them are one turn too, as many templates take no more than one.
+    What an assistant thought, said and called in one go is one turn, also if it said more after a call.
+    Instructions and a system (or developer) message right behind them are one turn too, as many templates
+    take no more than one.
 
     Raises:
         InvalidRequest: an item has no text, or answers a call that is not there.
@@ -158,11 +170,11 @@ class _Turns:
     def add(self, item: Any, path: str) -> None:
         match item:
             case MessageItem(role="assistant"):
-                turn = self._assistant(
-                    continues=lambda turn: not turn["content"] and "tool_calls" not in turn
-                )
-                turn["content"] = _text(item.content, f"{path}.content")
+                turn = self._assistant(continues=lambda turn: not turn["content"] or "tool_calls" in turn)
+                turn["content"] += _text(item.content, f"{path}.content")
             case MessageItem():
+                if item.content is None:
+                    raise InvalidRequest(f"you must provide {path}.content", param=f"{path}.content")
                 self.say(item.role, _text(item.content, f"{path}.content"))
             case ReasoningItem():
                 parts = item.content or item.summary
@@ -172,7 +184,7 @@ class _Turns:
                 turn["reasoning_content"] = "".join(part.text for part in parts)
             case FunctionCallItem():
                 turn = self._assistant(continues=lambda turn: True)
-                turn.setdefault("tool_calls", []).append(_call(item, f"{path}.arguments"))
+                turn.setdefault("tool_calls", []).append(_call(item))
                 self._names[item.call_id] = item.name
             case FunctionCallOutputItem():
                 if item.call_id not in self._names:
@@ -190,7 +202,7 @@ class _Turns:
                     }
                 )
 
-    def _assistant(self, continues: Any) -> dict[str, Any]:
+    def _assistant(self, continues: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The last turn, if it is the assistant's and the item belongs to it, or a new one."""
         last = self.turns[-1] if self.turns else None
         if last is None or last["role"] != "assistant" or not continues(last):
@@ -198,21 +210,12 @@ class _Turns:
         return self.turns[-1]
 
 
-def _text(content: str | Sequence[ContentPart], path: str) -> str:
-    if isinstance(content, str):
-        return content
+def _text(content: str | Sequence[ContentPart] | None, path: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
     return "".join(part.to_text(f"{path}[{index}]") for index, part in enumerate(content))
 
 
-def _call(item: FunctionCallItem, path: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(item.arguments or "{}")
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path} is no JSON: {error}", param=path) from error
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(f"{path} must be a JSON object", param=path)
-    return {
-        "id": item.call_id,
-        "type": "function",
-        "function": {"name": item.name, "arguments": arguments},
-    }
+def _call(item: FunctionCallItem) -> dict[str, Any]:
+    function = {"name": item.name, "arguments": read_arguments(item.arguments)}
+    return {"id": item.call_id, "type": "function", "function": function}

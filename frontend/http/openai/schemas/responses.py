@@ -7,9 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from frontend.chat.conversation import Conversation
+from frontend.chat.conversation import Conversation, effort_variables
 from frontend.chat.tools import Tool, ToolChoice
 from frontend.http.body import Body, Seconds, TokenIdList
+from frontend.http.openai.schemas.generation import MODELS_OWN_DEFAULTS
+from frontend.http.openai.schemas.hints import UNSERVED, CacheHints, Hints
 from frontend.http.openai.schemas.response_items import Input, turns
 from pagewire.base.errors import InvalidRequest, Unsupported
 from pagewire.wire.sampling_params import StructuredOutput
@@ -43,12 +45,14 @@ class TextBody(Body):
 class ReasoningBody(Body):
     """How much the model is to think."""
 
+    unserved: ClassVar = {"context": ("auto",), "mode": ("standard",)}
+
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class ResponseTool(Body):
+class ResponseTool(CacheHints):
     """A function that the model may call."""
 
     type: str
@@ -113,10 +117,27 @@ class StreamBody(Body):
     include_obfuscation: bool | None = None
 
 
-class ResponsesBody(Body):
+class ResponsesBody(Hints):
     """POST /v1/responses. OpenAI's fields, and behind `user` further ones."""
 
     forms: ClassVar = {"input": "a string or a list of items"}
+    unserved: ClassVar = UNSERVED
+    defaults: ClassVar = {
+        **MODELS_OWN_DEFAULTS,
+        "background": False,
+        "parallel_tool_calls": True,
+        "service_tier": "auto",
+        "store": False,
+        "stream": False,
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": "auto",
+        "truncation": "disabled",
+        "priority": 0,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "min_tokens": 0,
+        "ignore_eos": False,
+    }
 
     model: str | None = None
     input: Input
@@ -136,14 +157,10 @@ class ResponsesBody(Body):
     stream_options: StreamBody | None = None
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
-    store: bool | None = None
     background: bool | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
     user: str | None = None
     request_id: str | None = None
     priority: int | None = None
@@ -172,19 +189,10 @@ class ResponsesBody(Body):
         for name, reason in (("previous_response_id", stored), ("conversation", stored), ("prompt", stored)):
             if getattr(self, name) is not None:
                 raise Unsupported(f"{name} is not supported: {reason}", param=name)
-        if self.store:
-            raise Unsupported(
-                "store is true; this server stores no responses, so it must be false or left out",
-                param="store",
-            )
         if self.background:
             raise Unsupported(
                 "background is true; a response that is not stored cannot be fetched later: stream it",
                 param="background",
-            )
-        if self.service_tier not in (None, "auto", "default"):
-            raise Unsupported(
-                f"service_tier is {self.service_tier!r}; it must be auto or default", param="service_tier"
             )
         for name in ("max_output_tokens", "max_tool_calls"):
             limit = getattr(self, name)
@@ -205,10 +213,6 @@ class ResponsesBody(Body):
             raise Unsupported(
                 "stream_options.include_obfuscation is not supported; streams have none here",
                 param="stream_options.include_obfuscation",
-            )
-        if self.text is not None and self.text.verbosity not in (None, "medium"):
-            raise Unsupported(
-                f"text.verbosity is {self.text.verbosity!r}; only medium is supported", param="text.verbosity"
             )
         for name in ("summary", "generate_summary"):
             wanted = getattr(self.reasoning, name, None)
@@ -241,12 +245,8 @@ class ResponsesBody(Body):
         """
         tools = [tool.to_tool(f"tools[{index}]") for index, tool in enumerate(self.tools or ())]
         tools, choice = self._chosen(tools)
-        variables = dict(self.chat_template_kwargs or {})
         effort = self.reasoning.effort if self.reasoning is not None else None
-        if effort is not None:
-            variables.setdefault("reasoning_effort", effort)
-        if effort == "none":
-            variables.setdefault("enable_thinking", False)
+        variables = {**effort_variables(effort), **(self.chat_template_kwargs or {})}
         return Conversation(
             messages=turns(self.input, self.instructions),
             template_variables=variables,
