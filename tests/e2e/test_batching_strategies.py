@@ -9,9 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
+from pagewire import LLM, SamplingParams
+from pagewire.wire.sampling_params import BeamSearch
 from scheduler.settings import BATCHING_STRATEGIES
 from tools.service import Service
 
+IN_BATCHES = [strategy for strategy in BATCHING_STRATEGIES if strategy != "inflight"]
 NULL = ("--engine", "null", "--max-num-seqs", "4", "--max-num-batched-tokens", "32")
 BODIES: list[dict[str, Any]] = [
     {"prompt": "Once", "max_tokens": 30, "seed": 4},
@@ -23,7 +26,7 @@ BODIES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("strategy", BATCHING_STRATEGIES)
+@pytest.mark.parametrize("strategy", IN_BATCHES)
 async def test_a_strategy_serves_the_tokens_that_the_default_does(
     null_service: Service, tmp_path: Path, strategy: str
 ) -> None:
@@ -44,5 +47,22 @@ async def test_a_strategy_serves_the_tokens_that_the_default_does(
             assert len(vectors.raise_for_status().json()["data"]) == 9
         metrics = service.metrics()
         assert metrics[f'pagewire:batching_info{{strategy="{strategy}"}}'] == 1
-        assert (metrics["pagewire:batches_total"] > 0) == (strategy != "inflight")
+        assert metrics["pagewire:batches_total"] > 0
+        plain = null_service.metrics()
+        assert plain['pagewire:batching_info{strategy="inflight"}'] == 1
+        assert plain["pagewire:batches_total"] == 0
         assert metrics["pagewire:num_requests_waiting"] == 0
+
+
+def test_offline_prompts_samples_and_beams_are_completed_in_batches(smollm2_dir: Path) -> None:
+    params = [
+        SamplingParams(max_tokens=12, seed=1),
+        SamplingParams(max_tokens=6, seed=2, n=5),
+        SamplingParams(max_tokens=4, n=2, temperature=0, beam_search=BeamSearch()),
+        *(SamplingParams(max_tokens=5, seed=seed) for seed in range(3)),
+    ]
+    with LLM(str(smollm2_dir), engine="null", max_num_seqs=4, batching_strategy="static") as llm:
+        outputs = llm.generate([[number + 1] * 5 for number in range(len(params))], params)
+    assert [len(output.outputs) for output in outputs] == [1, 5, 2, 1, 1, 1]
+    for output, wanted in zip(outputs, params, strict=True):
+        assert all(len(each.token_ids) == wanted.max_tokens for each in output.outputs)
