@@ -44,6 +44,7 @@ from scheduler.core import Scheduler
 from scheduler.serve.driver import EngineDriver
 from scheduler.serve.outbox import Outbox
 from scheduler.serve.service import Connection
+from scheduler.settings import CoreSettings
 
 VOCAB = 49_152
 FACTS = WorkerFacts(
@@ -248,12 +249,12 @@ def submission(handle: int, request: tuple[Prompt, int]) -> pb.Submit:
 class LoopbackEngine(OfflineEngine):
     """The offline engine over a worker in this process that answers whenever it is waited for."""
 
-    def __init__(self, worker: WorkerConfig, *, enable_prefix_caching: bool, step_timeout: float) -> None:
+    def __init__(self, worker: WorkerConfig, *, settings: CoreSettings, step_timeout: float) -> None:
         with tempfile.TemporaryDirectory() as directory:
             endpoint = Endpoint(directory)
             link = LoopbackLink.connect(endpoint.path)
             link.worker = endpoint.worker()
-        self._attach(link, enable_prefix_caching=enable_prefix_caching)
+        self._attach(link, settings)
 
     def close(self) -> None:
         self._masks.close()

@@ -126,6 +126,7 @@ async def embed(pipeline: GenerationPipeline, request: EmbeddingRequest) -> Embe
                 client=request.client,
                 deadline=admitted.deadline,
                 pooling=pooling,
+                part=number,
             )
             for number, ids in enumerate(token_ids)
         ]

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from pagewire.base.settings import require, require_positive
 from pagewire.base.tls import ServerTls
-from scheduler.settings import CoreSettings
+from scheduler.settings import INFLIGHT, CoreSettings
+
+_BATCH_DELAYS = {"static": 1.0, "dynamic": 0.0}
+"""Seconds that a request waits for others to fill its batch, by strategy; with the others none waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,11 @@ class SchedulerConfig:
         enable_prefix_caching: whether full blocks are kept and shared by content.
         target_itl_ms: milliseconds that running streams may wait for their next token because prompts are
             computed; default as long as max_num_batched_tokens take.
+        batching_strategy: "inflight": requests join and leave the others at every step. To compare with it:
+            "none", one request at a time; "static" and "dynamic", batches of max_num_seqs requests, which no
+            request joins before they are over.
+        max_queue_delay_microseconds: with static and dynamic, how long a request waits for others to fill its
+            batch; by default a second with static, and not at all with dynamic.
         step_timeout: seconds after which a worker that has not finished a step counts as hung and is killed;
             five times as many for its first steps.
     """
@@ -41,6 +49,8 @@ class SchedulerConfig:
     max_num_waiting: int = 1024
     enable_prefix_caching: bool = True
     target_itl_ms: float | None = None
+    batching_strategy: str = INFLIGHT
+    max_queue_delay_microseconds: int | None = None
     step_timeout: float = 120.0
 
     def __post_init__(self) -> None:
@@ -49,6 +59,16 @@ class SchedulerConfig:
         require_positive(self, "max_num_seqs", "max_num_batched_tokens", "max_num_waiting")
         target = self.target_itl_ms
         require(target is None or 0 < target < float("inf"), "target_itl_ms", target, "more than 0")
+        strategy, delay = self.core().batching_strategy, self.max_queue_delay_microseconds
+        allowed = "at least 0"
+        if strategy not in _BATCH_DELAYS:
+            allowed = f"0 or left out with batching_strategy {strategy}, where no request waits for others"
+        require(
+            not delay or (delay > 0 and strategy in _BATCH_DELAYS),
+            "max_queue_delay_microseconds",
+            delay,
+            allowed,
+        )
         timeout = self.step_timeout
         require(0 < timeout < float("inf"), "step_timeout", timeout, "more than 0")
 
@@ -58,7 +78,15 @@ class SchedulerConfig:
             max_num_waiting=self.max_num_waiting,
             enable_prefix_caching=self.enable_prefix_caching,
             target_itl=None if self.target_itl_ms is None else self.target_itl_ms / 1e3,
+            batching_strategy=self.batching_strategy,
         )
+
+    @property
+    def batch_delay(self) -> float | None:
+        """Seconds that a request waits for others to fill its batch; None where requests never do."""
+        default = _BATCH_DELAYS.get(self.batching_strategy)
+        delay = self.max_queue_delay_microseconds
+        return default if default is None or delay is None else delay * 1e-6
 
     def tls(self) -> ServerTls | None:
         """TLS settings for connections over TCP; None for plain connections.

@@ -24,6 +24,7 @@ from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
 from scheduler.placement import Beginning, Placement
 from scheduler.policy import victims
+from scheduler.policy.batching import BatchQueue
 from scheduler.policy.forecast import Forecast, Progress
 from scheduler.policy.shares import Shares
 from scheduler.policy.step_time import StepTimes, StepWork
@@ -31,7 +32,7 @@ from scheduler.policy.suspects import Suspects, accuse, verdict
 from scheduler.policy.waiting import WaitingQueue, check
 from scheduler.request import NO_TURN, EndReason, Request, Status
 from scheduler.rows import IntArray, Rows, Wants
-from scheduler.settings import CoreSettings
+from scheduler.settings import INFLIGHT, CoreSettings
 from scheduler.step import Counters, Draft, InFlight, StepOutput
 
 
@@ -49,8 +50,8 @@ class Scheduler:
         self.step_times = StepTimes()
         self.running: list[Request] = []
         self.shares = Shares()
-        self._waiting = WaitingQueue(self.shares)
         self._suspects = Suspects()
+        self._waiting = self._new_queue()
         self._rows = Rows(limits.max_num_seqs, limits.block_size)
         self.prefixes = Prefixes(
             limits.block_size, self.pool, self._rows, enabled=settings.enable_prefix_caching
@@ -66,6 +67,13 @@ class Scheduler:
         self._next_step_id = 0
         self._is_held_up = self._is_full = self._has_arrivals = False
 
+    def _new_queue(self) -> WaitingQueue:
+        strategy = self.settings.batching_strategy
+        if strategy == INFLIGHT:
+            return WaitingQueue(self.shares)
+        batch_size = 1 if strategy == "none" else self.limits.max_num_seqs
+        return BatchQueue(self.shares, batch_size, lambda: not self.running and not self._suspects)
+
     @property
     def num_running(self) -> int:
         """Requests that hold a worker row."""
@@ -80,6 +88,11 @@ class Scheduler:
     def num_clients_waiting(self) -> int:
         """Clients that have requests waiting."""
         return len(self.shares.clients.waiting)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches begun; 0 where requests are batched in flight."""
+        return self._waiting.num_batches
 
     @property
     def num_in_flight(self) -> int:
@@ -141,6 +154,12 @@ class Scheduler:
         self._num_arrivals += 1
         self._queue(request, may_be_refused=not resumed)
         return refused
+
+    def overdue(self, request: Request) -> None:
+        """Tells that a waiting request has waited as long as it may for others to fill its batch. Nothing
+        changes if it waits no more, or where requests are batched in flight.
+        """
+        self._waiting.overdue(request)
 
     def retry_after(self, request: Request) -> float:
         """Seconds after which a client should retry a request that the queue had no room for."""
@@ -381,7 +400,7 @@ class Scheduler:
             if victim is None:
                 held = (len(request.block_ids) + pool.num_free) * self.limits.block_size
                 count = min(count, held - int(self._rows.num_computed[request.row]))
-                needed = self._placement.num_needed(request, count)
+                needed = min(self._placement.num_needed(request, count), pool.num_free)
                 break
             self.running.remove(victim)
             self._preempt(victim)

@@ -121,7 +121,7 @@ class Placement:
         end = int(state.num_computed[row]) + count
         if most > 1:  # this step and those in flight may each sample several tokens
             num_steps = int(state.num_tokens[row] - state.num_known[row]) + 1
-            end = min(end + num_steps * (most - 1), int(state.max_total[row]))
+            end = min(end + num_steps * (most - 1), int(state.max_total[row]) - 1)  # the last has no KV
         return -(-end // self._block_size) - len(request.block_ids)
 
     def place(

@@ -65,6 +65,8 @@ class Request:
         adapter_id: the adapter that its tokens are computed with; 0 is none.
         constraint: the structure that the output must have. Each token is sampled under a mask that the
             submitter provides: see `allow`.
+        group: names the client's request that this one is a part of; "" for one that has no other parts.
+        part: its number among these parts. The first one, 0, is submitted first.
         share: the fairness account of its client's user, while a scheduler has the request.
         num_tokens_at_entry: length of `token_ids` when it was last admitted.
         num_billed_tokens: how many of `token_ids` were charged to `share`, while it runs.
@@ -91,6 +93,8 @@ class Request:
     root_hash: BlockHash = ROOT_HASH
     adapter_id: int = 0
     constraint: StructuredOutput | None = None
+    group: str = ""
+    part: int = 0
 
     status: Status = Status.WAITING
     arrival: int = 0

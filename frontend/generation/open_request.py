@@ -78,6 +78,7 @@ class Submission:
         cache_salt: cached prefixes are shared only among requests of the same one.
         bad_words: token sequences that the output may not have.
         pooling: if set, the request ends with a pooled hidden state instead of generating.
+        part: its number among what is submitted for one answer; if it is not 0, it ends the request_id, too.
     """
 
     request_id: str
@@ -89,6 +90,7 @@ class Submission:
     cache_salt: str = ""
     bad_words: Sequence[Sequence[int]] = ()
     pooling: inference_pb2.Pooling = inference_pb2.POOLING_UNSPECIFIED
+    part: int = 0
 
 
 class OpenRequest:
@@ -193,6 +195,7 @@ class OpenRequest:
         submit.cache_salt = asked.cache_salt
         submit.pooling = asked.pooling
         submit.client = asked.client
+        submit.part = asked.part
         self._submitted = True
         if asked.deadline is not None:
             submit.timeout = max(0.0, asked.deadline - now)

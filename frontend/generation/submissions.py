@@ -77,6 +77,7 @@ class Submissions:
                 deadline=self._deadline,
                 cache_salt=self._request.cache_salt,
                 bad_words=self._bad_words,
+                part=number,
             ),
             wakeup,
         )

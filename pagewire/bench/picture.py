@@ -1,4 +1,4 @@
-"""Lines over an axis, as SVG: what the load generator draws of a sweep and the soak of a run.
+"""Lines over an axis, or bars, as SVG: what the load generator draws of a sweep and the soak of a run.
 
 It is written here because it is a few panels of lines: a plotting library would be a large dependency.
 """
@@ -6,7 +6,7 @@ It is written here because it is a few panels of lines: a plotting library would
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape  # nosec B406 # writes, parses nothing
 
@@ -15,6 +15,8 @@ LEGEND, CHARACTER = 14, 7
 """Pixels between a panel and its legend, and about as many as a character is wide."""
 _WIDEST = 1e6
 """Between the ends of a logarithmic axis; what is less is drawn at its end."""
+_BARS_SHARE = 0.8
+"""Of the width, the share that bars take; the rest is between those of one index and the next."""
 _COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#8d6a9f", "#c78a1e")
 
 
@@ -91,6 +93,8 @@ class Panel:
         x_label: what is drawn across.
         x, y: the axes; they hold every point.
         width: in pixels, without what is written around it.
+        bars: the names of 0, 1, ... across; if given, each point (index, height) is a bar with its height
+            written on it, those of one index beside each other.
     """
 
     title: str
@@ -99,6 +103,7 @@ class Panel:
     y: Axis
     series: Sequence[Series]
     width: int = 360
+    bars: Sequence[str] = ()
 
 
 def draw(title: str, panels: Sequence[Panel]) -> str:
@@ -117,7 +122,10 @@ def draw(title: str, panels: Sequence[Panel]) -> str:
         parts += _axes(panel, left)
         for number, series in enumerate(panel.series):
             colour = _COLOURS[number % len(_COLOURS)]
-            parts += _series(panel, series, left, colour)
+            if panel.bars:
+                parts += _bars(panel, series, number, left, colour)
+            else:
+                parts += _series(panel, series, left, colour)
             x, y = left + panel.width + LEGEND, TOP + 12 + 20 * number
             parts.append(f'<text x="{x}" y="{y}" fill="{colour}">{escape(series.name)}</text>')
         left += panel.width + GAP
@@ -131,10 +139,11 @@ def _axes(panel: Panel, left: float) -> list[str]:
         y = bottom - panel.y.place(tick) * PANEL_HEIGHT
         parts.append(_line([(left, y), (right, y)], "#e4e4e4"))
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,g}</text>')
-    for tick in panel.x.ticks():
+    named: Iterable[tuple[float, str]] = enumerate(panel.bars)
+    for tick, name in named if panel.bars else ((tick, f"{tick:,g}") for tick in panel.x.ticks()):
         x = left + panel.x.place(tick) * panel.width
         parts.append(_line([(x, bottom), (x, bottom + 5)], "#888"))
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 19}" text-anchor="middle">{tick:,g}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 19}" text-anchor="middle">{escape(name)}</text>')
     parts.append(_line([(left, TOP), (left, bottom), (right, bottom)], "#888"))
     middle = left + panel.width / 2
     parts.append(f'<text x="{middle}" y="{bottom + 42}" text-anchor="middle">{escape(panel.x_label)}</text>')
@@ -156,6 +165,24 @@ def _series(panel: Panel, series: Series, left: float, colour: str) -> list[str]
             parts.append(
                 f'<text x="{x - 6:.1f}" y="{y - 5:.1f}" font-size="10" text-anchor="end">{text}</text>'
             )
+    return parts
+
+
+def _bars(panel: Panel, series: Series, number: int, left: float, colour: str) -> list[str]:
+    """The bars of the series that is the `number`th at each index."""
+    width = _BARS_SHARE * panel.width / len(panel.bars) / len(panel.series)
+    parts = []
+    for index, height in series.points:
+        x = left + panel.x.place(index) * panel.width + (number - len(panel.series) / 2) * width
+        pixels = panel.y.place(height) * PANEL_HEIGHT
+        y = TOP + PANEL_HEIGHT - pixels
+        parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{pixels:.1f}" fill="{colour}"/>'
+        )
+        parts.append(
+            f'<text x="{x + width / 2:.1f}" y="{y - 5:.1f}" font-size="10" text-anchor="middle">'
+            f"{height:,.{1 if height < 100 else 0}f}</text>"
+        )
     return parts
 
 

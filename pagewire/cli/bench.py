@@ -17,7 +17,7 @@ from pagewire.base.options import build, with_options
 from pagewire.bench.shapes import SHAPES, shape_directory
 from pagewire.bench.targets import peer, settings, startup_targets, throughput_targets
 from pagewire.bench.workloads import NAMED, Lengths, Workload, named
-from pagewire.cli import bench_serve
+from pagewire.cli import bench_serve, bench_strategies
 from pagewire.hub.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def register(app: typer.Typer) -> None:
     bench.command()(with_worker_options(latency))
     bench.command()(with_worker_options(startup))
     bench.command()(bench_serve.serve)
+    bench_strategies.register(bench)
     app.add_typer(bench, name="bench")
 
 

@@ -46,7 +46,6 @@ STEP_TIMEOUT = 120.0
 _LAST_BYTES = 4096
 _RETRY_SECONDS = 0.02
 _STOP_SECONDS = 10.0
-_UNBOUNDED = 2**31
 
 
 class OfflineEngine:
@@ -57,11 +56,17 @@ class OfflineEngine:
     """
 
     def __init__(
-        self, worker: WorkerConfig, *, enable_prefix_caching: bool, step_timeout: float = STEP_TIMEOUT
+        self,
+        worker: WorkerConfig,
+        *,
+        settings: CoreSettings,
+        step_timeout: float = STEP_TIMEOUT,
     ) -> None:
         """Starts the worker and waits until it has loaded the model. `worker.socket` is not looked at.
 
         Args:
+            worker: the worker's configuration.
+            settings: the core's.
             step_timeout: seconds after which a worker that has not finished a step counts as hung; five times
                 as many for its first steps.
 
@@ -77,22 +82,19 @@ class OfflineEngine:
         self._process = self._start(worker, socket)
         try:
             link = self._connect(socket)
-            self._attach(link, enable_prefix_caching=enable_prefix_caching, step_timeout=step_timeout)
+            self._attach(link, settings, step_timeout)
             self._idle.begin()
         except BaseException:
             self._stop()
             raise
 
-    def _attach(
-        self, link: WorkerLink, *, enable_prefix_caching: bool, step_timeout: float = STEP_TIMEOUT
-    ) -> None:
+    def _attach(self, link: WorkerLink, settings: CoreSettings, step_timeout: float = STEP_TIMEOUT) -> None:
         self._link = link
         self._step_timeout = step_timeout
         self._num_finished, self._began = 0, 0.0
         self._ahead = WorkAhead(link.facts.more_ahead)
         self._idle = IdleWork(link, self._ahead)
         self.facts: WorkerFacts = link.facts
-        settings = CoreSettings(max_num_waiting=_UNBOUNDED, enable_prefix_caching=enable_prefix_caching)
         self.core = Scheduler(self.facts.limits, settings)
         self._mask_ready = threading.Event()
         self._pacing = Pacing()
@@ -165,6 +167,7 @@ class OfflineEngine:
             InvalidRequest: it could never be served.
         """
         self.core.add(request)
+        self.core.overdue(request)  # nobody else will come to fill its batch
         if request.constraint is not None:
             self._masks.begin(request)
 

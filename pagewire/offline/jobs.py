@@ -124,6 +124,8 @@ class SamplingJob(Job):
                     owner=self,
                     bad_words=bad_words,
                     cache_salt=cache_salt,
+                    group=output.request_id,
+                    part=number,
                 ),
                 sampling,
                 OutputText(tokenizer, sampling),
@@ -273,6 +275,8 @@ class SearchJob(Job):
             self._facts,
             owner=self,
             cache_salt=self._cache_salt,
+            group=self.output.request_id,
+            part=int(bool(token_ids)),
         )
 
     def add_logprobs(self, request: Request, entry: records.TokenLogprobs) -> None:

@@ -24,8 +24,10 @@ from pagewire.offline.prompts import Prompt, read_prompt
 from pagewire.structured.closing import with_closed_objects
 from pagewire.wire.sampling_params import SamplingParams
 from scheduler.request import EndReason, Request
+from scheduler.settings import INFLIGHT, CoreSettings
 
 Conversation = Sequence[Mapping[str, Any]]
+_UNBOUNDED = 2**31
 
 
 class LLM:
@@ -40,6 +42,7 @@ class LLM:
         *,
         enable_prefix_caching: bool = True,
         open_schemas: bool = False,
+        batching_strategy: str = INFLIGHT,
         step_timeout: float = STEP_TIMEOUT,
         **worker_options: Any,
     ) -> None:
@@ -48,6 +51,8 @@ class LLM:
         enable_prefix_caching: whether prompts share the KV of their common beginnings.
         open_schemas: whether objects may have properties that their JSON Schema does not name, as its letter
             says; otherwise only where the schema says so itself.
+        batching_strategy: "inflight", or to compare with it "none" (one prompt at a time), or "static" or
+            "dynamic" (both in batches of `max_num_seqs`, each of which begins when the one before is over).
         step_timeout: seconds after which a worker that has not finished a step counts as hung and is killed;
             five times as many for its first steps.
         worker_options: fields of `engine.config.WorkerConfig`, such as `dtype`, `device`, `max_model_len`,
@@ -57,13 +62,16 @@ class LLM:
             ConfigError: an option or the model is wrong.
         """
         self._engine: OfflineEngine | None = None
+        settings = CoreSettings(
+            max_num_waiting=_UNBOUNDED,
+            enable_prefix_caching=enable_prefix_caching,
+            batching_strategy=batching_strategy,
+        )
         wanted = WorkerConfig(**worker_options, model=model, socket=Path())
         directory, load_format = resolve_checkpoint(model, wanted.load_format, progress=True)
         config = replace(wanted, model=str(directory), load_format=load_format)
         self._text = ServedModel.load(directory, (default_model_name(model),), None)
-        self._engine = OfflineEngine(
-            config, enable_prefix_caching=enable_prefix_caching, step_timeout=step_timeout
-        )
+        self._engine = OfflineEngine(config, settings=settings, step_timeout=step_timeout)
         self._ids = count()
         self._open_schemas = open_schemas
 

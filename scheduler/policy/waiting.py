@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 
@@ -43,25 +44,85 @@ def check(request: Request, limits: EngineLimits) -> None:
     request.max_total_tokens = min(request.max_total_tokens, most + 1)
 
 
-class WaitingQueue:
-    """Waiting requests in order of service: by priority; then by how much their clients, and the clients'
-    users, were served so far, least first; then those that ran before; then by arrival. Requests that end
-    while they wait are removed when they reach the front, or when they make up most of the queue.
+class Order:
+    """Requests in order of service: by priority; then by how much their clients, and the clients' users, were
+    served so far, least first; then those that ran before; then by arrival. Requests that end while they are
+    in here are removed when they reach the front, or by `drop_ended`.
+    """
+
+    def __init__(self, turns: Iterator[int]) -> None:
+        """Args:
+        turns: numbers the requests that come to the front.
+        """
+        self._turns = turns
+        self._levels: dict[int, _Level] = {}
+        self._priorities: list[int] = []
+        self._num_entries = 0
+
+    def push(self, request: Request) -> None:
+        """Adds a request whose `share` is set."""
+        level = self._levels.get(request.priority)
+        if level is None:
+            level = self._levels[request.priority] = _Level()
+            heapq.heappush(self._priorities, request.priority)
+        level.add(request)
+        self._num_entries += 1
+
+    def first(self) -> Request | None:
+        """The request to admit next; it stays in here. Assigns its turn: requests that come to the front
+        later are served after it while both run.
+        """
+        while self._priorities:
+            level = self._levels[self._priorities[0]]
+            request = level.first()
+            if request is not None:
+                if request.turn >= NO_TURN:
+                    request.turn = next(self._turns)
+                return request
+            del self._levels[heapq.heappop(self._priorities)]
+        return None
+
+    def pop(self) -> Request:
+        """Removes the request that `first` returned last."""
+        self._num_entries -= 1
+        return self._levels[self._priorities[0]].pop()
+
+    def live(self) -> list[Request]:
+        """The requests that have not ended, in no order."""
+        return [request for level in self._levels.values() for request in level.live()]
+
+    def clear(self) -> None:
+        """Removes everything."""
+        self._levels, self._priorities, self._num_entries = {}, [], 0
+
+    def drop_ended(self, num_live: int) -> None:
+        """Removes the requests that ended if they make up most of what is in here.
+
+        Args:
+            num_live: no fewer than have not ended.
+        """
+        if self._num_entries > 2 * num_live + _HEAP_SLACK:
+            live = self.live()
+            self.clear()
+            for request in live:
+                Order.push(self, request)
+
+
+class WaitingQueue(Order):
+    """The waiting requests, each of which may be admitted as soon as it is the first and there is room.
 
     Attributes:
         num_waiting: requests in the queue that have not ended.
+        num_batches: batches that were begun, where requests are computed in batches (batching.py); else 0.
     """
 
     def __init__(self, shares: Shares) -> None:
         """Args:
         shares: the clients' fairness accounts; the queue updates their waiting counts.
         """
-        self.num_waiting = 0
+        super().__init__(count())
+        self.num_waiting = self.num_batches = 0
         self._shares = shares
-        self._levels: dict[int, _Level] = {}
-        self._priorities: list[int] = []
-        self._num_entries = 0
-        self._num_turns = 0
         self._set_aside: list[Request] = []
         self._loads: dict[int, _Load] = {}
         self._refusable: dict[Share, dict[Request, None]] = {}
@@ -79,54 +140,30 @@ class WaitingQueue:
         if may_be_refused:
             self._refusable.setdefault(share, {})[request] = None
         self.num_waiting += 1
-        self._push(request)
+        self.push(request)
         self._count(request, 1)
 
-    def _push(self, request: Request) -> None:
-        level = self._levels.get(request.priority)
-        if level is None:
-            level = self._levels[request.priority] = _Level()
-            heapq.heappush(self._priorities, request.priority)
-        level.add(request)
-        self._num_entries += 1
-
-    def first(self) -> Request | None:
-        """The request to admit next; it stays in the queue. Assigns its turn: requests that come to the
-        front later are served after it while both run.
-        """
-        while self._priorities:
-            level = self._levels[self._priorities[0]]
-            request = level.first()
-            if request is not None:
-                if request.turn >= NO_TURN:
-                    request.turn, self._num_turns = self._num_turns, self._num_turns + 1
-                return request
-            del self._levels[heapq.heappop(self._priorities)]
-        return None
+    def overdue(self, request: Request) -> None:
+        """Tells that a request has waited as long as it may for others. None does here."""
 
     def take_first(self) -> None:
         """Removes the request that `first` returned last."""
-        self._count_out(self._pop())
+        self._count_out(self.pop())
 
     def set_aside(self) -> None:
         """Skips the request that `first` returned last, until `restore`; it still counts as waiting."""
-        self._set_aside.append(self._pop())
+        self._set_aside.append(self.pop())
 
     def restore(self) -> None:
         """Puts back the requests that `set_aside` skipped."""
         while self._set_aside:
-            self._push(self._set_aside.pop())
-
-    def _pop(self) -> Request:
-        self._num_entries -= 1
-        return self._levels[self._priorities[0]].pop()
+            self.push(self._set_aside.pop())
 
     def forget(self, request: Request) -> None:
         """Stops counting a request that has just ended."""
         assert request.status is Status.ENDED
         self._count_out(request)
-        if self._num_entries > 2 * self.num_waiting + _HEAP_SLACK:
-            self._rebuild()
+        self.drop_ended(self.num_waiting)
 
     def _count_out(self, request: Request) -> None:
         share = request.share
@@ -140,23 +177,12 @@ class WaitingQueue:
             if not refusable:
                 del self._refusable[share]
 
-    def _rebuild(self) -> None:
-        """Rebuilds the heaps without the requests that ended."""
-        live = self.waiting()
-        self._levels, self._priorities, self._num_entries = {}, [], 0
-        for request in live:
-            self._push(request)
-
-    def waiting(self) -> list[Request]:
-        """All waiting requests, in no order."""
-        return [request for level in self._levels.values() for request in level.live()]
-
     def take_all(self) -> list[Request]:
         """Empties the queue and returns the requests that were waiting, in no order."""
-        taken = self.waiting()
+        taken = self.live()
         for request in taken:
             self._count_out(request)
-        self._levels, self._priorities, self._num_entries = {}, [], 0
+        self.clear()
         return taken
 
     def has(self, share: Share) -> bool:

@@ -56,6 +56,7 @@ class EngineDriver:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
+        self._batch_delay = config.batch_delay
         self._group: WorkerGroup | None = None
         self._core: Scheduler | None = None
         self._lost = asyncio.Event()
@@ -73,7 +74,7 @@ class EngineDriver:
         self.facts: WorkerFacts | None = None
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
         self.detached.set()
-        self.metrics = SchedulerMetrics(lambda: self._core)
+        self.metrics = SchedulerMetrics(lambda: self._core, config.batching_strategy)
 
     @property
     def core(self) -> Scheduler | None:
@@ -248,6 +249,8 @@ class EngineDriver:
                 self.metrics.refused(Code.RESOURCE_EXHAUSTED.name.lower())
                 self._finish(refused, Code.RESOURCE_EXHAUSTED, retry_after=self._core.retry_after(refused))
                 ticket_of(refused).outbox.flush(0)
+        if self._batch_delay is not None:
+            asyncio.get_running_loop().call_later(self._batch_delay, self._on_overdue, request)
         if request.constraint is not None:
             assert self.facts is not None
             self._masks.begin(request, self.facts)
@@ -301,6 +304,12 @@ class EngineDriver:
         """Ends a request at once, without an event in its outbox."""
         if self._end(request, EndReason.ABORT):
             self._settle(request)
+            self._schedule_pump()
+
+    def _on_overdue(self, request: Request) -> None:
+        """A request has waited as long as it may for others to fill its batch, if it still waits."""
+        if self._core is not None:
+            self._core.overdue(request)
             self._schedule_pump()
 
     def _expire(self, request: Request) -> None:

@@ -32,6 +32,8 @@ def make_request(
     cache_salt: str = "",
     pooling: int = Pooling.NONE,
     adapter_id: int = 0,
+    group: str = "",
+    part: int = 0,
 ) -> Request:
     """Makes a request; fills in defaults for the seed, max_tokens and the tokens that end the output.
 
@@ -49,6 +51,7 @@ def make_request(
         cache_salt: cached prefixes are shared only between requests of the same salt.
         pooling: a Pooling; if not NONE, the request returns a pooled state and `sampling` is ignored.
         adapter_id: the adapter that its tokens are computed with; 0 is the base model alone.
+        group, part: see `Request`.
 
     Raises:
         InvalidRequest: a value does not suit the model.
@@ -66,7 +69,9 @@ def make_request(
         )
     root = root_hash(cache_salt, adapter_id)
     if pooling != Pooling.NONE:
-        return _pooling_request(request_id, known, pooling, priority, client, owner, root, adapter_id)
+        request = _pooling_request(request_id, known, pooling, priority, client, owner, root, adapter_id)
+        request.group, request.part = group, part
+        return request
     sampling.check_token_ids(facts.limits.vocab_size)
     _check_bad_words(bad_words, facts.limits.vocab_size)
     max_tokens = facts.limits.max_model_len if sampling.max_tokens is None else sampling.max_tokens
@@ -85,6 +90,8 @@ def make_request(
         root_hash=root,
         adapter_id=adapter_id,
         constraint=sampling.structured_output,
+        group=group,
+        part=part,
     )
 
 

@@ -9,7 +9,12 @@ from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from scheduler.core import Scheduler
@@ -45,10 +50,12 @@ class SchedulerMetrics(Collector):
 
     Args:
         core: returns the current core, or None while no engine is attached.
+        batching_strategy: how requests are batched.
     """
 
-    def __init__(self, core: Callable[[], Scheduler | None]) -> None:
+    def __init__(self, core: Callable[[], Scheduler | None], batching_strategy: str) -> None:
         self._core = core
+        self._batching_strategy = batching_strategy
         self._totals: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
@@ -124,6 +131,9 @@ class SchedulerMetrics(Collector):
         yield CounterMetricFamily(
             "pagewire:worker_losses", "How often the engine-worker was lost", self.num_worker_losses
         )
+        yield InfoMetricFamily(
+            "pagewire:batching", "How requests are batched", value={"strategy": self._batching_strategy}
+        )
         yield _labelled("request_success", "Ended requests", "finished_reason", self._finished)
         yield _labelled("request_refused", "Refused submissions", "code", self._refused)
         for name, documentation, value in _gauges(core):
@@ -136,6 +146,7 @@ class SchedulerMetrics(Collector):
 _COUNTERS = {
     "num_preemptions": "Requests sent back to wait, for memory or for another client",
     "steps": "Steps planned",
+    "batches": "Batches begun, where requests are not batched in flight",
     "short_steps": "Steps that left out tokens of prompts for the target of the inter-token latency",
     "computed_tokens": "Tokens whose KV was computed",
     "generation_tokens": "Tokens generated",
@@ -151,6 +162,7 @@ def _totals(core: Scheduler) -> dict[str, int]:
     return {
         "num_preemptions": counters.num_preemptions,
         "steps": counters.num_steps,
+        "batches": core.num_batches,
         "short_steps": counters.num_short_steps,
         "computed_tokens": counters.num_computed_tokens,
         "generation_tokens": counters.num_generated_tokens,

@@ -189,6 +189,8 @@ class Connection:
             bad_words=[each.ids[:] for each in submit.bad_words],
             cache_salt=submit.cache_salt,
             pooling=submit.pooling,
+            group=submit.request_id.removesuffix(f"-{submit.part}") if submit.part else submit.request_id,
+            part=submit.part,
         )
         self._driver.submit(request, ticket, timeout, resumed=submit.resumed)
         self._requests[submit.handle] = request

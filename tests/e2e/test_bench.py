@@ -74,9 +74,42 @@ def test_startup_with_empty_caches_and_with_full_ones(model: Path, tmp_path: Pat
     assert run.stdout.split()[:2] == ["CACHES", "READY"]
 
 
+def test_strategies_side_by_side(tmp_path: Path, smollm2_dir: Path) -> None:
+    path, picture = tmp_path / "strategies.json", tmp_path / "strategies.svg"
+    engine = (
+        "--engine",
+        "null",
+        "--null-step-ms",
+        "2",
+        "--max-num-seqs",
+        "3",
+        "--strategies",
+        "none,dynamic",
+    )
+    load = ("--num-requests", "6", "--concurrency", "3", "--input-len", "5", "--output-len", "20")
+    output = ("--json", str(path), "--picture", str(picture))
+    run = bench("strategies", str(smollm2_dir), *engine, *load, *output)
+    written = record(run, path)
+    assert [line.split()[0] for line in run.stdout.splitlines()] == ["STRATEGY", "none", "dynamic"]
+    assert list(written["results"]) == ["none", "dynamic"]
+    assert (written["benchmark"], written["load"], written["max_num_seqs"]) == (
+        "strategies",
+        "3 at a time",
+        3,
+    )
+    for result in written["results"].values():
+        assert result["requests"]["complete"] == 6
+        assert result["output_tokens"] == 6 * 20
+        assert 0 < result["ttft_ms"]["p50"] <= result["e2e_ms"]["p99"]
+    assert written["results"]["none"]["ttft_ms"]["p99"] > written["results"]["dynamic"]["ttft_ms"]["p50"]
+    assert picture.read_text().startswith("<svg ")
+    assert all(name in picture.read_text() for name in ("none", "dynamic", "output tokens/s"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("strategies", "--strategies", "none,all"), "one or more of none, static, dynamic, inflight"),
         (("throughput", "--workload", "W9"), "workload is 'W9'; it must be one or more of W1, W2"),
         (("throughput", "--prompt-len", "5:4"), "prompt-len is '5:4'"),
         (("latency", "--workload", "W1", "--prompt-len", "5"), "give it, or lengths, not both"),

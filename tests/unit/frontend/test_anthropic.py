@@ -176,7 +176,13 @@ async def test_calls_and_results_go_back_and_forth(client, scheduler: ScriptedSc
     messages = [USER, first.to_param(), {"role": "user", "content": [result]}]
     second = await ask(client, tools=[WEATHER], messages=messages)
     assert second.content[0].text == "Sunny."
-    assert bytes(scheduler.submits[-1].token_ids) == b"<user>hi<assistant><tool>sun<assistant>"
+    prompt = bytes(scheduler.submits[-1].token_ids).decode()
+    # The template knows neither calls nor results, so both are shown as text.
+    assert (
+        prompt.index("<tool_call>")
+        < prompt.index("get_weather", prompt.index("<assistant>"))
+        < prompt.index("sun")
+    )
 
 
 @pytest.mark.parametrize(

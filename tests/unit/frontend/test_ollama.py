@@ -457,7 +457,7 @@ async def test_models_are_listed_shown_and_running(
 
 async def test_capabilities_are_what_the_model_has(start_frontend: FrontendFactory) -> None:
     client = ollama.AsyncClient((await start_frontend(pooling="last")).url)
-    assert (await client.show("bytes")).capabilities == ["completion", "embedding"]
+    assert (await client.show("bytes")).capabilities == ["completion", "embedding", "tools"]
 
 
 async def test_pulling_the_served_model_succeeds_and_others_are_not_found(client: ollama.AsyncClient) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from frontend.chat.arguments import read_arguments
 from frontend.generation.message_parser import ToolCallDelta
 from frontend.http.ollama.lines import ChatLines, Times, _called, _Calls
 from frontend.http.ollama.schemas.messages import OllamaMessage, for_template
@@ -68,7 +69,7 @@ def test_arguments_of_earlier_calls_are_taken_in_any_form(arguments: Any) -> Non
     call = {"function": {"name": "f", "arguments": arguments}}
     message = OllamaMessage.model_validate({"role": "assistant", "tool_calls": [call]})
     ((turn,)) = for_template([message])
-    assert isinstance(turn["tool_calls"][0]["function"]["arguments"], dict)
+    assert turn["tool_calls"][0]["function"]["arguments"] == read_arguments(arguments)
 
 
 @pytest.fixture

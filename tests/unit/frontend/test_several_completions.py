@@ -56,7 +56,9 @@ async def test_every_prompt_gets_n_completions_with_seeds_of_their_own(http, sch
     assert [bytes(submit.token_ids) for submit in scheduler.submits] == [b"ab", b"ab", b"cd", b"cd"]
     other = seed_of_completion(7, 1)
     assert [submit.sampling.seed for submit in scheduler.submits] == [7, other, 7, other]
-    assert len({submit.request_id for submit in scheduler.submits}) == 4
+    first = scheduler.submits[0].request_id
+    parts = {submit.part: submit.request_id for submit in scheduler.submits}
+    assert parts == {0: first, 1: f"{first}-1", 2: f"{first}-2", 3: f"{first}-3"}
     for submit, text in reversed(list(zip(scheduler.submits, (b"12", b"34", b"56", b"78"), strict=True))):
         await scheduler.say(submit.handle, text, end=LENGTH, cached=1)
     status, body = await asking

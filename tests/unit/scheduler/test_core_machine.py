@@ -26,7 +26,7 @@ from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
 from scheduler.policy.suspects import MAX_LONE_FAILURES
 from scheduler.request import EndReason, Request, Status
-from scheduler.settings import CoreSettings
+from scheduler.settings import BATCHING_STRATEGIES, INFLIGHT, CoreSettings
 from scheduler.step import InFlight
 from tests.unit.scheduler.executor import (
     MiniatureWorker,
@@ -68,6 +68,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         target_itl=st.sampled_from([None, 1e-6, 0.02]),
         block_size=st.sampled_from([3, 5]),
         max_tokens_per_step=st.sampled_from([1, 1, 4]),
+        strategy=st.sampled_from([INFLIGHT, INFLIGHT, *BATCHING_STRATEGIES]),
     )
     def start(
         self,
@@ -80,6 +81,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         target_itl: float | None,
         block_size: int,
         max_tokens_per_step: int,
+        strategy: str,
     ) -> None:
         self.depth = depth
         self.limits = EngineLimits(
@@ -95,6 +97,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_num_waiting=max_num_waiting,
             enable_prefix_caching=caching,
             target_itl=target_itl,
+            batching_strategy=strategy,
         )
         self.scheduler = Scheduler(self.limits, self.settings)
         self.worker = self._new_worker()
@@ -107,6 +110,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.told: dict[str, list[float]] = {}
         self.failed_alone: Counter[str] = Counter()
         self.refused: set[str] = set()
+        self.batch_began, self.batch = 0, list[Request]()
 
     def _new_worker(self) -> MiniatureWorker:
         limits, most = self.limits, self.limits.max_tokens_per_step
@@ -126,6 +130,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "a"]),
         client=st.sampled_from(["", "", "a/1", "a/2", "b"]),
         timeout=st.sampled_from([None, None, 0.01, 60.0]),
+        num_parts=st.sampled_from([1, 1, 3]),
     )
     def submit(
         self,
@@ -139,28 +144,34 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt: str,
         client: str,
         timeout: float | None,
+        num_parts: int,
     ) -> None:
-        name = f"r{len(self.requests)}"
-        request = Request(
-            name,
-            array("I", prompt),
-            len(prompt),
-            SamplingRecord(logprobs=0 if logprobs else -1, prompt_logprobs=prompt_logprobs),
-            max_total_tokens=len(prompt) + max_tokens,
-            stop_token_ids=frozenset([STOP_TOKEN] if stops else []),
-            priority=priority,
-            client=client,
-            owner=(prompt, max_tokens),
-            root_hash=root_hash(salt),
-            constraint=CONSTRAINT if constrained else None,
-        )
-        self._add(request, timeout)
+        """A request, or one in several parts: completions of one prompt."""
+        group = f"g{len(self.requests)}"
+        for part in range(num_parts):
+            request = Request(
+                f"r{len(self.requests)}",
+                array("I", prompt),
+                len(prompt),
+                SamplingRecord(logprobs=0 if logprobs else -1, prompt_logprobs=prompt_logprobs),
+                max_total_tokens=len(prompt) + max_tokens,
+                stop_token_ids=frozenset([STOP_TOKEN] if stops else []),
+                priority=priority,
+                client=client,
+                owner=(prompt, max_tokens),
+                root_hash=root_hash(salt),
+                constraint=CONSTRAINT if constrained else None,
+                group=group,
+                part=part,
+            )
+            self._add(request, timeout)
 
     @precondition(lambda self: hasattr(self, "requests") and self.requests)
     @rule(data=st.data(), kept=st.integers(0, 4), token=st.integers(0, VOCAB - 1), constrained=st.booleans())
     def fork(self, data: st.DataObject, kept: int, token: int, constrained: bool) -> None:
         """A request goes on where another is, or was a few tokens ago: a beam, a sample, the next turn."""
         name = data.draw(st.sampled_from(sorted(self.requests)))
+        is_beam = data.draw(st.booleans())
         tokens = self.requests[name].token_ids.tolist()
         prompt = [*tokens[: len(tokens) - kept], token][: MAX_MODEL_LEN - 1]
         self._add(
@@ -172,6 +183,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 max_total_tokens=len(prompt) + 3,
                 owner=(prompt, 3),
                 constraint=CONSTRAINT if constrained else None,
+                group=self.requests[name].group if is_beam else "",
+                part=5 if is_beam else 0,
             )
         )
 
@@ -211,11 +224,44 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.in_flight) < self.depth)
     @rule()
     def plan(self) -> None:
+        self._plan()
+
+    def _plan(self) -> bool:
+        """Plans a step, if there is anything to compute."""
+        begun = [r for r in self._live() if r.num_cached_tokens >= 0]
         plan = self.scheduler.schedule()
+        self._check_batch(begun)
         if plan is not None:
             self._check_masks(plan)
             self._check_suspects_are_alone()
             self.in_flight.append(plan)
+        return plan is not None
+
+    def _live(self) -> list[Request]:
+        return [r for r in self.requests.values() if r.status is not Status.ENDED]
+
+    def _check_batch(self, begun: list[Request]) -> None:
+        """Where requests are computed in batches, nobody joins those that have begun but who waited when
+        their batch did, and other parts of clients' requests."""
+        joined = self.scheduler.take_admitted()
+        strategy = self.settings.batching_strategy
+        if strategy == INFLIGHT:
+            return
+        if not begun and joined:
+            self.batch_began = len(self.requests)
+            self.batch = []
+        self.batch += [request for request in joined if not request.part]
+        assert all(self._number(request) < self.batch_began for request in self.batch)
+        assert len(self.batch) <= (1 if strategy == "none" else self.limits.max_num_seqs)
+
+    def _number(self, request: Request) -> int:
+        return list(self.requests).index(request.request_id)
+
+    @precondition(lambda self: hasattr(self, "requests") and self._live())
+    @rule(data=st.data())
+    def overdue(self, data: st.DataObject) -> None:
+        """A request has waited long enough for others, if it waits."""
+        self.scheduler.overdue(self.requests[data.draw(st.sampled_from(sorted(self.requests)))])
 
     def _check_suspects_are_alone(self) -> None:
         *before, step = self.scheduler._in_flight
@@ -389,9 +435,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(10_000):
             for request in self._unmasked():
                 self.scheduler.allow(request, to_mask(allowed_after(request.token_ids.tolist()), VOCAB))
-            while len(self.in_flight) < self.depth and (plan := self.scheduler.schedule()) is not None:
-                self._check_masks(plan)
-                self.in_flight.append(plan)
+            for request in self._live():
+                self.scheduler.overdue(request)
+            while len(self.in_flight) < self.depth and self._plan():
+                pass
             if not self.in_flight:
                 break
             self.step()

@@ -148,10 +148,11 @@ async def stub(
 
 
 @asynccontextmanager
-async def served(tmp_path: Path) -> AsyncIterator[scheduler_pb2_grpc.SchedulerServiceStub]:
+async def served(tmp_path: Path, **options: Any) -> AsyncIterator[scheduler_pb2_grpc.SchedulerServiceStub]:
     """A scheduler over the worker at worker.sock."""
     address = f"unix:{tmp_path}/scheduler.sock"
-    config = SchedulerConfig(listen=(address,), worker_socket=tmp_path / "worker.sock", max_num_waiting=3)
+    options = {"max_num_waiting": 3, **options}
+    config = SchedulerConfig(listen=(address,), worker_socket=tmp_path / "worker.sock", **options)
     server = SchedulerServer(config)
     await server.start()
     async with grpc.aio.insecure_channel(address) as channel:
@@ -234,6 +235,55 @@ async def test_generate_streams_tokens_and_one_end(stub: scheduler_pb2_grpc.Sche
     assert events[-1].ended.reason == pb.END_REASON_LENGTH
     assert events[-1].ended.num_output_tokens == 10
     assert await used_blocks(stub) == 0
+
+
+@pytest.mark.parametrize("strategy", ["static", "dynamic"])
+async def test_a_batch_begins_when_it_is_full_or_somebody_has_waited_long_enough(
+    worker: WorkerThread, tmp_path: Path, strategy: str
+) -> None:
+    delay = 0.3
+    options = {"batching_strategy": strategy, "max_queue_delay_microseconds": round(delay * 1e6)}
+    async with served(tmp_path, **options, max_num_waiting=10) as stub:
+        frontend = Frontend(stub)
+        began = time.perf_counter()
+        for handle in (1, 2, 3):
+            await frontend.call.write(submit(handle, [handle], 5))
+        await frontend.until_ended(1, 2, 3)
+        assert time.perf_counter() - began >= delay
+        assert [len(rows) for rows in worker.rows_by_step] == [3] * 5
+        began = time.perf_counter()
+        for handle in (4, 5, 6, 7, 8):
+            await frontend.call.write(submit(handle, [handle], 5))
+        await frontend.until_ended(4, 5, 6, 7)
+        assert time.perf_counter() - began < delay
+        assert 8 not in frontend.tokens
+        await frontend.until_ended(8)
+        assert [len(rows) for rows in worker.rows_by_step] == [3] * 5 + [4] * 5 + [1] * 5
+        for handle in range(1, 9):
+            assert frontend.tokens[handle] == continuation([handle], 5, VOCAB)
+        metrics = (await stub.GetMetrics(pb.GetMetricsRequest())).exposition.decode()
+        assert f'pagewire:batching_info{{strategy="{strategy}"}} 1.0' in metrics
+        assert "pagewire:batches_total 3.0" in metrics
+
+
+async def test_one_request_at_a_time_is_all_of_its_completions_and_goes_on_with_another_worker(
+    worker: WorkerThread, tmp_path: Path
+) -> None:
+    worker.leave_at = 3
+    async with served(tmp_path, batching_strategy="none", max_num_waiting=10) as stub:
+        frontend = Frontend(stub)
+        changes = pb.Changes(
+            submits=[
+                submit(1, [1], 5, request_id="a").submit,
+                submit(2, [2], 5, request_id="b").submit,
+                submit(3, [1, 3], 5, request_id="a-1", part=1).submit,
+            ]
+        )
+        await frontend.call.write(pb.ConnectRequest(changes=changes))
+        await frontend.until_ended(1, 2, 3)
+        assert frontend.tokens[3] == continuation([1, 3], 5, VOCAB)
+        assert len(worker.rows_by_step[0]) == 2
+        assert [len(rows) for rows in worker.rows_by_step[-5:]] == [1] * 5
 
 
 @pytest.mark.parametrize(
