@@ -105,7 +105,7 @@ _NOT_WITH_BEAMS: Mapping[str, Any] = {
     "stop": (),
     "bad_words": (),
     "logit_bias": {},
-    "allowed_token_ids": None,
+    "allowed_token_ids": None,  # nosec B105 # no password
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,

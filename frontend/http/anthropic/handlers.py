@@ -14,6 +14,7 @@ from frontend.http.anthropic.message_shape import MessageShape, event_frame
 from frontend.http.body import parse
 from frontend.http.event_stream import EventStream
 from frontend.http.failure import Failure
+from frontend.http.relaxed import note_relaxed
 from frontend.http.request_id import REQUEST_ID
 from pagewire.base.errors import InvalidRequest, PagewireError
 
@@ -63,6 +64,7 @@ class MessageHandlers:
             return event_frame(ANTHROPIC_ERRORS.body(Failure.of(error).of_request(request.request_id)))
 
         async with self._pipeline.start(request) as answer:
+            note_relaxed(http_request, answer.relaxed)
             if not stream:
                 return web.json_response(await shape.whole(answer))
             events = EventStream(

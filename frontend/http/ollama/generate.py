@@ -32,6 +32,7 @@ from frontend.http.ollama.schemas.generation import (
 )
 from frontend.http.ollama.schemas.keep_alive import asks_to_unload
 from frontend.http.ollama.schemas.options import DEFAULTS
+from frontend.http.relaxed import note_relaxed
 from frontend.http.request_id import REQUEST_ID
 from pagewire.base.errors import PagewireError
 from pagewire.wire.sampling_params import SamplingParams
@@ -122,6 +123,7 @@ class OllamaGenerateHandlers:
             sampling=sampling or self._sampling(body),
             client=client_of(None),
             return_prompt_ids=isinstance(body, OllamaGenerateBody) and not body.raw,
+            strict_schema=False,
             new_parser=new_parser,
         )
 
@@ -137,6 +139,7 @@ class OllamaGenerateHandlers:
         """aiohttp cancels this when the client disconnects; leaving the pipeline's context aborts the
         request."""
         async with self._pipeline.start(request) as answer:
+            note_relaxed(http_request, answer.relaxed)
             times.submit()
             if not streams:
                 whole = await answer.whole()

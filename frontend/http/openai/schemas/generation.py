@@ -39,7 +39,7 @@ class GenerationBody(StructuredFields, Hints):
         "store": False,
         "stream": False,
         "priority": 0,
-        "return_token_ids": False,
+        "return_token_ids": False,  # nosec B105 # no password
         "n": 1,
         "use_beam_search": False,
         "length_penalty": 1,
