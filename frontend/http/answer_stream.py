@@ -36,7 +36,7 @@ async def send_answer(
     """
 
     async def frames() -> AsyncGenerator[bytes, None]:
-        async with aclosing(answer.rounds(_StreamSink(stream, answer, frames_of))) as rounds:
+        async with aclosing(answer.rounds(StreamSink(stream, answer, frames_of))) as rounds:
             async for events in rounds:
                 rendered = frames_of(events, answer)
                 if rendered or not begins_with_text:
@@ -45,7 +45,7 @@ async def send_answer(
     return await stream.send(frames(), failed=failed)
 
 
-class _StreamSink:
+class StreamSink:
     """Renders an answer's events where they arise. See Sink."""
 
     def __init__(self, stream: EventStream, answer: Answer, frames_of: Frames) -> None:

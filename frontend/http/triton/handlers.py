@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from json.encoder import encode_basestring
 from typing import Any
@@ -13,6 +13,7 @@ from aiohttp import web
 from frontend.generation.answer import Answer
 from frontend.generation.events import Event
 from frontend.generation.pipeline import GenerationPipeline
+from frontend.http.answer_stream import StreamSink
 from frontend.http.body import parse
 from frontend.http.event_stream import EventStream
 from frontend.http.failure import Failure
@@ -141,25 +142,12 @@ async def _frames(stream: EventStream, inference: Inference, answer: Answer) -> 
         yield frames(responses.each(await answer.whole()))
         return
 
-    def render(events: Sequence[Event]) -> bytes:
+    def render(events: Sequence[Event], answer: Answer) -> bytes:
         return frames(responses.deltas(events))
 
-    async with aclosing(answer.rounds(_StreamSink(stream, render))) as rounds:
+    async with aclosing(answer.rounds(StreamSink(stream, answer, render))) as rounds:
         async for events in rounds:
-            yield render(events)
-
-
-class _StreamSink:
-    """Renders an answer's events where they arise. See Sink."""
-
-    def __init__(self, stream: EventStream, render: Callable[[Sequence[Event]], bytes]) -> None:
-        self._stream = stream
-        self._render = render
-        self.ready = stream.ready
-
-    def take(self, events: Sequence[Event]) -> None:
-        if frames := self._render(events):
-            self._stream.write(frames)
+            yield render(events, answer)
 
 
 class Flattener:
