@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.service import Service
 
-lm_eval = pytest.importorskip("lm_eval", reason="make test-eval installs it")
+lm_eval = pytest.importorskip("lm_eval", reason="make test-clients installs it")
+pytest.importorskip("datasets", reason="make test-clients installs it")
 
 QUESTIONS = [
     {"question": "The capital of France is", "choices": [" Paris", " Berlin", " a river"], "answer": 0},

@@ -122,7 +122,8 @@ async def test_an_idle_service_uses_no_cpu(server: Service) -> None:
 
 async def test_a_long_prompt_does_not_stall_a_running_stream_beyond_its_chunks(tmp_path: Path) -> None:
     budget, long_prompt = 64, [(37 * index) % 4000 + 300 for index in range(800)]
-    with Service(tmp_path, options=("--max-num-batched-tokens", str(budget))) as service:
+    options = ("--engine", "null", "--null-step-ms", "10", "--max-num-batched-tokens", str(budget))
+    with Service(tmp_path, options=options) as service:
         async with grpc.aio.insecure_channel(service.grpc_target) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             stream = stub.Generate(greedy(PROMPT[:10], 2000))
@@ -144,7 +145,8 @@ async def test_a_long_prompt_does_not_stall_a_running_stream_beyond_its_chunks(t
 
 async def test_sigterm_lets_open_streams_finish_refuses_new_ones_and_exits_0(tmp_path: Path) -> None:
     runtime = Path(tempfile.mkdtemp(dir="/tmp"))  # a short path: it holds Unix sockets
-    with Service(tmp_path, environment={"XDG_RUNTIME_DIR": str(runtime)}) as service:
+    options = ("--engine", "null", "--null-step-ms", "30")
+    with Service(tmp_path, options=options, environment={"XDG_RUNTIME_DIR": str(runtime)}) as service:
         pids = [process.pid for process in service.processes().values()]
         async with grpc.aio.insecure_channel(service.grpc_target) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)

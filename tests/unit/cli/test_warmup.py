@@ -46,6 +46,7 @@ def test_what_cannot_be_compiled_for_is_said_with_status_2(
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow  # of tests/unit/engine/test_compile_ahead.py
 def test_kernels_for_another_machine_s_gpu_are_kept_by_architecture_and_versions(tmp_path: Path) -> None:
     run = warmup(tmp_path, "--target", "sm_90", *FEWEST_KERNELS)
     assert (run.returncode, run.stderr) == (0, "")
