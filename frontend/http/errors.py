@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from aiohttp import web
 
 from frontend.http.anthropic.errors import ANTHROPIC_ERRORS
 from frontend.http.failure import ErrorForm, Failure
+from frontend.http.json_text import json_response
 from frontend.http.ollama.errors import OLLAMA_ERRORS
 from frontend.http.openai.errors import OPENAI_ERRORS
 from frontend.http.triton.errors import TRITON_ERRORS
@@ -34,7 +33,7 @@ def error_response(path: str, error: PagewireError | Failure, request_id: str | 
     failure = error if isinstance(error, Failure) else Failure.of(error)
     failure = failure.of_request(request_id)
     form = error_form(path)
-    response = web.json_response(dict(form.body(failure)), status=form.status(failure), dumps=_dumps)
+    response = json_response(dict(form.body(failure)), status=form.status(failure))
     if failure.retry_after is not None:
         response.headers["Retry-After"] = str(failure.retry_after)
     if failure.allow is not None:
@@ -42,7 +41,3 @@ def error_response(path: str, error: PagewireError | Failure, request_id: str | 
     if failure.accept_encoding is not None:
         response.headers["Accept-Encoding"] = failure.accept_encoding
     return response
-
-
-def _dumps(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

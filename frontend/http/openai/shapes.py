@@ -15,6 +15,7 @@ from typing import Any
 
 from frontend.generation.answer import Answer, WholeAnswer, WholeChoice
 from frontend.generation.events import Delta, Event, Finished, PositionLogprobs, PromptRead, Usage
+from frontend.http.json_text import json_text
 from frontend.text.tokenizer import TextTokenizer
 
 DONE = b"data: [DONE]\n\n"
@@ -113,7 +114,7 @@ class ResponseShape(ABC):
             if frame is not None:
                 return frame.encode()
         if self._options.continuous_usage:
-            self._suffix = f', "usage": {_json(usage_object(answer.usage))}'
+            self._suffix = f', "usage": {json_text(usage_object(answer.usage))}'
         frames = []
         for event in events:
             if isinstance(event, Delta):
@@ -196,13 +197,13 @@ class ResponseShape(ABC):
 
     def _reasons(self, finished: Finished) -> str:
         """Why a choice ended, as the end of its last frame."""
-        return f'"{finished.reason.value}", "stop_reason": {_json(finished.stop_reason)}'
+        return f'"{finished.reason.value}", "stop_reason": {json_text(finished.stop_reason)}'
 
     def _ids(self, token_ids: Sequence[int]) -> dict[str, Any]:
         return {"token_ids": list(token_ids)} if self._options.return_token_ids else {}
 
     def _rendered_ids(self, token_ids: Sequence[int]) -> str:
-        return f', "token_ids": {_json(list(token_ids))}' if self._options.return_token_ids else ""
+        return f', "token_ids": {json_text(list(token_ids))}' if self._options.return_token_ids else ""
 
     def _prompt_facts(self, prompt: PromptRead | None) -> dict[str, Any]:
         """What an answer says of its prompt besides the completions."""
@@ -258,8 +259,4 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 def event_frame(value: object) -> bytes:
     """One server-sent event."""
-    return b"data: " + _json(value).encode() + b"\n\n"
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return b"data: " + json_text(value).encode() + b"\n\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -14,6 +13,7 @@ from aiohttp import web
 from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.http.body import parse
+from frontend.http.json_text import json_response
 from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
 from frontend.text.tokenizer_config import SPECIAL_TOKENS
@@ -153,7 +153,7 @@ class OperationHandlers:
         tokens = await self._pipeline.tokenize(body.to_tokenize())
         facts = self._pipeline.link.model
         entry = self._pipeline.model.tokenizer.vocabulary_entry
-        return _json(
+        return json_response(
             {
                 "tokens": tokens,
                 "count": len(tokens),
@@ -167,13 +167,13 @@ class OperationHandlers:
         body = parse(DetokenizeBody, await request.read())
         self._pipeline.model.check_name(body.model or "")
         text = await self._pipeline.detokenize(body.tokens, skip_special_tokens=body.skip_special_tokens)
-        return _json({"prompt": text})
+        return json_response({"prompt": text})
 
     async def tokenizer_info(self, request: web.Request) -> web.Response:
         """GET /tokenizer_info"""
         model, engine = self._pipeline.model, self._pipeline.link.model
         facts = model.tokenizer_facts
-        return _json(
+        return json_response(
             {
                 "tokenizer_class": facts.tokenizer_class,
                 "vocab_size": model.tokenizer.vocab_size,
@@ -185,8 +185,3 @@ class OperationHandlers:
                 "chat_template": None if model.template is None else model.template.default_source,
             }
         )
-
-
-def _json(value: object) -> web.Response:
-    """With text as it is, instead of escaped."""
-    return web.json_response(value, dumps=lambda value: json.dumps(value, ensure_ascii=False))
