@@ -96,8 +96,11 @@ class Prefixes:
             self._pool.remember(request.block_ids[index], self._place(request, index), known)
 
     def publish_last(self, request: Request) -> None:
-        """Makes the known, computed tokens of a running request's last, partly filled block findable."""
-        end = min(self._rows.num_computed.item(request.row), len(request.token_ids))
+        """Makes the known, computed tokens of a running request's last, partly filled block findable. Steps
+        in flight that go on after a request's end count as computed, though no block holds what they compute.
+        """
+        held = len(request.block_ids) * self._block_size
+        end = min(self._rows.num_computed.item(request.row), len(request.token_ids), held)
         index = end // self._block_size
         if self.is_enabled and end % self._block_size and request.num_published_blocks == index:
             known = request.token_ids[index * self._block_size : end]

@@ -184,3 +184,21 @@ def test_a_step_computes_no_more_than_its_result_can_report() -> None:
         if plan is not None
     ]
     assert ends == [2, 2]
+
+
+def test_a_request_that_ends_ahead_of_the_steps_in_flight_leaves_only_what_its_blocks_hold() -> None:
+    """Each of three steps in flight counts as computing a token more; the first samples all that are left."""
+    limits = replace(LIMITS, max_tokens_per_step=4, block_size=3)
+    scheduler, worker = Scheduler(limits), MiniatureWorker(3, VOCAB, 64, 8, generosity=lambda: 4)
+    request, other = (_request([token], 3, priority=0) for token in (7, 8))
+    scheduler.add(request)
+    plans = [plan for plan in (scheduler.schedule() for _ in range(3)) if plan is not None]
+    for plan in plans:
+        scheduler.update(worker.execute(plan))
+    assert request.end_reason is EndReason.LENGTH
+    assert request.token_ids.tolist() == [7, *continuation([7], 3, VOCAB)]
+    assert scheduler.pool.num_used == 0
+    scheduler.add(other)
+    while (step := scheduler.schedule()) is not None:
+        scheduler.update(worker.execute(step))
+    assert other.token_ids.tolist() == [8, *continuation([8], 3, VOCAB)]
