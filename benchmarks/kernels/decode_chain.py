@@ -24,6 +24,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.kernels.elementwise import BLOCK_SIZE, EPS, MODELS, Model
+from engine.kernels.activate_and_mul.kernel import activate_and_mul
 from engine.kernels.launch import set_overlap
 from engine.kernels.linear.choice import choose_linear, linear
 from engine.kernels.linear.tiled import ShareWorkspace
@@ -36,7 +37,6 @@ from engine.kernels.paged_attention.decode import (
 from engine.kernels.rms_norm.kernel import add_rms_norm, rms_norm
 from engine.kernels.rotate_and_store.kernel import rotate_and_store
 from engine.kernels.sampling.kernel import SamplingColumns, SamplingWorkspace, sample_rows
-from engine.kernels.silu_and_mul.kernel import silu_and_mul
 from engine.kernels.step_inputs.kernel import embed, prepare_decodes
 
 LAYERS = {"qwen06b": 28, "llama8b": 32}
@@ -200,7 +200,7 @@ class DecodeStep:
             x = self._multiply(x, layer.o)
             x = add_rms_norm(x, residual, layer.mlp_norm, EPS)
             x = self._multiply(x, layer.gate_up)
-            x = self._multiply(silu_and_mul(x), layer.down)
+            x = self._multiply(activate_and_mul(x, "silu"), layer.down)
         assert residual is not None
         hidden = add_rms_norm(x, residual, self.final_norm, EPS)
         logits = self._multiply(hidden, self.head)

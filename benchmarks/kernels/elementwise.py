@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from benchmarks import record
 from benchmarks.kernels.timing import Call, Timer
+from engine.kernels.activate_and_mul.kernel import activate_and_mul
 from engine.kernels.rms_norm.kernel import add_rms_norm, rms_norm
 from engine.kernels.rms_norm.naive import naive_add_rms_norm, naive_rms_norm
 from engine.kernels.rotate_and_store.kernel import rotate_and_store
-from engine.kernels.silu_and_mul.kernel import silu_and_mul
 from engine.kernels.step_inputs.kernel import embed, prepare_chunks, prepare_decodes, scatter_words
 
 TOKENS = (1, 16, 256, 8192)
@@ -103,7 +103,9 @@ def activation(model: Model, tokens: int) -> Operation:
     def inputs() -> tuple[Call, Call]:
         gate_up = random(tokens, 2 * width)
         out = torch.empty(tokens, width, dtype=DTYPE)
-        return lambda: silu_and_mul(gate_up, out=out), lambda: F.silu(gate_up[:, :width]) * gate_up[:, width:]
+        return lambda: activate_and_mul(
+            gate_up, "silu", out=out
+        ), lambda: F.silu(gate_up[:, :width]) * gate_up[:, width:]
 
     return Operation(3 * tokens * width * ITEM, inputs)
 
@@ -268,7 +270,7 @@ def operations() -> Iterator[tuple[str, Callable[[], Operation]]]:
     of_a_model: dict[str, Callable[[Model, int], Operation]] = {
         "rms_norm": norm,
         "add_rms_norm": add_norm,
-        "silu_and_mul": activation,
+        "activate_and_mul": activation,
         "rotate_and_store": rotation,
         "embed": embedding,
     }

@@ -59,10 +59,13 @@ class RotaryTable:
     Attributes:
         angles: cosines of each position's R/2 pairs of channels, then sines, [max_positions, R] fp32.
         interleaved: whether channel 2i pairs with 2i + 1, as in GPT-J; else i pairs with i + R/2.
+        query_scale: what queries of each position are multiplied with as well, [max_positions] fp32; None
+            for nothing.
     """
 
     angles: torch.Tensor
     interleaved: bool = False
+    query_scale: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

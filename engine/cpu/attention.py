@@ -99,12 +99,13 @@ class TorchRotation(Rotation):
     """Cosines and sines of each token's R rotated channels, each [T, 1, R].
 
     The sine of a pair's first channel is negative, so that rotated channels are channels * cos + (the others
-    of their pairs) * sin.
+    of their pairs) * sin. Queries are multiplied with `query_scale` [T, 1, 1], where there is one.
     """
 
     cos: torch.Tensor
     sin: torch.Tensor
     interleaved: bool
+    query_scale: torch.Tensor | None
 
 
 class TorchAttentionBackend(AttentionBackend):
@@ -121,7 +122,10 @@ class TorchAttentionBackend(AttentionBackend):
             both = torch.stack((cos, cos), dim=-1).flatten(-2), torch.stack((-sin, sin), dim=-1).flatten(-2)
         else:
             both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return TorchRotation(*both, table.interleaved)
+        scale = table.query_scale
+        if scale is not None:
+            scale = scale.index_select(0, positions).to(self.dtype).view(-1, 1, 1)
+        return TorchRotation(*both, table.interleaved, scale)
 
     def rotate_and_store(
         self,
@@ -142,6 +146,8 @@ class TorchAttentionBackend(AttentionBackend):
         if rotation is not None:
             assert isinstance(rotation, TorchRotation)
             turned = rotate(turned, rotation)
+            if rotation.query_scale is not None:
+                turned[:, : heads.num_heads] *= rotation.query_scale
         kv_cache.store(turned[:, heads.num_heads :], value, metadata.slot_mapping)
         return turned[:, : heads.num_heads]
 

@@ -29,9 +29,26 @@ class TorchLayerOps(LayerOps):
     ) -> torch.Tensor:
         return self.rms_norm(residual.add_(x), weight, eps)
 
-    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    ) -> torch.Tensor:
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    def add_layer_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        return F.layer_norm(residual.add_(x), weight.shape, weight, bias, eps)
+
+    def activate_and_mul(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        if activation == "silu":
+            return F.silu(gate).mul_(up)
+        return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none").mul_(up)
 
     def _eps_of(self, eps: float) -> torch.Tensor:
         if eps not in self._eps:

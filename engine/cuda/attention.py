@@ -143,6 +143,9 @@ class TritonAttentionBackend(AttentionBackend):
             eps=0.0 if norm is None else norm.eps,
             interleaved=rotation is not None and rotation.table.interleaved,
         )
+        if rotation is not None and rotation.table.query_scale is not None:
+            scale = rotation.table.query_scale.index_select(0, rotation.positions)
+            query.mul_(scale.view(-1, 1, 1))
         return query
 
     def forward(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from engine.kernels.activate_and_mul.kernel import activate_and_mul
+from engine.kernels.layer_norm.kernel import add_layer_norm, layer_norm
 from engine.kernels.rms_norm.kernel import add_rms_norm, rms_norm
-from engine.kernels.silu_and_mul.kernel import silu_and_mul
 from engine.kernels.step_inputs.kernel import embed
 from engine.layers.ops import LayerOps
 
@@ -27,6 +28,23 @@ class TritonLayerOps(LayerOps):
         normed: torch.Tensor = add_rms_norm(x, residual, weight, eps)
         return normed
 
-    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = silu_and_mul(gate_up)
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    ) -> torch.Tensor:
+        normed: torch.Tensor = layer_norm(x, weight, bias, eps)
+        return normed
+
+    def add_layer_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        normed: torch.Tensor = add_layer_norm(x, residual, weight, bias, eps)
+        return normed
+
+    def activate_and_mul(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+        product: torch.Tensor = activate_and_mul(gate_up, activation)
         return product

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from engine.layers.linear import LinearLayer
@@ -43,6 +44,9 @@ class ParallelLMHead(LinearLayer):
 
     Where the model ties its embeddings, the weight is the embedding's and nothing is loaded here; the layer's
     method must then be one for plain weights.
+
+    Args:
+        normalised: whether the weight's rows are scaled to length 1 as they are loaded.
     """
 
     def __init__(
@@ -54,12 +58,19 @@ class ParallelLMHead(LinearLayer):
         methods: LinearMethods,
         parallel: TensorParallel,
         tied_to: VocabParallelEmbedding | None,
+        normalised: bool = False,
     ) -> None:
         shards = (OutputShard("", parallel.part(vocab_size, "vocab_size")),)
         shape = LinearShape(shards, FeatureRange.whole(hidden_size))
         shared = None if tied_to is None else tied_to.weight
         super().__init__(name, shape, methods.for_matrix(name, ""), bias=False, shared_weight=shared)
         self.parallel = parallel
+        self._normalised = normalised
+
+    def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
+        if self._normalised and name == "weight":
+            tensor = F.normalize(tensor.float())
+        super().load_parameter(name, tensor, shard)
 
     def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
         return self.parallel.all_gather_last_dim(self.method.apply(self, x, None))

@@ -102,7 +102,7 @@ class LinearMethods(ABC):
         Args:
             layer: its layer's full name, such as "model.layers.3.self_attn.qkv_proj" or "lm_head".
             shard: which of a fused layer's matrices, such as "q"; "" where the layer is not fused. What
-                checkpoints call it, CausalLM.checkpoint_module says.
+                checkpoints call it, CheckpointNames.module says.
         """
 
 

@@ -1,23 +1,28 @@
-"""Root-mean-square layer normalisation (arXiv:1910.07467) with the residual addition beside it."""
+"""Normalisation of activations, with the residual addition beside it."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 from torch import nn
 
+from engine.layers.norm_config import NormConfig
 from engine.layers.ops import LayerOps
-from engine.layers.weights import LoadableModule
+from engine.layers.weights import LoadableModule, copy_checked
 
 
-class RMSNorm(LoadableModule):
-    """x / rms(x) * weight over the last dimension."""
+class Norm(LoadableModule):
+    """Normalises over the last dimension."""
 
-    def __init__(self, size: int, eps: float, ops: LayerOps) -> None:
-        super().__init__()
-        self.eps = eps
-        self.ops = ops
-        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+    eps: float
+    weight: nn.Parameter
 
+    @abstractmethod
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] -> the same shape, in x's dtype."""
+
+    @abstractmethod
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds the residual stream to x, then normalises.
 
@@ -25,6 +30,60 @@ class RMSNorm(LoadableModule):
             (normalised sum, the sum itself, which is the new residual stream), both [T, hidden]. The given
             residual is overwritten; where there is none, x becomes it.
         """
+
+
+class RMSNorm(Norm):
+    """x / rms(x) * weight (arXiv:1910.07467).
+
+    Args:
+        one_plus: whether checkpoints hold the weight less one. The sum is kept in fp32: near one, bfloat16
+            has steps of 1/128.
+    """
+
+    def __init__(self, size: int, eps: float, ops: LayerOps, *, one_plus: bool = False) -> None:
+        super().__init__()
+        self.eps = eps
+        self.ops = ops
+        self._one_plus = one_plus
+        dtype = torch.float32 if one_plus else None
+        self.weight = nn.Parameter(torch.empty(size, dtype=dtype), requires_grad=False)
+
+    def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
+        copy_checked(self.weight, tensor)
+        if self._one_plus:
+            with torch.no_grad():
+                self.weight.add_(1.0)
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if residual is None:
             return self.ops.rms_norm(x, self.weight, self.eps), x
         return self.ops.add_rms_norm(x, residual, self.weight, self.eps), residual
+
+
+class LayerNorm(Norm):
+    """(x - mean(x)) / std(x) * weight + bias (arXiv:1607.06450)."""
+
+    def __init__(self, size: int, eps: float, ops: LayerOps, *, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(size), requires_grad=False) if bias else None
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if residual is None:
+            return self.ops.layer_norm(x, self.weight, self.bias, self.eps), x
+        return self.ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps), residual
+
+
+def make_norm(size: int, config: NormConfig, ops: LayerOps) -> Norm:
+    """The norm that a configuration names, over `size` channels."""
+    if config.kind == "layer":
+        return LayerNorm(size, config.eps, ops, bias=config.bias)
+    return RMSNorm(size, config.eps, ops, one_plus=config.one_plus)

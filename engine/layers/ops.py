@@ -25,5 +25,27 @@ class LayerOps(ABC):
         """Adds x to the residual stream [T, hidden], in place, and returns the norm of the sum."""
 
     @abstractmethod
-    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """[T, 2 * n], gate then up -> silu(gate) * up, [T, n] (SwiGLU, arXiv:2002.05202)."""
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    ) -> torch.Tensor:
+        """(x - mean(x)) / std(x) * weight + bias over the last dimension (arXiv:1607.06450), computed in
+        fp32, in x's dtype."""
+
+    @abstractmethod
+    def add_layer_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        """Adds x to the residual stream [T, hidden], in place, and returns the norm of the sum."""
+
+    @abstractmethod
+    def activate_and_mul(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+        """[T, 2 * n], gate then up -> activation(gate) * up, [T, n] (arXiv:2002.05202).
+
+        Args:
+            activation: "silu", "gelu", or "gelu_tanh", which approximates it by a hyperbolic tangent.
+        """

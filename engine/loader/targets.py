@@ -26,12 +26,12 @@ class _Target:
 class LoadTargets:
     """The checkpoint tensors a model needs, by name; each is loaded exactly once.
 
-    A tensor that a checkpoint keeps as one of several (`CausalLM.split`) is loaded as each of them.
+    A tensor that a checkpoint keeps as one of several (`CheckpointNames.split`) is loaded as each of them.
     """
 
     def __init__(self, model: CausalLM) -> None:
         self._targets: dict[str, _Target] = {}
-        self._ignored = model.ignored
+        self._names = model.names
         self._aliases: set[str] = set()
         self._collect(model)
         self._fused = _fused_tensors(model, self._targets)
@@ -47,7 +47,7 @@ class LoadTargets:
         if name in self._fused:
             return all(self.wants(part, source) for part in self._fused[name])
         if name not in self._targets:
-            if name in self._aliases or name.endswith(self._ignored):
+            if name in self._aliases or self._names.ignores(name):
                 return False
             raise ConfigError(f"{source}: tensor {name!r} is not part of this model")
         if name in self._loaded:
@@ -137,7 +137,7 @@ def _is_plain_float(dtype: torch.dtype) -> bool:
 def _fused_tensors(model: CausalLM, names: Collection[str]) -> dict[str, dict[str, Sequence[int]]]:
     """Fused checkpoint tensor -> the tensors of the model that it holds, with their units in it."""
     fused: dict[str, dict[str, Sequence[int]]] = {}
-    layouts = {module: layout(model.config) for module, layout in model.split.items()}
+    layouts = {module: layout(model.config) for module, layout in model.names.split.items()}
     for name in names:
         path, _, parameter = name.rpartition(".")
         parent, _, own_name = path.rpartition(".")
@@ -157,7 +157,5 @@ def _checkpoint_names(
     """Checkpoint tensor name -> shard, for one parameter."""
     layer = module.layer_name or path
     if not module.checkpoint_shards:
-        return {f"{layer}.{parameter}": None}
-    return {
-        f"{model.checkpoint_module(layer, shard)}.{parameter}": shard for shard in module.checkpoint_shards
-    }
+        return {f"{model.names.module(layer)}.{parameter}": None}
+    return {f"{model.names.module(layer, shard)}.{parameter}": shard for shard in module.checkpoint_shards}

@@ -11,7 +11,7 @@ import torch
 from engine.loader.checkpoint import Checkpoint, readable
 from engine.loader.stream import StoredTensor, read_exactly
 from engine.models.base import ModelContext
-from engine.models.families import model_class
+from engine.models.families import checkpoint_names
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +26,17 @@ def untie_own_head(context: ModelContext, checkpoint: Checkpoint, dtype: torch.d
     """
     if not context.config.tie_word_embeddings:
         return context
-    model = model_class(context.config.architecture)
-    head, embedding = checkpoint.find(model.head), checkpoint.find(model.embedding)
+    names = checkpoint_names(context.config.architecture)
+    head_name = f"{names.module('lm_head')}.weight"
+    embedding_name = f"{names.module('model.embed_tokens')}.weight"
+    head, embedding = checkpoint.find(head_name), checkpoint.find(embedding_name)
     if head is None or embedding is None or have_same_values(head, embedding, dtype):
         return context
     logger.warning(
         "%s: tie_word_embeddings is true, but %s differs from %s; both are used",
         checkpoint.directory,
-        model.head,
-        model.embedding,
+        head_name,
+        embedding_name,
     )
     return replace(context, config=replace(context.config, tie_word_embeddings=False))
 

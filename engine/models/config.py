@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.layers.norm_config import NormConfig
 from engine.layers.rope_scaling import RopeScaling
 
 
@@ -44,12 +45,26 @@ class ModelConfig:
         architecture: the class name in config.json's `architectures`.
         head_dim: size of one attention head; not always hidden_size / num_attention_heads.
         max_position_embeddings: the longest context the model was made for.
+        longest_context: the longest that may be asked for, where the rotation stretches with the context that
+            is served; 0 where it is the same.
+        norm: how its layers normalise.
+        norm_inputs, norm_outputs: whether attention and feed-forward part normalise what they read, and what
+            they add to the residual stream.
+        parallel_residual: whether attention and feed-forward part of a layer read the same input.
+        activation: of the feed-forward part's gate: "silu", "gelu" or "gelu_tanh".
         layers: each layer's own, from the first to the last.
         attention_scale: what attention scores are multiplied with.
         attention_soft_cap: scaled scores s become cap * tanh(s / cap); 0 for no cap.
         alibi: whether scores fall with the distance between key and query (arXiv:2108.12409).
         qkv_bias, o_bias, mlp_bias: which projections have a bias.
-        qk_norm: whether every query and key head is normalised before rotation.
+        qk_norm: how queries and keys are normalised before rotation: "heads", each head for itself;
+            "projection", all of a token's queries together, and so its keys; "" for not at all.
+        log_query_positions: a query at position p from here on is multiplied with the logarithm of p + 1 to
+            this base (Qwen's logn attention); 0 for none.
+        embedding_scale, residual_scale: what embeddings, and what attention and feed-forward part add to the
+            residual stream, are multiplied with.
+        logit_scale, logit_soft_cap: logits l become l * scale, then cap * tanh(l / cap); 0 for no cap.
+        normalise_head: whether the rows of the output projection are scaled to length 1 (Baichuan 2).
         tie_word_embeddings: whether the output projection is the embedding matrix.
         eos_token_ids: every token that ends a completion.
         dtype: the number format the checkpoint was saved in, such as "bfloat16"; "" if it does not say.
@@ -63,7 +78,12 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     max_position_embeddings: int
-    rms_norm_eps: float
+    longest_context: int = 0
+    norm: NormConfig
+    norm_inputs: bool = True
+    norm_outputs: bool = False
+    parallel_residual: bool = False
+    activation: str = "silu"
     layers: tuple[LayerConfig, ...]
     attention_scale: float
     attention_soft_cap: float = 0.0
@@ -71,7 +91,13 @@ class ModelConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str = ""
+    log_query_positions: int = 0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_soft_cap: float = 0.0
+    normalise_head: bool = False
     tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...]
     dtype: str

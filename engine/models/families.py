@@ -7,14 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.models.checkpoint_names import CheckpointNames, gate_then_up, qkv_in_turn
 from engine.models.config import ModelConfig
+from engine.models.readers.baichuan import read_baichuan
+from engine.models.readers.cohere import read_cohere, read_cohere2, read_stablelm
 from engine.models.readers.eos import tokenizer_eos_token_id
 from engine.models.readers.fields import ConfigFields
-from engine.models.readers.llama import read_llama
+from engine.models.readers.gemma import read_gemma, read_gemma2, read_gemma3
+from engine.models.readers.glm import read_chatglm, read_glm4
+from engine.models.readers.llama import read_granite, read_llama, read_olmo2, read_qwen2, read_qwen3
+from engine.models.readers.phi3 import read_phi3
+from engine.models.readers.qwen1 import read_qwen1
 from pagewire.base.errors import ConfigError
 from pagewire.hub.model_files import read_json_object
 
@@ -28,23 +36,129 @@ ReadConfig = Callable[[ConfigFields, str, Mapping[str, Mapping[str, Any]]], Mode
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Architectures that are configured and computed alike.
+    """Architectures that are configured and named alike.
 
     Attributes:
         read_config: makes a ModelConfig of a config.json.
+        names: what checkpoints call modules.
         model: the class that computes it, as "module:class".
     """
 
     read_config: ReadConfig
-    model: str
+    names: CheckpointNames
+    model: str = "engine.models.decoder:Decoder"
 
 
-_LLAMA = Family(read_llama, "engine.models.llama:LlamaForCausalLM")
+_LLAMA_NAMES = CheckpointNames(
+    renamed={"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    # Old conversions saved the rotary frequencies, which are computed here.
+    ignored=(".rotary_emb.inv_freq",),
+)
+_GEMMA_NAMES = CheckpointNames(
+    renamed={
+        "attn_norm": "input_layernorm",
+        "attn_out_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_out_norm": "post_feedforward_layernorm",
+    }
+)
+_FUSED = {"qkv_proj": qkv_in_turn, "gate_up_proj": gate_then_up}
+_LLAMA = Family(read_llama, _LLAMA_NAMES)
+_BAICHUAN = Family(read_baichuan, replace(_LLAMA_NAMES, split={"W_pack": qkv_in_turn}))
+_CHATGLM = Family(
+    read_chatglm,
+    CheckpointNames(
+        renamed={
+            "model.embed_tokens": "transformer.embedding.word_embeddings",
+            "model.layers": "transformer.encoder.layers",
+            "model.norm": "transformer.encoder.final_layernorm",
+            "lm_head": "transformer.output_layer",
+            "self_attn": "self_attention",
+            "self_attention.o_proj": "self_attention.dense",
+            "mlp.down_proj": "mlp.dense_4h_to_h",
+            "attn_norm": "input_layernorm",
+            "mlp_norm": "post_attention_layernorm",
+        },
+        split={"query_key_value": qkv_in_turn, "dense_h_to_4h": gate_then_up},
+        ignored=(".rotary_pos_emb.inv_freq",),
+    ),
+)
+_QWEN1 = Family(
+    read_qwen1,
+    CheckpointNames(
+        renamed={
+            "model.embed_tokens": "transformer.wte",
+            "model.layers": "transformer.h",
+            "model.norm": "transformer.ln_f",
+            "self_attn": "attn",
+            "attn.o_proj": "attn.c_proj",
+            "mlp.gate_proj": "mlp.w2",
+            "mlp.up_proj": "mlp.w1",
+            "mlp.down_proj": "mlp.c_proj",
+            "attn_norm": "ln_1",
+            "mlp_norm": "ln_2",
+        },
+        split={"c_attn": qkv_in_turn},
+        ignored=(".rotary_emb.inv_freq", ".attn.masked_bias"),
+    ),
+)
 # By the name in config.json's `architectures`.
 FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": _LLAMA,
+    "LLaMAForCausalLM": _LLAMA,
+    "YiForCausalLM": Family(
+        read_llama, replace(_LLAMA_NAMES, renamed={"attn_norm": "ln1", "mlp_norm": "ln2"})
+    ),
     "MistralForCausalLM": _LLAMA,
-    "Qwen3ForCausalLM": _LLAMA,
+    "Qwen2ForCausalLM": Family(read_qwen2, _LLAMA_NAMES),
+    "Qwen3ForCausalLM": Family(read_qwen3, _LLAMA_NAMES),
+    "QWenLMHeadModel": _QWEN1,
+    "ChatGLMModel": _CHATGLM,
+    "ChatGLMForConditionalGeneration": _CHATGLM,
+    "GlmForCausalLM": Family(read_glm4, replace(_LLAMA_NAMES, split={"gate_up_proj": gate_then_up})),
+    "Glm4ForCausalLM": Family(
+        read_glm4,
+        CheckpointNames(
+            renamed={
+                "attn_norm": "input_layernorm",
+                "attn_out_norm": "post_self_attn_layernorm",
+                "mlp_norm": "post_attention_layernorm",
+                "mlp_out_norm": "post_mlp_layernorm",
+            },
+            split={"gate_up_proj": gate_then_up},
+        ),
+    ),
+    "BaiChuanForCausalLM": _BAICHUAN,
+    "BaichuanForCausalLM": _BAICHUAN,
+    "GemmaForCausalLM": Family(read_gemma, _LLAMA_NAMES),
+    "Gemma2ForCausalLM": Family(read_gemma2, _GEMMA_NAMES),
+    "Gemma3ForCausalLM": Family(read_gemma3, _GEMMA_NAMES),
+    "Gemma3ForConditionalGeneration": Family(
+        read_gemma3,
+        CheckpointNames(
+            renamed={
+                **_GEMMA_NAMES.renamed,
+                "model": "language_model.model",
+                "lm_head": "language_model.lm_head",
+            },
+            others=("vision_tower.", "multi_modal_projector."),
+        ),
+    ),
+    "Phi3ForCausalLM": Family(read_phi3, replace(_LLAMA_NAMES, split=_FUSED)),
+    "GraniteForCausalLM": Family(read_granite, _LLAMA_NAMES),
+    "Olmo2ForCausalLM": Family(
+        read_olmo2,
+        CheckpointNames(
+            renamed={
+                "attn_out_norm": "post_attention_layernorm",
+                "mlp_out_norm": "post_feedforward_layernorm",
+            }
+        ),
+    ),
+    "CohereForCausalLM": Family(read_cohere, _LLAMA_NAMES),
+    "Cohere2ForCausalLM": Family(read_cohere2, _LLAMA_NAMES),
+    "StableLmForCausalLM": Family(read_stablelm, _LLAMA_NAMES),
+    "StableLMEpochForCausalLM": Family(read_stablelm, _LLAMA_NAMES),
 }
 
 
@@ -53,6 +167,11 @@ def model_class(architecture: str) -> type[CausalLM]:
     module, name = FAMILIES[architecture].model.split(":")
     cls: type[CausalLM] = getattr(import_module(module), name)
     return cls
+
+
+def checkpoint_names(architecture: str) -> CheckpointNames:
+    """What checkpoints of a supported architecture call modules."""
+    return FAMILIES[architecture].names
 
 
 def load_model_config(directory: Path) -> ModelConfig:
@@ -93,6 +212,9 @@ def _architecture(values: Mapping[str, Any], source: str) -> str:
         raise ConfigError(f"{source}: architectures is {architectures!r}; it must be a list of one name")
     architecture = str(architectures[0])
     if architecture not in FAMILIES:
-        supported = ", ".join(sorted(FAMILIES))
-        raise ConfigError(f"{source}: architecture {architecture!r} is not supported; supported: {supported}")
+        near = get_close_matches(architecture, FAMILIES, n=1, cutoff=0.8)
+        hint = f"; the nearest name is {near[0]!r}" if near else ""
+        raise ConfigError(
+            f"{source}: architecture {architecture!r} is not supported; docs/models.md lists what is{hint}"
+        )
     return architecture

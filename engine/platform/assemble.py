@@ -104,8 +104,8 @@ def max_model_len(config: WorkerConfig, model: ModelConfig) -> int:
     Raises:
         ConfigError: the model was not made for so many tokens.
     """
-    longest = model.max_position_embeddings
-    wanted = config.max_model_len or longest
+    longest = model.longest_context or model.max_position_embeddings
+    wanted = config.max_model_len or model.max_position_embeddings
     if wanted > longest:
         raise ConfigError(f"max_model_len is {wanted}; this model was made for at most {longest} tokens")
     return wanted

@@ -13,7 +13,7 @@ class ExcludedModules:
     `modules_to_not_convert` (AWQ, FP8, bitsandbytes) or `ignored_layers` (FP8).
 
     Names are those of checkpoints, of unfused modules: "model.layers.3.self_attn.q_proj". See
-    CausalLM.checkpoint_module.
+    CheckpointNames.module.
     """
 
     def __init__(self, entries: Sequence[str], source: str, *, substrings: bool = False) -> None:

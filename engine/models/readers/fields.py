@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from pagewire.base.errors import ConfigError
@@ -22,19 +22,37 @@ LARGEST = {
     "max_position_embeddings": 2**27,
     "sliding_window": 2**27,
     "original_max_position_embeddings": 2**31,
+    "seq_length": 2**27,
+    "sliding_window_pattern": 1024,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFields:
-    """Typed access to a JSON object, with errors that name the file and the field."""
+    """Typed access to a JSON object, with errors that name the file and the field.
+
+    Attributes:
+        names: of fields that the file calls otherwise, their names there, such as "num_hidden_layers" ->
+            ("n_layer",); the first that the file has counts.
+    """
 
     values: Mapping[str, Any]
     source: str
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def own_name(self, name: str) -> str:
+        """What the file calls a field."""
+        known = self.names.get(name, ())
+        return next((own for own in known if own in self.values), known[0] if known else name)
+
+    def get(self, name: str, default: object = None) -> Any:
+        """The value of a field, unchecked; the default where it is missing or null."""
+        value = self.values.get(self.own_name(name))
+        return default if value is None else value
 
     def error(self, name: str, value: object, allowed: str) -> ConfigError:
         """Says that the field has this value and must be what is `allowed`."""
-        return ConfigError(f"{self.source}: {name} is {value!r}; it must be {allowed}")
+        return ConfigError(f"{self.source}: {self.own_name(name)} is {value!r}; it must be {allowed}")
 
     def fail(self, name: str, value: object, allowed: str) -> NoReturn:
         """Raises `error`."""
@@ -42,9 +60,7 @@ class ConfigFields:
 
     def positive(self, name: str, default: int | None = None) -> int:
         """A positive integer of at most LARGEST[name]."""
-        value = self.values.get(name)
-        if value is None:
-            value = default
+        value = self.get(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             self.fail(name, value, "a positive integer")
         if value > LARGEST[name]:
@@ -53,17 +69,25 @@ class ConfigFields:
 
     def number(self, name: str, default: float | None = None) -> float:
         """A positive finite number."""
-        value = self.values.get(name)
-        if value is None:
-            value = default
+        value = self.get(name, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+        if not is_number or not 0 < value <= sys.float_info.max:
             self.fail(name, value, "a positive number")
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
-    def flag(self, name: str) -> bool:
-        """A truth value; a missing one is false."""
-        value = self.values.get(name)
-        if value is not None and not isinstance(value, bool):
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A truth value."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
             self.fail(name, value, "true or false")
-        return bool(value)
+        return value
+
+    def require(self, name: str, needed: object, default: object) -> None:
+        """Refuses any value of a field but the one that is implemented.
+
+        Args:
+            default: what the family takes for a field that is missing or null.
+        """
+        value = self.get(name, default)
+        if value != needed:
+            self.fail(name, value, f"{needed!r}; nothing else is implemented")

@@ -42,7 +42,7 @@ def test_the_engine_reads_the_shapes_as_they_were_published() -> None:
     assert scaling is not None
     assert (scaling.kind, scaling.factor) == ("llama3", 8)
     assert qwen.rotaries[0].scaling is None
-    assert (llama.rms_norm_eps, qwen.rms_norm_eps) == (1e-5, 1e-6)
+    assert (llama.norm.eps, qwen.norm.eps) == (1e-5, 1e-6)
     assert (llama.max_position_embeddings, qwen.max_position_embeddings) == (131_072, 40_960)
     assert (llama.tie_word_embeddings, qwen.tie_word_embeddings) == (False, True)
 

@@ -75,7 +75,7 @@ def warm_up() -> None:
     """Imports everything, once, so that a case costs a fork and not an import. Runs nothing: threads would
     not outlive the fork."""
     for module in (
-        *("engine.worker.build", "engine.cpu.runner", "engine.models.llama", "frontend.served_model"),
+        *("engine.worker.build", "engine.cpu.runner", "engine.models.decoder", "frontend.served_model"),
         *("pagewire.hub.gguf_convert", "pagewire.structured.vocabulary"),
     ):
         import_module(module)

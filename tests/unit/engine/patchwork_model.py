@@ -12,7 +12,6 @@ import torch
 
 from engine.models import families
 from engine.models.config import LayerConfig, ModelConfig, RotaryConfig
-from engine.models.families import Family
 from engine.models.readers.fields import ConfigFields
 from engine.models.readers.llama import read_llama
 from tests.unit.engine.tiny_model import CONFIG, tensors, write_model
@@ -43,7 +42,7 @@ def write_patchwork(directory: Path, architecture: str, patch: pytest.MonkeyPatc
         config = read_llama(fields, "LlamaForCausalLM", eos_sources)
         return replace(config, architecture=name, **FAMILIES[architecture])
 
-    family = Family(read, "engine.models.llama:LlamaForCausalLM")
+    family = replace(families.FAMILIES["LlamaForCausalLM"], read_config=read)
     patch.setitem(families.FAMILIES, architecture, family)  # type: ignore[arg-type]
     return write_model(
         directory,

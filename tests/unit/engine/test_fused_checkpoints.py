@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from engine.layers.parallel import TensorParallel
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.load import create_model
 from engine.loader.safetensors import load_safetensors
+from engine.models import families
 from engine.models.base import CausalLM, ModelContext
+from engine.models.checkpoint_names import FusedLayout, gate_then_up, qkv_by_group, qkv_in_turn
+from engine.models.config import ModelConfig
 from engine.models.families import load_model_config
-from engine.models.fused import gate_then_up, qkv_by_group, qkv_in_turn
-from engine.models.llama import LlamaForCausalLM
 from pagewire.base.errors import ConfigError
 from tests.unit.engine.packed_weights import GROUP, PackedInt4
 from tests.unit.engine.tiny_model import CONFIG, tensors, write_model
@@ -54,6 +56,13 @@ def fuse(weights: Tensors, fuse_qkv: Callable[..., torch.Tensor]) -> Tensors:
     return fused
 
 
+def split_llama(patch: pytest.MonkeyPatch, split: dict[str, Callable[[ModelConfig], FusedLayout]]) -> None:
+    """Makes Llama's checkpoints fuse these modules."""
+    llama = families.FAMILIES["LlamaForCausalLM"]
+    fused = replace(llama, names=replace(llama.names, split=split))
+    patch.setitem(families.FAMILIES, "LlamaForCausalLM", fused)  # type: ignore[arg-type]
+
+
 def load(directory: Path, parallel: TensorParallel, method: LinearMethod | None = None) -> CausalLM:
     context = ModelContext(
         load_model_config(directory),
@@ -79,7 +88,7 @@ def test_parameters_are_those_of_the_checkpoint_that_keeps_them_apart(
 ) -> None:
     weights = tensors(SHAPE)
     expected = load(write_model(tmp_path / "apart", weights, **SHAPE), parallel).state_dict()
-    monkeypatch.setattr(LlamaForCausalLM, "split", {"W_pack": layout, "gate_up_proj": gate_then_up})
+    split_llama(monkeypatch, {"W_pack": layout, "gate_up_proj": gate_then_up})
     fused = write_model(tmp_path / "fused", fuse(weights, fuse_qkv), **SHAPE)
     actual = load(fused, parallel).state_dict()
     assert actual.keys() == expected.keys()
@@ -119,7 +128,7 @@ def test_packed_matrices_are_split_where_their_output_features_are(
     """In the second dimension; what has none is for each of them."""
     weights, method = packed(tensors(CONFIG)), PackedInt4()
     expected = load(write_model(tmp_path / "apart", weights), TensorParallel(), method).state_dict()
-    monkeypatch.setattr(LlamaForCausalLM, "split", {"W_pack": qkv_in_turn})
+    split_llama(monkeypatch, {"W_pack": qkv_in_turn})
     fused = write_model(tmp_path / "fused", fuse_packed(weights))
     actual = load(fused, TensorParallel(), method).state_dict()
     assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
@@ -142,7 +151,7 @@ def test_a_fused_tensor_that_does_not_fit_is_named(
     replacement: torch.Tensor | None,
     message: str,
 ) -> None:
-    monkeypatch.setattr(LlamaForCausalLM, "split", {"W_pack": qkv_in_turn, "gate_up_proj": gate_then_up})
+    split_llama(monkeypatch, {"W_pack": qkv_in_turn, "gate_up_proj": gate_then_up})
     weights = fuse(tensors(SHAPE), in_turn)
     if replacement is None:
         del weights[f"model.layers.0.self_attn.{name}"]

@@ -9,6 +9,7 @@ from engine.attention.interface import RotaryTable
 from engine.cpu.attention import TorchAttentionBackend, rotate
 from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.ops import TorchLayerOps
+from engine.kernels.activate_and_mul.naive import naive_activate_and_mul
 from engine.layers.embedding import VocabParallelEmbedding
 from engine.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from engine.layers.linear_method import DenseMethod, LinearMethods, SameMethod
@@ -170,7 +171,8 @@ def test_rotary_turns_each_pair_by_its_angle(rotary_dim: int, interleaved: bool)
     assert torch.equal(rotated[..., rotary_dim:], heads[..., rotary_dim:])
 
 
-def test_silu_and_mul_takes_gate_first() -> None:
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_a_gated_activation_takes_the_gate_first(activation: str) -> None:
     gate_up = torch.randn(3, 8)
-    expected = gate_up[:, :4] * torch.sigmoid(gate_up[:, :4]) * gate_up[:, 4:]
-    torch.testing.assert_close(OPS.silu_and_mul(gate_up), expected)
+    expected = naive_activate_and_mul(gate_up, activation)
+    torch.testing.assert_close(OPS.activate_and_mul(gate_up, activation), expected)

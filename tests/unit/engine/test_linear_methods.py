@@ -27,7 +27,7 @@ from engine.layers.linear_method import DenseMethod, LinearMethod, LinearMethods
 from engine.layers.linear_weight import FeatureDim, LinearWeight
 from engine.layers.parallel import SplitError, TensorParallel
 from engine.layers.weights import ShardError
-from engine.models.llama import LlamaForCausalLM
+from engine.models.families import checkpoint_names
 from engine.quant.excluded import ExcludedModules
 from pagewire.base.errors import ConfigError
 from tests.unit.engine.packed_weights import GROUP, BlockScaled, PackedInt4, pack, unpack
@@ -241,7 +241,7 @@ class ByModule(LinearMethods):
         self._quantized, self._dense = PackedInt4(), DenseMethod()
 
     def for_matrix(self, layer: str, shard: str) -> LinearMethod:
-        module = LlamaForCausalLM.checkpoint_module(layer, shard)
+        module = checkpoint_names("LlamaForCausalLM").module(layer, shard)
         return self._dense if module in self._excluded else self._quantized
 
 

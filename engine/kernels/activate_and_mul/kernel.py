@@ -1,4 +1,4 @@
-"""silu(gate) * up, read and written once."""
+"""A gated activation, read and written once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,27 @@ if TYPE_CHECKING:  # needed for annotations alone, and much slower to import tha
 
 
 @triton.jit
-def silu_and_mul_kernel(
-    gate_up, out, gate_up_stride, out_stride, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+def _activate(gate, ACTIVATION: tl.constexpr):
+    """In fp32."""
+    if ACTIVATION == "silu":
+        return gate * tl.sigmoid(gate)
+    if ACTIVATION == "gelu":
+        return gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+    # 0.5 * (1 + tanh(z)) is sigmoid(2 * z), which neither overflows nor needs a function of its own.
+    doubled = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    return gate * tl.sigmoid(doubled)
+
+
+@triton.jit
+def activate_and_mul_kernel(
+    gate_up,
+    out,
+    gate_up_stride,
+    out_stride,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program computes BLOCK channels of one token; neighbouring programs, neighbouring channels."""
     blocks_per_row: tl.constexpr = (N + BLOCK - 1) // BLOCK
@@ -27,15 +46,16 @@ def silu_and_mul_kernel(
     wait_for_previous(OVERLAP)
     gate = tl.load(source, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(source + N, mask=mask, other=0.0).to(tl.float32)
-    result = gate * tl.sigmoid(gate) * up
+    result = _activate(gate, ACTIVATION) * up
     tl.store(out + row * out_stride + column, result.to(out.dtype.element_ty), mask=mask)
 
 
-def silu_and_mul(gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """silu(gate) * up (SwiGLU, arXiv:2002.05202), in fp32 and rounded once.
+def activate_and_mul(gate_up: torch.Tensor, activation: str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """activation(gate) * up (arXiv:2002.05202), in fp32 and rounded once.
 
     Args:
         gate_up: [T, 2 * n], gate then up; rows may be strided, channels are contiguous.
+        activation: "silu", "gelu" or "gelu_tanh".
         out: [T, n], written and returned. Allocated if absent.
     """
     num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
@@ -44,13 +64,14 @@ def silu_and_mul(gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torc
     if num_tokens == 0:
         return out
     block = launch_block(num_tokens, width)
-    silu_and_mul_kernel[(num_tokens * -(-width // block),)](
+    activate_and_mul_kernel[(num_tokens * -(-width // block),)](
         gate_up,
         out,
         gate_up.stride(0),
         out.stride(0),
         N=width,
         BLOCK=block,
+        ACTIVATION=activation,
         num_warps=4,
         **overlap_options(),
     )

@@ -1,0 +1,121 @@
+"""Layer normalisation in one pass over memory: a row stays in registers from its mean to its scaling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from engine.kernels.launch import overlap_options, wait_for_previous
+from engine.kernels.rms_norm.kernel import launch_shape
+
+if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
+    import torch
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def layer_norm_kernel(
+    x,
+    residual,
+    weight,
+    bias,
+    out,
+    num_rows,
+    x_stride,
+    residual_stride,
+    out_stride,
+    eps,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One program normalises ROWS rows of N channels; with a residual it adds to that first, in place."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
+    column = tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
+    mask = (row < num_rows) & (column < N)
+    gain = tl.load(weight + column, mask=column < N, other=0.0).to(tl.float32)
+    wait_for_previous(OVERLAP)
+    values = tl.load(x + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+    if residual is not None:
+        stream = residual + row * residual_stride + column
+        total = (values + tl.load(stream, mask=mask, other=0.0).to(tl.float32)).to(residual.dtype.element_ty)
+        tl.store(stream, total, mask=mask)
+        values = total.to(tl.float32)
+    mean = tl.sum(values, axis=1, keep_dims=True) / N
+    centred = tl.where(mask, values - mean, 0.0)
+    variance = tl.sum(centred * centred, axis=1, keep_dims=True) / N
+    normed = centred * tl.rsqrt(variance + eps) * gain
+    if bias is not None:
+        normed += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)
+    tl.store(out + row * out_stride + column, normed.to(out.dtype.element_ty), mask=mask)
+
+
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(x - mean(x)) / std(x) * weight + bias of each row (arXiv:1607.06450), in fp32 and rounded once.
+
+    Args:
+        x: [T, N]; rows may be strided, channels are contiguous.
+        weight, bias: [N].
+        out: [T, N], written and returned; may be x itself. Allocated if absent.
+    """
+    return _launch(x, None, weight, bias, eps, out)
+
+
+def add_layer_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Adds x to `residual` in place, rounded to its dtype, and returns the norm of what it then holds.
+
+    Args:
+        x, residual: [T, N]; rows may be strided, channels are contiguous. They must not overlap.
+        weight, bias: [N].
+        out: [T, N], written and returned; may be x itself. Allocated if absent.
+    """
+    return _launch(x, residual, weight, bias, eps, out)
+
+
+def _launch(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    num_rows, width = x.shape
+    if out is None:
+        out = x.new_empty((num_rows, width))
+    if num_rows == 0:
+        return out
+    block, rows, num_warps = launch_shape(num_rows, width)
+    layer_norm_kernel[(-(-num_rows // rows),)](
+        x,
+        residual,
+        weight,
+        bias,
+        out,
+        num_rows,
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        out.stride(0),
+        eps,
+        N=width,
+        BLOCK_N=block,
+        ROWS=rows,
+        **overlap_options(),
+        num_warps=num_warps,
+    )
+    return out

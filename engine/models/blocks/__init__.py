@@ -1,0 +1,1 @@
+"""The kinds of block that decoders are made of."""

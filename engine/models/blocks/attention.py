@@ -1,0 +1,84 @@
+"""The attention block: projections, what is done to queries and keys, and attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine.attention.interface import AttentionSpec, HeadLayout, LayerKVCache, QKNorm
+from engine.layers.alibi import alibi_slopes
+from engine.layers.attention import Attention
+from engine.layers.linear import QKVParallelLinear, RowParallelLinear
+from engine.layers.norm import RMSNorm
+from engine.layers.parallel import SplitError
+from engine.layers.step_context import StepContext
+from engine.models.base import ModelContext
+from engine.models.config import LayerConfig
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention of one layer. Its heads are split over ranks."""
+
+    def __init__(self, context: ModelContext, name: str, layer: LayerConfig) -> None:
+        super().__init__()
+        config, parallel = context.config, context.parallel
+        self.qkv_proj = QKVParallelLinear(
+            f"{name}.qkv_proj",
+            config.hidden_size,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            bias=config.qkv_bias,
+            methods=context.linear_methods,
+            parallel=parallel,
+        )
+        self.o_proj = RowParallelLinear(
+            f"{name}.o_proj",
+            config.num_attention_heads * config.head_dim,
+            config.hidden_size,
+            bias=config.o_bias,
+            methods=context.linear_methods,
+            parallel=parallel,
+        )
+        heads = HeadLayout(self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, config.head_dim)
+        slopes = None
+        if config.alibi:
+            first = parallel.rank * heads.num_heads
+            slopes = alibi_slopes(config.num_attention_heads)[first : first + heads.num_heads]
+        spec = AttentionSpec(
+            config.attention_scale,
+            sliding_window=layer.sliding_window,
+            soft_cap=config.attention_soft_cap,
+            alibi_slopes=slopes,
+        )
+        rotary = None if layer.rotary is None else config.rotaries.index(layer.rotary)
+        self.attention = Attention(heads, spec, rotary=rotary, kv_group=0, backend=context.backend)
+        self._q_size, self._kv_size = (
+            count * heads.head_dim for count in (heads.num_heads, heads.num_kv_heads)
+        )
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        self._norms_heads = config.qk_norm == "heads"
+        if config.qk_norm:
+            q_size = k_size = config.head_dim
+            if config.qk_norm == "projection":
+                if parallel.size > 1:
+                    raise SplitError("queries are normalised together, and ranks have some of the heads each")
+                q_size, k_size = self._q_size, self._kv_size
+            eps, one_plus = config.norm.eps, config.norm.one_plus
+            self.q_norm = RMSNorm(q_size, eps, context.ops, one_plus=one_plus)
+            self.k_norm = RMSNorm(k_size, eps, context.ops, one_plus=one_plus)
+
+    def forward(self, x: torch.Tensor, kv_cache: LayerKVCache, context: StepContext) -> torch.Tensor:
+        """x [T, hidden] -> what the layer adds to it, [T, hidden]."""
+        qkv: torch.Tensor = self.qkv_proj(x, context)
+        norm = None
+        if self.q_norm is not None and self.k_norm is not None:
+            if self._norms_heads:
+                norm = QKNorm(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+            else:
+                query, key, value = torch.split(qkv, [self._q_size, self._kv_size, self._kv_size], dim=-1)
+                qkv = torch.cat((self.q_norm.normalise(query), self.k_norm.normalise(key), value), dim=-1)
+        attended = self.attention(qkv, norm, kv_cache, context)
+        output: torch.Tensor = self.o_proj(attended, context)
+        return output

@@ -1,0 +1,156 @@
+"""A decoder-only language model. Every family is this one, made of the parts that its configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from engine.attention.interface import LayerKVCache, RotaryTable
+from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from engine.layers.norm import Norm, make_norm
+from engine.layers.rotary import log_query_scale, rotary_table
+from engine.layers.step_context import StepContext
+from engine.models.base import CausalLM, ModelContext
+from engine.models.blocks.attention import SelfAttention
+from engine.models.blocks.feed_forward import GatedMLP
+from engine.models.config import LayerConfig, RotaryConfig
+from engine.models.families import checkpoint_names
+
+
+class DecoderLayer(nn.Module):
+    """One layer. The residual stream travels beside the activations, so that each norm adds and normalises in
+    one place."""
+
+    def __init__(self, context: ModelContext, name: str, layer: LayerConfig) -> None:
+        super().__init__()
+        config = context.config
+        self.self_attn = SelfAttention(context, f"{name}.self_attn", layer)
+        self.mlp = GatedMLP(context, f"{name}.mlp", config.intermediate_size)
+        self.attn_norm: Norm | None = None
+        self.mlp_norm: Norm | None = None
+        if config.norm_inputs:
+            self.attn_norm = _make_norm(context)
+            if not config.parallel_residual:
+                self.mlp_norm = _make_norm(context)
+        self.attn_out_norm = _make_norm(context) if config.norm_outputs else None
+        self.mlp_out_norm = _make_norm(context) if config.norm_outputs else None
+        self.parallel_residual = config.parallel_residual
+        self.residual_scale = config.residual_scale
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        kv_cache: LayerKVCache,
+        context: StepContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [T, hidden] is yet to be added to the residual stream [T, hidden], and so is what is returned."""
+        x, residual = _enter(self.attn_norm, x, residual)
+        attended = self._leave(self.attn_out_norm, self.self_attn(x, kv_cache, context))
+        if self.parallel_residual:
+            return attended + self._leave(self.mlp_out_norm, self.mlp(x, context)), residual
+        x, residual = _enter(self.mlp_norm, attended, residual)
+        return self._leave(self.mlp_out_norm, self.mlp(x, context)), residual
+
+    def _leave(self, norm: Norm | None, x: torch.Tensor) -> torch.Tensor:
+        """What a part adds to the residual stream."""
+        if norm is not None:
+            x = norm.normalise(x)
+        return x if self.residual_scale == 1.0 else x * self.residual_scale
+
+
+def _make_norm(context: ModelContext) -> Norm:
+    return make_norm(context.config.hidden_size, context.config.norm, context.ops)
+
+
+def _enter(
+    norm: Norm | None, x: torch.Tensor, residual: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adds x to the residual stream. Returns what the next part reads, and the stream."""
+    if norm is not None:
+        return norm.forward(x, residual)
+    x = x if residual is None else residual + x
+    return x, x
+
+
+def _rotary_table(context: ModelContext, rotary: RotaryConfig) -> RotaryTable:
+    length, start = context.max_model_len, context.config.log_query_positions
+    return RotaryTable(
+        rotary_table(rotary.rotary_dim, length, rotary.theta, rotary.scaling),
+        rotary.interleaved,
+        log_query_scale(length, start) if 0 < start < length else None,
+    )
+
+
+class DecoderModel(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        config = context.config
+        self.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, ops=context.ops, parallel=context.parallel
+        )
+        self.layers = nn.ModuleList(
+            DecoderLayer(context, f"model.layers.{index}", layer) for index, layer in enumerate(config.layers)
+        )
+        self.norm = _make_norm(context)
+        # As a tensor of the model's number format holds it, which is what Gemma was trained with.
+        scale = torch.tensor(config.embedding_scale, device="cpu")
+        self.embedding_scale = scale.to(torch.get_default_dtype()).item()
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        context: StepContext,
+        kv_caches: Sequence[LayerKVCache],
+    ) -> torch.Tensor:
+        x: torch.Tensor = self.embed_tokens(token_ids)
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
+        residual: torch.Tensor | None = None
+        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
+            x, residual = layer(x, residual, kv_cache, context)
+        x, _ = self.norm(x, residual)
+        return x
+
+
+class Decoder(CausalLM):
+    """The whole model."""
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        self.config = config = context.config
+        self.names = checkpoint_names(config.architecture)
+        self.model = DecoderModel(context)
+        self.lm_head = ParallelLMHead(
+            "lm_head",
+            config.vocab_size,
+            config.hidden_size,
+            methods=context.linear_methods,
+            parallel=context.parallel,
+            tied_to=self.model.embed_tokens if config.tie_word_embeddings else None,
+            normalised=config.normalise_head,
+        )
+        self.rotary_tables = [_rotary_table(context, rotary) for rotary in config.rotaries]
+        self.num_kv_heads = self.model.layers[0].self_attn.qkv_proj.num_kv_heads  # type: ignore[assignment, union-attr]
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        context: StepContext,
+        kv_caches: Sequence[LayerKVCache],
+    ) -> torch.Tensor:
+        hidden: torch.Tensor = self.model(token_ids, context, kv_caches)
+        return hidden
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.lm_head(hidden)
+        config = self.config
+        if config.logit_scale != 1.0:
+            logits = logits * config.logit_scale
+        if config.logit_soft_cap:
+            logits = torch.tanh(logits / config.logit_soft_cap) * config.logit_soft_cap
+        return logits

@@ -1,0 +1,62 @@
+"""The scheduler's core and a model runner in one process: all decisions and all numbers are the real ones."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config import WorkerConfig
+from engine.dispatch.records import TokenLogprobs
+from engine.dispatch.sampling import SamplingRecord
+from engine.step.runner import PendingStep
+from engine.worker.build import build_worker
+from scheduler.core import Scheduler
+from scheduler.request import Request
+from scheduler.settings import CoreSettings
+
+STEPS_IN_FLIGHT = 2
+
+
+class CoreDriver:
+    """Serves requests of a checkpoint on the CPU, in float32 unless told otherwise. Blocks that a test's
+    requests fill are found by later ones."""
+
+    def __init__(self, model: Path, **settings: Any) -> None:
+        values = {"device": "cpu", "dtype": "float32", "block_size": 16, "num_blocks": 64, **settings}
+        built = build_worker(WorkerConfig(model=str(model), socket=Path("unused"), **values))
+        self._runner = built.runner
+        self.scheduler = Scheduler(built.facts.limits, CoreSettings())
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: SamplingRecord
+    ) -> list[tuple[Request, list[TokenLogprobs]]]:
+        """Serves all prompts together. Returns each request and its tokens' log probabilities."""
+        requests = [
+            Request(
+                str(number),
+                array("I", prompt),
+                len(prompt),
+                sampling,
+                max_total_tokens=len(prompt) + max_tokens,
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        logprobs: dict[str, list[TokenLogprobs]] = {request.request_id: [] for request in requests}
+        for request in requests:
+            self.scheduler.add(request)
+        in_flight: deque[PendingStep] = deque()
+        while True:
+            while len(in_flight) < STEPS_IN_FLIGHT and (plan := self.scheduler.schedule()) is not None:
+                in_flight.append(self._runner.launch(plan))
+            if not in_flight:
+                break
+            result = in_flight.popleft().result()
+            assert not result.error, result.error
+            output = self.scheduler.update(result)
+            for index, (request, _) in enumerate(output.tokens):
+                if index in output.logprobs:
+                    logprobs[request.request_id].append(output.logprobs[index])
+        return [(request, logprobs[request.request_id]) for request in requests]

@@ -1,0 +1,91 @@
+"""Every family computes what transformers computes, in fp32: log probabilities and greedy tokens, with chunks
+of odd sizes, prefix hits, and many requests at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.dispatch.records import TokenLogprobs
+from engine.dispatch.sampling import SamplingRecord
+from scheduler.request import Request
+from tests.integration.core_driver import CoreDriver
+from tests.integration.plain_families import PLAIN_FAMILIES, write_plain
+from tests.integration.tiny_families import CASES, VOCAB, reference, write_tiny
+
+NUM_TOP = 4
+OUTPUT_TOKENS = 9
+SHARED = [(7 * i + 3) % VOCAB for i in range(37)]
+# Some of them begin alike; the longest are longer than windows, and than what ropes are scaled from.
+PROMPTS = [
+    *([*SHARED, n, n + 1] for n in range(5, 11)),
+    *([(11 * i + n) % VOCAB for i in range(n)] for n in (1, 2, 3, 7, 16, 17, 31, 70, 90, 41)),
+]
+LONG_PROMPTS = [*PROMPTS, *([(13 * i + n) % VOCAB for i in range(n)] for n in (66, 80, 101, 139))]
+BOUNDS = {"max_num_batched_tokens": 37, "num_blocks": 160}
+SAMPLING = SamplingRecord(temperature=0.0, logprobs=NUM_TOP)
+
+
+DEPEND_ON_LENGTH = {"phi4-mini", "llama-dynamic"}
+Logits = Callable[[list[int]], torch.Tensor]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in DEPEND_ON_LENGTH])
+def test_log_probabilities_are_those_of_transformers(case: str, tmp_path: Path) -> None:
+    _compare(CoreDriver(write_tiny(case, tmp_path), **BOUNDS), reference(tmp_path), PROMPTS)
+
+
+@pytest.mark.parametrize("case", PLAIN_FAMILIES)
+def test_log_probabilities_are_those_of_a_plain_computation(case: str, tmp_path: Path) -> None:
+    longest = 64 if case == "qwen1" else 128
+    logits = write_plain(case, tmp_path, longest)
+    prompts = [prompt for prompt in PROMPTS if len(prompt) + OUTPUT_TOKENS + 2 <= longest]
+    _compare(CoreDriver(tmp_path, max_model_len=longest, **BOUNDS), logits, prompts)
+
+
+def test_qwen_goes_beyond_its_context_when_it_is_asked_to(tmp_path: Path) -> None:
+    logits = write_plain("qwen1", tmp_path, 256)
+    _compare(CoreDriver(tmp_path, max_model_len=256, **BOUNDS), logits, PROMPTS)
+
+
+@pytest.mark.parametrize("length", [48, 150])
+def test_a_rope_with_short_and_long_divisors_takes_those_of_the_context_that_is_served(
+    length: int, tmp_path: Path
+) -> None:
+    """transformers chooses by each sequence's length, so only sequences on the same side are compared."""
+    directory, original = write_tiny("phi4-mini", tmp_path), 64
+    prompts = [prompt for prompt in LONG_PROMPTS if (len(prompt) > original) == (length > original)]
+    prompts = [prompt for prompt in prompts if len(prompt) + OUTPUT_TOKENS + 2 <= length]
+    assert len(prompts) > 3
+    _compare(CoreDriver(directory, max_model_len=length, **BOUNDS), reference(directory), prompts)
+
+
+def test_a_dynamic_rope_is_that_of_the_longest_context_that_is_served(tmp_path: Path) -> None:
+    """transformers takes each sequence's length: they agree on one of the longest length."""
+    directory, length = write_tiny("llama-dynamic", tmp_path), 150
+    prompt = [(11 * i + 5) % VOCAB for i in range(length - OUTPUT_TOKENS)]
+    driver = CoreDriver(directory, max_model_len=length, **BOUNDS)
+    _check(driver.generate([prompt], OUTPUT_TOKENS, SAMPLING), reference(directory))
+
+
+def _compare(driver: CoreDriver, logits: Logits, prompts: list[list[int]]) -> None:
+    """The second round finds what the first computed."""
+    _check(driver.generate(prompts, OUTPUT_TOKENS, SAMPLING), logits)
+    served = driver.generate([[*prompt, 4, 5] for prompt in prompts], OUTPUT_TOKENS, SAMPLING)
+    _check(served, logits)
+    assert sum(request.num_cached_tokens for request, _ in served) > sum(map(len, prompts)) // 2
+
+
+def _check(served: list[tuple[Request, list[TokenLogprobs]]], logits: Logits) -> None:
+    for request, told in served:
+        tokens, start = request.token_ids.tolist(), request.num_prompt_tokens
+        expected = logits(tokens).log_softmax(-1)[start - 1 : -1]
+        best = expected.topk(NUM_TOP)
+        assert len(told) == OUTPUT_TOKENS
+        for index, entry in enumerate(told):
+            assert list(entry.top_logprobs) == pytest.approx(best.values[index].tolist(), abs=1e-4)
+            chosen = expected[index, tokens[start + index]].item()
+            assert chosen == pytest.approx(best.values[index, 0].item(), abs=1e-4), "the likeliest"
