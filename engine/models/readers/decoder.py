@@ -87,7 +87,7 @@ def read_heads(fields: ConfigFields) -> tuple[int, int, int]:
 def read_activation(fields: ConfigFields, name: str, default: str) -> str:
     """The activation of the feed-forward part's gate."""
     activation = fields.get(name, default)
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         allowed = ", ".join(map(repr, ACTIVATIONS))
         fields.fail(name, activation, f"one of {allowed}; no other activation is implemented")
     return ACTIVATIONS[activation]
