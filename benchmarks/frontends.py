@@ -31,7 +31,7 @@ REQUEST_TOKENS = 16
 MANY_STREAMS = 10_000
 MANY_STEP_MS = 4000
 SETTLE_SECONDS = 5.0
-FAST_BLOCKS = 1 << 18
+FAST_BLOCKS = 1 << 20
 ROLES = ("frontend", "scheduler", "engine-worker")
 
 
@@ -166,6 +166,7 @@ def main() -> None:
     parts = arguments.only.split(",")
     results: dict[str, Any] = {}
     base = ("--engine", "null", "--max-model-len", "131072", "--no-access-log")
+    base += ("--max-connection-age", "3600")  # the client opens its connections once
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         if "floor" in parts:
