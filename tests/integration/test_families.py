@@ -3,11 +3,13 @@ of odd sizes, prefix hits, and many requests at once."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.dispatch.records import TokenLogprobs
 from engine.dispatch.sampling import SamplingRecord
@@ -35,7 +37,7 @@ Logits = Callable[[list[int]], torch.Tensor]
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in DEPEND_ON_LENGTH])
 def test_log_probabilities_are_those_of_transformers(case: str, tmp_path: Path) -> None:
-    _compare(CoreDriver(write_tiny(case, tmp_path), **BOUNDS), reference(tmp_path), PROMPTS)
+    compare(CoreDriver(write_tiny(case, tmp_path), **BOUNDS), reference(tmp_path), PROMPTS)
 
 
 @pytest.mark.parametrize("case", PLAIN_FAMILIES)
@@ -43,12 +45,12 @@ def test_log_probabilities_are_those_of_a_plain_computation(case: str, tmp_path:
     longest = 64 if case == "qwen1" else 128
     logits = write_plain(case, tmp_path, longest)
     prompts = [prompt for prompt in PROMPTS if len(prompt) + OUTPUT_TOKENS + 2 <= longest]
-    _compare(CoreDriver(tmp_path, max_model_len=longest, **BOUNDS), logits, prompts)
+    compare(CoreDriver(tmp_path, max_model_len=longest, **BOUNDS), logits, prompts)
 
 
 def test_qwen_goes_beyond_its_context_when_it_is_asked_to(tmp_path: Path) -> None:
     logits = write_plain("qwen1", tmp_path, 256)
-    _compare(CoreDriver(tmp_path, max_model_len=256, **BOUNDS), logits, PROMPTS)
+    compare(CoreDriver(tmp_path, max_model_len=256, **BOUNDS), logits, PROMPTS)
 
 
 @pytest.mark.parametrize("length", [48, 150])
@@ -60,7 +62,7 @@ def test_a_rope_with_short_and_long_divisors_takes_those_of_the_context_that_is_
     prompts = [prompt for prompt in LONG_PROMPTS if (len(prompt) > original) == (length > original)]
     prompts = [prompt for prompt in prompts if len(prompt) + OUTPUT_TOKENS + 2 <= length]
     assert len(prompts) > 3
-    _compare(CoreDriver(directory, max_model_len=length, **BOUNDS), reference(directory), prompts)
+    compare(CoreDriver(directory, max_model_len=length, **BOUNDS), reference(directory), prompts)
 
 
 def test_a_dynamic_rope_is_that_of_the_longest_context_that_is_served(tmp_path: Path) -> None:
@@ -68,18 +70,18 @@ def test_a_dynamic_rope_is_that_of_the_longest_context_that_is_served(tmp_path: 
     directory, length = write_tiny("llama-dynamic", tmp_path), 150
     prompt = [(11 * i + 5) % VOCAB for i in range(length - OUTPUT_TOKENS)]
     driver = CoreDriver(directory, max_model_len=length, **BOUNDS)
-    _check(driver.generate([prompt], OUTPUT_TOKENS, SAMPLING), reference(directory))
+    check(driver.generate([prompt], OUTPUT_TOKENS, SAMPLING), reference(directory))
 
 
-def _compare(driver: CoreDriver, logits: Logits, prompts: list[list[int]]) -> None:
+def compare(driver: CoreDriver, logits: Logits, prompts: list[list[int]]) -> None:
     """The second round finds what the first computed."""
-    _check(driver.generate(prompts, OUTPUT_TOKENS, SAMPLING), logits)
+    check(driver.generate(prompts, OUTPUT_TOKENS, SAMPLING), logits)
     served = driver.generate([[*prompt, 4, 5] for prompt in prompts], OUTPUT_TOKENS, SAMPLING)
-    _check(served, logits)
+    check(served, logits)
     assert sum(request.num_cached_tokens for request, _ in served) > sum(map(len, prompts)) // 2
 
 
-def _check(served: list[tuple[Request, list[TokenLogprobs]]], logits: Logits) -> None:
+def check(served: list[tuple[Request, list[TokenLogprobs]]], logits: Logits) -> None:
     for request, told in served:
         tokens, start = request.token_ids.tolist(), request.num_prompt_tokens
         expected = logits(tokens).log_softmax(-1)[start - 1 : -1]
@@ -89,3 +91,16 @@ def _check(served: list[tuple[Request, list[TokenLogprobs]]], logits: Logits) ->
             assert list(entry.top_logprobs) == pytest.approx(best.values[index].tolist(), abs=1e-4)
             chosen = expected[index, tokens[start + index]].item()
             assert chosen == pytest.approx(best.values[index, 0].item(), abs=1e-4), "the likeliest"
+
+
+def test_the_language_model_of_a_multimodal_gemma_is_served(tmp_path: Path) -> None:
+    """Its files have other names, an inner configuration, and parts for pictures."""
+    text, whole = write_tiny("gemma3", tmp_path / "text"), tmp_path / "whole"
+    whole.mkdir()
+    values = json.loads((text / "config.json").read_text())
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": values, "dtype": "float32"}
+    (whole / "config.json").write_text(json.dumps(outer))
+    weights = load_file(text / "model.safetensors")
+    renamed = {f"language_model.{name}": tensor for name, tensor in weights.items()}
+    save_file({**renamed, "vision_tower.patch.weight": torch.ones(3)}, whole / "model.safetensors")
+    compare(CoreDriver(whole, **BOUNDS), reference(text), PROMPTS)

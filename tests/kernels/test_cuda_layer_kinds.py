@@ -11,6 +11,7 @@ from engine.cpu.platform import CpuPlatform
 from engine.cuda import shared_prefix
 from engine.dispatch.sampling import SamplingRecord
 from engine.worker.build import build_worker
+from tests.integration.tiny_families import write_tiny
 from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
 from tests.kernels.test_cuda_shared_prefix import launch_all
 from tests.unit.engine.patchwork_model import FAMILIES, write_patchwork
@@ -28,6 +29,18 @@ def test_log_probabilities_are_those_of_the_cpu_runner(
     runner = build_worker(config(directory, DEVICE), InterpretedPlatform).runner
     steps = zip(launch_all(runner, sampling), launch_all(reference, sampling), strict=True)
     for ours, expected in steps:
+        assert ours.token_ids.tolist() == expected.token_ids.tolist()
+        for told, wanted in zip(ours.logprobs.values(), expected.logprobs.values(), strict=True):
+            assert list(told.top_logprobs) == pytest.approx(list(wanted.top_logprobs), abs=1e-4)
+
+
+@pytest.mark.parametrize("case", ["gemma3", "cohere2"])
+def test_a_family_is_by_the_kernels_what_it_is_by_torch(tmp_path: Path, case: str) -> None:
+    """Norms of other kinds and places, gelu, layers that differ in window and rotation, scales."""
+    directory, sampling = write_tiny(case, tmp_path), SamplingRecord(temperature=0.0, logprobs=3)
+    reference = build_worker(config(directory, "cpu"), CpuPlatform).runner
+    runner = build_worker(config(directory, DEVICE), InterpretedPlatform).runner
+    for ours, expected in zip(launch_all(runner, sampling), launch_all(reference, sampling), strict=True):
         assert ours.token_ids.tolist() == expected.token_ids.tolist()
         for told, wanted in zip(ours.logprobs.values(), expected.logprobs.values(), strict=True):
             assert list(told.top_logprobs) == pytest.approx(list(wanted.top_logprobs), abs=1e-4)

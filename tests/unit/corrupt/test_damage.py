@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from engine.loader.load import create_model
 from engine.loader.safetensors import load_safetensors
 from engine.loader.stream import stored_tensors
 from engine.models.base import CausalLM, ModelContext
-from engine.models.families import load_model_config
+from engine.models.families import FAMILIES, load_model_config
 from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import ConfigError
@@ -30,6 +31,7 @@ from pagewire.hub.gguf_convert import convert_gguf
 from pagewire.hub.model_files import read_json_object
 from tests.unit.corrupt.mutations import damage_gguf, damage_json, damage_safetensors, gguf_fields
 from tests.unit.corrupt.samples import write_directory, write_gguf
+from tests.unit.engine.tiny_model import CONFIG
 
 CPU = torch.device("cpu")
 seeds = st.integers(0, 2**64).map(Random)
@@ -51,6 +53,43 @@ def is_refused_by_name(path: Path, read: Callable[[], object]) -> bool:
     assert message.isprintable()
     assert len(message) <= 1000
     return True
+
+
+# What any family reads, each with a value that some of them take.
+EVERY_FIELD: dict[str, Any] = {
+    **CONFIG,
+    "padded_vocab_size": 100,
+    "num_layers": 2,
+    "n_layer": 2,
+    "ffn_hidden_size": 48,
+    "seq_length": 64,
+    "kv_channels": 8,
+    "multi_query_group_num": 2,
+    "use_dynamic_ntk": True,
+    "use_logn_attn": True,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 16,
+    "sliding_window_pattern": 2,
+    "use_sliding_window": True,
+    "query_pre_attn_scalar": 8,
+    "final_logit_softcapping": 30.0,
+    "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32},
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "long_factor": [1.0] * 4,
+        "short_factor": [1.0] * 4,
+        "full_attention": {"rope_type": "dynamic", "factor": 2.0},
+        "sliding_attention": {"rope_theta": 1e4},
+    },
+    "rope_ratio": 2,
+    "logit_scale": 0.1,
+    "embedding_multiplier": 2.0,
+    "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +160,18 @@ def test_the_configuration(directory: Path, tmp_path: Path, random: Random) -> N
         (tmp_path / name).write_bytes(damage_json(content, random))
     is_refused_by_name(tmp_path, lambda: load_model_config(tmp_path))
     is_refused_by_name(tmp_path, lambda: load_generation_defaults(tmp_path))
+
+
+@examples(400)
+@given(random=seeds)
+def test_the_configuration_of_any_family(tmp_path: Path, random: Random) -> None:
+    architecture = random.choice(sorted(FAMILIES))
+    content = {"architectures": [architecture], **EVERY_FIELD}
+    for name in random.sample(sorted(EVERY_FIELD), 4):  # read another way where they are missing
+        del content[name]
+    path = tmp_path / "config.json"
+    path.write_bytes(damage_json(content, random))
+    is_refused_by_name(path, lambda: load_model_config(tmp_path))
 
 
 @examples(150)
