@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.models.checkpoint_names import CheckpointNames, gate_then_up, qkv_in_turn
 from engine.models.config import ModelConfig
+from engine.models.not_supported import why_not
 from engine.models.readers.baichuan import read_baichuan
 from engine.models.readers.cohere import read_cohere, read_cohere2, read_stablelm
 from engine.models.readers.eos import tokenizer_eos_token_id
@@ -212,9 +212,7 @@ def _architecture(values: Mapping[str, Any], source: str) -> str:
         raise ConfigError(f"{source}: architectures is {architectures!r}; it must be a list of one name")
     architecture = str(architectures[0])
     if architecture not in FAMILIES:
-        near = get_close_matches(architecture, FAMILIES, n=1, cutoff=0.8)
-        hint = f"; the nearest name is {near[0]!r}" if near else ""
         raise ConfigError(
-            f"{source}: architecture {architecture!r} is not supported; docs/models.md lists what is{hint}"
+            f"{source}: architecture {architecture!r} is not supported{why_not(architecture, FAMILIES)}"
         )
     return architecture

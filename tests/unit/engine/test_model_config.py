@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from engine.layers.rope_scaling import RopeScaling
 from engine.models.config import LayerConfig, ModelConfig, RotaryConfig
-from engine.models.families import load_model_config, parse_model_config
+from engine.models.families import FAMILIES, load_model_config, parse_model_config
+from engine.models.not_supported import NOT_SUPPORTED
 from pagewire.base.errors import ConfigError
 
 LLAMA: dict[str, Any] = {
@@ -198,7 +200,8 @@ def test_ways_to_rotate_are_listed_once_in_the_order_of_the_layers() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["BertModel"]}, "'BertModel' is not supported; docs/models.md lists"),
+        ({"architectures": ["BertModel"]}, "'BertModel' is not supported: encoders see"),
+        ({"architectures": ["NoModel"]}, "'NoModel' is not supported; docs/models.md lists what is"),
         ({"architectures": ["Qwen4ForCausalLM"]}, "the nearest name is 'Qwen3ForCausalLM'"),
         ({"architectures": None}, "architectures is None"),
         ({"sliding_window": 4096}, "sliding_window is 4096; it must be null: a LlamaForCausalLM has none"),
@@ -241,3 +244,14 @@ def test_generation_config_is_read_where_there_is_one(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5]}))
     assert load_model_config(tmp_path).eos_token_ids == (5, 2)
+
+
+def test_the_page_about_models_has_a_row_for_every_architecture() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    supported, refused = page.split("## Not supported")
+    assert {name for name in FAMILIES if f"`{name}`" not in supported} == set()
+    assert set(re.findall(r"`(\w+)`", refused)) - {"architectures"} == set(NOT_SUPPORTED)
+    assert not FAMILIES.keys() & NOT_SUPPORTED.keys()
+    for line in refused.splitlines()[4:]:
+        names, reason = line.strip("| ").split(" | ")
+        assert {NOT_SUPPORTED[name.strip("`")] for name in names.split(", ")} == {reason}
