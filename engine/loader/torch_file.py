@@ -41,6 +41,8 @@ _STORAGE_DTYPES = {
     "UntypedStorage": torch.uint8,
 }
 _LOCAL_HEADER_BYTES = 30
+# What zipfile raises for damaged archives: names that are no text, places that are negative, and more.
+_ZIP_FAULTS = (zipfile.BadZipFile, EOFError, OverflowError, RuntimeError, ValueError, struct.error)
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -93,7 +95,9 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
                 )
             with zipfile.ZipFile(file) as archive:
                 header, records = _read_archive(archive, file, path.stat().st_size)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
+    except TorchFileError:
+        raise
+    except _ZIP_FAULTS as error:
         raise TorchFileError(f"it is damaged or cut short: {error}") from error
     tensors = [
         _stored(path, name, tensor, records) for name, tensor in _named_tensors(_Header.read(header)).items()

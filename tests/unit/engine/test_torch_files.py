@@ -10,6 +10,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -248,6 +249,28 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], None],
     with pytest.raises(ConfigError, match=r"pytorch_model\.bin cannot be read as a PyTorch|lacks") as error:
         runner(tmp_path)
     assert said in error.value.message
+
+
+def test_no_damage_to_a_header_does_more_than_refuse_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(2, 3), "b": nn.Parameter(torch.ones(4))}, path)
+    whole = path.read_bytes()
+    random = Random(0)
+    outcomes = set()
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(random.randint(1, 3)):
+            data[random.randrange(len(data))] = random.randrange(256)
+        path.write_bytes(data)
+        try:
+            stored = stored_tensors(path)
+        except (TorchFileError, OSError):  # such as of a place that is negative
+            outcomes.add("refused")
+            continue
+        assert all(tensor.begin + tensor.num_bytes <= len(whole) for tensor in stored)
+        read(path)
+        outcomes.add("read")
+    assert outcomes == {"refused", "read"}
 
 
 def test_a_cut_shard_is_named(tmp_path: Path) -> None:
