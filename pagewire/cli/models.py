@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -40,22 +41,22 @@ def models(
     ] = False,
 ) -> None:
     """List the models in the cache, and those that can be fetched without an account."""
-    from rich.console import Console
-    from rich.table import Table
-
     from pagewire.hub import ALIASES, list_models
     from pagewire.hub.model_types import MODEL_TYPES
 
     if aliases:
-        table = Table("ALIAS", "HUGGING FACE HUB", "MODELSCOPE", box=None, pad_edge=False)
-        for name, model_type in sorted(MODEL_TYPES.items()):
-            table.add_row(name, model_type.huggingface, model_type.modelscope)
-    else:
-        rows = {entry.name: (f"{entry.size / 1e6:,.0f} MB", entry.source) for entry in list_models()}
-        for alias in ALIASES.values():
-            to_fetch = f"{alias.download_bytes / 1e6:,.0f} MB to fetch"
-            rows.setdefault(alias.name, (to_fetch, f"{alias.source}: {alias.description}"))
-        table = Table("MODEL", "SIZE", "SOURCE", box=None, pad_edge=False)
-        for name, (size, source) in rows.items():
-            table.add_row(name, size, source)
-    Console(soft_wrap=True, highlight=False).print(table)
+        names = [(name, each.huggingface, each.modelscope) for name, each in sorted(MODEL_TYPES.items())]
+        _print_table(("ALIAS", "HUGGING FACE HUB", "MODELSCOPE"), *names)
+        return
+    rows = {entry.name: (f"{entry.size / 1e6:,.0f} MB", entry.source) for entry in list_models()}
+    for alias in ALIASES.values():
+        to_fetch = f"{alias.download_bytes / 1e6:,.0f} MB to fetch"
+        rows.setdefault(alias.name, (to_fetch, f"{alias.source}: {alias.description}"))
+    _print_table(("MODEL", "SIZE", "SOURCE"), *((name, *row) for name, row in rows.items()))
+
+
+def _print_table(*rows: Sequence[str]) -> None:
+    """One line for each row, however narrow the terminal: names are there to be copied."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
