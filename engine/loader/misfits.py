@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from pagewire.base.errors import ConfigError
@@ -26,11 +26,15 @@ class NotInModel(Exception):
 
 class WrongTensor(ConfigError):
     """A checkpoint's tensor is for a parameter that cannot take it: its shape, its dtype, or its being the
-    second one."""
+    second one.
 
-    def __init__(self, name: str, source: str, fault: str) -> None:
+    Attributes:
+        targets: the model's tensors that it was for.
+    """
+
+    def __init__(self, name: str, source: str, fault: str, targets: Collection[str]) -> None:
         super().__init__(f"{source}: tensor {name!r} {fault}")
-        self.name, self.source, self.fault = name, source, fault
+        self.name, self.fault, self.targets = name, fault, targets
 
 
 class Misfits:

@@ -54,9 +54,11 @@ class LoadTargets:
                     if self.wants(stored.name, str(path)):
                         shape_only = torch.empty(stored.shape, dtype=stored.dtype, device="meta")
                         self.load(stored.name, shape_only, str(path))
-                except (NotInModel, WrongTensor) as error:
+                except NotInModel as error:
                     misfits.add(error)
-                    refused.update(self._fused.get(stored.name, (stored.name,)))
+                except WrongTensor as error:
+                    misfits.add(error)
+                    refused.update(error.targets)
         misfits.missing = sorted(self._targets.keys() - self._loaded.keys() - refused)
         self._loaded.clear()
         misfits.raise_if_any(checkpoint)
@@ -75,7 +77,7 @@ class LoadTargets:
                 return False
             raise NotInModel(name, source)
         if name in self._loaded:
-            raise WrongTensor(name, source, f"is in {self._loaded[name]} already")
+            raise WrongTensor(name, source, f"is in {self._loaded[name]} already", (name,))
         return True
 
     def load(self, name: str, tensor: torch.Tensor, source: str) -> None:
@@ -96,11 +98,12 @@ class LoadTargets:
         # A conversion between kinds would go through, and give numbers that mean nothing.
         if not _converts(tensor.dtype, kept.dtype):
             needed = "floating-point numbers" if _is_plain_float(kept.dtype) else _short(kept.dtype)
-            raise WrongTensor(name, source, f"is of {_short(tensor.dtype)}; {needed} are needed")
+            fault = f"is of {_short(tensor.dtype)}; {needed} are needed"
+            raise WrongTensor(name, source, fault, (target_name,))
         try:
             target.module.load_parameter(target.parameter, tensor, target.shard)
         except ShardError as error:
-            raise WrongTensor(name, source, str(error)) from error
+            raise WrongTensor(name, source, str(error), (target_name,)) from error
         self._loaded[target_name] = source
 
     def _take_apart(self, name: str, tensor: torch.Tensor, source: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -117,11 +120,8 @@ class LoadTargets:
             dim = parameter.output.dim
             if dim >= tensor.dim() or tensor.shape[dim] % num_units:
                 shape = list(tensor.shape)
-                raise WrongTensor(
-                    name,
-                    source,
-                    f"has shape {shape}; a multiple of {num_units} is needed in dimension {dim}",
-                )
+                fault = f"has shape {shape}; a multiple of {num_units} is needed in dimension {dim}"
+                raise WrongTensor(name, source, fault, layout)
             pieces = tensor.chunk(num_units, dim)
             yield part, torch.cat([pieces[unit] for unit in units], dim)
 
