@@ -68,12 +68,13 @@ def ask(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHu
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Path) -> None:
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(transfer, "PAUSE_SECONDS", 0.01)
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, file_download):  # releases before 1.0 have it in both
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "theirs"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
 
@@ -194,19 +195,25 @@ def test_without_a_network_the_error_says_what_else_to_name(
     assert ".gguf file" in said
 
 
-def test_offline_nothing_is_asked(ask: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
+def offline(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    from huggingface_hub import constants, utils
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", wanted)
+    getattr(utils, "reset_sessions", lambda: None)()  # which keep it, before 1.0
+
+
+def test_offline_nothing_is_asked(ask: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline(monkeypatch, True)
     assert "HF_HUB_OFFLINE forbids it" in refusal("owner/model")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    offline(monkeypatch, False)
     directory = resolve_model("owner/model")
     ask.hub_tokens.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch, True)
     assert resolve_model("owner/model") == directory
     assert not ask.hub_tokens
     (directory / "model.safetensors").unlink()
     said = refusal("owner/model")
+    offline(monkeypatch, False)
     assert "owner/model: has neither model.safetensors" in said
     assert "HF_HUB_OFFLINE forbids it" in said
 
