@@ -69,8 +69,8 @@ def fetch_model(repository: Repository, *, file: str | None, load_format: str, p
 
     Args:
         file: which GGUF file is wanted; see `ModelReference`.
-        load_format: "gguf" or "safetensors" insist on that; any other takes what there is, Hugging Face
-            layout first.
+        load_format: "gguf" or "safetensors" insist on that, "dummy" needs no weights; any other takes what
+            there is, Hugging Face layout first.
 
     Raises:
         ConfigError: there is no such model, it may not be read, cannot be reached or written, or has no
@@ -100,6 +100,8 @@ def _fetch(repository: Repository, file: str | None, load_format: str, *, progre
         raise _no_config(repository.name)
     directory = _fetch_files(repository, small, progress=False)
     check_small_files(directory)
+    if load_format == "dummy":
+        return directory
     weights = weight_files(repository.name, files, directory)
     return _fetch_files(repository, [*small, *weights], progress=progress)
 
@@ -141,6 +143,8 @@ def _from_cache(repository: Repository, file: str | None, load_format: str, erro
         if _wants_gguf(names, file, load_format):
             return directory / gguf_file(repository.name, names, file)
         require_format(repository.name, names, load_format)
+        if load_format == "dummy":
+            return _require_config(directory, repository.name)
         return require_complete(directory, repository.name)
     except ConfigError as incomplete:
         raise ConfigError(
@@ -170,9 +174,7 @@ def require_complete(directory: Path, model: str) -> Path:
     Raises:
         ConfigError: it does not.
     """
-    if not (directory / "config.json").is_file():
-        raise _no_config(model)
-    check_small_files(directory)
+    _require_config(directory, model)
     found = find_weight_files(directory)
     if found is None:
         names = " nor ".join(files.single for files in WEIGHT_FILES)
@@ -182,6 +184,13 @@ def require_complete(directory: Path, model: str) -> Path:
         missing = [name for name in indexed_files(index) if not (directory / name).is_file()]
         if missing:
             raise ConfigError(f"{model}: weight files are missing: {', '.join(missing)}; fetch it again")
+    return directory
+
+
+def _require_config(directory: Path, model: str) -> Path:
+    if not (directory / "config.json").is_file():
+        raise _no_config(model)
+    check_small_files(directory)
     return directory
 
 

@@ -34,7 +34,8 @@ def resolve_model(model: str, *, load_format: str = "auto", progress: bool = Fal
     Args:
         model: in this order of preference: a directory, a .gguf file, an alias (see `ALIASES`) or a model on
             a hub (see `ModelReference`).
-        load_format: of a model on a hub, "gguf" or "safetensors" insist on that.
+        load_format: of a model on a hub, "gguf" or "safetensors" insist on that; for "dummy" no weights in
+            Hugging Face layout are fetched.
         progress: whether to show long work on stderr.
 
     Raises:
@@ -149,7 +150,7 @@ def _require_local_format(model: str, path: Path, load_format: str) -> None:
     if load_format == "gguf" and not is_gguf:
         raise ConfigError(
             f"load_format is 'gguf', which needs a .gguf file, a repository with one or one of: "
-            f"{', '.join(ALIASES)}; '{model}' is neither",
+            f"{', '.join(ALIASES)}; '{model}' is none of them",
             param="load_format",
         )
     if load_format == "safetensors" and is_gguf:

@@ -136,6 +136,16 @@ def test_weights_of_torch_are_fetched_where_there_are_no_others(ask: FakeHub) ->
         resolve_checkpoint("owner/model", "safetensors")
 
 
+def test_random_weights_need_none_of_the_hub(
+    ask: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, load_format = resolve_checkpoint("owner/model", "dummy")
+    assert load_format == "dummy"
+    assert files_of(directory) == NEEDED - {"model.safetensors"}
+    asked(monkeypatch, NO_NETWORK, tmp_path)
+    assert resolve_checkpoint("owner/model", "dummy")[0] == directory
+
+
 def test_the_token_goes_to_the_hub_and_to_nobody_else(ask: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     ask.gated.add("owner/model")
