@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from pagewire.base.errors import ConfigError
@@ -149,3 +152,14 @@ def test_a_word_that_is_nearly_an_alias_gets_the_alias_suggested(word: str, mean
 def test_a_word_that_is_like_nothing_gets_no_suggestion() -> None:
     with pytest.raises(ConfigError, match="unknown model 'zzzzzz'; name a directory"):
         resolve_model("zzzzzz")
+
+
+def test_the_documented_aliases_are_those_that_work() -> None:
+    docs = (Path(__file__).parents[3] / "docs" / "models-from-hubs.md").read_text()
+    rows = re.findall(r"^\| (`[a-z][^|/]*-[^|/]*`) \| (`[^|]+`) \| ([^|]+) \|$", docs, re.MULTILINE)
+    assert len(rows) == 7
+    for words, huggingface, modelscope in rows:
+        types = [MODEL_TYPES[word] for word in re.findall(r"`([^`]+)`", words)]
+        assert [each.huggingface for each in types] == re.findall(r"`([^`]+)`", huggingface)
+        expected = huggingface if modelscope == "the same" else modelscope
+        assert [each.modelscope for each in types] == re.findall(r"`([^`]+)`", expected)
