@@ -8,6 +8,7 @@ transfer.py, because huggingface_hub 2 begins a file anew after it was interrupt
 from __future__ import annotations
 
 import glob
+import http.client
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from pagewire.base.errors import ConfigError
 from pagewire.hub.progress import Advance
 from pagewire.hub.reference import HUB_TITLES, HUGGINGFACE
-from pagewire.hub.transfer import HubUnreachable, RemoteFile, bytes_to_fetch, fetch_files
+from pagewire.hub.transfer import HubRefused, HubUnreachable, RemoteFile, bytes_to_fetch, fetch_files
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -68,7 +69,13 @@ class HuggingFaceRepository:
     def fetch(self, names: Collection[str], advance: Advance) -> Path:
         from huggingface_hub import snapshot_download
 
-        fetch_files([self._large[name] for name in self._missing(names) if name in self._large], advance)
+        large = [self._large[name] for name in self._missing(names) if name in self._large]
+        try:
+            fetch_files(large, advance)
+        except HubRefused as error:
+            if error.status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+                raise _gated(self.name) from error
+            raise
         with _as_our_errors(self.name, self._revision), _no_bars():
             # The user says which model; `names` are weights and settings, never code.
             snapshot = snapshot_download(  # nosec B615
@@ -109,7 +116,6 @@ class HuggingFaceRepository:
 def _as_our_errors(model: str, revision: str) -> Iterator[None]:
     """Around calls of huggingface_hub. Which library's network errors it lets through depends on its
     version."""
-    from huggingface_hub import get_token
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -121,15 +127,7 @@ def _as_our_errors(model: str, revision: str) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        how = (
-            "request access there with the account of your token"
-            if get_token()
-            else "request access, set HF_TOKEN"
-        )
-        raise ConfigError(
-            f"{model}: a gated model; accept its terms at https://huggingface.co/{model} ({how}) and try "
-            "again"
-        ) from error
+        raise _gated(model) from error
     except RepositoryNotFoundError as error:
         raise ConfigError(
             f"{model}: no such model on the Hugging Face Hub, or it is private: for those set HF_TOKEN to "
@@ -154,6 +152,13 @@ def _as_our_errors(model: str, revision: str) -> Iterator[None]:
         ):
             raise  # of the disk
         raise HubUnreachable(f"{type(error).__name__}: {error}") from error
+
+
+def _gated(model: str) -> ConfigError:
+    from huggingface_hub import get_token
+
+    how = "with the account of your token" if get_token() else "and set HF_TOKEN to a token of that account"
+    return ConfigError(f"{model}: a gated model; accept its terms at https://huggingface.co/{model} {how}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from http.client import HTTPMessage
@@ -73,7 +73,7 @@ class RemoteFile:
 
 def bytes_to_fetch(files: Sequence[RemoteFile]) -> int:
     """How much of them has not arrived yet."""
-    return sum(file.size - _arrived(file) for file in files)
+    return sum(file.size - _arrived(file) for file in _once(files))
 
 
 def fetch_files(files: Sequence[RemoteFile], advance: Callable[[int], None]) -> None:
@@ -91,7 +91,7 @@ def fetch_files(files: Sequence[RemoteFile], advance: Callable[[int], None]) -> 
     progress = _Progress(advance)
     pool = ThreadPoolExecutor(NUM_CONNECTIONS, "fetch")
     try:
-        futures = [pool.submit(_fetch, file, progress) for file in files]
+        futures = [pool.submit(_fetch, file, progress) for file in _once(files)]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
@@ -167,6 +167,11 @@ class _Progress:
         with self._lock:
             self._done += count
             self._advance(self._done)
+
+
+def _once(files: Sequence[RemoteFile]) -> Collection[RemoteFile]:
+    """Files of the same content may have the same place."""
+    return {file.target: file for file in files}.values()
 
 
 def _partial(file: RemoteFile) -> Path:

@@ -27,6 +27,7 @@ class FakeHub:
         models: files by path, of each model.
         gated: models that take the token.
         renamed: old owner/name -> new.
+        failing: whether the hub answers everything with status 501.
         cut_after: bytes of a large file after which the connection is closed; each is used once.
         hold_after: bytes of a large file after which nothing comes until `release` is set.
         held: set when that happened.
@@ -37,6 +38,7 @@ class FakeHub:
     models: dict[str, dict[str, bytes]]
     gated: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
+    failing: bool = False
     cut_after: list[int] = field(default_factory=list)
     hold_after: int | None = None
     held: threading.Event = field(default_factory=threading.Event)
@@ -112,7 +114,9 @@ class _Hub(_Handler):
         self.hub.hub_tokens.add(self.headers["Authorization"])
         address = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(address.query).items()}
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", address.path):
+        if self.hub.failing:  # by a status after which huggingface_hub does not try again
+            self.send(501)
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", address.path):
             model, kind, revision = match.groups()
             self.describe(model, kind, revision or "main")
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", address.path):

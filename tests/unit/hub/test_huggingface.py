@@ -165,6 +165,8 @@ def test_a_gated_model_says_what_to_do(ask: FakeHub, monkeypatch: pytest.MonkeyP
     ask.gated.add("owner/model")
     assert "a gated model; accept its terms at https://huggingface.co/owner/model" in refusal("owner/model")
     assert "set HF_TOKEN" in refusal("owner/model")
+    ask.models["owner/model"] = {"tiny-Q4_0.gguf": b"gguf"}  # none of whose files is a small one
+    assert "set HF_TOKEN" in refusal("owner/model")
     monkeypatch.setenv("HF_TOKEN", "hf_of_another")
     assert "with the account of your token" in refusal("owner/model")
 
@@ -194,6 +196,28 @@ def test_a_repository_without_a_usable_model_says_what_it_has(
     ask.models["owner/model"] = files
     with pytest.raises(ConfigError, match=said):
         resolve_model("owner/model")
+
+
+def test_a_hub_that_fails_is_as_one_that_is_not_there(ask: FakeHub) -> None:
+    ask.failing = True
+    assert "not in the cache, and the Hugging Face Hub cannot be asked" in refusal("owner/model")
+    ask.failing = False
+    directory = resolve_model("owner/model")
+    ask.failing = True
+    assert resolve_model("owner/model") == directory
+
+
+def test_files_of_the_same_content_are_fetched_once(ask: FakeHub) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    ask.models["owner/model"] = {
+        "config.json": b"{}",
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-1.safetensors": LARGE,
+        "model-2.safetensors": LARGE,
+    }
+    directory = resolve_model("owner/model")
+    assert (directory / "model-2.safetensors").read_bytes() == LARGE
+    assert sum(name.endswith(".safetensors") for name, _ in ask.fetched) == 1
 
 
 def test_without_a_network_the_error_says_what_else_to_name(
