@@ -78,7 +78,7 @@ class HuggingFaceRepository:
             raise
         with _as_our_errors(self.name, self._revision), _no_bars():
             # The user says which model; `names` are weights and settings, never code.
-            snapshot = snapshot_download(  # nosec B615
+            snapshot = snapshot_download(
                 self.name,
                 revision=self._revision,
                 cache_dir=self._cache,

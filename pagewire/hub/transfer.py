@@ -114,7 +114,7 @@ def open_url(url: str, headers: Mapping[str, str] | None = None) -> http.client.
     for name, value in (headers or {}).items():
         request.add_unredirected_header(name, value)
     try:
-        return _OPENER.open(request, timeout=TIMEOUT_SECONDS)  # type: ignore[no-any-return] # nosec B310
+        return _OPENER.open(request, timeout=TIMEOUT_SECONDS)  # type: ignore[no-any-return]
     except urllib.error.HTTPError as error:
         error.close()
         raise HubRefused(url, error.code) from error

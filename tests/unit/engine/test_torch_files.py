@@ -82,6 +82,8 @@ def test_every_kind_of_number_and_layout_is_read_as_torch_does(tmp_path: Path) -
         "empty": torch.empty(0, 4),
         "parameter": nn.Parameter(torch.ones(2)),
     }
+    state["parameter with attributes"] = nn.Parameter(torch.ones(3))
+    state["parameter with attributes"].split = 2
     path = tmp_path / "pytorch_model.bin"
     torch.save(OrderedDict(state), path)
     expected = torch.load(path, weights_only=True)
