@@ -21,7 +21,7 @@ class WorkerConfig:
     """What one engine-worker runs. None means: decide from the device and the model.
 
     Attributes:
-        model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.
+        model: a directory in Hugging Face layout, a .gguf file, a model on a hub or an alias.
         socket: path of the Unix control socket it listens on; ranks after the first add their number to it.
         rank: its place among the workers that share the model.
         world_size: how many workers share the model, each with a part of every matrix.

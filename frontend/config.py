@@ -22,7 +22,7 @@ class FrontendConfig:
     """What one frontend serves.
 
     Attributes:
-        model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias; only its
+        model: a directory in Hugging Face layout, a .gguf file, a model on a hub or an alias; only its
             tokenizer, templates and defaults are read, and of its weights what they are.
         scheduler: gRPC address of the scheduler, "unix:/path" or "host:port".
         scheduler_ssl_ca_certs: PEM file of the authorities that may have signed the scheduler's certificate;

@@ -49,10 +49,7 @@ class RMSNorm(Norm):
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype), requires_grad=False)
 
     def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
-        copy_checked(self.weight, tensor)
-        if self._one_plus:
-            with torch.no_grad():
-                self.weight.add_(1.0)
+        copy_checked(self.weight, tensor.float() + 1.0 if self._one_plus else tensor)
 
     def normalise(self, x: torch.Tensor) -> torch.Tensor:
         return self.ops.rms_norm(x, self.weight, self.eps)

@@ -24,7 +24,8 @@ class LoadableModule(nn.Module):
     layer_name: str = ""
 
     def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
-        """Copies a whole checkpoint tensor, or this rank's part of it, into the parameter.
+        """Copies a whole checkpoint tensor, or this rank's part of it, into the parameter. Is called with a
+        tensor of the meta device first, to check its shape.
 
         Raises:
             ShardError: the tensor's shape is not what the parameter needs.
@@ -36,9 +37,12 @@ class LoadableModule(nn.Module):
 
 
 def copy_checked(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copies with a change of dtype and device but never of shape."""
+    """Copies with a change of dtype and device but never of shape. Of a source on the meta device, which has
+    no numbers, the shape is checked."""
     if target.shape != source.shape:
         raise ShardError(f"has shape {list(source.shape)}; {list(target.shape)} is needed")
+    if source.is_meta:
+        return
     with torch.no_grad():
         target.copy_(source)
 

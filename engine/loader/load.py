@@ -12,8 +12,8 @@ from engine.layers.parallel import SplitError
 from engine.layers.weights import LoadableModule
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.dummy import load_dummy
-from engine.loader.safetensors import load_safetensors
 from engine.loader.tied import untie_own_head
+from engine.loader.weights import load_weights
 from engine.models.base import CausalLM, ModelContext
 from engine.models.families import model_class
 from engine.platform.device import available_memory, fitting
@@ -57,7 +57,7 @@ def load_model(
         if checkpoint is None:
             load_dummy(model, seed)
         else:
-            load_safetensors(model, checkpoint, device)
+            load_weights(model, checkpoint, device)
         for module in model.modules():
             if isinstance(module, LoadableModule):
                 module.finish_loading()

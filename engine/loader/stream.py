@@ -1,4 +1,4 @@
-"""Tensors of safetensors files, read by several threads into pinned buffers and sent on from there to a GPU.
+"""Tensors in files, read by several threads into pinned buffers and sent on from there to a GPU.
 
 Host memory is bounded by the buffers, whatever the size of the files; device memory, beside what the caller
 keeps, by AHEAD_BYTES or the largest tensor.
@@ -55,6 +55,7 @@ class StoredTensor:
 
     Attributes:
         begin, num_bytes: where its bytes lie in the file.
+        strides: from element to element along each dimension, in elements; None where they lie in order.
     """
 
     path: Path
@@ -63,6 +64,14 @@ class StoredTensor:
     shape: tuple[int, ...]
     begin: int
     num_bytes: int
+    strides: tuple[int, ...] | None = None
+
+    def view(self, data: torch.Tensor) -> torch.Tensor:
+        """The tensor, of the bytes that the file has for it."""
+        elements = data.view(self.dtype)
+        if self.strides is None:
+            return elements.view(self.shape)
+        return elements.as_strided(self.shape, self.strides)
 
 
 def stored_tensors(path: Path) -> list[StoredTensor]:
@@ -191,7 +200,7 @@ class _Uploads:
             chunk.result()
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
-        return stored, target.view(stored.dtype).view(stored.shape)
+        return stored, stored.view(target)
 
     def _fill(self, target: torch.Tensor, descriptor: int, stored: StoredTensor, at: int) -> None:
         buffer = self._buffers.get()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from engine.layers.linear_weight import LinearWeight
 from engine.layers.weights import LoadableModule, ShardError
+from engine.loader.misfits import Misfits, NotInModel, WrongTensor
+from engine.loader.stream import StoredTensor
 from engine.models.base import CausalLM
-from pagewire.base.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +39,52 @@ class LoadTargets:
         self._fused = _fused_tensors(model, self._targets)
         self._loaded: dict[str, str] = {}
 
+    def require_fit(self, checkpoint: str, files: Mapping[Path, Sequence[StoredTensor]]) -> None:
+        """Checks, by names, shapes and dtypes alone, that a checkpoint's tensors are those of the model.
+
+        Raises:
+            ConfigError: some are missing, not part of the model, or of another shape or dtype; the message
+                names them all, up to some of each kind.
+        """
+        misfits = Misfits()
+        refused: set[str] = set()
+        for path, tensors in files.items():
+            for stored in tensors:
+                try:
+                    if self.wants(stored.name, str(path)):
+                        shape_only = torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+                        self.load(stored.name, shape_only, str(path))
+                except NotInModel as error:
+                    misfits.add(error)
+                except WrongTensor as error:
+                    misfits.add(error)
+                    refused.update(error.targets)
+        misfits.missing = sorted(self._targets.keys() - self._loaded.keys() - refused)
+        self._loaded.clear()
+        misfits.raise_if_any(checkpoint)
+
     def wants(self, name: str, source: str) -> bool:
         """Whether a checkpoint tensor is to be read, or carries nothing.
 
         Raises:
-            ConfigError: the model has no such parameter, or it was loaded before; the message names the
-                tensor and `source`, its file.
+            NotInModel: the model has no such parameter.
+            WrongTensor: it was loaded before, from the file that the message names.
         """
         if name in self._fused:
             return all(self.wants(part, source) for part in self._fused[name])
         if name not in self._targets:
             if name in self._aliases or self._names.ignores(name):
                 return False
-            raise ConfigError(f"{source}: tensor {name!r} is not part of this model")
+            raise NotInModel(name, source)
         if name in self._loaded:
-            raise ConfigError(f"{source}: tensor {name!r} is in {self._loaded[name]} already")
+            raise WrongTensor(name, source, f"is in {self._loaded[name]} already", (name,))
         return True
 
     def load(self, name: str, tensor: torch.Tensor, source: str) -> None:
         """Puts a checkpoint tensor that is wanted where it belongs.
 
         Raises:
-            ConfigError: its shape or the kind of its numbers is not the parameter's.
+            WrongTensor: its shape or the kind of its numbers is not the parameter's.
         """
         if name in self._fused:
             for part, piece in self._take_apart(name, tensor, source):
@@ -72,19 +98,13 @@ class LoadTargets:
         # A conversion between kinds would go through, and give numbers that mean nothing.
         if not _converts(tensor.dtype, kept.dtype):
             needed = "floating-point numbers" if _is_plain_float(kept.dtype) else _short(kept.dtype)
-            raise ConfigError(f"{source}: tensor {name!r} is of {_short(tensor.dtype)}; {needed} are needed")
+            fault = f"is of {_short(tensor.dtype)}; {needed} are needed"
+            raise WrongTensor(name, source, fault, (target_name,))
         try:
             target.module.load_parameter(target.parameter, tensor, target.shard)
         except ShardError as error:
-            raise ConfigError(f"{source}: tensor {name!r} {error}") from error
+            raise WrongTensor(name, source, str(error), (target_name,)) from error
         self._loaded[target_name] = source
-
-    def require_complete(self, source: str) -> None:
-        """Raises ConfigError if any parameter was not loaded."""
-        missing = sorted(self._targets.keys() - self._loaded.keys())
-        if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ConfigError(f"{source} lacks {len(missing)} tensors of the model: {shown}")
 
     def _take_apart(self, name: str, tensor: torch.Tensor, source: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The names and contents of the tensors that a fused one holds. What does not extend along the output
@@ -100,10 +120,8 @@ class LoadTargets:
             dim = parameter.output.dim
             if dim >= tensor.dim() or tensor.shape[dim] % num_units:
                 shape = list(tensor.shape)
-                raise ConfigError(
-                    f"{source}: tensor {name!r} has shape {shape}; a multiple of {num_units} is needed in "
-                    f"dimension {dim}"
-                )
+                fault = f"has shape {shape}; a multiple of {num_units} is needed in dimension {dim}"
+                raise WrongTensor(name, source, fault, layout)
             pieces = tensor.chunk(num_units, dim)
             yield part, torch.cat([pieces[unit] for unit in units], dim)
 

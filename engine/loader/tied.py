@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import replace
 
 import torch
@@ -48,10 +47,12 @@ def have_same_values(first: StoredTensor, second: StoredTensor, dtype: torch.dty
     Raises:
         ConfigError: a file cannot be read.
     """
-    if first.shape != second.shape:
+    if first.shape != second.shape or first.strides != second.strides:
         return False
+    if (first.path, first.begin, first.dtype) == (second.path, second.begin, second.dtype):
+        return True  # torch.save keeps tied tensors once
     reading = _Chunks(first), _Chunks(second)
-    for start in range(0, math.prod(first.shape), CHUNK_ELEMENTS):
+    for start in range(0, first.num_bytes // first.dtype.itemsize, CHUNK_ELEMENTS):
         ours, theirs = (chunks.read(start) for chunks in reading)
         # Equal bytes are compared several times faster than numbers are converted.
         same_bytes = first.dtype == second.dtype and torch.equal(

@@ -24,7 +24,24 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.",
+        help="A directory in Hugging Face layout, a .gguf file, a model on a hub (owner/name) or an alias.",
+    ),
+]
+Hub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HUB",
+        help="Where the model is: huggingface (the default), or modelscope. Also $PAGEWIRE_HUB.",
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="The branch, tag or commit of a model on a hub; also owner/name@REVISION.")
+]
+File = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Which GGUF file of a repository: its name, or its quantization (Q4_K_M); also owner/name:NAME.",
     ),
 ]
 Url = Annotated[

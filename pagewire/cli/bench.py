@@ -27,7 +27,7 @@ BenchModel = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A directory in Hugging Face layout, a .gguf file, a Hugging Face id, an alias, or one of the "
+        help="A directory in Hugging Face layout, a .gguf file, a model on a hub, an alias, or one of the "
         f"shapes {', '.join(SHAPES)}, which have random weights and the peer's engine options.",
     ),
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+
+from pagewire.cli.arguments import File, Hub, Revision
 
 
 def register(app: typer.Typer) -> None:
@@ -14,26 +17,46 @@ def register(app: typer.Typer) -> None:
 
 
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An alias or a Hugging Face id (owner/name).")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="An alias, or a model on a hub: owner/name, and of its GGUF files owner/name:Q4_K_M.",
+        ),
+    ],
+    hub: Hub = None,
+    revision: Revision = None,
+    file: File = None,
 ) -> None:
-    """Fetch a model into the cache and print where it lies."""
-    from pagewire.hub import pull
+    """Fetch a model into the cache and print where it lies. What was fetched before is not fetched again,
+    parts of files included."""
+    from pagewire.hub import located, pull
 
-    print(pull(name))
+    print(pull(located(name, hub=hub, revision=revision, file=file)))
 
 
-def models() -> None:
-    """List the models in the cache, and the aliases that can be fetched."""
-    from rich.console import Console
-    from rich.table import Table
-
+def models(
+    aliases: Annotated[
+        bool, typer.Option("--aliases", help="List every alias and what it stands for on each hub instead.")
+    ] = False,
+) -> None:
+    """List the models in the cache, and those that can be fetched without an account."""
     from pagewire.hub import ALIASES, list_models
+    from pagewire.hub.model_types import MODEL_TYPES
 
+    if aliases:
+        names = [(name, each.huggingface, each.modelscope) for name, each in sorted(MODEL_TYPES.items())]
+        _print_table(("ALIAS", "HUGGING FACE HUB", "MODELSCOPE"), *names)
+        return
     rows = {entry.name: (f"{entry.size / 1e6:,.0f} MB", entry.source) for entry in list_models()}
     for alias in ALIASES.values():
         to_fetch = f"{alias.download_bytes / 1e6:,.0f} MB to fetch"
         rows.setdefault(alias.name, (to_fetch, f"{alias.source}: {alias.description}"))
-    table = Table("MODEL", "SIZE", "SOURCE", box=None, pad_edge=False)
-    for name, (size, source) in rows.items():
-        table.add_row(name, size, source)
-    Console(soft_wrap=True, highlight=False).print(table)
+    _print_table(("MODEL", "SIZE", "SOURCE"), *((name, *row) for name, row in rows.items()))
+
+
+def _print_table(*rows: Sequence[str]) -> None:
+    """One line for each row, however narrow the terminal: names are there to be copied."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

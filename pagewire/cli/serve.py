@@ -14,9 +14,10 @@ from frontend.config import FrontendConfig
 from pagewire import __version__
 from pagewire.base.notify import notify_ready
 from pagewire.base.options import with_options
-from pagewire.cli.arguments import Model
+from pagewire.cli.arguments import File, Hub, Model, Revision
 from pagewire.cli.service import WIRING, RunningService, ServiceConfig, running_service
 from pagewire.hub.aliases import DEFAULT_MODEL
+from pagewire.hub.reference import located
 from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
@@ -31,10 +32,14 @@ def register(app: typer.Typer) -> None:
 def serve(
     model: Model = DEFAULT_MODEL,
     frontends: Annotated[int, typer.Option(help="Frontend processes that share the ports.")] = 1,
+    hub: Hub = None,
+    revision: Revision = None,
+    file: File = None,
     **values: Any,
 ) -> None:
     """Serve a model: frontends, scheduler and engine-worker, supervised, until Ctrl-C."""
-    config = ServiceConfig.resolve(model, values, frontends=frontends)
+    place = located(model, hub=hub, revision=revision, file=file)
+    config = ServiceConfig.resolve(place, values, frontends=frontends)
     raise typer.Exit(asyncio.run(_serve(config)))
 
 

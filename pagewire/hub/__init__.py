@@ -5,21 +5,26 @@ is `$PAGEWIRE_HOME` (default `~/.cache/pagewire`):
 
     gguf/<alias>/<file>.gguf         fetched files, checksum verified
     converted/<name>-<identity>/     GGUF files converted to Hugging Face layout
-    huggingface/                     Hugging Face snapshots, in huggingface_hub's own layout
+    huggingface/                     models of the Hugging Face Hub, in huggingface_hub's own layout
+    modelscope/                      models of ModelScope, in the layout of modelscope's library
     locks/                           one empty file per thing being written
 """
 
 from __future__ import annotations
 
 from pagewire.hub.aliases import ALIASES, DEFAULT_MODEL, ModelAlias
-from pagewire.hub.resolve import ModelEntry, list_models, pull, resolve_checkpoint, resolve_model
+from pagewire.hub.listing import ModelEntry, list_models
+from pagewire.hub.reference import HUBS, located
+from pagewire.hub.resolve import pull, resolve_checkpoint, resolve_model
 
 __all__ = [
     "ALIASES",
     "DEFAULT_MODEL",
+    "HUBS",
     "ModelAlias",
     "ModelEntry",
     "list_models",
+    "located",
     "pull",
     "resolve_checkpoint",
     "resolve_model",

@@ -33,21 +33,37 @@ def publish(target: Path, build: Callable[[Path], None], *, on_wait: Callable[[]
     """
     if target.is_dir():
         return target
+    with writing_locked(target, on_wait=on_wait):
+        if not target.is_dir():
+            _build(target, build)
+    return target
+
+
+@contextmanager
+def writing_locked(target: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Around writing a directory of the cache: of several processes one does and the others wait.
+
+    Args:
+        on_wait: called once if another process is at it.
+
+    Raises:
+        ConfigError: in place of an OSError inside: the cache cannot be written.
+    """
     try:
         with _lock(cache_home() / "locks" / f"{_lock_name(target)}.lock", on_wait):
-            if not target.is_dir():
-                _build(target, build)
+            yield
     except OSError as error:
         raise ConfigError(
             f"cannot write the model cache {cache_home()}: {error}; free some space there or set "
             "PAGEWIRE_HOME to a directory that can be written"
         ) from error
-    return target
 
 
 def require_free_space(directory: Path, needed: int, what: str) -> None:
-    """Raises ConfigError unless the file system of `directory` has `needed` bytes free for `what`."""
-    free = shutil.disk_usage(directory).free
+    """Raises ConfigError unless the file system of `directory`, which need not exist, has `needed` bytes free
+    for `what`."""
+    existing = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise ConfigError(
             f"{what} needs {needed / 1e6:,.0f} MB in {directory} and {free / 1e6:,.0f} MB are free; "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,39 @@ MAX_TOKENIZER_BYTES = 128 * 1024**2
 MAX_TEMPLATE_BYTES = 1024**2
 MAX_JSON_DEPTH = 64
 
-INDEX_FILE = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+OTHER_WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.pkl",
+    "*.pickle",
+    "*.msgpack",
+    "*.h5",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """What a format's files are called: one alone, or the index of several."""
+
+    single: str
+    index: str
+
+
+SAFETENSORS = WeightFiles("model.safetensors", "model.safetensors.index.json")
+PYTORCH = WeightFiles("pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = (SAFETENSORS, PYTORCH)
+"""The formats of weights in a model directory, the preferred one first."""
+
+
+def find_weight_files(directory: Path) -> WeightFiles | None:
+    """The format whose files a model directory has; the preferred one of several, None for none."""
+    for files in WEIGHT_FILES:
+        if (directory / files.index).is_file() or (directory / files.single).is_file():
+            return files
+    return None
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -155,14 +187,13 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def pickle_hint(directory: Path) -> str:
-    """What to say of weights that are not read because unpickling them would run what they contain."""
-    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
-    if not pickles:
+def other_weights_hint(directory: Path) -> str:
+    """What to say of files that may be weights but have none of the names that are looked for."""
+    others = sorted({path.name for pattern in OTHER_WEIGHTS for path in directory.glob(pattern)})
+    if not others:
         return ""
     return (
-        f"; its {pickles[0]!r} is a pickle, which is not read because that can run code: convert it to "
-        "safetensors"
+        f"; its {others[0]!r} is not read: save the model with transformers' save_pretrained, or convert it"
     )
 
 

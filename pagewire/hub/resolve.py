@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.aliases import ALIASES, ModelAlias
 from pagewire.hub.cache import cache_home, publish
-from pagewire.hub.huggingface import fetch_snapshot, is_huggingface_id
+from pagewire.hub.huggingface import HuggingFaceRepository
 from pagewire.hub.model_files import check_small_files
+from pagewire.hub.model_types import MODEL_TYPES
+from pagewire.hub.modelscope import ModelScopeRepository, cached_by_modelscope
 from pagewire.hub.pip_download import fetch_from_package
 from pagewire.hub.progress import say
+from pagewire.hub.reference import HUGGINGFACE, ModelReference
+from pagewire.hub.repository import fetch_model, require_complete, require_format
+from pagewire.hub.selection import has_weights
 
 _IDENTITY_DIGITS = 12
 _CONVERTER_VERSION = 1
 """Part of the identity of a converted model: raise it when the output for the same file changes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelEntry:
-    """A model in the cache.
-
-    Attributes:
-        name: what to type for MODEL to get it.
-        path: where it lies.
-        size: bytes on disk.
-        source: where it came from, for people.
-    """
-
-    name: str
-    path: Path
-    size: int
-    source: str
-
-
-def resolve_model(model: str, *, progress: bool = False) -> Path:
+def resolve_model(model: str, *, load_format: str = "auto", progress: bool = False) -> Path:
     """The directory in Hugging Face layout of a model, fetched and converted if need be.
 
     Safe to call from several processes at once: one works, the others wait for it.
 
     Args:
-        model: in this order of preference: a directory, a .gguf file, an alias (see `ALIASES`) or a
-            Hugging Face id (owner/name).
+        model: in this order of preference: a directory, a .gguf file, an alias (see `ALIASES`) or a model on
+            a hub (see `ModelReference`).
+        load_format: of a model on a hub, "gguf" or "safetensors" insist on that; for "dummy" no weights in
+            Hugging Face layout are fetched.
         progress: whether to show long work on stderr.
 
     Raises:
@@ -54,16 +44,19 @@ def resolve_model(model: str, *, progress: bool = False) -> Path:
     path = Path(model).expanduser()
     if model and path.is_dir():
         return _local_directory(path)
-    if path.suffix == ".gguf":
-        return _converted(path, progress=progress)
     if model in ALIASES:
         alias = ALIASES[model]
         return _converted(gguf_file(alias, progress=progress), alias.sampling, progress=progress)
-    if is_huggingface_id(model):
-        return fetch_snapshot(model, cache_home() / "huggingface", progress=progress)
+    reference = None if path.exists() else ModelReference.parse(model)
+    if reference is not None and not _is_missing_file(path, reference):
+        fetched = _fetch(reference, load_format, progress=progress)
+        return _converted(fetched, progress=progress) if fetched.suffix.lower() == ".gguf" else fetched
+    if path.suffix == ".gguf":
+        return _converted(path, progress=progress)
     raise ConfigError(
-        f"unknown model '{model}'; name a directory in Hugging Face layout, a .gguf file, a Hugging Face id "
-        f"(owner/name) or one of: {', '.join(ALIASES)}"
+        f"unknown model '{model}'{did_you_mean(model)}; name a directory in Hugging Face layout, a .gguf "
+        f"file, a model on a hub (owner/name) or one of: {', '.join(ALIASES)} ('pagewire models --aliases' "
+        "lists more)"
     )
 
 
@@ -71,8 +64,8 @@ def resolve_checkpoint(model: str, load_format: str, *, progress: bool = False) 
     """As `resolve_model`, where the caller has asked for a format of weights.
 
     Args:
-        load_format: "gguf" insists on a .gguf file or an alias of one, "safetensors" on anything else;
-            "auto" and "dummy" take what there is.
+        load_format: "gguf" insists on a .gguf file, an alias of one or a repository with one, "safetensors"
+            on those; "auto" and "dummy" take what there is.
 
     Returns:
         The directory and the format to load it by: "dummy", or "auto" for the weights that are there.
@@ -80,33 +73,36 @@ def resolve_checkpoint(model: str, load_format: str, *, progress: bool = False) 
     Raises:
         ConfigError: as `resolve_model`, or the model is not of that format.
     """
-    is_gguf = not Path(model).is_dir() and (Path(model).suffix == ".gguf" or model in ALIASES)
-    if load_format == "gguf" and not is_gguf:
+    path = Path(model).expanduser()
+    reference = None if path.exists() or model in ALIASES else ModelReference.parse(model)
+    if reference is None or _is_missing_file(path, reference):
+        _require_local_format(model, path, load_format)
+    elif load_format == "safetensors" and reference.file is not None:
         raise ConfigError(
-            f"load_format is 'gguf', which needs a .gguf file or one of: {', '.join(ALIASES)}; "
-            f"'{model}' is neither",
-            param="load_format",
+            f"load_format is 'safetensors', and '{model}' names a GGUF file", param="load_format"
         )
-    if load_format == "safetensors" and is_gguf:
-        raise ConfigError(
-            f"load_format is 'safetensors', which needs a directory or a Hugging Face id; '{model}' is GGUF",
-            param="load_format",
-        )
-    directory = resolve_model(model, progress=progress)
+    directory = resolve_model(model, load_format=load_format, progress=progress)
     return directory, "dummy" if load_format == "dummy" else "auto"
 
 
 def pull(name: str, *, progress: bool = True) -> Path:
-    """Fetches an alias or a Hugging Face id into the cache, ready to serve, and returns its directory.
+    """Fetches an alias or a model on a hub into the cache, ready to serve, and returns its directory.
 
     Raises:
         ConfigError: as `resolve_model`, or `name` is a local path, which needs no fetching.
     """
-    if name not in ALIASES and not is_huggingface_id(name):
+    if name not in ALIASES and (Path(name).expanduser().exists() or ModelReference.parse(name) is None):
         raise ConfigError(
-            f"'{name}' cannot be fetched; name a Hugging Face id (owner/name) or one of: {', '.join(ALIASES)}"
+            f"'{name}' cannot be fetched{did_you_mean(name)}; name a model on a hub (owner/name) or one of: "
+            f"{', '.join(ALIASES)} ('pagewire models --aliases' lists more)"
         )
     return resolve_model(name, progress=progress)
+
+
+def did_you_mean(model: str) -> str:
+    """What to say of a word that is nearly one that is known."""
+    close = difflib.get_close_matches(model.lower(), [*ALIASES, *MODEL_TYPES], n=3, cutoff=0.8)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def gguf_file(alias: ModelAlias, *, progress: bool = False) -> Path:
@@ -128,20 +124,42 @@ def gguf_file(alias: ModelAlias, *, progress: bool = False) -> Path:
     return path
 
 
-def list_models() -> list[ModelEntry]:
-    """What is in the cache, by name."""
-    home = cache_home()
-    entries = [
-        _entry(name, home / "gguf" / name, ALIASES[name].source if name in ALIASES else "an earlier version")
-        for name in _subdirectories(home / "gguf")
-    ]
-    converted = [home / "converted" / name for name in _subdirectories(home / "converted")]
-    entries += [_entry(str(path), path, "converted from GGUF") for path in converted]
-    for name in _subdirectories(home / "huggingface"):
-        if name.startswith("models--"):
-            model = name.removeprefix("models--").replace("--", "/", 1)
-            entries.append(_entry(model, home / "huggingface" / name, "Hugging Face Hub"))
-    return sorted(entries, key=lambda entry: entry.name)
+def _fetch(reference: ModelReference, load_format: str, *, progress: bool) -> Path:
+    """A directory in Hugging Face layout, or a GGUF file."""
+    name, file = reference.repository, reference.file
+    if reference.hub == HUGGINGFACE:
+        repository = HuggingFaceRepository(name, reference.revision, cache_home() / "huggingface")
+        return fetch_model(repository, file=file, load_format=load_format, progress=progress)
+    theirs = (
+        cached_by_modelscope(name, reference.revision) if file is None and load_format != "gguf" else None
+    )
+    if theirs is not None and has_weights({path.name for path in theirs.iterdir()}):
+        require_format(name, {path.name for path in theirs.iterdir()}, load_format)
+        return require_complete(theirs, name)
+    here = ModelScopeRepository(name, reference.revision, cache_home() / "modelscope")
+    return fetch_model(here, file=file, load_format=load_format, progress=progress)
+
+
+def _is_missing_file(path: Path, reference: ModelReference) -> bool:
+    """Whether what reads as owner/name is rather the path of a .gguf file that is not there."""
+    return path.suffix == ".gguf" and reference.file is None
+
+
+def _require_local_format(model: str, path: Path, load_format: str) -> None:
+    is_gguf = not path.is_dir() and (path.suffix == ".gguf" or model in ALIASES)
+    if load_format == "gguf" and not is_gguf:
+        raise ConfigError(
+            f"load_format is 'gguf', which needs a .gguf file, a repository with one or one of: "
+            f"{', '.join(ALIASES)}; '{model}' is none of them",
+            param="load_format",
+        )
+    if load_format == "safetensors" and is_gguf:
+        raise ConfigError(
+            f"load_format is 'safetensors', which needs a directory or a model on a hub; '{model}' is GGUF",
+            param="load_format",
+        )
+    if path.is_dir():
+        require_format(model, {file.name for file in path.iterdir()}, load_format)
 
 
 def _local_directory(path: Path) -> Path:
@@ -174,15 +192,3 @@ def _convert(path: Path, directory: Path, sampling: Mapping[str, float], *, prog
     from pagewire.hub.gguf_convert import convert_gguf  # slow, and seldom needed
 
     convert_gguf(path, directory, sampling, progress=progress)
-
-
-def _subdirectories(directory: Path) -> list[str]:
-    """Names of the visible directories; what is still being written starts with a dot."""
-    if not directory.is_dir():
-        return []
-    return [child.name for child in directory.iterdir() if child.is_dir() and not child.name.startswith(".")]
-
-
-def _entry(name: str, path: Path, source: str) -> ModelEntry:
-    files = (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-    return ModelEntry(name=name, path=path, size=sum(file.stat().st_size for file in files), source=source)

@@ -47,7 +47,7 @@ class LLM:
         **worker_options: Any,
     ) -> None:
         """Args:
-        model: a directory in Hugging Face layout, a .gguf file, a Hugging Face id or an alias.
+        model: a directory in Hugging Face layout, a .gguf file, a model on a hub or an alias.
         enable_prefix_caching: whether prompts share the KV of their common beginnings.
         open_schemas: whether objects may have properties that their JSON Schema does not name, as its letter
             says; otherwise only where the schema says so itself.

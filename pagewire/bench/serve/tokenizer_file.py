@@ -7,7 +7,7 @@ from pathlib import Path
 from pagewire.base.errors import ConfigError
 from pagewire.hub import ALIASES, resolve_model
 from pagewire.hub.cache import cache_home
-from pagewire.hub.huggingface import is_huggingface_id
+from pagewire.hub.reference import is_repository_id
 
 _FILE = "tokenizer.json"
 
@@ -26,7 +26,7 @@ def find_tokenizer(name: str) -> Path:
         return path
     if name in ALIASES:
         return resolve_model(name, progress=True) / _FILE
-    if is_huggingface_id(name):
+    if is_repository_id(name):
         return _fetch(name)
     raise ConfigError(
         f"tokenizer is {name!r}; it must be a {_FILE}, a directory that has one, a Hugging Face id "

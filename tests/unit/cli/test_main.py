@@ -84,3 +84,19 @@ def test_models_lists_what_can_be_fetched(tmp_path: Path) -> None:
     assert run.returncode == 0
     assert "smollm2-135m" in run.stdout
     assert "to fetch" in run.stdout
+
+
+def test_models_lists_whole_names_and_what_aliases_stand_for(tmp_path: Path) -> None:
+    name = f"a-model-with-a-name-that-is-wider-{'than-a-terminal-' * 5}"
+    (tmp_path / "modelscope" / "models" / f"owner--{name}").mkdir(parents=True)
+    lines = pagewire("models", home=tmp_path).stdout.splitlines()
+    assert [f"modelscope:owner/{name}", "0", "MB", "ModelScope"] in [line.split() for line in lines]
+    lines = pagewire("models", "--aliases").stdout.splitlines()
+    assert ["yi-6b-chat", "01-ai/Yi-6B-Chat", "01ai/Yi-6B-Chat"] in [line.split() for line in lines]
+
+
+def test_commands_take_where_a_model_is(tmp_path: Path) -> None:
+    for command in ("pull", "serve"):
+        run = pagewire(command, "owner/model", "--hub", "gitee", home=tmp_path)
+        assert run.returncode == 2
+        assert run.stderr == "pagewire: hub is 'gitee'; it must be one of huggingface, modelscope\n"

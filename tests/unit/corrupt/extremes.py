@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,14 +156,49 @@ def _complex(header: dict[str, Any]) -> None:
     header[NAME].update(dtype="C64", shape=[header[NAME]["shape"][0] // 2])
 
 
+class _Harm:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self._directory / "harm done"),)
+
+
 def _only_pickles(directory: Path) -> None:
     (directory / WEIGHTS).unlink()
+    (directory / "pytorch_model.bin").write_bytes(pickle.dumps(_Harm(directory)))
 
-    class Harm:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(directory / "harm done"),)
 
-    (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Harm()))
+def _saved_by_torch(
+    make: Callable[[Path], bytes], compression: int = zipfile.ZIP_STORED
+) -> Callable[[Path], Path]:
+    """A file of torch.save with this pickle in place of its own."""
+
+    def change(directory: Path) -> None:
+        (directory / WEIGHTS).unlink()
+        with zipfile.ZipFile(directory / "pytorch_model.bin", "w", compression) as archive:
+            archive.writestr("archive/data.pkl", make(directory))
+
+    return _changed(change)
+
+
+def _unpickled_harm(directory: Path) -> bytes:
+    return pickle.dumps({"a": _Harm(directory)}, protocol=2)
+
+
+def _endless_memo(_directory: Path) -> bytes:
+    """Tells the unpickler to make room for four billion objects, and for a text of four gigabytes."""
+    return b"\x80\x02}r\xff\xff\xff\xffX\xff\xff\xff\xff"
+
+
+def _nested(_directory: Path) -> bytes:
+    return b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b"."
+
+
+def _zeros(_directory: Path) -> bytes:
+    return bytes(GIGABYTE // 2)
 
 
 def _indexed(name: str) -> Callable[[Path], Path]:
@@ -351,7 +387,15 @@ EXTREMES = {
     "weights that are not numbers": Extreme(load_engine, _weights_like(_not_numbers), ""),
     "weights of holes": Extreme(load_engine, _with_holes(WEIGHTS, GIGABYTE), "longer than it should be"),
     "weights that are a pipe": Extreme(load_engine, _with_pipe(WEIGHTS), "holds neither"),
-    "only a pickle": Extreme(load_engine, _changed(_only_pickles), "'pytorch_model.bin' is a pickle"),
+    "only a pickle": Extreme(load_engine, _changed(_only_pickles), "pytorch_model.bin cannot be read"),
+    "code in weights of torch": Extreme(
+        load_engine, _saved_by_torch(_unpickled_harm), "is code and no tensor"
+    ),
+    "a pickle that wants memory": Extreme(load_engine, _saved_by_torch(_endless_memo), "header is damaged"),
+    "a nested pickle": Extreme(load_engine, _saved_by_torch(_nested), "holds a list; tensors by name are"),
+    "a pickle that grows": Extreme(
+        load_engine, _saved_by_torch(_zeros, zipfile.ZIP_DEFLATED), "is compressed, which torch.save never"
+    ),
     "weights linked from elsewhere": Extreme(
         load_engine, _changed(_linked_out), "outside the model's directory"
     ),

@@ -39,14 +39,14 @@ def load_streamed(directory: Path) -> None:
     """As engine-worker does for a GPU, though onto the CPU."""
     import torch
 
-    from engine.loader import safetensors
+    from engine.loader import weights
 
-    streamed, mapped = safetensors._load_streamed, safetensors._load_mapped
-    safetensors._load_mapped = lambda targets, checkpoint: streamed(targets, checkpoint, torch.device("cpu"))
+    streamed, mapped = weights._load_streamed, weights._load_mapped
+    weights._load_mapped = lambda targets, checkpoint: streamed(targets, checkpoint, torch.device("cpu"))
     try:
         load_engine(directory)
     finally:
-        safetensors._load_mapped = mapped
+        weights._load_mapped = mapped
 
 
 def load_text(directory: Path) -> None:

@@ -20,8 +20,8 @@ from engine.layers.linear_method import DenseMethod, SameMethod
 from engine.layers.parallel import TensorParallel
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.load import create_model
-from engine.loader.safetensors import load_safetensors
 from engine.loader.stream import stored_tensors
+from engine.loader.weights import load_weights
 from engine.models.base import CausalLM, ModelContext
 from engine.models.families import FAMILIES, load_model_config
 from frontend.text.generation_defaults import load_generation_defaults
@@ -121,7 +121,7 @@ def test_weights(directory: Path, model: CausalLM, tmp_path: Path, random: Rando
         tmp_path / "model.safetensors",
         lambda data: damage_safetensors(data, random),
     )
-    is_refused_by_name(tmp_path, lambda: load_safetensors(model, open_checkpoint(tmp_path), CPU))
+    is_refused_by_name(tmp_path, lambda: load_weights(model, open_checkpoint(tmp_path), CPU))
 
 
 def test_weights_cut_anywhere(directory: Path, model: CausalLM, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_weights_cut_anywhere(directory: Path, model: CausalLM, tmp_path: Path) 
     for size in range(0, len(whole), len(whole) // 97):
         (tmp_path / "model.safetensors").write_bytes(whole[:size])
         assert is_refused_by_name(
-            tmp_path / "model.safetensors", lambda: load_safetensors(model, open_checkpoint(tmp_path), CPU)
+            tmp_path / "model.safetensors", lambda: load_weights(model, open_checkpoint(tmp_path), CPU)
         )
 
 
@@ -137,7 +137,7 @@ def test_a_flipped_bit_of_a_weight_is_a_weight(directory: Path, model: CausalLM,
     data = bytearray((directory / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(data)
-    assert not is_refused_by_name(tmp_path, lambda: load_safetensors(model, open_checkpoint(tmp_path), CPU))
+    assert not is_refused_by_name(tmp_path, lambda: load_weights(model, open_checkpoint(tmp_path), CPU))
     assert stored_tensors(tmp_path / "model.safetensors")
 
 

@@ -15,7 +15,7 @@ from engine.layers.linear_method import DenseMethod, LinearMethod, SameMethod
 from engine.layers.parallel import TensorParallel
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.load import create_model
-from engine.loader.safetensors import load_safetensors
+from engine.loader.weights import load_weights
 from engine.models import families
 from engine.models.base import CausalLM, ModelContext
 from engine.models.checkpoint_names import FusedLayout, gate_then_up, qkv_by_group, qkv_in_turn
@@ -73,7 +73,7 @@ def load(directory: Path, parallel: TensorParallel, method: LinearMethod | None 
         parallel=parallel,
     )
     model = create_model(context, CPU, torch.float32)
-    load_safetensors(model, open_checkpoint(directory), CPU)
+    load_weights(model, open_checkpoint(directory), CPU)
     return model
 
 
@@ -164,5 +164,5 @@ def test_a_fused_tensor_that_does_not_fit_is_named(
 
 def test_a_family_that_does_not_fuse_refuses_fused_tensors(tmp_path: Path) -> None:
     directory = write_model(tmp_path, fuse(tensors(SHAPE), in_turn), **SHAPE)
-    with pytest.raises(ConfigError, match="is not part of this model"):
+    with pytest.raises(ConfigError, match="tensors are not part of this model"):
         load(directory, TensorParallel())

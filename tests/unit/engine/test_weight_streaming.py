@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from engine.cpu.runner import CpuModelRunner
 from engine.loader import stream
-from engine.loader.safetensors import _load_streamed
 from engine.loader.stream import StoredTensor, stored_tensors, stream_tensors
+from engine.loader.weights import _load_streamed
 from pagewire.base.errors import ConfigError
 from tests.unit.engine.test_loading import runner
 from tests.unit.engine.tiny_model import CONFIG, tensors, write_model
@@ -135,7 +135,7 @@ def test_a_file_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams to the CPU too, as to any other device."""
     monkeypatch.setattr(
-        "engine.loader.safetensors._load_mapped",
+        "engine.loader.weights._load_mapped",
         lambda targets, checkpoint: _load_streamed(targets, checkpoint, torch.device("cpu")),
     )
 

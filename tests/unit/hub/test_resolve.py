@@ -97,7 +97,7 @@ def test_the_list_says_name_place_size_and_origin(home: Path, build_gguf: BuildG
         "converted from GGUF",
     )
     assert converted.size == sum(file.stat().st_size for file in directory.iterdir())
-    assert (fetched.name, fetched.size, fetched.source) == ("owner/name", 10, "Hugging Face Hub")
+    assert (fetched.name, fetched.size, fetched.source) == ("owner/name", 10, "the Hugging Face Hub")
 
 
 def test_neither_resolving_nor_converting_imports_torch(home: Path, build_gguf: BuildGguf) -> None:
