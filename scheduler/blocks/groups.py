@@ -13,6 +13,7 @@ from itertools import chain
 import numpy as np
 
 from scheduler.blocks.hashes import BlockHash
+from scheduler.blocks.partial import Place
 from scheduler.blocks.pool import BlockPool
 from scheduler.request import Request
 from scheduler.rows import IntArray, Rows
@@ -51,6 +52,11 @@ class KVGroups:
     def key(self, block_hash: BlockHash, group: int) -> BlockHash:
         """What a group's block of this hash is found by."""
         return block_hash + self._suffixes[group]
+
+    def place(self, first: Place, group: int) -> Place:
+        """A group's place where the first group's is `first`."""
+        parent, client = first
+        return (self.key(parent, group), client) if group else first
 
     def first_seen(self, group: int, num_blocks: int) -> int:
         """The first block that a group's layers see of when they compute the token behind `num_blocks`."""

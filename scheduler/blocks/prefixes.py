@@ -76,10 +76,9 @@ class Prefixes:
         if end <= start:
             return None
         hits: list[PartialHit] = []
+        place, tokens = self._place(request, num_blocks), request.token_ids[start:end]
         for group in range(self._groups.count):
-            hit = self._pool.partial.find(
-                self._place(request, num_blocks, group), request.token_ids[start:end]
-            )
+            hit = self._pool.partial.find(self._groups.place(place, group), tokens)
             if hit is None:
                 return None
             hits.append(hit)
@@ -88,18 +87,20 @@ class Prefixes:
             return None
         return PartialCopy([hit.block_id for hit in hits], num_tokens)
 
-    def _place(self, request: Request, index: int, group: int) -> Place:
-        """The place of a request's block number `index` in a KV group."""
-        parent = request.block_hashes[index - 1] if index else request.root_hash
-        return (self._groups.key(parent, group), request.client)
+    def _place(self, request: Request, index: int) -> Place:
+        """The place of a request's block number `index`, in the first KV group."""
+        return (request.block_hashes[index - 1] if index else request.root_hash, request.client)
 
     def _remember(self, request: Request, index: int, num_tokens: int) -> None:
         """Makes a request's blocks number `index` findable by their first `num_tokens` tokens."""
-        begin = index * self._block_size
+        begin, place = index * self._block_size, self._place(request, index)
         known = request.token_ids[begin : begin + num_tokens]
+        if self._groups.is_plain:
+            self._pool.remember(request.block_ids[index], place, known)
+            return
         for group, block_id in enumerate(self._groups.blocks_at(request.block_ids, index)):
             if block_id != NO_BLOCK:
-                self._pool.remember(block_id, self._place(request, index, group), known)
+                self._pool.remember(block_id, self._groups.place(place, group), known)
 
     def publish_filled(self, rows: IntArray, ends: IntArray) -> None:
         """Publishes the blocks that became full when the requests in these rows grew to `ends` tokens."""
