@@ -224,7 +224,7 @@ def test_samples_of_a_prompt_share_its_blocks_and_copy_the_last_in_every_group()
 
 
 def test_a_large_chunk_takes_what_is_free_and_preempts_nobody() -> None:
-    engine = Engine(limits((0, 8), 62, max_num_batched_tokens=64))
+    engine = Engine(limits((0, 8), 50, max_num_batched_tokens=64, max_model_len=130))
     early = engine.add(some(10, 1), 40)
     engine.step()
     late = engine.add(some(120, 2), 4)
