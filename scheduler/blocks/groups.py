@@ -8,7 +8,6 @@ together; where a group's window has passed, `NO_BLOCK` is left in its place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -85,19 +84,20 @@ class KVGroups:
         A prefix is usable if every group without a window has all of its blocks, and every other those that
         the token behind it sees.
         """
-        tables: dict[int, list[int]] = {}
-        end = len(hashes)
+        end, tables = len(hashes), []
         for group in self._full:
             suffix = self._suffixes[group]
-            tables[group] = pool.lookup(block_hash + suffix for block_hash in hashes[:end])
-            end = len(tables[group])
+            tables.append(pool.lookup(block_hash + suffix for block_hash in hashes[:end]))
+            end = len(tables[-1])
         end = self._end_in_windows(pool, hashes, end)
+        hits = [NO_BLOCK] * (end * self.count)
+        for group, table in zip(self._full, tables, strict=True):
+            hits[group :: self.count] = table[:end]
         for group in self._windowed:
-            first = self.first_seen(group, end)
-            found = pool.lookup(self.key(block_hash, group) for block_hash in hashes[first:end])
-            tables[group] = [NO_BLOCK] * first + found
-        in_turn = zip(*(tables[group][:end] for group in range(self.count)), strict=True)
-        return list(chain.from_iterable(in_turn))
+            first, suffix = self.first_seen(group, end), self._suffixes[group]
+            found = pool.lookup(block_hash + suffix for block_hash in hashes[first:end])
+            hits[first * self.count + group :: self.count] = found
+        return hits
 
     def _end_in_windows(self, pool: BlockPool, hashes: Sequence[BlockHash], end: int) -> int:
         """The most of the first `end` blocks behind which every group with a window has what it sees."""
