@@ -58,11 +58,11 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows) -> StepInputs:
         BatchLayout(
             counts=count,
             seq_lens=end,
-            block_table=table[row, :num_blocks],
-            slot_mapping=table[token_row, index] * block_size + offsets,
+            block_table=rows.block_tables[group, row, :num_blocks],
+            slot_mapping=rows.block_tables[group, token_row, index] * block_size + offsets,
             block_size=block_size,
         )
-        for table in rows.block_tables
+        for group in range(rows.limits.num_kv_groups)
     ]
     last_in_plan_order = np.empty_like(last)
     last_in_plan_order[order] = last
