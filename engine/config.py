@@ -33,7 +33,8 @@ class WorkerConfig:
         max_num_seqs: request rows.
         max_num_batched_tokens: the most tokens computed in a step.
         block_size: tokens per KV block.
-        num_blocks: KV blocks; default from the memory limits below.
+        num_blocks: KV blocks; default from the memory limits below. Where only some layers have a sliding
+            window, a block serves one of several groups of layers.
         gpu_memory_utilization: share of the GPU's memory that weights, activations and KV pool may take.
         kv_cache_memory: bytes of KV pool on the CPU; default a share of the machine's free memory.
         enforce_eager: launch every kernel of every step instead of replaying CUDA graphs.

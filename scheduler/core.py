@@ -6,7 +6,8 @@ phases: a request has tokens, some of which are computed, and every step compute
 prefill, prefix cache hits and recomputation after preemption all follow from that.
 
 Planning ahead is safe because workers run steps in order: a freed block may be allocated again while an
-earlier step still writes to it, and a block may be shared as soon as the step that fills it is planned.
+earlier step still writes to it or reads it, and a block may be shared as soon as the step that fills it is
+planned.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import F32Array, U32Array
 from pagewire.base.errors import Overloaded
 from scheduler import results
+from scheduler.blocks.groups import KVGroups
 from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
 from scheduler.placement import Beginning, Placement
@@ -52,11 +54,12 @@ class Scheduler:
         self.shares = Shares()
         self._suspects = Suspects()
         self._waiting = self._new_queue()
-        self._rows = Rows(limits.max_num_seqs, limits.block_size)
+        self._rows = Rows(limits.max_num_seqs, limits.block_size, limits.num_kv_groups)
+        groups = KVGroups(limits.kv_windows, limits.block_size)
         self.prefixes = Prefixes(
-            limits.block_size, self.pool, self._rows, enabled=settings.enable_prefix_caching
+            limits.block_size, groups, self.pool, self._rows, enabled=settings.enable_prefix_caching
         )
-        self._placement = Placement(limits, self.pool, self._rows, self.prefixes)
+        self._placement = Placement(limits, groups, self.pool, self._rows, self.prefixes)
         self._forecast = Forecast(
             limits, settings.target_itl, self.step_times, self._waiting, self.shares, self.prefixes
         )
@@ -303,6 +306,7 @@ class Scheduler:
             return self._rows.next_free is not None and self._admit(draft, suspect)
         start = int(self._rows.num_computed[suspect.row])
         count = draft.fit(suspect, start, min(self._rows.num_left(suspect.row), draft.budget))
+        count = self._placement.within_reach(suspect, count)
         needed = self._placement.num_needed(suspect, count)
         if needed > self.pool.num_free:
             return False
@@ -394,13 +398,12 @@ class Scheduler:
         """
         pool, preempted = self.pool, False
         count = draft.fit(request, int(self._rows.num_computed[request.row]), count)
+        count = self._placement.within_reach(request, count)
         needed = self._placement.num_needed(request, count)
         while needed > pool.num_free:
             victim = victims.for_memory(self.running, self.shares, draft.scheduled)
             if victim is None:
-                held = (len(request.block_ids) + pool.num_free) * self.limits.block_size
-                count = min(count, held - int(self._rows.num_computed[request.row]))
-                needed = min(self._placement.num_needed(request, count), pool.num_free)
+                count, needed = self._placement.in_free_blocks(request, count)
                 break
             self.running.remove(victim)
             self._preempt(victim)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.dispatch.limits import EngineLimits
+from engine.dispatch.limits import EngineLimits, fewest_blocks
 from engine.dispatch.records import NewRequest, StepPlan
-from engine.dispatch.sampling import U32, u32
+from engine.dispatch.sampling import U32, U32Array, u32
+from scheduler.blocks.groups import KVGroups, WindowBlocks
 from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
 from scheduler.request import Request, Status
@@ -24,7 +25,7 @@ class Beginning:
     """The blocks and the first chunk of a request that is being admitted.
 
     Attributes:
-        hits: ids of cached blocks that it shares.
+        hits: ids of cached blocks that it shares; these and the new ones in the form of `Request.block_ids`.
         blocks: ids of newly allocated blocks.
         start: tokens that need no computing: those in `hits` and those copied into the first new block.
         count: tokens that this step computes, from `start`.
@@ -39,28 +40,36 @@ class Beginning:
 class Placement:
     """Assigns rows and blocks to requests and releases them. The scheduler owns pool, rows and prefixes."""
 
-    def __init__(self, limits: EngineLimits, pool: BlockPool, rows: Rows, prefixes: Prefixes) -> None:
+    def __init__(
+        self, limits: EngineLimits, groups: KVGroups, pool: BlockPool, rows: Rows, prefixes: Prefixes
+    ) -> None:
         self._limits = limits
         self._block_size = limits.block_size
+        self._groups = groups
+        self._num_groups = groups.count
         self._pool = pool
         self._rows = rows
         self._prefixes = prefixes
+        self._windows: WindowBlocks | None = None
+        if groups.has_windows:
+            self._windows = WindowBlocks(groups, limits.block_size, pool, rows)
 
     def can_begin(self, request: Request) -> bool:
         """Whether a waiting request has tokens to compute, beyond its cached ones, other than its last. Only
         the last one needs a mask.
         """
-        return len(self._prefixes.find(request)) * self._block_size < len(request.token_ids) - 1
+        return self._prefixes.num_found(request) < len(request.token_ids) - 1
 
     def num_lacking(self, request: Request) -> int:
-        """How many more blocks must become free to hold all tokens of a waiting request; 0 or less if there
-        are enough.
+        """How many more blocks must become free to compute all tokens of a waiting request; 0 or less if
+        there are enough. See `fewest_blocks`: in groups with windows not all tokens are held at once.
         """
-        return self._num_lacking(request, self._prefixes.find(request))
+        return self._num_lacking(request, self._groups.held(self._prefixes.find(request)))
 
-    def _num_lacking(self, request: Request, hits: list[int]) -> int:
-        num_blocks = -(-len(request.token_ids) // self._block_size) - len(hits)
-        return num_blocks - (self._pool.num_free - self._pool.num_free_among(hits))
+    def _num_lacking(self, request: Request, shared: list[int]) -> int:
+        """`shared` are the cached blocks that the request would hold."""
+        needed = fewest_blocks(len(request.token_ids), self._block_size, self._groups.windows)
+        return needed - len(shared) - (self._pool.num_free - self._pool.num_free_among(shared))
 
     def begin(self, draft: Draft, request: Request) -> Beginning | None:
         """Adds a waiting request to the step's new requests and allocates its blocks. Returns None and
@@ -68,52 +77,82 @@ class Placement:
         """
         pool, num_tokens = self._pool, len(request.token_ids)
         hits = self._prefixes.find(request)
-        num_lacking = self._num_lacking(request, hits)
+        shared, num_hits = self._groups.held(hits), len(hits) // self._num_groups
+        num_lacking = self._num_lacking(request, shared)
         if num_lacking > 0:
             return None
-        partial = self._prefixes.find_partial(request, len(hits))
-        # The source of the copy is held until the step is planned.
-        sources = [partial.block_id] if partial is not None else []
+        partial = self._prefixes.find_partial(request, num_hits)
+        # The sources of the copies are held until the step is planned.
+        sources = partial.sources if partial is not None else []
         if num_lacking + pool.num_free_among(sources) > 0:
             partial, sources = None, []
-        start = len(hits) * self._block_size + (partial.num_tokens if partial is not None else 0)
+        start = num_hits * self._block_size + (partial.num_tokens if partial is not None else 0)
         count = draft.fit(request, start, min(num_tokens - request.is_blocked - start, draft.budget))
+        if self._windows is not None:
+            num_left = pool.num_free - pool.num_free_among(shared + sources)
+            count = min(count, (num_hits + num_left // self._num_groups) * self._block_size - start)
         if count <= 0:
             return None
-        pool.acquire(hits + sources)
-        blocks = pool.allocate(-(-(start + count) // self._block_size) - len(hits))
+        pool.acquire(shared + sources)
+        blocks = pool.allocate((-(-(start + count) // self._block_size) - num_hits) * self._num_groups)
         assert self._rows.next_free is not None
         new = NewRequest(
             self._rows.next_free,
             np.array(request.token_ids, dtype=U32),
             request.num_prompt_tokens,
-            u32(hits + blocks),
+            self._in_plan(hits + blocks),
             request.sampling,
             request.adapter_id,
         )
         if new.num_words > draft.words:
-            pool.release(hits + blocks)
+            pool.release(shared + blocks)
             pool.release(sources)
             return None
-        draft.copied_blocks += [(source, blocks[0]) for source in sources]
+        # The first new block of each group begins with what is copied.
+        draft.copied_blocks += zip(sources, blocks, strict=False)
         draft.words -= new.num_words
         draft.new_requests.append(new)
         return Beginning(hits, blocks, start, count)
+
+    def _in_plan(self, block_ids: list[int]) -> U32Array:
+        return u32(block_ids if self._groups.is_plain else self._groups.by_group(block_ids))
 
     def enter(self, request: Request, beginning: Beginning) -> None:
         """Puts an admitted request into its row, with its cached blocks."""
         request.status = Status.RUNNING
         request.block_ids = beginning.hits
-        request.num_published_blocks = len(beginning.hits)
+        request.num_published_blocks = len(beginning.hits) // self._num_groups
         self._rows.enter(request, beginning.start)
+        if self._windows is not None:
+            self._windows.enter(request)
 
     def leave(self, request: Request) -> None:
         """Releases a request's row and blocks."""
         self._prefixes.publish_last(request)
-        self._pool.release(request.block_ids)
+        self._pool.release(self._groups.held(request.block_ids))
         request.block_ids = []
         request.num_published_blocks = 0
         self._rows.leave(request)
+
+    def within_reach(self, request: Request, count: int) -> int:
+        """How many of `count` tokens a running request can compute in free blocks, but at least one. Where
+        there are windows, a request that computes less in a step holds less; so nobody makes room for more.
+        """
+        if self._windows is None or count <= 1:
+            return count
+        return max(1, self.in_free_blocks(request, count)[0])
+
+    def in_free_blocks(self, request: Request, count: int) -> tuple[int, int]:
+        """(how many of `count` tokens a running request can compute in free blocks, how many of these blocks
+        it takes); either may be 0 or less.
+        """
+        num_free = self._pool.num_free // self._num_groups * self._num_groups
+        count = min(count, self._end_with(request, num_free) - int(self._rows.num_computed[request.row]))
+        return count, min(self.num_needed(request, count), num_free)
+
+    def _end_with(self, request: Request, num_blocks: int) -> int:
+        """How many tokens a running request has room for if it gets as many more blocks."""
+        return (len(request.block_ids) + num_blocks) // self._num_groups * self._block_size
 
     def num_needed(self, request: Request, count: int) -> int:
         """New blocks that a running request needs to compute `count` more tokens; 0 or less if none."""
@@ -121,8 +160,12 @@ class Placement:
         end = int(state.num_computed[row]) + count
         if most > 1:  # this step and those in flight may each sample several tokens
             num_steps = int(state.num_tokens[row] - state.num_known[row]) + 1
-            end = min(end + num_steps * (most - 1), int(state.max_total[row]) - 1)  # the last has no KV
-        return -(-end // self._block_size) - len(request.block_ids)
+            last = min(end + num_steps * (most - 1), int(state.max_total[row]) - 1)  # the last has no KV
+            if self._windows is not None:  # and all of them may be more than the pool has beside the window
+                num_others = self._pool.num_blocks - len(self._groups.held(request.block_ids))
+                last = max(end, min(last, self._end_with(request, num_others)))
+            end = last
+        return -(-end // self._block_size) * self._num_groups - len(request.block_ids)
 
     def place(
         self, draft: Draft, request: Request, count: int, blocks: list[int], *, appended: list[int]
@@ -136,7 +179,7 @@ class Placement:
         samples = bool(end == state.num_tokens[row]) and not request.is_pooling
         draft.place(request, start=start, count=count, samples=samples, blocks=appended)
         request.block_ids += blocks
-        state.num_held[row] += len(blocks) * self._block_size
+        state.num_held[row] += len(blocks) // self._num_groups * self._block_size
         state.num_computed[row] = end
         state.num_tokens[row] += samples
         state.blocked[row] |= samples and request.constraint is not None
@@ -150,9 +193,13 @@ class Placement:
         return Draft(self._limits)
 
     def plan(self, draft: Draft, step_id: int) -> StepPlan:
-        """Makes the plan from the draft and releases the sources of its block copies."""
+        """Makes the plan from the draft, and releases what no later step reads: the sources of its block
+        copies and the blocks behind windows.
+        """
         for source, _ in draft.copied_blocks:
             self._pool.release([source])
+        if self._windows is not None:
+            self._windows.give_back(draft.scheduled_rows)
         return draft.plan(step_id, self._rows.take_freed())
 
     def decode_all(self, draft: Draft, wants: Wants) -> bool:
@@ -167,7 +214,7 @@ class Placement:
         starts = state.num_computed[rows]
         grown = starts == state.num_held[rows]
         growing = rows[grown]
-        if wants.num_singles > draft.budget or len(growing) > self._pool.num_free:
+        if wants.num_singles > draft.budget or len(growing) * self._num_groups > self._pool.num_free:
             return False
         blocks = self._grow(growing) if len(growing) else []
         draft.place_decodes(wants, starts=starts, grown=grown, blocks=blocks)
@@ -179,9 +226,9 @@ class Placement:
         return True
 
     def _grow(self, rows: IntArray) -> list[int]:
-        """Allocates one block for each of these rows' requests; returns the block ids."""
-        blocks = self._pool.allocate(len(rows))
-        for request, block_id in zip(self._rows.holders(rows), blocks, strict=True):
-            request.block_ids.append(block_id)
+        """Allocates a block of each KV group for each of these rows' requests; returns the block ids."""
+        blocks, count = self._pool.allocate(len(rows) * self._num_groups), self._num_groups
+        for index, request in enumerate(self._rows.holders(rows)):
+            request.block_ids += blocks[index * count : (index + 1) * count]
         self._rows.num_held[rows] += self._block_size
         return blocks

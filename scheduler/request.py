@@ -74,6 +74,10 @@ class Request:
             until it did.
         row: its worker row while it runs (`Rows` then holds its progress), else -1.
         num_pending: while it waits after a preemption, tokens that steps in flight still sample for it.
+        block_ids: the KV blocks that it holds: for every `block_size` tokens one of each KV group, in the
+            groups' order, or `scheduler.blocks.groups.NO_BLOCK` where the group has given it back.
+        block_hashes: the chained hashes of its first full blocks, as far as they were needed.
+        num_published_blocks: how many of its first blocks are in the prefix cache, counted in one group.
         num_cached_tokens: prompt tokens found in the prefix cache at its first admission; -1 before.
         next_prompt_logprobs: index of the first prompt token whose prompt logprobs were not reported yet.
         mask: the tokens allowed at position `mask_at`.

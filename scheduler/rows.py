@@ -65,8 +65,9 @@ class Rows:
         num_constrained: number of constrained requests in rows.
     """
 
-    def __init__(self, num_rows: int, block_size: int) -> None:
+    def __init__(self, num_rows: int, block_size: int, num_kv_groups: int = 1) -> None:
         self._block_size = block_size
+        self._num_kv_groups = num_kv_groups
         self._free = list(range(num_rows - 1, -1, -1))
         self._freed: list[int] = []
         self._arrivals = np.full(num_rows, -1, np.int64)
@@ -93,7 +94,7 @@ class Rows:
         self._arrivals[row] = request.arrival
         self.num_known[row] = self.num_tokens[row] = len(request.token_ids)
         self.num_computed[row] = num_computed
-        self.num_held[row] = len(request.block_ids) * self._block_size
+        self.num_held[row] = len(request.block_ids) // self._num_kv_groups * self._block_size
         self.max_total[row] = request.max_total_tokens
         self.blocked[row] = request.is_blocked
         self.constrained[row] = is_constrained = request.constraint is not None

@@ -129,14 +129,15 @@ class Draft:
         self.copied_blocks: list[tuple[int, int]] = []
         self.work = StepWork()
         self.prompt_time: PromptTime | None = None
+        self._num_kv_groups = limits.num_kv_groups
         self._new_block_ids: list[int] = []
         self._decoding_rows: IntArray | None = None
         self._masks: dict[int, U32Array] = {}
         self._columns = np.empty((5, limits.max_num_seqs), U32)
 
     def place_decodes(self, wants: Wants, *, starts: IntArray, grown: BoolArray, blocks: list[int]) -> None:
-        """Adds one token for every request in `wants.decoding`, and a block for each that has `grown`. Must
-        be called before anything else is placed.
+        """Adds one token for every request in `wants.decoding`, and for each that has `grown` a block of
+        every KV group. Must be called before anything else is placed.
         """
         assert not self.scheduled
         rows = self._decoding_rows = wants.decoding_rows
@@ -177,7 +178,13 @@ class Draft:
         if samples and request.constraint is not None:
             assert request.mask is not None
             self._masks[len(self.scheduled)] = request.mask
-        self._columns[:, len(self.scheduled)] = (request.row, start, count, samples, len(blocks))
+        self._columns[:, len(self.scheduled)] = (
+            request.row,
+            start,
+            count,
+            samples,
+            len(blocks) // self._num_kv_groups,
+        )
         self.scheduled.append(request)
         if samples:
             self.sampled.append(request)
@@ -194,6 +201,15 @@ class Draft:
             return self._decoding_rows
         return np.array([request.row for request in self.sampled], np.int64)
 
+    @property
+    def scheduled_rows(self) -> IntArray:
+        """The rows of the scheduled requests."""
+        return self._columns[0, : len(self.scheduled)].astype(np.int64)
+
+    def _new_blocks_by_group(self) -> U32Array:
+        new = u32(self._new_block_ids)
+        return new if self._num_kv_groups == 1 else new.reshape(-1, self._num_kv_groups).T.reshape(-1)
+
     def plan(self, step_id: int, freed_rows: list[int]) -> StepPlan:
         """Makes the plan from what was placed."""
         rows, starts, counts, samples, num_new_blocks = self._columns[:, : len(self.scheduled)]
@@ -206,7 +222,8 @@ class Draft:
             counts=counts,
             samples=samples,
             num_new_blocks=num_new_blocks,
-            new_block_ids=u32(self._new_block_ids),
+            new_block_ids=self._new_blocks_by_group(),
             masks=self._masks,
             copied_blocks=np.array(self.copied_blocks, U32) if self.copied_blocks else NO_COPIES,
+            num_kv_groups=self._num_kv_groups,
         )

@@ -106,7 +106,8 @@ class BatchLayout:
         counts: tokens computed for each request, [S].
         seq_lens: its context including these tokens, [S].
         block_table: its KV block ids in sequence order, [S, at least the blocks of the longest]. Entries
-            past a request's own blocks are arbitrary.
+            past a request's own blocks are arbitrary, and so are those behind the window of layers that have
+            one.
         slot_mapping: block_id * block_size + offset of each token, [T].
         block_size: tokens per block.
     """

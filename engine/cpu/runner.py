@@ -110,7 +110,7 @@ class CpuModelRunner:
         token_ids = self.rows.token_ids.view(-1).index_select(0, token_index)
         context = StepContext(
             positions,
-            attention=(self.backend.prepare(inputs.layout),),
+            attention=[self.backend.prepare(layout) for layout in inputs.layouts],
             rotations=[self.backend.rotation(table, positions) for table in self.model.rotary_tables],
         )
         hidden: torch.Tensor = self.model(token_ids, context, self.kv_pool.layers)

@@ -18,7 +18,7 @@ class StepInputs:
     Attributes:
         token_index: of each token, into the flattened rows' token ids, [T].
         positions: in its sequence, [T].
-        layout: of the batch, for the attention backend.
+        layouts: of the batch in each KV group, for the attention backend.
         begins: where each request's tokens begin, in the plan's order.
         logits_indices: the tokens whose logits are needed, in the plan's order of sampling requests.
         sampling_rows: the rows that sample, in the plan's order.
@@ -27,7 +27,7 @@ class StepInputs:
 
     token_index: IntArray
     positions: IntArray
-    layout: BatchLayout
+    layouts: list[BatchLayout]
     begins: IntArray
     logits_indices: IntArray
     sampling_rows: IntArray
@@ -51,22 +51,26 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows) -> StepInputs:
     last = np.cumsum(count) - 1
     token_row = np.repeat(row, count)
     positions = np.arange(len(token_row)) + np.repeat(start - (last + 1 - count), count)
-    block_ids = rows.block_tables[0, token_row, positions // rows.limits.block_size]
-    num_blocks = -(-int(end.max()) // rows.limits.block_size)
-    layout = BatchLayout(
-        counts=count,
-        seq_lens=end,
-        block_table=rows.block_tables[0, row, :num_blocks],
-        slot_mapping=block_ids * rows.limits.block_size + positions % rows.limits.block_size,
-        block_size=rows.limits.block_size,
-    )
+    block_size = rows.limits.block_size
+    index, offsets = positions // block_size, positions % block_size
+    num_blocks = -(-int(end.max()) // block_size)
+    layouts = [
+        BatchLayout(
+            counts=count,
+            seq_lens=end,
+            block_table=rows.block_tables[group, row, :num_blocks],
+            slot_mapping=rows.block_tables[group, token_row, index] * block_size + offsets,
+            block_size=block_size,
+        )
+        for group in range(rows.limits.num_kv_groups)
+    ]
     last_in_plan_order = np.empty_like(last)
     last_in_plan_order[order] = last
     samples = plan.samples.astype(bool)
     return StepInputs(
         token_index=token_row * rows.limits.max_model_len + positions,
         positions=positions,
-        layout=layout,
+        layouts=layouts,
         begins=last_in_plan_order + 1 - plan_counts,
         logits_indices=last_in_plan_order[samples],
         sampling_rows=plan_rows[samples],

@@ -137,7 +137,7 @@ class CudaPlatform(Platform):
         max_num_seqs = runner.rows.limits.max_num_seqs
         decodes = decode_graph_sizes(max_num_seqs)
         sizes = [GraphSize(size, 0, 0, False) for size in decodes]
-        if not self._config.deterministic:
+        if not self._config.deterministic and runner.rows.can_share_prefix:
             sizes += [GraphSize(size, 0, 0, True) for size in decodes if size >= _FEWEST_SHARING]
         parameters = list(runner.model.parameters())
         num_weights = sum(parameter.numel() for parameter in parameters)

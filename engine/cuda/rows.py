@@ -29,6 +29,7 @@ class DeviceRows(RowLedger):
         block_tables: [num_kv_groups, max_num_seqs, max_blocks], in the arena.
         host_block_tables: a copy of `block_tables` on the host.
         lengths: tokens of each row, [max_num_seqs], in the arena; a step adds the tokens that it appends.
+        can_share_prefix: whether any KV group keeps all blocks of its requests.
     """
 
     def __init__(self, limits: EngineLimits, device: torch.device) -> None:
@@ -46,6 +47,7 @@ class DeviceRows(RowLedger):
         self._places: list[IntArray] = []
         self._words: list[np.ndarray] = []
         self._prefix: tuple[bytes, SharedPrefix | None] | None = None
+        self.can_share_prefix = 0 in limits.kv_windows
 
     def reset(self) -> None:
         super().reset()
@@ -55,11 +57,18 @@ class DeviceRows(RowLedger):
     def shared_prefix(self, rows: IntArray, starts: IntArray) -> SharedPrefix | None:
         """The prefix that decodes of these rows, at these positions, share; None if none is worth it. The
         result is cached until a request is added or removed, because the blocks before a decode's own do
-        not change."""
+        not change.
+
+        It is found in the first KV group without a window. Who shares its blocks there has the same tokens,
+        so in the other such groups any of their block tables serves all of them.
+        """
+        if not self.can_share_prefix:
+            return None
         key = rows.tobytes()
         if self._prefix is None or self._prefix[0] != key:
             block_size = self.limits.block_size
-            found = find_shared_prefix(self.host_block_tables[0], rows, starts // block_size, block_size)
+            table = self.host_block_tables[self.limits.kv_windows.index(0)]
+            found = find_shared_prefix(table, rows, starts // block_size, block_size)
             self._prefix = key, found
         return self._prefix[1]
 

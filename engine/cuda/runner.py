@@ -40,7 +40,12 @@ from engine.dispatch.records import NO_COPIES, StepPlan, StepResult
 from engine.dispatch.sampling import u32
 from engine.kernels.copy_blocks.kernel import copy_blocks
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
-from engine.kernels.step_inputs.kernel import prepare_chunks, prepare_decodes, scatter_words
+from engine.kernels.step_inputs.kernel import (
+    fill_group_slots,
+    prepare_chunks,
+    prepare_decodes,
+    scatter_words,
+)
 from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
@@ -58,19 +63,24 @@ _MAX_KEPT_SHAPES = 1024
 
 @dataclass(slots=True)
 class _Inputs:
-    """The model's inputs, which `prepare_*` compute from the columns of each step."""
+    """The model's inputs, which `prepare_*` and `fill_group_slots` compute from the columns of each step.
+
+    `slot_mapping` is of the first KV group, `group_slots` [groups - 1, tokens] of the others.
+    """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     slot_mapping: torch.Tensor
     seq_lens: torch.Tensor
+    group_slots: torch.Tensor
 
     @classmethod
-    def allocate(cls, max_tokens: int, max_seqs: int, device: torch.device) -> _Inputs:
-        def zeros(size: int) -> torch.Tensor:
+    def allocate(cls, max_tokens: int, max_seqs: int, num_groups: int, device: torch.device) -> _Inputs:
+        def zeros(*size: int) -> torch.Tensor:
             return torch.zeros(size, dtype=torch.int32, device=device)
 
-        return cls(zeros(max_tokens), zeros(max_tokens), zeros(max_tokens), zeros(max_seqs))
+        tokens = (zeros(max_tokens), zeros(max_tokens), zeros(max_tokens))
+        return cls(*tokens, zeros(max_seqs), zeros(num_groups - 1, max_tokens))
 
 
 class CudaModelRunner:
@@ -98,7 +108,10 @@ class CudaModelRunner:
         # With the padding of a graph, a step may exceed the limits on tokens and requests.
         max_tokens = limits.max_num_batched_tokens + limits.max_num_seqs
         max_slots = 2 * limits.max_num_seqs
-        self._inputs = _Inputs.allocate(max_tokens, max_slots, self.device)
+        self._inputs = _Inputs.allocate(max_tokens, max_slots, limits.num_kv_groups, self.device)
+        # The slots of a step's tokens, the block tables and the window of each KV group.
+        slot_mappings = (self._inputs.slot_mapping, *self._inputs.group_slots)
+        self._kv_groups = list(zip(slot_mappings, rows.block_tables, limits.kv_windows, strict=True))
         self._results = ResultBuffers(max_slots, self.device)
         self._workspace = SamplingWorkspace.allocate(max_slots, limits.vocab_size, self.device)
         self._extras = SamplingExtras(rows, self._results.token_ids, self._workspace)
@@ -119,9 +132,9 @@ class CudaModelRunner:
         limits = self.rows.limits
         seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words
-        new_blocks = seqs + tokens // limits.block_size
-        new_blocks *= limits.num_kv_groups
-        return columns + 2 * (limits.max_new_words + new_blocks + 2 * seqs)
+        # A block is copied at most once for each request and group.
+        blocks = (seqs + tokens // limits.block_size + seqs) * limits.num_kv_groups
+        return columns + 2 * (limits.max_new_words + blocks + seqs)
 
     @property
     def largest_shape(self) -> StepShape:
@@ -317,26 +330,30 @@ class CudaModelRunner:
 
     def _run_model(self, shape: StepShape) -> torch.Tensor:
         """Runs the model on a step's tokens. Returns their final hidden states, [T, hidden]."""
-        columns, rows = self._columns(shape), self.rows
+        columns = self._columns(shape)
         self._prepare(shape, columns)
         num_tokens, num_slots = shape.num_tokens, shape.num_slots
-        metadata = TritonAttentionMetadata(
-            slot_mapping=self._inputs.slot_mapping[:num_tokens],
-            num_decodes=shape.num_decodes,
-            rows=columns.rows,
-            seq_lens=self._inputs.seq_lens[:num_slots],
-            query_start_loc=columns.query_start_loc,
-            tile_request=columns.tile_request,
-            tile_start=columns.tile_start,
-            block_table=rows.block_tables[0],
-            prefix=PrefixMetadata(columns.prefix_row, columns.prefix_len, columns.prefix_lens)
-            if shape.shares_prefix
-            else None,
-        )
+        prefix = None
+        if shape.shares_prefix:
+            prefix = PrefixMetadata(columns.prefix_row, columns.prefix_len, columns.prefix_lens)
+        attention = [
+            TritonAttentionMetadata(
+                slot_mapping=slots[:num_tokens],
+                num_decodes=shape.num_decodes,
+                rows=columns.rows,
+                seq_lens=self._inputs.seq_lens[:num_slots],
+                query_start_loc=columns.query_start_loc,
+                tile_request=columns.tile_request,
+                tile_start=columns.tile_start,
+                block_table=block_table,
+                prefix=None if window else prefix,
+            )
+            for slots, block_table, window in self._kv_groups
+        ]
         positions = self._inputs.positions[:num_tokens]
         context = StepContext(
             positions,
-            attention=(metadata,),
+            attention=attention,
             rotations=[self.backend.rotation(table, positions) for table in self.model.rotary_tables],
         )
         hidden: torch.Tensor = self.model(self._inputs.input_ids[:num_tokens], context, self.kv_pool.layers)
@@ -394,6 +411,16 @@ class CudaModelRunner:
                 positions=inputs.positions,
                 slot_mapping=inputs.slot_mapping,
                 seq_lens=inputs.seq_lens,
+            )
+        if len(inputs.group_slots):
+            fill_group_slots(
+                columns.rows,
+                columns.query_start_loc,
+                inputs.positions[: shape.num_tokens],
+                rows.block_tables[1:],
+                block_size=rows.limits.block_size,
+                num_decodes=num_decodes,
+                slot_mappings=inputs.group_slots,
             )
 
 

@@ -446,7 +446,8 @@ def _limits(message: pb.Welcome | pb.Limits) -> EngineLimits:
     """Raises:
     HandshakeError: the limits contradict each other.
     """
+    values = {name: getattr(message, name) for name in _LIMITS}
     try:
-        return EngineLimits(**{name: getattr(message, name) for name in _LIMITS})
+        return EngineLimits(**values | {"kv_windows": tuple(message.kv_windows)})
     except (ValueError, ZeroDivisionError) as error:
         raise HandshakeError(f"limits that cannot be: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -29,16 +30,19 @@ class EngineLimits:
     Attributes:
         vocab_size: token ids are smaller.
         hidden_size: numbers of a hidden state.
-        max_model_len: tokens of a request, prompt and completion together; no more than the KV pool holds.
+        max_model_len: tokens of a request, prompt and completion together; no more than the KV pool holds
+            (see `fewest_blocks`).
         block_size: tokens per KV block.
-        num_blocks: KV blocks in the pool.
+        num_blocks: KV blocks in the pool. A block holds the keys and values of one KV group's layers.
         max_num_seqs: request rows, and requests in a step.
         max_num_batched_tokens: tokens computed in a step.
-        num_kv_groups: groups of layers, each with a block table of its own in every row.
+        kv_windows: the window of each KV group, groups of layers that have block tables of their own in every
+            row. No layer of a group sees more tokens than its window, a token's own included; 0 is no limit.
         max_tokens_per_step: tokens that a request can gain in one step.
         max_loras: adapters that can be in use at once; 0 where there are none.
 
     Derived from those:
+        num_kv_groups: how many KV groups there are.
         max_blocks: entries of a row's block table, in each group.
         mask_words: 32-bit words of a mask, one bit for each token of the vocabulary.
         max_new_words: 32-bit words of new requests' data in one plan; enough for any single request.
@@ -53,9 +57,10 @@ class EngineLimits:
     num_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    num_kv_groups: int = 1
+    kv_windows: tuple[int, ...] = (0,)
     max_tokens_per_step: int = 1
     max_loras: int = 0
+    num_kv_groups: int = field(init=False)
     max_blocks: int = field(init=False)
     mask_words: int = field(init=False)
     max_new_words: int = field(init=False)
@@ -63,13 +68,17 @@ class EngineLimits:
     max_pooled: int = field(init=False)
 
     def __post_init__(self) -> None:
-        capacity = self.num_blocks * self.block_size
-        if self.max_model_len > capacity:
-            raise ValueError(f"max_model_len {self.max_model_len} exceeds the KV pool's {capacity} tokens")
+        if not self.kv_windows:
+            raise ValueError("kv_windows is empty; there must be at least one KV group")
+        needed = fewest_blocks(self.max_model_len, self.block_size, self.kv_windows)
+        if needed > self.num_blocks:
+            raise ValueError(
+                f"max_model_len {self.max_model_len} needs {needed} KV blocks, the pool has {self.num_blocks}"
+            )
         max_blocks = -(-self.max_model_len // self.block_size)
         one_request = (
             self.max_model_len
-            + self.num_kv_groups * max_blocks
+            + len(self.kv_windows) * max_blocks
             + _LISTED_TOKENS
             + 2 * MAX_BAD_WORD_TOKENS
             + 64
@@ -78,6 +87,7 @@ class EngineLimits:
         max_new_words = max(2 * one_request, min(self.max_num_seqs * one_request, _MAX_PLANNED_WORDS))
         max_pooled = min(self.max_num_seqs, MAX_STEP_POOLED_NUMBERS // max(1, self.hidden_size))
         for name, value in (
+            ("num_kv_groups", len(self.kv_windows)),
             ("max_blocks", max_blocks),
             ("mask_words", mask_words(self.vocab_size)),
             ("max_new_words", max_new_words),
@@ -104,10 +114,10 @@ class EngineLimits:
 
         Raises:
             ValueError: they differ in what has no least: the vocabulary, the hidden size, the size of blocks
-                or the number of groups.
+                or the KV groups.
         """
         first = proposals[0]
-        for name in ("vocab_size", "hidden_size", "block_size", "num_kv_groups", "max_tokens_per_step"):
+        for name in ("vocab_size", "hidden_size", "block_size", "kv_windows", "max_tokens_per_step"):
             values = sorted({getattr(each, name) for each in proposals})
             if len(values) > 1:
                 raise ValueError(f"workers of one group differ in {name}: {values}")
@@ -120,3 +130,22 @@ class EngineLimits:
 def mask_words(vocab_size: int) -> int:
     """32-bit words of a mask, one bit for each token."""
     return -(-vocab_size // 32)
+
+
+def fewest_blocks(num_tokens: int, block_size: int, kv_windows: Sequence[int]) -> int:
+    """KV blocks with which a request of so many tokens can be computed while no other request runs.
+
+    In a group with a window it needs those of the tokens that the next one sees, and one more to compute in:
+    what lies behind the window is given back after every step, and a step may compute as little as a block.
+    """
+    num_blocks = -(-num_tokens // block_size)
+    return sum(
+        min(num_blocks, -(-(window - 1) // block_size) + 1) if window else num_blocks for window in kv_windows
+    )
+
+
+def longest_request(most: int, num_blocks: int, block_size: int, kv_windows: Sequence[int]) -> int:
+    """Tokens of the longest request that a pool of `num_blocks` can hold, but no more than `most`."""
+    lengths = range(block_size, most + block_size, block_size)
+    count = bisect_right(lengths, num_blocks, key=lambda each: fewest_blocks(each, block_size, kv_windows))
+    return min(most, count * block_size)

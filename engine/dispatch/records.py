@@ -34,7 +34,7 @@ from engine.dispatch.sampling import (
     unpack,
 )
 
-DISPATCH_VERSION = 6
+DISPATCH_VERSION = 7
 MAX_ERROR_BYTES = 4096
 
 NO_COPIES: U32Array = np.zeros((0, 2), U32)
@@ -49,7 +49,8 @@ class NewRequest:
         token_ids: prompt and any output so far.
         num_prompt_tokens: how many of `token_ids` are prompt (penalties treat output differently).
         block_ids: KV blocks it holds at first, in sequence order, those of each KV group after those of the
-            group before; prefix-cache hits come first. Every group has as many.
+            group before; prefix-cache hits come first. Every group has as many. Those that lie behind the
+            group's window say nothing: they are 0, and nothing of them is read.
         sampling: how its tokens are sampled.
         adapter_id: of the adapter that its tokens are computed with; 0 is the base model alone.
     """
@@ -209,7 +210,8 @@ def plan_bytes(limits: EngineLimits) -> int:
     """Size of the largest plan record."""
     max_new_blocks = limits.max_num_seqs + limits.max_num_batched_tokens // limits.block_size
     max_new_blocks *= limits.num_kv_groups
-    words = limits.max_num_seqs * (6 + 1 + limits.mask_words + 2) + max_new_blocks + limits.max_new_words
+    words = limits.max_num_seqs * (6 + 1 + limits.mask_words + 2 * limits.num_kv_groups)
+    words += max_new_blocks + limits.max_new_words
     return _PLAN_HEADER.size + limits.max_num_seqs * _NEW_REQUEST.size + words * 4 + 64
 
 

@@ -20,7 +20,8 @@ class Attention(nn.Module):
 
     Args:
         rotary: which of the model's `rotary_tables` turns its queries and keys; None for no rotation.
-        kv_group: which of the step's block tables finds its context.
+        kv_group: which of the step's block tables finds its context; set anew when the groups of the whole
+            model are known (engine/platform/assemble.py).
     """
 
     def __init__(

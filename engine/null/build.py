@@ -6,8 +6,9 @@ import logging
 
 from engine.config import WorkerConfig
 from engine.dispatch.facts import WorkerFacts
-from engine.dispatch.limits import EngineLimits
+from engine.dispatch.limits import EngineLimits, longest_request
 from engine.models.families import load_model_config
+from engine.models.kv_groups import kv_groups
 from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids
 from engine.step.runner import LoadedWorker
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 # Those of a GPU of today.
 MAX_NUM_SEQS = 256
 MAX_NUM_BATCHED_TOKENS = 8192
-# A million tokens in blocks of 16. The scheduler keeps some hundred bytes for each block.
+# A million tokens in blocks of 16, in each KV group. The scheduler keeps some hundred bytes for each block.
 NUM_BLOCKS = 65_536
 
 
@@ -32,18 +33,20 @@ def build_null_worker(config: WorkerConfig) -> LoadedWorker:
     directory, _ = resolve_checkpoint(config.model, config.load_format)
     model = load_model_config(directory)
     text = NullText(text_token_ids(directory, frozenset(model.eos_token_ids), model.vocab_size))
-    num_blocks = config.num_blocks or NUM_BLOCKS
     wanted_len = config.max_model_len or model.max_position_embeddings
+    windows = kv_groups(tuple(layer.sliding_window for layer in model.layers), wanted_len).windows
+    num_blocks = config.num_blocks or NUM_BLOCKS * len(windows)
     facts = WorkerFacts(
         model=config.model,
         limits=EngineLimits(
             vocab_size=model.vocab_size,
             hidden_size=model.hidden_size,
-            max_model_len=min(wanted_len, num_blocks * config.block_size),
+            max_model_len=longest_request(wanted_len, num_blocks, config.block_size, windows),
             block_size=config.block_size,
             num_blocks=num_blocks,
             max_num_seqs=config.max_num_seqs or MAX_NUM_SEQS,
             max_num_batched_tokens=config.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS,
+            kv_windows=windows,
         ),
         eos_token_ids=model.eos_token_ids,
         dtype="none",

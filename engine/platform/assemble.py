@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from engine.attention.interface import HeadLayout
 from engine.config import WorkerConfig
 from engine.dispatch.limits import EngineLimits
+from engine.layers.attention import Attention
 from engine.layers.parallel import TensorParallel
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
+from engine.models.kv_groups import KVGroups, kv_groups
 from engine.platform.base import Platform
 from engine.platform.kv_cache import KVCacheShape, KVCacheSize, allocate_kv_pool, size_kv_cache
 from engine.step.runner import Runner
@@ -56,8 +58,10 @@ def assemble(
         model_config, wanted_len, backend, platform.ops(), platform.linear_methods(), parallel
     )
     model = load(context)
+    groups = kv_groups(tuple(layer.sliding_window for layer in model_config.layers), wanted_len)
+    _set_kv_groups(model, groups)
     shape = KVCacheShape(
-        num_layers=model_config.num_hidden_layers,
+        groups=groups,
         num_kv_heads=model.num_kv_heads,
         head_dim=model_config.head_dim,
         block_size=config.block_size,
@@ -73,6 +77,7 @@ def assemble(
             num_blocks=size.num_blocks,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_tokens,
+            kv_windows=groups.windows,
         )
 
     def make_runner(limits: EngineLimits, num_blocks: int) -> Runner:
@@ -81,7 +86,8 @@ def assemble(
 
     def make_trial() -> Runner:
         # Its steps are all padding, which refers to no block.
-        one_request = KVCacheSize(-(-wanted_len // config.block_size), wanted_len)
+        num_blocks = -(-wanted_len // config.block_size) * len(groups.windows)
+        one_request = KVCacheSize(num_blocks, wanted_len)
         return make_runner(limits_of(one_request), 1)
 
     size = size_kv_cache(
@@ -109,6 +115,13 @@ def max_model_len(config: WorkerConfig, model: ModelConfig) -> int:
     if wanted > longest:
         raise ConfigError(f"max_model_len is {wanted}; this model was made for at most {longest} tokens")
     return wanted
+
+
+def _set_kv_groups(model: CausalLM, groups: KVGroups) -> None:
+    """Tells every attention layer, from the first to the last, its KV group."""
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    for layer, group in zip(layers, groups.group_of, strict=True):
+        layer.kv_group = group
 
 
 def _check_shares(model: ModelConfig, parallel: TensorParallel) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from engine.attention.interface import LayerKVCache
+from engine.dispatch.limits import longest_request
+from engine.models.kv_groups import KVGroups
 from engine.platform.device import available_memory
 from pagewire.base.errors import ConfigError
 
@@ -26,12 +28,13 @@ class KVCacheShape:
     """What one worker keeps for each token.
 
     Attributes:
-        num_layers, num_kv_heads, head_dim: on this worker.
+        groups: its layers, of which a block serves one group.
+        num_kv_heads, head_dim: on this worker.
         block_size: tokens per block.
         dtype: of keys and values.
     """
 
-    num_layers: int
+    groups: KVGroups
     num_kv_heads: int
     head_dim: int
     block_size: int
@@ -39,8 +42,8 @@ class KVCacheShape:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block over all layers, keys and values."""
-        values = 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim
+        """Bytes of one block over all layers of a group, keys and values."""
+        values = 2 * self.groups.group_size * self.block_size * self.num_kv_heads * self.head_dim
         return values * self.dtype.itemsize
 
 
@@ -72,27 +75,30 @@ def size_kv_cache(
             `max_num_seqs` requests of `max_model_len` can use.
 
     Raises:
-        ConfigError: not even one block fits.
+        ConfigError: not even one block of each KV group fits.
     """
+    windows = shape.groups.windows
+    in_groups = "" if len(windows) == 1 else f" for {len(windows)} groups of layers"
     if num_blocks is None:
-        useful = max_num_seqs * -(-max_model_len // shape.block_size)
+        useful = max_num_seqs * -(-max_model_len // shape.block_size) * len(windows)
         num_blocks = min(available_bytes // shape.block_bytes, useful)
-    if num_blocks < 1:
+    if num_blocks < len(windows):
         raise ConfigError(
-            f"the KV pool has room for {num_blocks} blocks: one block of {shape.block_size} tokens takes "
-            f"{shape.block_bytes} bytes and {max(available_bytes, 0)} bytes are available; free memory or "
-            "raise the limit (kv_cache_memory on the CPU, gpu_memory_utilization on a GPU)"
+            f"the KV pool has room for {num_blocks} blocks{in_groups}: one block of {shape.block_size} "
+            f"tokens takes {shape.block_bytes} bytes and {max(available_bytes, 0)} bytes are available; free "
+            "memory or raise the limit (kv_cache_memory on the CPU, gpu_memory_utilization on a GPU)"
         )
-    held = num_blocks * shape.block_size
+    held = longest_request(max_model_len, num_blocks, shape.block_size, windows)
     if held < max_model_len:
         logger.warning(
-            "max_model_len is cut from %d to %d tokens: the KV pool holds %d blocks of %d tokens",
+            "max_model_len is cut from %d to %d tokens: the KV pool holds %d blocks of %d tokens%s",
             max_model_len,
             held,
             num_blocks,
             shape.block_size,
+            in_groups,
         )
-    return KVCacheSize(num_blocks, min(max_model_len, held))
+    return KVCacheSize(num_blocks, held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +106,9 @@ class KVPool:
     """A worker's KV memory.
 
     Attributes:
-        blocks: [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]; keys, then values.
-        layers: the same, one entry per layer.
+        blocks: [group_size, 2, num_blocks, block_size, num_kv_heads, head_dim]; keys, then values.
+        layers: the same, one entry per layer; layers with the same place in their groups have the same entry,
+            since no block is in two block tables of different groups.
     """
 
     blocks: torch.Tensor
@@ -118,7 +125,8 @@ def allocate_kv_pool(shape: KVCacheShape, num_blocks: int, device: torch.device)
     Raises:
         ConfigError: the memory is not to be had.
     """
-    size = (shape.num_layers, 2, num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
+    places = shape.groups.place_of
+    size = (shape.groups.group_size, 2, num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
     try:
         pool = (
             _lazy_zeros(math.prod(size) * shape.dtype.itemsize).view(shape.dtype).view(size)
@@ -128,7 +136,7 @@ def allocate_kv_pool(shape: KVCacheShape, num_blocks: int, device: torch.device)
     except (RuntimeError, OSError, OverflowError) as error:
         total = num_blocks * shape.block_bytes
         raise ConfigError(f"a KV pool of {num_blocks} blocks ({total} bytes) cannot be allocated") from error
-    return KVPool(pool, [LayerKVCache(layer[0], layer[1]) for layer in pool])
+    return KVPool(pool, [LayerKVCache(pool[place, 0], pool[place, 1]) for place in places])
 
 
 def _lazy_zeros(num_bytes: int) -> torch.Tensor:

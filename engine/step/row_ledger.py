@@ -197,8 +197,9 @@ class RowLedger(ABC):
     def _check_copies(self, copied_blocks: np.ndarray) -> None:
         self._require_in_pool(copied_blocks.reshape(-1))
         destinations = copied_blocks[:, 1]
-        if len(copied_blocks) > self.limits.max_num_seqs:
-            raise PlanError(f"{len(copied_blocks)} blocks are copied; at most {self.limits.max_num_seqs}")
+        most = self.limits.max_num_seqs * self.limits.num_kv_groups
+        if len(copied_blocks) > most:
+            raise PlanError(f"{len(copied_blocks)} blocks are copied; at most {most}")
         if len(np.unique(destinations)) < len(destinations):
             raise PlanError("two blocks are copied to the same one")
         both = np.isin(destinations, copied_blocks[:, 0])

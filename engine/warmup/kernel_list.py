@@ -29,8 +29,9 @@ from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.parallel import TensorParallel
 from engine.loader.load import create_model
 from engine.models.base import CausalLM, ModelContext
-from engine.models.config import ModelConfig
-from engine.platform.assemble import assemble
+from engine.models.config import LayerConfig, ModelConfig
+from engine.models.kv_groups import kv_groups
+from engine.platform.assemble import assemble, max_model_len
 from engine.platform.base import MakeTrial
 from engine.step.runner import Runner
 
@@ -84,8 +85,7 @@ def find_kernels(
 
     Triton's driver must be a CompileOnlyDriver.
     """
-    num_layers = max(_FEWEST_LAYERS, *(model.layers.index(layer) + 1 for layer in set(model.layers)))
-    model = replace(model, layers=model.layers[:num_layers])
+    model = replace(model, layers=_layers_of_every_kind(config, model))
     device = torch.device("meta")
     platform = _RehearsalPlatform(config, device, dtype, target.num_sms)
 
@@ -94,6 +94,19 @@ def find_kernels(
 
     with _noted_launches(found):
         assemble(config, model, platform, load, lambda size: None, TensorParallel())
+
+
+def _layers_of_every_kind(config: WorkerConfig, model: ModelConfig) -> tuple[LayerConfig, ...]:
+    """The model's first layers, as few as launch what all do."""
+
+    def num_groups(layers: tuple[LayerConfig, ...]) -> int:
+        windows = tuple(layer.sliding_window for layer in layers)
+        return len(kv_groups(windows, max_model_len(config, model)).windows)
+
+    num_layers = max(_FEWEST_LAYERS, *(model.layers.index(layer) + 1 for layer in set(model.layers)))
+    first = model.layers[:num_layers]
+    # Several KV groups take a kernel more, and a part of the layers may be one group where all are several.
+    return model.layers if num_groups(first) == 1 < num_groups(model.layers) else first
 
 
 class _RehearsedLinear(CudaLinearMethod):

@@ -97,6 +97,10 @@ class BlockPool:
         self._num_free -= count
         return taken
 
+    def __contains__(self, block_hash: BlockHash) -> bool:
+        """Whether a cached block has this hash."""
+        return block_hash in self._by_hash
+
     def lookup(self, hashes: Iterable[BlockHash]) -> list[int]:
         """Ids of the cached blocks for the longest prefix of `hashes`."""
         found = []

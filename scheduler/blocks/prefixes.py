@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from scheduler.blocks.groups import NO_BLOCK, KVGroups
 from scheduler.blocks.hashes import RecentChains
 from scheduler.blocks.partial import PartialHit, Place
 from scheduler.blocks.pool import BlockPool
@@ -10,6 +13,19 @@ from scheduler.rows import IntArray, Rows
 
 # Less than 1 / _LEAST_COPIED of a block is computed faster, together with other tokens, than copied.
 _LEAST_COPIED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PartialCopy:
+    """Blocks whose first tokens are a request's next tokens, to be copied.
+
+    Attributes:
+        sources: ids of the blocks, one in each KV group.
+        num_tokens: how many tokens match in all of them.
+    """
+
+    sources: list[int]
+    num_tokens: int
 
 
 class Prefixes:
@@ -21,26 +37,36 @@ class Prefixes:
         is_enabled: whether blocks are published and found; may be changed while nothing runs.
     """
 
-    def __init__(self, block_size: int, pool: BlockPool, rows: Rows, *, enabled: bool) -> None:
+    def __init__(
+        self, block_size: int, groups: KVGroups, pool: BlockPool, rows: Rows, *, enabled: bool
+    ) -> None:
         self._block_size = block_size
+        self._groups = groups
         self.is_enabled = enabled
         self._pool = pool
         self._rows = rows
         self._recent_chains = RecentChains(block_size)
 
     def find(self, request: Request) -> list[int]:
-        """The cached blocks that a waiting request can share, for its longest cached prefix."""
+        """The cached blocks that a waiting request can share, for its longest cached prefix; in the form of
+        `Request.block_ids`.
+        """
         if not self.is_enabled:
             return []
         if not request.block_hashes:
             request.block_hashes = self._recent_chains.hash(request.token_ids, request.root_hash)
         num_blocks = request.num_reusable_tokens // self._block_size
         request.hash_up_to(num_blocks, self._block_size)
-        return self._pool.lookup(request.block_hashes[:num_blocks])
+        hashes = request.block_hashes[:num_blocks]
+        return self._pool.lookup(hashes) if self._groups.is_plain else self._groups.lookup(self._pool, hashes)
 
-    def find_partial(self, request: Request, num_blocks: int) -> PartialHit | None:
-        """The block whose first tokens a waiting request can copy, for the block after the `num_blocks` that
-        `find` found; None if there is none or copying does not pay. At least one token that needs no mask
+    def num_found(self, request: Request) -> int:
+        """Tokens of a waiting request in the blocks that it can share."""
+        return len(self.find(request)) // self._groups.count * self._block_size
+
+    def find_partial(self, request: Request, num_blocks: int) -> PartialCopy | None:
+        """The blocks whose first tokens a waiting request can copy, for the block after the `num_blocks` that
+        `find` found; None if there are none or copying does not pay. At least one token that needs no mask
         is left to compute.
         """
         if not self.is_enabled:
@@ -49,15 +75,32 @@ class Prefixes:
         end = min(request.num_reusable_tokens - request.is_blocked, start + self._block_size)
         if end <= start:
             return None
-        hit = self._pool.partial.find(self._place(request, num_blocks), request.token_ids[start:end])
-        if hit is None:
+        hits: list[PartialHit] = []
+        place, tokens = self._place(request, num_blocks), request.token_ids[start:end]
+        for group in range(self._groups.count):
+            hit = self._pool.partial.find(self._groups.place(place, group), tokens)
+            if hit is None:
+                return None
+            hits.append(hit)
+        num_tokens = min(hit.num_tokens for hit in hits)
+        if start + num_tokens < len(request.token_ids) - 1 and num_tokens * _LEAST_COPIED < self._block_size:
             return None
-        leaves_one = start + hit.num_tokens == len(request.token_ids) - 1
-        return hit if leaves_one or hit.num_tokens * _LEAST_COPIED >= self._block_size else None
+        return PartialCopy([hit.block_id for hit in hits], num_tokens)
 
     def _place(self, request: Request, index: int) -> Place:
-        """The place of a request's block number `index`."""
+        """The place of a request's block number `index`, in the first KV group."""
         return (request.block_hashes[index - 1] if index else request.root_hash, request.client)
+
+    def _remember(self, request: Request, index: int, num_tokens: int) -> None:
+        """Makes a request's blocks number `index` findable by their first `num_tokens` tokens."""
+        begin, place = index * self._block_size, self._place(request, index)
+        known = request.token_ids[begin : begin + num_tokens]
+        if self._groups.is_plain:
+            self._pool.remember(request.block_ids[index], place, known)
+            return
+        for group, block_id in enumerate(self._groups.blocks_at(request.block_ids, index)):
+            if block_id != NO_BLOCK:
+                self._pool.remember(block_id, self._groups.place(place, group), known)
 
     def publish_filled(self, rows: IntArray, ends: IntArray) -> None:
         """Publishes the blocks that became full when the requests in these rows grew to `ends` tokens."""
@@ -73,35 +116,39 @@ class Prefixes:
     def publish(self, request: Request) -> None:
         """Publishes the full blocks of a running request."""
         computed = min(self._rows.num_computed.item(request.row), len(request.token_ids))
-        full = min(computed // self._block_size, len(request.block_ids))
+        full = min(computed // self._block_size, len(request.block_ids) // self._groups.count)
         first = request.num_published_blocks
         if full <= first or not self.is_enabled:
             return
         request.hash_up_to(full, self._block_size)
-        for index in range(first, full):
-            self._pool.publish(request.block_ids[index], request.block_hashes[index])
+        if self._groups.is_plain:
+            for index in range(first, full):
+                self._pool.publish(request.block_ids[index], request.block_hashes[index])
+        else:
+            self._publish_in_groups(request, range(first, full))
         request.num_published_blocks = full
+
+    def _publish_in_groups(self, request: Request, indices: range) -> None:
+        for index in indices:
+            for group, block_id in enumerate(self._groups.blocks_at(request.block_ids, index)):
+                if block_id != NO_BLOCK:
+                    self._pool.publish(block_id, self._groups.key(request.block_hashes[index], group))
 
     def publish_chunk(self, request: Request) -> None:
         """Publishes the blocks that a prefill chunk filled, for sharing and for copying in part. Blocks that
         decodes fill are only shared, because sequences diverge within a prompt or at an end.
         """
-        first, size = request.num_published_blocks, self._block_size
+        first = request.num_published_blocks
         self.publish(request)
-        if request.num_published_blocks == first:
-            return
-        tokens = request.token_ids
         for index in range(first, request.num_published_blocks):
-            known = tokens[index * size : (index + 1) * size]
-            self._pool.remember(request.block_ids[index], self._place(request, index), known)
+            self._remember(request, index, self._block_size)
 
     def publish_last(self, request: Request) -> None:
         """Makes the known, computed tokens of a running request's last, partly filled block findable. Steps
         in flight that go on after a request's end count as computed, though no block holds what they compute.
         """
-        held = len(request.block_ids) * self._block_size
+        held = len(request.block_ids) // self._groups.count * self._block_size
         end = min(self._rows.num_computed.item(request.row), len(request.token_ids), held)
         index = end // self._block_size
         if self.is_enabled and end % self._block_size and request.num_published_blocks == index:
-            known = request.token_ids[index * self._block_size : end]
-            self._pool.remember(request.block_ids[index], self._place(request, index), known)
+            self._remember(request, index, end % self._block_size)

@@ -83,8 +83,7 @@ class Forecast:
         waits = self._seconds_until_its_turn(request, progress)
         if waits <= 0:
             return
-        num_cached = len(self._prefixes.find(request)) * self._limits.block_size
-        num_tokens = len(request.token_ids) - num_cached
+        num_tokens = len(request.token_ids) - self._prefixes.num_found(request)
         needs = waits + self._seconds_for_prompts(num_tokens, progress.decodes)
         if needs > timeout:
             raise Overloaded(

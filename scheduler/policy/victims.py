@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
+from scheduler.blocks.groups import NO_BLOCK
 from scheduler.blocks.pool import BlockPool
 from scheduler.policy.shares import Shares
 from scheduler.request import Request
@@ -56,7 +57,9 @@ def for_newcomer(
         if request.priority < newcomer.priority or len(request.token_ids) == request.num_tokens_at_entry:
             continue
         victims.append(request)
-        num_lacking -= sum(pool.ref_count(block_id) == 1 for block_id in request.block_ids)
+        num_lacking -= sum(
+            pool.ref_count(block_id) == 1 for block_id in request.block_ids if block_id != NO_BLOCK
+        )
         if num_lacking <= 0:
             return victims if len(victims) <= shares.surplus(rich, newcomer.share) else []
     return []

@@ -1,7 +1,7 @@
 """Drives a model runner by plans made by hand: a scheduler just large enough for the engine's own tests.
 
-It gives every request its own blocks, never preempts, and runs one step at a time or one ahead. A request
-with a mask waits for each of its tokens before the next is planned.
+It gives every request its own blocks in each KV group, never preempts, and runs one step at a time or one
+ahead. A request with a mask waits for each of its tokens before the next is planned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ GREEDY = SamplingRecord(temperature=0.0)
 class DrivenRequest:
     """One request's state, as a scheduler would keep it.
 
-    `mask`, if there is one, gives the mask of its next token from its output.
+    `mask`, if there is one, gives the mask of its next token from its output. `blocks` has one of each KV
+    group for every block of tokens.
     """
 
     row: int
@@ -32,7 +33,7 @@ class DrivenRequest:
     num_prompt_tokens: int
     max_tokens: int
     sampling: SamplingRecord
-    block_ids: list[int] = field(default_factory=list)
+    blocks: list[tuple[int, ...]] = field(default_factory=list)
     num_computed: int = 0
     num_planned: int = 0
     entered: bool = False
@@ -76,7 +77,10 @@ class PlanDriver:
         self.free_rows = list(range(runner.rows.limits.max_num_seqs))[::-1]
         # Shuffled, so that no test passes because blocks happen to lie in order.
         pool = np.random.default_rng(0).permutation(runner.rows.limits.num_blocks)
-        self.free_blocks = pool.tolist()
+        self.num_groups = runner.rows.limits.num_kv_groups
+        num_sets = len(pool) // self.num_groups
+        sets = pool[: num_sets * self.num_groups].reshape(num_sets, self.num_groups)
+        self.free_blocks = [tuple(blocks) for blocks in sets.tolist()]
         self.freed_rows: list[int] = []
         self.running: list[DrivenRequest] = []
         self.step_id = 0
@@ -117,7 +121,7 @@ class PlanDriver:
     def plan(self) -> tuple[StepPlan, list[DrivenRequest]] | None:
         """The next step and the requests in it; None if there is nothing to compute."""
         budget = self.budget
-        scheduled: list[tuple[DrivenRequest, int, list[int]]] = []
+        scheduled: list[tuple[DrivenRequest, int, list[tuple[int, ...]]]] = []
         new_requests = []
         for request in self.running:
             done = len(request.output) + request.num_planned >= request.max_tokens
@@ -128,7 +132,7 @@ class PlanDriver:
             blocks = self._grow(request, request.num_computed + count)
             if not request.entered:
                 request.entered = True
-                tokens, held = u32(request.token_ids), u32(blocks)
+                tokens, held = u32(request.token_ids), self._by_group(blocks)
                 new_requests.append(
                     NewRequest(request.row, tokens, request.num_prompt_tokens, held, request.sampling)
                 )
@@ -163,16 +167,21 @@ class PlanDriver:
         self.running.remove(request)
         self.freed_rows.append(request.row)
         self.free_rows.append(request.row)
-        self.free_blocks.extend(request.block_ids)
+        self.free_blocks.extend(request.blocks)
 
-    def _grow(self, request: DrivenRequest, num_tokens: int) -> list[int]:
-        needed = -(-num_tokens // self.runner.rows.limits.block_size) - len(request.block_ids)
+    def _grow(self, request: DrivenRequest, num_tokens: int) -> list[tuple[int, ...]]:
+        needed = -(-num_tokens // self.runner.rows.limits.block_size) - len(request.blocks)
         blocks = [self.free_blocks.pop() for _ in range(needed)]
-        request.block_ids.extend(blocks)
+        request.blocks.extend(blocks)
         return blocks
 
+    def _by_group(self, blocks: list[tuple[int, ...]]) -> U32Array:
+        return u32([each[group] for group in range(self.num_groups) for each in blocks])
+
     def _advance(
-        self, scheduled: list[tuple[DrivenRequest, int, list[int]]], new_requests: list[NewRequest]
+        self,
+        scheduled: list[tuple[DrivenRequest, int, list[tuple[int, ...]]]],
+        new_requests: list[NewRequest],
     ) -> tuple[StepPlan, list[DrivenRequest]]:
         starts = [request.num_computed for request, _, _ in scheduled]
         samples, masks = [], {}
@@ -192,8 +201,9 @@ class PlanDriver:
             counts=u32([count for _, count, _ in scheduled]),
             samples=u32(samples),
             num_new_blocks=u32([len(blocks) for _, _, blocks in scheduled]),
-            new_block_ids=u32([block for _, _, blocks in scheduled for block in blocks]),
+            new_block_ids=self._by_group([block for _, _, blocks in scheduled for block in blocks]),
             masks=masks,
+            num_kv_groups=self.num_groups,
         )
         self.step_id += 1
         self.freed_rows = []

@@ -16,8 +16,11 @@ from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
 from tests.kernels.test_cuda_shared_prefix import launch_all
 from tests.unit.engine.patchwork_model import FAMILIES, write_patchwork
 
+# One KV group and two, with windows; the interpreter would take long for what another group adds.
+ARCHITECTURES = [name for name in FAMILIES if name != "LocalForCausalLM"]
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_log_probabilities_are_those_of_the_cpu_runner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:

@@ -15,7 +15,9 @@ from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
 from tests.unit.engine.tiny_model import write_model
 
 PREFIX = [(7 * i) % 60 for i in range(32)]
-# The prefix's blocks, then each request's own; the third request has nothing in common with the others.
+# The prefix's blocks, then each request's own; the third request has nothing in common with the others. Where
+# there are several KV groups, those of each are GROUP_STRIDE behind those of the group before.
+GROUP_STRIDE = 10
 BLOCKS = [[3, 4, 5], [3, 4, 9], [7, 8]]
 PROMPTS = [[*PREFIX, 1, 2, 3], [*PREFIX, 40], [9] * 20]
 NUM_DECODES = 2
@@ -29,7 +31,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> CudaModelRunner:
     return runner
 
 
-def plan(step_id: int, starts: list[int], counts: list[int], *new: NewRequest) -> StepPlan:
+def plan(
+    step_id: int, starts: list[int], counts: list[int], *new: NewRequest, num_kv_groups: int = 1
+) -> StepPlan:
     rows, nothing = u32(range(len(starts))), u32([])
     return StepPlan(
         step_id,
@@ -41,6 +45,7 @@ def plan(step_id: int, starts: list[int], counts: list[int], *new: NewRequest) -
         u32([1] * len(rows)),
         u32([0] * len(rows)),
         nothing,
+        num_kv_groups=num_kv_groups,
     )
 
 
@@ -49,15 +54,20 @@ def launch_all(
 ) -> list[StepResult]:
     """The prompts, then decodes of all three."""
     runner.reset()
+    num_groups = runner.rows.limits.num_kv_groups
+    tables = [[each + GROUP_STRIDE * g for g in range(num_groups) for each in blocks] for blocks in BLOCKS]
     requests = [
         NewRequest(row, u32(prompt), len(prompt), u32(blocks), sampling)
-        for row, (prompt, blocks) in enumerate(zip(PROMPTS, BLOCKS, strict=True))
+        for row, (prompt, blocks) in enumerate(zip(PROMPTS, tables, strict=True))
     ]
     computed = [0, len(PREFIX), 0]
     counts = [len(prompt) - start for prompt, start in zip(PROMPTS, computed, strict=True)]
-    steps = [plan(0, computed, counts, *requests)]
+    steps = [plan(0, computed, counts, *requests, num_kv_groups=num_groups)]
     lengths = [len(prompt) for prompt in PROMPTS]
-    steps += [plan(1 + i, [length + i for length in lengths], [1, 1, 1]) for i in range(NUM_DECODES)]
+    steps += [
+        plan(1 + i, [length + i for length in lengths], [1, 1, 1], num_kv_groups=num_groups)
+        for i in range(NUM_DECODES)
+    ]
     results = [runner.launch(step).result() for step in steps]
     assert not any(result.error for result in results)
     return results

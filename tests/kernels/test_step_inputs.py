@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels.step_inputs.kernel import embed, prepare_chunks, prepare_decodes, scatter_words
+from engine.kernels.step_inputs.kernel import (
+    embed,
+    fill_group_slots,
+    prepare_chunks,
+    prepare_decodes,
+    scatter_words,
+)
 from engine.kernels.step_inputs.naive import (
     TokenInputs,
     naive_embed,
+    naive_group_slots,
     naive_lengths,
     naive_scatter_words,
     naive_step_inputs,
@@ -150,6 +157,34 @@ def test_chunks_may_be_parts_of_a_steps_arrays() -> None:
     check(outputs, expected, tokens=2, requests=2)
 
 
+@pytest.mark.parametrize("slots", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("num_decodes", [0, 1, 130])
+@pytest.mark.parametrize("counts", [[], [1], [3, 0, 200, 1, 1, 17, 0]], ids=str)
+def test_slots_in_further_groups_equal_their_definition(
+    counts: list[int], num_decodes: int, slots: torch.dtype
+) -> None:
+    """Every third request and the last tokens are padding; each of three groups has its own block tables."""
+    counts = [1] * num_decodes + counts
+    num_tokens = sum(counts) + 3
+    rows = [-1 if i % 3 == 1 else i % NUM_ROWS for i in range(len(counts))]
+    query_start_loc = [sum(counts[:i]) for i in range(len(counts) + 1)]
+    positions = torch.randint(MAX_MODEL_LEN, (num_tokens,)).tolist()
+    tables = torch.stack([persistent_rows()[1] for _ in range(3)])
+    mappings = torch.full((3, num_tokens + 2), POISON, dtype=slots, device=DEVICE)
+    fill_group_slots(
+        int32(rows),
+        int32(query_start_loc),
+        int32(positions),
+        tables,
+        block_size=BLOCK_SIZE,
+        num_decodes=num_decodes,
+        slot_mappings=mappings,
+    )
+    expected = naive_group_slots(rows, query_start_loc, positions, tables, block_size=BLOCK_SIZE)
+    assert mappings[:, :num_tokens].tolist() == expected
+    assert (mappings[:, num_tokens:] == POISON).all()
+
+
 @pytest.mark.skipif(not ON_GPU, reason="needs 10 GB of rows")
 def test_rows_beyond_two_to_the_31_words() -> None:
     token_ids = torch.zeros((16_400, 131_072), dtype=torch.int32, device=DEVICE)
@@ -210,6 +245,12 @@ def test_layout_compiles_for_hopper() -> None:
         "decodes_kernel",
         "rows lengths token_ids block_table input_ids positions slot_mapping seq_lens",
         "num_requests token_ids_stride block_table_stride",
+        {"BLOCK_SIZE": 16, "BLOCK": 128},
+    )
+    compile_kernel(
+        "group_slots_kernel",
+        "rows query_start_loc positions block_tables slot_mappings",
+        "num_decodes num_requests num_tokens num_halvings table_stride_group table_stride_row mapping_stride",
         {"BLOCK_SIZE": 16, "BLOCK": 128},
     )
 

@@ -1,7 +1,8 @@
 """A step's inputs, made on the device from persistent rows: nothing here waits for the host or tells it.
 
 A step is a few launches: `scatter_words` patches the rows with what the scheduler sent, `prepare_decodes`
-and `prepare_chunks` lay out the tokens and count those that the step will append, `embed` looks them up.
+and `prepare_chunks` lay out the tokens and count those that the step will append, `fill_group_slots` finds
+their slots in further KV groups, where there are any, and `embed` looks the tokens up.
 Where a row ends is known here alone: a decode starts at the last token of its row, whatever the host has
 seen of it. Padding (row -1) reads nothing and writes token 0 at position 0 with slot -1, so that it is
 harmless and cheap further on.
@@ -147,6 +148,49 @@ def chunks_kernel(
         )  # fmt: skip
 
 
+@triton.jit(
+    do_not_specialize=["num_decodes", "num_requests", "num_tokens", "num_halvings"],
+    do_not_specialize_on_alignment=["rows", "query_start_loc", "positions", "slot_mappings"],
+)
+def group_slots_kernel(
+    rows,
+    query_start_loc,
+    positions,
+    block_tables,
+    slot_mappings,
+    num_decodes,
+    num_requests,
+    num_tokens,
+    num_halvings,
+    table_stride_group,
+    table_stride_row,
+    mapping_stride,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program (t, g) finds the slots of a block of tokens in table g. A decode's request has the number of
+    its token; that of any other token is searched by halving."""
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = token < num_tokens
+    is_decode = token < num_decodes
+    request = tl.where(is_decode, token, num_decodes)
+    end = tl.where(is_decode, token, num_requests)
+    for _ in range(num_halvings):
+        searching = request < end
+        middle = (request + end) // 2
+        first_behind = tl.load(query_start_loc + middle + 1, mask=mask & searching, other=0)
+        request = tl.where(searching & (first_behind <= token), middle + 1, request)
+        end = tl.where(searching & (first_behind > token), middle, end)
+    row = tl.load(rows + request, mask=mask & (request < num_requests), other=-1)
+    real = row >= 0
+    position = tl.load(positions + token, mask=real, other=0)
+    group = tl.program_id(1).to(tl.int64)
+    entry = block_tables + group * table_stride_group + row.to(tl.int64) * table_stride_row
+    block_id = tl.load(entry + position // BLOCK_SIZE, mask=real, other=0).to(slot_mappings.dtype.element_ty)
+    slot = tl.where(real, block_id * BLOCK_SIZE + position % BLOCK_SIZE, -1)
+    tl.store(slot_mappings + group * mapping_stride + token, slot, mask=mask)
+
+
 @triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["index", "value"])
 def scatter_words_kernel(arena, index, value, count, BLOCK: tl.constexpr):
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -277,6 +321,47 @@ def prepare_chunks(
         block_table.stride(0),
         BLOCK_SIZE=block_size,
         BLOCK=_CHUNK_BLOCK,
+        num_warps=4,
+    )
+
+
+def fill_group_slots(
+    rows: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    positions: torch.Tensor,
+    block_tables: torch.Tensor,
+    *,
+    block_size: int,
+    num_decodes: int,
+    slot_mappings: torch.Tensor,
+) -> None:
+    """The slots of a laid out step's tokens in further KV groups, which have block tables of their own.
+
+    Args:
+        rows: [S] int32, the row of each request; -1 is padding, and so are its tokens.
+        query_start_loc: [S + 1] int32, ascending; request i has tokens query_start_loc[i] up to [i + 1], and
+            those behind the last are padding.
+        positions: [T] int32, each token's place in its request.
+        block_tables: [G, R, B] int32 block ids; groups and rows may be strided.
+        num_decodes: the first so many requests have one token each, and these are the first tokens.
+        slot_mappings: [G, at least T], int32 or int64; its first T columns are written, -1 for padding.
+    """
+    num_requests, num_tokens = rows.shape[0], positions.shape[0]
+    group_slots_kernel[(-(-num_tokens // _DECODE_BLOCK), block_tables.shape[0])](
+        rows,
+        query_start_loc,
+        positions,
+        block_tables,
+        slot_mappings,
+        num_decodes,
+        num_requests,
+        num_tokens,
+        (num_requests - num_decodes).bit_length(),
+        block_tables.stride(0),
+        block_tables.stride(1),
+        slot_mappings.stride(0),
+        BLOCK_SIZE=block_size,
+        BLOCK=_DECODE_BLOCK,
         num_warps=4,
     )
 

@@ -59,6 +59,24 @@ def naive_step_inputs(
     return inputs
 
 
+def naive_group_slots(
+    rows: list[int],
+    query_start_loc: list[int],
+    positions: list[int],
+    block_tables: torch.Tensor,
+    *,
+    block_size: int,
+) -> list[list[int]]:
+    """The slots of all tokens, -1 for padding, in each group of `block_tables` [G, R, B]."""
+    slots = [[-1] * len(positions) for _ in block_tables]
+    for row, begin, end in zip(rows, query_start_loc, query_start_loc[1:], strict=False):
+        for token in range(begin, end if row >= 0 else begin):
+            index, offset = divmod(positions[token], block_size)
+            for group, table in enumerate(block_tables):
+                slots[group][token] = int(table[row, index]) * block_size + offset
+    return slots
+
+
 def naive_scatter_words(arena: torch.Tensor, index: torch.Tensor, value: torch.Tensor, count: int) -> None:
     """arena[index[k]] = value[k] for the first `count` words; an index of -1 is skipped."""
     for k in range(count):

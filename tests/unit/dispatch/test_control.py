@@ -47,6 +47,7 @@ FACTS = WorkerFacts(
         max_num_seqs=4,
         max_num_batched_tokens=32,
         hidden_size=64,
+        kv_windows=(0, 20),
     ),
     eos_token_ids=(1, 2),
     dtype="float32",
@@ -368,6 +369,7 @@ def test_all_ranks_get_every_plan_and_each_reports_by_itself(tmp_path: Path) -> 
         ({"fingerprint": "other"}, "differ in fingerprint: .*same.*other"),
         ({"dtype": "bfloat16"}, "differ in dtype"),
         ({"limits": replace(FACTS.limits, block_size=32)}, r"differ in block_size: \[16, 32\]"),
+        ({"limits": replace(FACTS.limits, kv_windows=(0,))}, r"differ in kv_windows: \[\(0,\), \(0, 20\)\]"),
     ],
 )
 def test_ranks_that_do_not_belong_together_are_refused(

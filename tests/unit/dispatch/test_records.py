@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,13 +178,16 @@ LIMITS = EngineLimits(
 )
 
 
-def test_the_largest_plan_and_result_fit_their_slots() -> None:
-    limits, words = LIMITS, LIMITS.max_new_words
+@pytest.mark.parametrize("kv_windows", [(0,), (0, 64, 64)])
+def test_the_largest_plan_and_result_fit_their_slots(kv_windows: tuple[int, ...]) -> None:
+    limits, num_groups = replace(LIMITS, kv_windows=kv_windows), len(kv_windows)
+    words = limits.max_new_words
     new = [NewRequest(row, u32([0] * (words // 4)), 1, u32([]), SamplingRecord()) for row in range(4)]
-    ones, blocks = u32([1] * 4), u32([0] * (4 + 64 // 16))
+    ones, blocks = u32([1] * 4), u32([0] * (4 + 64 // 16) * num_groups)
     masks = {index: u32([0] * mask_words(1000)) for index in range(4)}
-    copied = u32([(0, 1)] * 4)
-    plan = StepPlan(0, u32(range(4)), new, ones, ones, ones, ones, u32([2] * 4), blocks, masks, copied)
+    copied = u32([(0, 1)] * 4 * num_groups)
+    columns = (ones, ones, ones, ones, u32([2] * 4))
+    plan = StepPlan(0, u32(range(4)), new, *columns, blocks, masks, copied, num_groups)
     assert sum(request.num_words for request in new) == words
     assert words // 4 * 4 == words
     assert plan_bytes(limits) - 128 <= len(encode_plan(plan)) <= plan_bytes(limits)

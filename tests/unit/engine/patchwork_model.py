@@ -32,6 +32,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layers": (LayerConfig(rotary=None), LayerConfig(rotary=None, sliding_window=9)),
         "alibi": True,
     },
+    # Three KV groups: Gemma's pattern, with as few layers as make it.
+    "LocalForCausalLM": {
+        "layers": (
+            LayerConfig(rotary=RotaryConfig(rotary_dim=HEAD_DIM, theta=1e4), sliding_window=5),
+            LayerConfig(rotary=RotaryConfig(rotary_dim=HEAD_DIM, theta=1e4), sliding_window=5),
+            LayerConfig(rotary=RotaryConfig(rotary_dim=HEAD_DIM, theta=1e6)),
+        ),
+    },
+    # One KV group, with a window: Mistral's.
+    "WindowForCausalLM": {
+        "layers": (LayerConfig(rotary=RotaryConfig(rotary_dim=HEAD_DIM, theta=1e4), sliding_window=20),) * 2,
+    },
 }
 
 

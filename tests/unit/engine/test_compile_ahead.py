@@ -69,7 +69,8 @@ print(json.dumps([sorted(ahead), sorted(names)]))
 """
 
 
-# How many variants of each kernel are found for a model whose last layer is unlike the others.
+# How many variants of each kernel are found for a model whose last layers are unlike the others. As many as
+# the first four would be one KV group.
 KINDS = """
 import json, sys
 from collections import Counter
@@ -86,7 +87,8 @@ from engine.warmup import kernel_list
 target = GpuTarget(90, 132)
 driver.set_active(kernel_list.CompileOnlyDriver(target))
 model = load_model_config(Path(sys.argv[1]))
-model = replace(model, layers=(model.layers[0],) * 3 + (LayerConfig(rotary=None, sliding_window=16),))
+windowed = LayerConfig(rotary=None, sliding_window=230)
+model = replace(model, layers=(model.layers[0],) * 3 + (windowed,) * 3)
 worker = WorkerConfig(model="unused", socket=Path("unused"), max_num_seqs=2, max_num_batched_tokens=32)
 found = []
 kernel_list.find_kernels(worker, model, torch.bfloat16, target, found.append)
@@ -125,6 +127,7 @@ def test_kernels_of_a_kind_of_layer_that_comes_late_are_found_too(tmp_path: Path
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["rotate_and_store_kernel"] == 2, "with angles and without"
+    assert found["group_slots_kernel"] == 1, "the layers with a window are a KV group"
 
 
 def compile_nothing(self: AheadCompiler, *arguments: object) -> list[CompiledKernel]:

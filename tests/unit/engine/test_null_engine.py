@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from engine.config import WorkerConfig
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import NewRequest, StepPlan, StepResult
 from engine.dispatch.sampling import Pooling, SamplingRecord, U32Array, u32
-from engine.null.build import build_null_worker
+from engine.models.families import load_model_config
+from engine.null.build import NUM_BLOCKS, build_null_worker
 from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids
 from pagewire.base.errors import ConfigError
@@ -150,6 +152,18 @@ def test_its_facts_are_the_models_and_its_context_may_be_longer(smollm2_dir: Pat
     assert (own.limits.vocab_size, own.eos_token_ids, own.limits.max_model_len) == (49152, (2,), 8192)
     assert facts(max_model_len=100_000).limits.max_model_len == 100_000
     assert facts(max_model_len=100_000, num_blocks=100).limits.max_model_len == 1600
+
+
+def test_its_facts_have_the_models_kv_groups(smollm2_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model_config(smollm2_dir)
+    layers = [replace(layer, sliding_window=i % 3 and 512) for i, layer in enumerate(model.layers)]
+    mixed = replace(model, layers=tuple(layers))
+    monkeypatch.setattr("engine.null.build.load_model_config", lambda directory: mixed)
+    limits = build_null_worker(
+        WorkerConfig(model=str(smollm2_dir), socket=Path("unused"), engine="null")
+    ).facts.limits
+    assert limits.kv_windows == (0, 512, 512)
+    assert limits.num_blocks == 3 * NUM_BLOCKS
 
 
 def test_its_options_need_it() -> None:

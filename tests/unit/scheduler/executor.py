@@ -1,8 +1,9 @@
 """A worker in miniature: it executes plans on token ids alone and checks that each plan makes sense.
 
 It stands in for a real worker where the scheduler's arithmetic is under test: its "KV cache" stores, for
-every slot, the whole token history that a real KV entry would depend on, so reading a block that was never
-written, was overwritten, or belongs to another context is caught at once.
+every slot, the KV group and the whole token history that a real KV entry would depend on, so reading a block
+that was never written, was overwritten, or belongs to another context or group is caught at once. Of a group
+with a window it reads what the step's first token sees, and no more: what lies behind may be anything.
 """
 
 from __future__ import annotations
@@ -81,10 +82,14 @@ def from_mask(mask: U32Array) -> frozenset[int]:
 @dataclass
 class _Row:
     token_ids: list[int]
-    block_ids: list[int]
+    block_tables: list[list[int]]
     num_prompt_tokens: int
     sampling: SamplingRecord
     states: list[float] = field(default_factory=list)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.block_tables[0])
 
 
 @dataclass
@@ -97,8 +102,9 @@ class MiniatureWorker:
     vocab_size: int
     max_num_batched_tokens: int
     max_num_seqs: int
+    kv_windows: tuple[int, ...] = (0,)
     rows: dict[int, _Row] = field(default_factory=dict)
-    slots: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    slots: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     last_step_id: int = -1
     generosity: Callable[[], int] | None = None
 
@@ -112,8 +118,9 @@ class MiniatureWorker:
         for new in plan.new_requests:
             assert new.row not in self.rows
             assert new.row < self.max_num_seqs
+            block_tables = new.block_ids.reshape(len(self.kv_windows), -1).tolist()
             self.rows[new.row] = _Row(
-                new.token_ids.tolist(), new.block_ids.tolist(), new.num_prompt_tokens, new.sampling
+                new.token_ids.tolist(), block_tables, new.num_prompt_tokens, new.sampling
             )
         self._append_blocks(plan)
         self._copy_blocks(plan)
@@ -126,11 +133,11 @@ class MiniatureWorker:
         result = StepResult(plan.step_id, u32([]))
         sampled, gained = [], []
         for column, (row, start, count, samples) in enumerate(self._scheduled(plan)):
-            if start // self.block_size >= len(row.block_ids):
+            if start // self.block_size >= row.num_blocks:
                 assert samples
                 gained.append(0)
                 continue
-            self._attend(row, start + count)
+            self._attend(row, start, count)
             if row.sampling.prompt_logprobs >= 0:
                 result.prompt_logprobs += _prompt_logprobs(column, row, start, count)
             if row.sampling.pooling:
@@ -157,9 +164,9 @@ class MiniatureWorker:
         tokens = []
         for _ in range(self.generosity() - 1):
             position = len(row.token_ids) - 1
-            if (position + 1) // self.block_size >= len(row.block_ids):
+            if (position + 1) // self.block_size >= row.num_blocks:
                 break  # as far as the scheduler expects the request to go
-            self.slots[self._slot(row, position)] = tuple(row.token_ids)
+            self._write(row, position)
             tokens.append(self._sample(row, None))
         return tokens
 
@@ -174,9 +181,11 @@ class MiniatureWorker:
         return steps
 
     def _append_blocks(self, plan: StepPlan) -> None:
+        assert plan.num_kv_groups == len(self.kv_windows)
         flat = iter(plan.new_block_ids.tolist())
-        for row, count in zip(plan.rows.tolist(), plan.num_new_blocks.tolist(), strict=True):
-            self.rows[row].block_ids += [next(flat) for _ in range(count)]
+        for group in range(plan.num_kv_groups):
+            for row, count in zip(plan.rows.tolist(), plan.num_new_blocks.tolist(), strict=True):
+                self.rows[row].block_tables[group] += [next(flat) for _ in range(count)]
         assert next(flat, None) is None
 
     def _copy_blocks(self, plan: StepPlan) -> None:
@@ -194,23 +203,34 @@ class MiniatureWorker:
             assert count > 0
             whole = start + count == len(row.token_ids)
             assert samples == (whole and not row.sampling.pooling)
-            if self.generosity is not None and start // self.block_size >= len(row.block_ids):
+            if self.generosity is not None and start // self.block_size >= row.num_blocks:
                 continue  # steps before this one have taken it to its end
             for position in range(start, start + count):
-                self.slots[self._slot(row, position)] = tuple(row.token_ids[: position + 1])
+                self._write(row, position)
 
     def _ruin(self, plan: StepPlan) -> None:
         for row, start, count, _ in self._scheduled(plan):
             for position in range(start, start + count):
-                self.slots.pop(self._slot(row, position), None)
+                for block_id in self._blocks_at(row, position):
+                    self.slots.pop((block_id, position % self.block_size), None)
 
-    def _attend(self, row: _Row, length: int) -> None:
-        for position in range(length):
-            expected = tuple(row.token_ids[: position + 1])
-            assert self.slots.get(self._slot(row, position)) == expected, f"wrong KV at position {position}"
+    def _attend(self, row: _Row, start: int, count: int) -> None:
+        for group, window in enumerate(self.kv_windows):
+            oldest = max(0, start - window + 1) if window else 0
+            for position in range(oldest, start + count):
+                slot = self._blocks_at(row, position)[group], position % self.block_size
+                expected = group, tuple(row.token_ids[: position + 1])
+                assert self.slots.get(slot) == expected, f"wrong KV at position {position} in group {group}"
 
-    def _slot(self, row: _Row, position: int) -> tuple[int, int]:
-        return row.block_ids[position // self.block_size], position % self.block_size
+    def _write(self, row: _Row, position: int) -> None:
+        """The KV of a token in all groups, which depends on all tokens before it."""
+        for group, block_id in enumerate(self._blocks_at(row, position)):
+            kv = group, tuple(row.token_ids[: position + 1])
+            self.slots[block_id, position % self.block_size] = kv
+
+    def _blocks_at(self, row: _Row, position: int) -> list[int]:
+        """The block of each group that has this position."""
+        return [table[position // self.block_size] for table in row.block_tables]
 
     def _sample(self, row: _Row, allowed: frozenset[int] | None) -> int:
         token = next_token(tuple(row.token_ids), self.vocab_size, allowed)

@@ -1,7 +1,8 @@
 """The scheduler core as a state machine: submit, step, finish, abort, preempt, evict and fail in any order.
 
 A miniature worker executes the plans and refuses one that reads KV that was never written. After every rule
-the books are checked: no block lost, none shared without a count, no row used twice; and every request ends
+the books are checked: no block lost, none shared without a count or between KV groups, none held behind its
+group's window, no row used twice; and every request ends
 in exactly one terminal event with exactly the tokens that the model gives for its prompt alone.
 """
 
@@ -17,11 +18,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.dispatch.limits import EngineLimits
+from engine.dispatch.limits import EngineLimits, fewest_blocks
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import SamplingRecord
 from pagewire.base.errors import Overloaded
 from pagewire.wire.sampling_params import StructuredOutput
+from scheduler.blocks.groups import NO_BLOCK
 from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
 from scheduler.policy.suspects import MAX_LONE_FAILURES
@@ -41,6 +43,9 @@ from tests.unit.scheduler.executor import (
 VOCAB = 5
 STOP_TOKEN = 4
 MAX_MODEL_LEN = 24
+BLOCK_SIZES = [3, 5]
+# The KV groups of models: full attention, mixed layers, one window for all layers.
+KV_WINDOWS = [(0,), (0,), (0, 4), (0, 7, 7), (0, 0, 1), (5,), (9, 2)]
 CONSTRAINT = StructuredOutput(regex="whatever the masks say")
 
 
@@ -59,20 +64,21 @@ def constrained_continuation(prompt: list[int], count: int) -> list[int]:
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
-        num_blocks=st.integers(8, 14),
+        num_spare_blocks=st.integers(0, 6),
         max_num_seqs=st.integers(1, 4),
         budget=st.integers(1, 12),
         caching=st.booleans(),
         max_num_waiting=st.integers(1, 6),
         depth=st.integers(1, 3),
         target_itl=st.sampled_from([None, 1e-6, 0.02]),
-        block_size=st.sampled_from([3, 5]),
+        block_size=st.sampled_from(BLOCK_SIZES),
+        kv_windows=st.sampled_from(KV_WINDOWS),
         max_tokens_per_step=st.sampled_from([1, 1, 4]),
         strategy=st.sampled_from([INFLIGHT, INFLIGHT, *BATCHING_STRATEGIES]),
     )
     def start(
         self,
-        num_blocks: int,
+        num_spare_blocks: int,
         max_num_seqs: int,
         budget: int,
         caching: bool,
@@ -80,12 +86,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         depth: int,
         target_itl: float | None,
         block_size: int,
+        kv_windows: tuple[int, ...],
         max_tokens_per_step: int,
         strategy: str,
     ) -> None:
         self.depth = depth
+        # No request fits that has all of its tokens in all groups, nor many at once.
+        least = max(fewest_blocks(MAX_MODEL_LEN, size, kv_windows) for size in BLOCK_SIZES)
         self.limits = EngineLimits(
-            num_blocks=num_blocks,
+            num_blocks=least + num_spare_blocks,
+            kv_windows=kv_windows,
             block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
@@ -114,7 +124,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _new_worker(self) -> MiniatureWorker:
         limits, most = self.limits, self.limits.max_tokens_per_step
-        worker = MiniatureWorker(limits.block_size, VOCAB, limits.max_num_batched_tokens, limits.max_num_seqs)
+        worker = MiniatureWorker(
+            limits.block_size,
+            VOCAB,
+            limits.max_num_batched_tokens,
+            limits.max_num_seqs,
+            limits.kv_windows,
+        )
         if most > 1:
             worker.generosity = cycle((most, 1, 2)).__next__
         return worker
@@ -303,7 +319,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.doomed = len(self.in_flight)  # planned before the failure was known, they build on it
 
     @precondition(lambda self: hasattr(self, "requests"))
-    @rule(block_size=st.sampled_from([3, 5]))
+    @rule(block_size=st.sampled_from(BLOCK_SIZES))
     def lose_worker(self, block_size: int) -> None:
         """It dies, with whatever is in flight, and another takes its place, perhaps with other blocks."""
         self._note_failure([step for step in self.scheduler._in_flight if not step.void])
@@ -390,8 +406,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.scheduler.pool.check()
         held: Counter[int] = Counter()
+        group_of: dict[int, int] = {}
         for request in self.requests.values():
-            held.update(request.block_ids)
+            for index, block_id in enumerate(request.block_ids):
+                if block_id != NO_BLOCK:
+                    held[block_id] += 1
+                    group = index % self.limits.num_kv_groups
+                    assert group_of.setdefault(block_id, group) == group
             assert (request.row >= 0) == (request.status is Status.RUNNING)
         pool = self.scheduler.pool
         assert all(pool.ref_count(block_id) == held[block_id] for block_id in range(pool.num_blocks))
@@ -400,6 +421,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         waiting = [r for r in self.requests.values() if r.status is Status.WAITING]
         assert len(waiting) == self.scheduler.num_waiting
         self._check_shares(waiting)
+
+    @invariant()
+    def requests_hold_what_their_next_steps_read(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        limits, rows = self.limits, self.scheduler._rows
+        for request in self.requests.values():
+            if request.status is not Status.RUNNING:
+                continue
+            for group, window in enumerate(limits.kv_windows):
+                table = request.block_ids[group :: limits.num_kv_groups]
+                first = next((i for i, each in enumerate(table) if each != NO_BLOCK), len(table))
+                assert NO_BLOCK not in table[first:]
+                assert len(table) * limits.block_size == rows.num_held[request.row]
+                # A step in flight may have sampled more tokens than the one that it was planned for.
+                behind = int(rows.num_computed[request.row]) - window + 1 if window else 0
+                slack = limits.max_tokens_per_step - 1
+                assert max(behind - slack * 4, 0) // limits.block_size <= first
+                assert first <= max(behind, 0) // limits.block_size
 
     def _check_shares(self, waiting: list[Request]) -> None:
         """Who has how many rows, and how many requests that wait, is known of every client and user."""
