@@ -202,9 +202,7 @@ PHI3 = Architecture(
     partial_rotary=True,
     shapes=_FUSED_MLP_SHAPES,
 )
-GRANITE = replace(
-    LLAMA, class_name="GraniteForCausalLM", model_type="granite", add_fields=families.granite
-)
+GRANITE = replace(LLAMA, class_name="GraniteForCausalLM", model_type="granite", add_fields=families.granite)
 OLMO2 = Architecture(
     class_name="Olmo2ForCausalLM",
     model_type="olmo2",
@@ -241,9 +239,7 @@ COHERE = Architecture(
     add_fields=families.cohere,
     layer={"attn_norm": "input_layernorm", **_ATTENTION, **_MLP},
 )
-COHERE2 = replace(
-    COHERE, class_name="Cohere2ForCausalLM", model_type="cohere2", add_fields=families.cohere2
-)
+COHERE2 = replace(COHERE, class_name="Cohere2ForCausalLM", model_type="cohere2", add_fields=families.cohere2)
 CHATGLM = Architecture(
     class_name="ChatGLMModel",
     model_type="chatglm",

@@ -170,7 +170,9 @@ def chatglm(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
     """ChatGLM2, ChatGLM3 and GLM-4, in the form of their own code."""
     _refuse_scaling(keys, fields)
     if 2 * sizes.rotated != sizes.head_dim:
-        raise keys.error(f"rotates {sizes.rotated} of {sizes.head_dim} dimensions of a head; ChatGLM rotates half")
+        raise keys.error(
+            f"rotates {sizes.rotated} of {sizes.head_dim} dimensions of a head; ChatGLM rotates half"
+        )
     names = {
         "num_hidden_layers": "num_layers",
         "intermediate_size": "ffn_hidden_size",
@@ -195,7 +197,9 @@ def chatglm(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
 def glm(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
     """GLM-4 in transformers' form."""
     if "rope.dimension_sections" in keys:
-        raise keys.error("rotates by positions in an image, as GLM-4V does; only text models can be converted")
+        raise keys.error(
+            "rotates by positions in an image, as GLM-4V does; only text models can be converted"
+        )
     return {**fields, "partial_rotary_factor": _rotated_part(sizes)}
 
 

@@ -53,9 +53,7 @@ class ModelKeys:
     def count(self, name: str, default: int | None = None) -> int:
         """A positive integer of at most LARGEST[name]."""
         key = self.key(name)
-        value: int = (
-            self.gguf.require(key, int) if default is None else self.gguf.optional(key, int, default)
-        )
+        value: int = self.gguf.require(key, int) if default is None else self.gguf.optional(key, int, default)
         if not 0 < value <= LARGEST[name]:
             raise self.error(f"{key} is {value}; it must be between 1 and {LARGEST[name]}")
         return value

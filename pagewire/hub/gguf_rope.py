@@ -34,7 +34,9 @@ def rope_scaling(keys: ModelKeys, sizes: ModelSizes, theta: float) -> dict[str, 
     if kind in ("none", "longrope") and (LONG_DIVISORS in tensors or SHORT_DIVISORS in tensors):
         return _longrope(keys, sizes)
     if kind == "longrope":
-        raise keys.error(f"RoPE scaling 'longrope' needs {LONG_DIVISORS} and {SHORT_DIVISORS}; both are missing")
+        raise keys.error(
+            f"RoPE scaling 'longrope' needs {LONG_DIVISORS} and {SHORT_DIVISORS}; both are missing"
+        )
     if kind not in ("none", "linear", "yarn"):
         raise keys.error(
             f"RoPE scaling {kind[:40]!r} is not implemented; 'linear', 'yarn', 'longrope' and Llama 3's can be "
@@ -42,9 +44,14 @@ def rope_scaling(keys: ModelKeys, sizes: ModelSizes, theta: float) -> dict[str, 
         )
     divisors = sorted(ROPE_TENSORS & tensors.keys())
     if divisors and kind != "none":
-        raise keys.error(f"has the RoPE scaling {kind!r} and {divisors[0]} as well; only one can be converted")
+        raise keys.error(
+            f"has the RoPE scaling {kind!r} and {divisors[0]} as well; only one can be converted"
+        )
     if kind == "linear":
-        return {"rope_type": kind, "factor": keys.number("rope.scale_linear" if legacy else "rope.scaling.factor")}
+        return {
+            "rope_type": kind,
+            "factor": keys.number("rope.scale_linear" if legacy else "rope.scaling.factor"),
+        }
     if kind == "yarn":
         return _yarn(keys, sizes)
     return _llama3(keys, sizes.rotated, theta) if divisors else None
@@ -105,7 +112,9 @@ def _divisors(keys: ModelKeys, name: str, count: int) -> npt.NDArray[np.float32]
         )
     values: npt.NDArray[np.float32] = np.ascontiguousarray(tensor.data).reshape(-1).view(np.float32)
     if not np.all((values > 0) & (values < math.inf)):
-        raise keys.error(f"{name} has {values.min()} to {values.max()}; its values must be positive and finite")
+        raise keys.error(
+            f"{name} has {values.min()} to {values.max()}; its values must be positive and finite"
+        )
     return values
 
 
@@ -125,9 +134,7 @@ def _llama3(keys: ModelKeys, rotated: int, theta: float) -> dict[str, Any]:
     with np.errstate(divide="ignore"):  # a factor that rounds to zero is refused below
         expected = 1.0 / ((1.0 - smooth) / np.float64(factor) + smooth)
     if not np.allclose(stored, expected, rtol=1e-3):
-        raise keys.error(
-            f"its {LLAMA3_DIVISORS} is not Llama 3's RoPE scaling; it cannot be converted"
-        )
+        raise keys.error(f"its {LLAMA3_DIVISORS} is not Llama 3's RoPE scaling; it cannot be converted")
     return {
         "rope_type": "llama3",
         "factor": factor,

@@ -51,8 +51,8 @@ _YARN = {
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
-    "short_factor": [1.0 + 0.02 * i for i in range(6)],
-    "long_factor": [1.0 + 0.7 * i for i in range(6)],
+    "short_factor": [1.0, 1.02, 1.04, 1.06, 1.08, 1.1],
+    "long_factor": [1.0, 1.7, 2.4, 3.1, 3.8, 4.5],
     "original_max_position_embeddings": 64,
     "partial_rotary_factor": 0.75,
 }
@@ -90,9 +90,7 @@ CASES = {
     "qwen": Case(MODEL_ARCH.QWEN, "qwen1"),
     "qwen2": Case(MODEL_ARCH.QWEN2, "qwen2", {"rope_parameters": _YARN}),
     "qwen3": Case(MODEL_ARCH.QWEN3, "qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
-    "qwen2moe": Case(
-        MODEL_ARCH.QWEN2MOE, "qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 160}
-    ),
+    "qwen2moe": Case(MODEL_ARCH.QWEN2MOE, "qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 160}),
     "qwen3moe": Case(MODEL_ARCH.QWEN3MOE, "qwen3_moe", {**_EXPERTS, "head_dim": 32, "norm_topk_prob": True}),
     "gemma": Case(MODEL_ARCH.GEMMA, "gemma", {"head_dim": 32}),
     "gemma2": Case(
@@ -140,9 +138,7 @@ CASES = {
         },
     ),
     "olmo2": Case(MODEL_ARCH.OLMO2, "olmo2"),
-    "stablelm": Case(
-        MODEL_ARCH.STABLELM, "stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.25}
-    ),
+    "stablelm": Case(MODEL_ARCH.STABLELM, "stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.25}),
     "stablelm-parallel": Case(
         MODEL_ARCH.STABLELM, "stablelm", {"use_parallel_residual": True, "partial_rotary_factor": 0.5}
     ),
@@ -170,7 +166,9 @@ def write_checkpoint(case: Case, directory: Path) -> tuple[Fields, Tensors]:
         # GGUF does not hold what the first Qwen does beyond its context.
         limits = {"use_dynamic_ntk": False, "use_logn_attn": False, "seq_length": 512}
         config |= limits if case.model_type == "qwen1" else {}
-        (directory / "config.json").write_text(json.dumps({**config, "torch_dtype": "float32", "eos_token_id": 2}))
+        (directory / "config.json").write_text(
+            json.dumps({**config, "torch_dtype": "float32", "eos_token_id": 2})
+        )
     else:
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -229,7 +227,9 @@ def _tokenizer() -> Tokenizer:
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["The quick brown fox jumps over the lazy dog, twice, and rests."] * 2, trainer)
+    tokenizer.train_from_iterator(
+        ["The quick brown fox jumps over the lazy dog, twice, and rests."] * 2, trainer
+    )
     assert tokenizer.get_vocab_size() == VOCAB
     return tokenizer
 
