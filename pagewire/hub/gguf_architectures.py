@@ -1,7 +1,8 @@
 """Which architectures of GGUF files can be converted, and what each of them calls and stores.
 
-A row says what llama.cpp's converter made of a Hugging Face checkpoint: the name of each tensor, the rows that
-it permuted, what it added. It says nothing about number formats, so it holds for blocks that stay quantized, too.
+A row says what llama.cpp's converter made of a Hugging Face checkpoint: the name of each tensor, the rows
+that it permuted, what it added. It says nothing about number formats, so it holds for blocks that stay
+quantized, too.
 """
 
 from __future__ import annotations
@@ -15,29 +16,35 @@ from pagewire.hub.gguf_families import AddFields
 from pagewire.hub.gguf_reader import GgufFile
 
 ALWAYS = ""
+_OUTER = {
+    "token_embd": "model.embed_tokens",  # nosec B105 # no password
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """How one architecture's GGUF files correspond to a Hugging Face checkpoint.
 
-    Tensors have their GGUF names here without "blk.N." and ".weight" or ".bias", such as "attn_q"; modules have
-    their Hugging Face names, those of a layer without "model.layers.N.".
+    Tensors have their GGUF names here without "blk.N." and ".weight" or ".bias", such as "attn_q"; modules
+    have their Hugging Face names, those of a layer without "model.layers.N.".
 
     Attributes:
         class_name, model_type: config.json's `architectures` and `model_type`.
         add_fields: makes config.json of Llama's fields.
-        outer: tensor -> module, outside the layers. The output projection may be missing (tied to the embedding).
+        outer: tensor -> module, outside the layers. The output projection may be missing (tied to the
+            embedding).
         layers: what the modules of layers begin with.
         layer: tensor -> module, of a layer.
         fused: module -> the tensors that it holds, one after another along its rows.
         experts: tensor -> module with "{expert}" in its name, of a layer's experts.
-        experts_are_apart: whether each expert has tensors of its own, such as "ffn_gate.3"; else one tensor has
-            three dimensions, the first of which is the expert.
-        biases: the field of config.json that switches biases on -> the tensors that then have one, of which the
-            first of layer 0 shows whether it is so. Those of ALWAYS have one in every file.
-        permuted: tensors whose rows are in the order of rotated pairs: of the rows (j, i) of a head, j < 2, i <
-            head_dim / 2, GGUF stores row (i, j).
+        experts_are_apart: whether each expert has tensors of its own, such as "ffn_gate.3"; else one tensor
+            has three dimensions, the first of which is the expert.
+        biases: the field of config.json that switches biases on -> the tensors that then have one, of which
+            the first of layer 0 shows whether it is so. Those of ALWAYS have one in every file.
+        permuted: tensors whose rows are in the order of rotated pairs: of the rows (j, i) of a head, j < 2, i
+            < head_dim / 2, GGUF stores row (i, j).
         one_plus_norms: whether norms are stored as 1 + weight.
         partial_rotary: whether a part of a head's dimensions may be left unrotated.
         shapes: tensor -> the names of its sizes (attributes of ModelSizes), where it is not the usual.
@@ -59,11 +66,6 @@ class Architecture:
     shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-_OUTER = {
-    "token_embd": "model.embed_tokens",  # nosec B105 # no password
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
 _NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 _GEMMA_NORMS = {
     "attn_norm": "input_layernorm",

@@ -34,7 +34,8 @@ def mixtral(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
 
 
 def qwen1(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
-    """The first Qwen. What it does beyond the context that it was trained on is in no key, and is left out."""
+    """The first Qwen. What it does beyond the context that it was trained on is in no key, and is left
+    out."""
     _refuse_scaling(keys, fields)
     if sizes.inner % 2:
         raise keys.error(f"{keys.key('feed_forward_length')} is {sizes.inner}; it must be even")
@@ -87,8 +88,8 @@ def gemma2(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
 
 
 def gemma3(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
-    """Gemma 3: every sixth layer sees all of its context, the others have a window and rotate by another base,
-    unscaled."""
+    """Gemma 3: every sixth layer sees all of its context, the others have a window and rotate by another
+    base, unscaled."""
     is_27b = sizes.layers == _GEMMA3_27B_LAYERS
     has_windows = "attention.sliding_window" in keys
     cap = keys.number("final_logit_softcapping") if "final_logit_softcapping" in keys else None
@@ -138,7 +139,8 @@ def olmo2(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
 
 
 def stablelm(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
-    """StableLM. Whether its parts run side by side is told by its norms: old files say that they do, wrongly."""
+    """StableLM. Whether its parts run side by side is told by its norms: old files say that they do,
+    wrongly."""
     if "blk.0.attn_q_norm.weight" in keys.gguf.tensors:
         raise keys.error("normalises queries and keys, as StableLM 2 12B does; that is not implemented")
     return {
@@ -253,8 +255,8 @@ def _qwen_experts(keys: ModelKeys, sizes: ModelSizes, *, normalised: bool) -> Fi
 
 
 def _layer_types(keys: ModelKeys, sizes: ModelSizes, *, every: int) -> list[str]:
-    """Which layers have a window, as `layer_types` has it: as the file says, in one of two forms, or all but each
-    `every`th."""
+    """Which layers have a window, as `layer_types` has it: as the file says, in one of two forms, or all but
+    each `every`th."""
     name = keys.key("attention.sliding_window_pattern")
     pattern = keys.gguf.metadata.get(name, every)
     if isinstance(pattern, list):

@@ -34,7 +34,8 @@ _FLOAT32 = np.finfo(np.float32)
 class ModelKeys:
     """The keys that begin with the name of a file's architecture, such as "llama.block_count".
 
-    What is missing, of another type, or beyond any model raises ConfigError, here where the file can be named.
+    What is missing, of another type, or beyond any model raises ConfigError, here where the file can be
+    named.
 
     Attributes:
         architecture: the file's `general.architecture`.
@@ -59,8 +60,8 @@ class ModelKeys:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive and finite number, as the shortest decimal that is the same float32: 9.999999747378752e-06
-        is meant as 1e-05."""
+        """A positive and finite number, as the shortest decimal that is the same float32:
+        9.999999747378752e-06 is meant as 1e-05."""
         key = self.key(name)
         if default is not None and key not in self.gguf.metadata:
             return default

@@ -107,7 +107,8 @@ def place_tensors(
     """
     if sizes.layers > len(gguf.tensors):
         raise ConfigError(
-            f"{gguf.path}: the metadata asks for {sizes.layers} layers, and there are {len(gguf.tensors)} tensors"
+            f"{gguf.path}: the metadata asks for {sizes.layers} layers, and there are "
+            f"{len(gguf.tensors)} tensors"
         )
     names = _Names(architecture, sizes, config)
     wanted = list(names.wanted())

@@ -1,4 +1,5 @@
-"""GGUF files that are split into parts, such as model-00001-of-00003.gguf. The names say which belong together."""
+"""GGUF files that are split into parts, such as model-00001-of-00003.gguf. The names say which belong
+together."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ def gguf_parts(path: Path) -> list[Path]:
     if missing:
         more = ", ..." if len(missing) > _SHOWN else ""
         raise ConfigError(
-            f"{path}: {len(missing)} of its model's {count} parts are missing: {', '.join(missing[:_SHOWN])}{more}"
+            f"{path}: {len(missing)} of its model's {count} parts are missing: "
+            f"{', '.join(missing[:_SHOWN])}{more}"
         )
     return parts

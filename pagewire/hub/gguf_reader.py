@@ -88,12 +88,12 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Parses the header and maps the tensors, without reading their data. The parts of a model that is split into
-    several files are read as one, whichever of them is named; the first holds the metadata.
+    """Parses the header and maps the tensors, without reading their data. The parts of a model that is split
+    into several files are read as one, whichever of them is named; the first holds the metadata.
 
     Raises:
-        ConfigError: a file cannot be read, is not GGUF, is truncated or contradicts itself, or parts are missing
-            or do not belong together.
+        ConfigError: a file cannot be read, is not GGUF, is truncated or contradicts itself, or parts are
+            missing or do not belong together.
     """
     parts = [_read_part(part) for part in gguf_parts(path)]
     _require_whole(parts)

@@ -39,8 +39,8 @@ def rope_scaling(keys: ModelKeys, sizes: ModelSizes, theta: float) -> dict[str, 
         )
     if kind not in ("none", "linear", "yarn"):
         raise keys.error(
-            f"RoPE scaling {kind[:40]!r} is not implemented; 'linear', 'yarn', 'longrope' and Llama 3's can be "
-            "converted"
+            f"RoPE scaling {kind[:40]!r} is not implemented; 'linear', 'yarn', 'longrope' and Llama 3's "
+            "can be converted"
         )
     divisors = sorted(ROPE_TENSORS & tensors.keys())
     if divisors and kind != "none":
@@ -78,8 +78,8 @@ def _yarn(keys: ModelKeys, sizes: ModelSizes) -> dict[str, Any]:
 
 
 def _longrope(keys: ModelKeys, sizes: ModelSizes) -> dict[str, Any]:
-    """LongRoPE (arXiv:2402.13753): a divisor for each frequency, for contexts up to the original length and for
-    longer ones."""
+    """LongRoPE (arXiv:2402.13753): a divisor for each frequency, for contexts up to the original length and
+    for longer ones."""
     original = keys.count("rope.scaling.original_context_length")
     scaling: dict[str, Any] = {
         "rope_type": "longrope",

@@ -1,7 +1,7 @@
 """Tiny checkpoints of every architecture, and what llama.cpp's converter makes of them.
 
-Names are mapped by the table of the gguf package, and the rest is written from what that converter does, not from
-our tables.
+Names are mapped by the table of the gguf package, and the rest is written from what that converter does, not
+from our tables.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from tests.unit.hub.conftest import add_tokenizer
 F32 = GGMLQuantizationType.F32
 Tensors = dict[str, np.ndarray]
 Fields = dict[str, Any]
-Writer = gguf.GGUFWriter
 
 _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
@@ -191,7 +190,7 @@ def write_gguf(
     path: Path,
     *,
     kind: GGMLQuantizationType = F32,
-    edit: Callable[[Writer, Tensors], None] = lambda writer, tensors: None,
+    edit: Callable[[gguf.GGUFWriter, Tensors], None] = lambda writer, tensors: None,
 ) -> None:
     """Writes what llama.cpp's converter makes of a checkpoint.
 
@@ -238,7 +237,7 @@ def _first(config: Fields, *names: str) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), None)
 
 
-def _add_keys(writer: Writer, case: Case, config: Fields) -> None:
+def _add_keys(writer: gguf.GGUFWriter, case: Case, config: Fields) -> None:
     """The keys of most architectures; some have fewer, which reading must not mind."""
     writer.add_block_count(_first(config, "num_hidden_layers", "num_layers"))
     context = ("seq_length",) if case.name == "chatglm" else ("max_position_embeddings", "model_max_length")
@@ -277,21 +276,21 @@ def _add_keys(writer: Writer, case: Case, config: Fields) -> None:
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
 
 
-_OWN_KEYS: dict[str, Callable[[Writer, Any], None]] = {
-    "moe_intermediate_size": Writer.add_expert_feed_forward_length,
-    "shared_expert_intermediate_size": Writer.add_expert_shared_feed_forward_length,
-    "attn_logit_softcapping": Writer.add_attn_logit_softcapping,
-    "final_logit_softcapping": Writer.add_final_logit_softcapping,
-    "embedding_multiplier": Writer.add_embedding_scale,
-    "residual_multiplier": Writer.add_residual_scale,
-    "attention_multiplier": Writer.add_attention_scale,
-    "logits_scaling": Writer.add_logit_scale,
-    "logit_scale": Writer.add_logit_scale,
+_OWN_KEYS: dict[str, Callable[[gguf.GGUFWriter, Any], None]] = {
+    "moe_intermediate_size": gguf.GGUFWriter.add_expert_feed_forward_length,
+    "shared_expert_intermediate_size": gguf.GGUFWriter.add_expert_shared_feed_forward_length,
+    "attn_logit_softcapping": gguf.GGUFWriter.add_attn_logit_softcapping,
+    "final_logit_softcapping": gguf.GGUFWriter.add_final_logit_softcapping,
+    "embedding_multiplier": gguf.GGUFWriter.add_embedding_scale,
+    "residual_multiplier": gguf.GGUFWriter.add_residual_scale,
+    "attention_multiplier": gguf.GGUFWriter.add_attention_scale,
+    "logits_scaling": gguf.GGUFWriter.add_logit_scale,
+    "logit_scale": gguf.GGUFWriter.add_logit_scale,
     "use_parallel_residual": lambda writer, _: writer.add_parallel_residual(True),  # as old converters said
 }
 
 
-def _add_rope(writer: Writer, case: Case, config: Fields, rope: Fields) -> None:
+def _add_rope(writer: gguf.GGUFWriter, case: Case, config: Fields, rope: Fields) -> None:
     if case.name in ("gemma2", "gemma3", "cohere2"):
         writer.add_sliding_window(config["sliding_window"])
     local, rope = rope.get("sliding_attention"), rope.get("full_attention", rope)

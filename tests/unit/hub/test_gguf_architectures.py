@@ -21,7 +21,6 @@ from tests.unit.hub.gguf_checkpoints import (
     PLAIN,
     Case,
     Tensors,
-    Writer,
     stems,
     write_checkpoint,
     write_gguf,
@@ -105,7 +104,7 @@ def test_quantized_matrices_are_dequantized_where_they_belong(name: str, tmp_pat
 def test_experts_in_tensors_of_their_own_are_read_as_well(tmp_path: Path) -> None:
     """As in the first files of Mixtral."""
 
-    def take_apart(writer: Writer, tensors: Tensors) -> None:
+    def take_apart(writer: gguf.GGUFWriter, tensors: Tensors) -> None:
         for name in [name for name in tensors if "_exps" in name]:
             for expert, values in enumerate(tensors.pop(name)):
                 tensors[name.replace("_exps", f".{expert}")] = values
