@@ -41,8 +41,9 @@ class Architecture:
         experts: tensor -> module with "{expert}" in its name, of a layer's experts.
         experts_are_apart: whether each expert has tensors of its own, such as "ffn_gate.3"; else one tensor
             has three dimensions, the first of which is the expert.
-        biases: the field of config.json that switches biases on -> the tensors that then have one, of which
-            the first of layer 0 shows whether it is so. Those of ALWAYS have one in every file.
+        packed: module -> tensors of its layer's experts in MXFP4, which stay so; the rows of several
+        alternate. biases: the field of config.json that switches biases on -> the tensors that then have one,
+            of which the first of layer 0 shows whether it is so. Those of ALWAYS have one in every file.
         permuted: tensors whose rows are in the order of rotated pairs: of the rows (j, i) of a head, j < 2, i
             < head_dim / 2, GGUF stores row (i, j).
         one_plus_norms: whether norms are stored as 1 + weight.
@@ -59,6 +60,7 @@ class Architecture:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
     experts_are_apart: bool = False
+    packed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     permuted: tuple[str, ...] = ()
     one_plus_norms: bool = False
@@ -294,6 +296,23 @@ BAICHUAN = Architecture(
     fused={"self_attn.W_pack": ("attn_q", "attn_k", "attn_v")},
     permuted=_ROTATED,
 )
+GPT_OSS = Architecture(
+    class_name="GptOssForCausalLM",
+    model_type="gpt_oss",
+    add_fields=families.gpt_oss,
+    layer={
+        "attn_norm": "input_layernorm",
+        "post_attention_norm": "post_attention_layernorm",
+        **_ATTENTION,
+        "attn_sinks": "self_attn.sinks",
+        "ffn_gate_inp": "mlp.router",
+    },
+    packed={
+        "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+        "mlp.experts.down_proj": ("ffn_down_exps",),
+    },
+    biases={ALWAYS: (*_ATTENTION_BIASES, "ffn_gate_inp")},
+)
 # By `general.architecture`.
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": LLAMA,
@@ -314,6 +333,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "chatglm": CHATGLM,
     "glm4": GLM4,
     "baichuan": BAICHUAN,
+    "gpt-oss": GPT_OSS,
 }
 
 

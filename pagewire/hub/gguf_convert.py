@@ -23,7 +23,8 @@ _TOKENIZER_ROOM = 64 * 1024 * 1024
 def convert_gguf(
     path: Path, directory: Path, sampling: Mapping[str, float] | None = None, *, progress: bool
 ) -> None:
-    """Fills `directory` with config, tokenizer and float32 weights. The GGUF file is not changed.
+    """Fills `directory` with config, tokenizer and float32 weights; experts in MXFP4 stay so. The GGUF file
+    is not changed.
 
     Args:
         sampling: default sampling parameters for generation_config.json, which GGUF has no place for.

@@ -212,6 +212,33 @@ def baichuan(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
     return fields
 
 
+def gpt_oss(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
+    """gpt-oss: every other layer has a window. Its experts stay in MXFP4."""
+    scaling = fields["rope_scaling"]
+    if scaling is not None:
+        scaling = {**scaling, "truncate": False}
+    return {
+        **fields,
+        "rope_scaling": scaling,
+        "intermediate_size": sizes.expert_inner,
+        "num_local_experts": sizes.experts,
+        "num_experts_per_tok": _experts_per_token(keys, sizes),
+        "attention_bias": True,
+        "swiglu_limit": 7.0,
+        "sliding_window": keys.count("attention.sliding_window"),
+        "layer_types": _layer_types(keys, sizes, every=2),
+        "quantization_config": {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn",
+                "model.layers.*.mlp.router",
+                "model.embed_tokens",
+                "lm_head",
+            ],
+        },
+    }
+
+
 def _renamed(fields: Fields, names: dict[str, str], own: Fields) -> Fields:
     """The fields under a family's own names, and what it has besides."""
     return {**{names.get(name, name): value for name, value in fields.items()}, **own}

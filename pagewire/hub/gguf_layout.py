@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
+
+from gguf.constants import GGMLQuantizationType
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_architectures import ALWAYS, Architecture
@@ -31,6 +34,7 @@ _SHAPES: dict[str, tuple[str, ...]] = {
     "attn_v": ("key", "hidden"),
     "attn_qkv": ("qkv", "hidden"),
     "attn_output": ("hidden", "query"),
+    "attn_sinks": ("heads",),
     "attn_q_norm": ("head_dim",),
     "attn_k_norm": ("head_dim",),
     "ffn_gate": ("inner", "hidden"),
@@ -50,6 +54,10 @@ _EXPERT_SHAPES = {
 _HEADS = {"attn_q": "heads", "attn_k": "kv_heads"}
 # GGUF has this matrix of one row as a vector.
 _ROWS_OF_ONE = {"ffn_gate_inp_shexp"}
+# This is a parameter in Hugging Face layout, and no module.
+_PARAMETERS = {"attn_sinks"}
+MXFP4_GROUP = 32
+_BYTES = {"F32": 4, "U8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +77,46 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A tensor in Hugging Face layout."""
+    """A tensor in Hugging Face layout.
+
+    Attributes:
+        dtype: as safetensors names it, of dequantized values: "F32"; "U8" for a part of what stays packed.
+    """
 
     name: str
     shape: tuple[int, ...]
+    dtype: str = "F32"
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * _BYTES[self.dtype]
+
+
+class Arrangement(Enum):
+    """How the rows of a placement's sources make up its targets.
+
+    IN_TURN: one after another.
+    ALTERNATING: the first row of each source, the second of each, and so on; a row is a value here.
+    MXFP4: for each expert the rows of the sources alternate. Their blocks stay packed: the targets are all
+        blocks [experts, rows, groups, 16] and all exponents [experts, rows, groups].
+    """
+
+    IN_TURN = auto()
+    ALTERNATING = auto()
+    MXFP4 = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Tensors of the file whose rows, one after another, are the rows of these targets, one after another."""
+    """Tensors of the file that together are these targets, which lie one after another."""
 
     sources: tuple[Source, ...]
     targets: tuple[Target, ...]
+    arrangement: Arrangement = Arrangement.IN_TURN
 
     @property
-    def num_values(self) -> int:
-        return sum(math.prod(target.shape) for target in self.targets)
+    def nbytes(self) -> int:
+        return sum(target.nbytes for target in self.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +125,17 @@ class _Wanted:
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
-    paired_heads: int
-    added: float
+    paired_heads: int = 0
+    added: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A placement of tensors that have not been looked for yet."""
+
+    wanted: tuple[_Wanted, ...]
+    targets: tuple[Target, ...]
+    arrangement: Arrangement = Arrangement.IN_TURN
 
 
 def place_tensors(
@@ -110,16 +151,18 @@ def place_tensors(
             f"{gguf.path}: the metadata asks for {sizes.layers} layers, and there are "
             f"{len(gguf.tensors)} tensors"
         )
-    names = _Names(architecture, sizes, config)
-    wanted = list(names.wanted())
-    _check(gguf, [tensor for tensors, _ in wanted for tensor in tensors])
+    plans = list(_Names(architecture, sizes, config).plans())
+    _check(gguf, [each for plan in plans for each in plan.wanted])
+    _require_mxfp4(gguf, plans)
     order = {name: index for index, name in enumerate(gguf.tensors)}
-    wanted.sort(key=lambda entry: order[entry[0][0].name])
+    plans.sort(key=lambda plan: order[plan.wanted[0].name])
     return [
         Placement(
-            tuple(Source(gguf.tensors[each.name], each.paired_heads, each.added) for each in tensors), targets
+            tuple(Source(gguf.tensors[each.name], each.paired_heads, each.added) for each in plan.wanted),
+            plan.targets,
+            plan.arrangement,
         )
-        for tensors, targets in wanted
+        for plan in plans
     ]
 
 
@@ -152,6 +195,16 @@ def _check(gguf: GgufFile, wanted: list[_Wanted]) -> None:
         )
 
 
+def _require_mxfp4(gguf: GgufFile, plans: list[_Plan]) -> None:
+    for plan in plans:
+        for each in plan.wanted if plan.arrangement is Arrangement.MXFP4 else ():
+            kind = gguf.tensors[each.name].type
+            if kind != GGMLQuantizationType.MXFP4:
+                raise ConfigError(
+                    f"{gguf.path}: {each.name} is {kind.name}; only experts in MXFP4 can be converted"
+                )
+
+
 def _some(names: list[str]) -> str:
     shown = [name if name.isprintable() else repr(name) for name in sorted(names)[:_SHOWN]]
     shown = [name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}..." for name in shown]
@@ -172,7 +225,7 @@ class _Names:
             for tensor in tensors
         }
 
-    def wanted(self) -> Iterator[tuple[tuple[_Wanted, ...], tuple[Target, ...]]]:
+    def plans(self) -> Iterator[_Plan]:
         """Tensors of the file that belong together, and what they become."""
         for tensor, module in self._architecture.outer.items():
             if tensor != "output" or not self._tied:
@@ -185,19 +238,20 @@ class _Names:
                 yield from self._of_module(f"{path}.{module}", prefix, tensors)
             for tensor, module in self._architecture.experts.items():
                 yield from self._of_experts(f"{path}.{module}", prefix, tensor)
+            for module, tensors in self._architecture.packed.items():
+                yield from self._of_packed(f"{path}.{module}", prefix, tensors)
 
-    def _of_module(
-        self, module: str, prefix: str, tensors: tuple[str, ...]
-    ) -> Iterator[tuple[tuple[_Wanted, ...], tuple[Target, ...]]]:
+    def _of_module(self, module: str, prefix: str, tensors: tuple[str, ...]) -> Iterator[_Plan]:
         """A module's weight and, where it has one, its bias."""
         parts = [self._wanted(prefix, tensor) for tensor in tensors]
         first = parts[0].shapes[0]
         shape = first if len(parts) == 1 else (sum(part.shapes[0][0] for part in parts), *first[1:])
         shape = (1, *shape) if tensors[0] in _ROWS_OF_ONE else shape
-        yield tuple(parts), (Target(f"{module}.weight", shape),)
+        name = module if tensors[0] in _PARAMETERS else f"{module}.weight"
+        yield _Plan(tuple(parts), (Target(name, shape),))
         if tensors[0] in self._biased:
             (tensor,) = tensors  # no architecture has biases in what it fuses
-            yield (self._wanted(prefix, tensor, "bias"),), (Target(f"{module}.bias", shape[:1]),)
+            yield _Plan((self._wanted(prefix, tensor, "bias"),), (Target(f"{module}.bias", shape[:1]),))
 
     def _wanted(self, prefix: str, tensor: str, suffix: str = "weight") -> _Wanted:
         architecture = self._architecture
@@ -209,17 +263,34 @@ class _Names:
         is_shifted = architecture.one_plus_norms and tensor.endswith("_norm")
         return _Wanted(f"{prefix}{tensor}.{suffix}", shapes, paired_heads, -1.0 if is_shifted else 0.0)
 
-    def _of_experts(
-        self, module: str, prefix: str, tensor: str
-    ) -> Iterator[tuple[tuple[_Wanted, ...], tuple[Target, ...]]]:
+    def _of_experts(self, module: str, prefix: str, tensor: str) -> Iterator[_Plan]:
         """A matrix of all experts of a layer."""
         shape, experts = self._shape(_EXPERT_SHAPES[tensor]), self._sizes.experts
         targets = [Target(f"{module.format(expert=expert)}.weight", shape) for expert in range(experts)]
         if self._architecture.experts_are_apart:
             for expert, target in enumerate(targets):
-                yield (_Wanted(f"{prefix}{tensor}.{expert}.weight", (shape,), 0, 0.0),), (target,)
+                yield _Plan((_Wanted(f"{prefix}{tensor}.{expert}.weight", (shape,)),), (target,))
         else:
-            yield (_Wanted(f"{prefix}{tensor}_exps.weight", ((experts, *shape),), 0, 0.0),), tuple(targets)
+            yield _Plan((_Wanted(f"{prefix}{tensor}_exps.weight", ((experts, *shape),)),), tuple(targets))
+
+    def _of_packed(self, module: str, prefix: str, tensors: tuple[str, ...]) -> Iterator[_Plan]:
+        """A matrix of all experts of a layer that stays in MXFP4, and its bias."""
+        out, features = self._shape(_EXPERT_SHAPES[tensors[0].removesuffix("_exps")])
+        experts, rows = self._sizes.experts, out * len(tensors)
+        groups = features // MXFP4_GROUP
+        yield _Plan(
+            tuple(_Wanted(f"{prefix}{tensor}.weight", ((experts, out, features),)) for tensor in tensors),
+            (
+                Target(f"{module}_blocks", (experts, rows, groups, MXFP4_GROUP // 2), "U8"),
+                Target(f"{module}_scales", (experts, rows, groups), "U8"),
+            ),
+            Arrangement.MXFP4,
+        )
+        yield _Plan(
+            tuple(_Wanted(f"{prefix}{tensor}.bias", ((experts, out),)) for tensor in tensors),
+            (Target(f"{module}_bias", (experts, rows)),),
+            Arrangement.ALTERNATING,
+        )
 
     def _shape(self, names: tuple[str, ...]) -> tuple[int, ...]:
         return tuple(getattr(self._sizes, name) for name in names)

@@ -1,13 +1,14 @@
-"""Dequantizes the tensors of a GGUF file into one float32 safetensors file."""
+"""Writes the tensors of a GGUF file into one safetensors file, dequantized to float32; experts in MXFP4
+stay so."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_layout import Placement, Source
+from pagewire.hub.gguf_layout import Arrangement, Placement, Source
 from pagewire.hub.gguf_reader import GgufFile, GgufTensor
 from pagewire.hub.progress import Advance
 
@@ -25,23 +26,13 @@ _CHUNK_VALUES = 1 << 20  # 4 MB of float32: amortises the calls and stays near t
 _FLOAT32_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """A run of whole rows of a tensor.
-
-    Attributes:
-        rows: uint8 [rows, bytes per row], as they are in the file but in their new order.
-        offset: of its values among all weights, in bytes.
-    """
-
-    source: Source
-    rows: npt.NDArray[np.uint8]
-    offset: int
+# Makes a few megabytes of weights: where they go among all weights, in bytes, and what they are.
+_Job = Callable[[], Iterable[tuple[int, npt.NDArray[Any]]]]
 
 
 def weights_size(placements: Sequence[Placement]) -> int:
-    """Bytes of all tensors as float32."""
-    return sum(placement.num_values for placement in placements) * _FLOAT32_BYTES
+    """Bytes of all weights."""
+    return sum(placement.nbytes for placement in placements)
 
 
 def write_weights(gguf: GgufFile, placements: Sequence[Placement], target: Path, advance: Advance) -> None:
@@ -56,13 +47,13 @@ def write_weights(gguf: GgufFile, placements: Sequence[Placement], target: Path,
         file.write(header)
         file.flush()
 
-        def convert(chunk: _Chunk) -> int:
-            values = _dequantize(gguf, chunk.source.tensor, chunk.rows)
-            if chunk.source.added:
-                values = values + np.float32(chunk.source.added)  # not in place: they may be the file's
-            return os.pwrite(file.fileno(), values.data.cast("B"), len(header) + chunk.offset)
+        def convert(job: _Job) -> int:
+            return sum(
+                os.pwrite(file.fileno(), values.data.cast("B"), len(header) + offset)
+                for offset, values in job()
+            )
 
-        for written in pool.map(convert, _chunks(gguf, placements)):
+        for written in pool.map(convert, _jobs(gguf, placements)):
             done += written
             advance(done)
     expected = len(header) + weights_size(placements)
@@ -76,24 +67,67 @@ def _safetensors_header(placements: Sequence[Placement]) -> bytes:
     end = 0
     for placement in placements:
         for target in placement.targets:
-            begin, end = end, end + math.prod(target.shape) * _FLOAT32_BYTES
-            entries[target.name] = {"dtype": "F32", "shape": list(target.shape), "data_offsets": [begin, end]}
+            begin, end = end, end + target.nbytes
+            entries[target.name] = {
+                "dtype": target.dtype,
+                "shape": list(target.shape),
+                "data_offsets": [begin, end],
+            }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _chunks(gguf: GgufFile, placements: Sequence[Placement]) -> Iterator[_Chunk]:
+def _jobs(gguf: GgufFile, placements: Sequence[Placement]) -> Iterator[_Job]:
     offset = 0
     for placement in placements:
-        for source in placement.sources:
-            rows = _unpaired(gguf, source)
-            row_values = math.prod(source.tensor.shape) // rows.shape[0]
-            step = max(1, _CHUNK_VALUES // row_values)
-            for first in range(0, rows.shape[0], step):
-                chunk = rows[first : first + step]
-                yield _Chunk(source, chunk, offset)
-                offset += chunk.shape[0] * row_values * _FLOAT32_BYTES
+        if placement.arrangement is Arrangement.IN_TURN:
+            yield from _jobs_of_rows(gguf, placement, offset)
+        elif placement.arrangement is Arrangement.ALTERNATING:
+            yield partial(_alternate, gguf, placement, offset)
+        else:
+            for expert in range(placement.targets[0].shape[0]):
+                yield partial(_repack, placement, offset, expert)
+        offset += placement.nbytes
+
+
+def _jobs_of_rows(gguf: GgufFile, placement: Placement, offset: int) -> Iterator[_Job]:
+    for source in placement.sources:
+        rows = _unpaired(gguf, source)
+        row_values = math.prod(source.tensor.shape) // rows.shape[0]
+        step = max(1, _CHUNK_VALUES // row_values)
+        for first in range(0, rows.shape[0], step):
+            chunk = rows[first : first + step]
+            yield partial(_dequantize_rows, gguf, source, chunk, offset)
+            offset += chunk.shape[0] * row_values * _FLOAT32_BYTES
+
+
+def _dequantize_rows(
+    gguf: GgufFile, source: Source, rows: npt.NDArray[np.uint8], offset: int
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    values = _dequantize(gguf, source.tensor, rows)
+    if source.added:
+        values = values + np.float32(source.added)  # not in place: they may be the file's
+    yield offset, values
+
+
+def _alternate(gguf: GgufFile, placement: Placement, offset: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    parts = [_dequantize(gguf, source.tensor, source.tensor.data) for source in placement.sources]
+    yield offset, np.stack(parts, axis=-1)
+
+
+def _repack(placement: Placement, offset: int, expert: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """One expert's matrix. GGUF has each group of 32 as its exponent and 16 bytes, of which byte i holds the
+    values i and i + 16; Hugging Face's byte i holds the values 2i and 2i + 1. The low half comes first."""
+    blocks, scales = placement.targets
+    _, rows, groups, width = blocks.shape
+    out = rows // len(placement.sources)
+    parts = [source.tensor.data[expert * out : (expert + 1) * out] for source in placement.sources]
+    packed = np.stack(parts, axis=1).reshape(rows, groups, 1 + width)
+    values = np.concatenate((packed[..., 1:] & 15, packed[..., 1:] >> 4), axis=-1)
+    yield offset + expert * blocks.nbytes // blocks.shape[0], values[..., ::2] | values[..., 1::2] << 4
+    at = offset + blocks.nbytes + expert * scales.nbytes // scales.shape[0]
+    yield at, np.ascontiguousarray(packed[..., 0])
 
 
 def _unpaired(gguf: GgufFile, source: Source) -> npt.NDArray[np.uint8]:
