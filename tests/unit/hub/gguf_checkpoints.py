@@ -149,6 +149,24 @@ CASES = {
     "glm": Case(MODEL_ARCH.CHATGLM, "glm", {"head_dim": 16, "partial_rotary_factor": 0.5}),
     "glm4": Case(MODEL_ARCH.GLM4, "glm4", {"head_dim": 16, "partial_rotary_factor": 0.5}),
     "baichuan": Case(MODEL_ARCH.BAICHUAN, "baichuan-7b"),
+    "gpt-oss": Case(
+        MODEL_ARCH.GPT_OSS,
+        "gpt_oss",
+        {
+            "head_dim": 32,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 11,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "beta_fast": 32.0,
+                "truncate": False,
+            },
+        },
+    ),
 }
 PLAIN = {"qwen1", "chatglm3", "baichuan-7b"}
 
@@ -180,7 +198,20 @@ def write_checkpoint(case: Case, directory: Path) -> tuple[Fields, Tensors]:
         model.save_pretrained(directory)
     tensors = load_file(directory / "model.safetensors")
     config = json.loads((directory / "config.json").read_text())
+    if case.model_type == "gpt_oss":
+        _pack_experts(tensors)
+        config["quantization_config"] = {"quant_method": "mxfp4"}
+        (directory / "config.json").write_text(json.dumps(config))
     return config, {name: values for name, values in tensors.items() if not name.endswith("inv_freq")}
+
+
+def _pack_experts(tensors: Tensors) -> None:
+    """Random MXFP4 in the place of gpt-oss's experts, as it is published."""
+    random = np.random.default_rng(1)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, features, out = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = random.integers(0, 256, (experts, out, features // 32, 16), np.uint8)
+        tensors[f"{name}_scales"] = random.integers(118, 126, (experts, out, features // 32), np.uint8)
 
 
 def write_gguf(
@@ -207,8 +238,11 @@ def write_gguf(
     converted = _convert(case, config, tensors)
     edit(writer, converted)
     for name, values in converted.items():
-        used = kind if values.ndim > 1 else F32
-        writer.add_tensor(name, gguf.quants.quantize(values, used), raw_dtype=used)
+        if values.dtype == np.uint8:
+            writer.add_tensor(name, values, raw_dtype=GGMLQuantizationType.MXFP4)
+        else:
+            used = kind if values.ndim > 1 else F32
+            writer.add_tensor(name, gguf.quants.quantize(values, used), raw_dtype=used)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -272,6 +306,8 @@ def _add_keys(writer: gguf.GGUFWriter, case: Case, config: Fields) -> None:
             add(writer, config[name])
     if case.name == "phi3":
         writer.add_sliding_window(config.get("sliding_window") or 0)
+    if case.name == "gpt-oss":
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
     if case.name == "gemma3" and len(config["layer_types"]) == 3:
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
 
@@ -291,7 +327,7 @@ _OWN_KEYS: dict[str, Callable[[gguf.GGUFWriter, Any], None]] = {
 
 
 def _add_rope(writer: gguf.GGUFWriter, case: Case, config: Fields, rope: Fields) -> None:
-    if case.name in ("gemma2", "gemma3", "cohere2"):
+    if case.name in ("gemma2", "gemma3", "cohere2", "gpt-oss"):
         writer.add_sliding_window(config["sliding_window"])
     local, rope = rope.get("sliding_attention"), rope.get("full_attention", rope)
     theta = rope.get("rope_theta") or config.get("rotary_emb_base") or 10000 * config.get("rope_ratio", 1)
@@ -307,7 +343,8 @@ def _add_rope(writer: gguf.GGUFWriter, case: Case, config: Fields, rope: Fields)
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
+        if "attention_factor" in rope:
+            writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
         writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
     if case.name == "phi3":
         original = config["original_max_position_embeddings"]
@@ -321,7 +358,7 @@ def _convert(case: Case, config: Fields, tensors: Tensors) -> Tensors:
     layers = _first(config, "num_hidden_layers", "num_layers")
     names = gguf.get_tensor_name_map(case.arch, layers)
     converted: Tensors = {}
-    for name, values in _stack_experts(_unpack(tensors)):
+    for name, values in _stack_experts(_unpack(_split_packed(tensors))):
         values = _permute(case, config, name, values)
         if case.name in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             values = values + np.float32(1)
@@ -338,9 +375,29 @@ def _convert(case: Case, config: Fields, tensors: Tensors) -> Tensors:
     return converted
 
 
-def _unpack(tensors: Tensors) -> Iterable[tuple[str, np.ndarray]]:
-    """Baichuan's queries, keys and values are taken apart."""
+def _split_packed(tensors: Tensors) -> Iterable[tuple[str, np.ndarray]]:
+    """gpt-oss's gate and up, whose rows alternate, are taken apart, and MXFP4 gets the order of ggml: each
+    group's exponent and 16 bytes, of which byte i holds the values i and i + 16."""
     for name, values in tensors.items():
+        if name.endswith("_scales"):
+            continue
+        if name.endswith("_blocks"):
+            codes = np.stack((values & 15, values >> 4), axis=-1).reshape(*values.shape[:-1], 32)
+            halves = codes[..., :16] | codes[..., 16:] << 4
+            exponents = tensors[name.replace("_blocks", "_scales")][..., None]
+            values = np.concatenate((exponents, halves), axis=-1)
+            values = values.reshape(*values.shape[:2], -1)
+        name = re.sub(r"(gate_up|down)_proj_(blocks|bias)", r"\1_proj.\2", name).replace(".blocks", ".weight")
+        if "experts.gate_up_proj" in name:
+            yield name.replace("gate_up", "gate"), np.ascontiguousarray(values[:, ::2])
+            yield name.replace("gate_up", "up"), np.ascontiguousarray(values[:, 1::2])
+        else:
+            yield name + (".weight" if name.endswith("sinks") else ""), values
+
+
+def _unpack(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterable[tuple[str, np.ndarray]]:
+    """Baichuan's queries, keys and values are taken apart."""
+    for name, values in tensors:
         if "W_pack" in name:
             for part, piece in zip("qkv", np.split(values, 3), strict=True):
                 yield name.replace("W_pack", f"{part}_proj"), piece

@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 from gguf.constants import MODEL_ARCH_NAMES, GGMLQuantizationType
 from safetensors.numpy import load_file
 
@@ -27,7 +28,10 @@ from tests.unit.hub.gguf_checkpoints import (
 )
 
 # What says nothing about the model.
-SAYS_NOTHING = {"_name_or_path", "initializer_range", "head_dim", "architectures", "model_type"}
+SAYS_NOTHING = {
+    *("_name_or_path", "initializer_range", "head_dim", "architectures", "model_type"),
+    "quantization_config",
+}
 QUANTIZED_CASES = ("llama", "mixtral", "phi3", "gemma", "baichuan")
 
 
@@ -117,11 +121,26 @@ def test_experts_in_tensors_of_their_own_are_read_as_well(tmp_path: Path) -> Non
     assert all(np.array_equal(weights[name], values) for name, values in tensors.items())
 
 
+def test_packed_experts_are_to_transformers_what_ggml_takes_them_for(tmp_path: Path) -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    case, given = CASES["gpt-oss"], {}
+    config, tensors = write_checkpoint(case, tmp_path / "original")
+    write_gguf(case, config, tensors, tmp_path / "tiny.gguf", edit=lambda writer, made: given.update(made))
+    _, weights = convert(tmp_path / "tiny.gguf", tmp_path / "converted")
+    prefix = "model.layers.1.mlp.experts.down_proj"
+    ours = convert_moe_packed_tensors(
+        *(torch.from_numpy(weights[f"{prefix}_{part}"]) for part in ("blocks", "scales")), dtype=torch.float32
+    )
+    theirs = gguf.quants.dequantize(given["blk.1.ffn_down_exps.weight"], GGMLQuantizationType.MXFP4)
+    assert np.array_equal(ours.transpose(1, 2).numpy(), theirs)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tensors_have_names_that_the_gguf_package_knows(architecture: str) -> None:
     row = ARCHITECTURES[architecture]
     [arch] = [arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture]
     named = {*row.outer, *row.layer, *(tensor for tensors in row.fused.values() for tensor in tensors)}
-    named |= {f"{tensor}_exps" for tensor in row.experts}
+    named |= {f"{tensor}_exps" for tensor in row.experts} | {*sum(row.packed.values(), ())}
     # These have a head of their own in a few files only.
     assert named - stems(arch) <= {"output"}
