@@ -27,7 +27,7 @@ LARGEST = {
     "rope.dimension_count": 2**14,
     "rope.scaling.original_context_length": 2**27,
 }
-_FLOAT32 = np.finfo(np.float32)
+_SMALLEST, _GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class ModelKeys:
         if default is not None and key not in self.gguf.metadata:
             return default
         value: float = self.gguf.require(key, float)
-        if not _FLOAT32.tiny <= value <= _FLOAT32.max:
+        if not _SMALLEST <= value <= _GREATEST:
             raise self.error(f"{key} is {value}; it must be a positive and finite float32")
         return shortest(value)
 

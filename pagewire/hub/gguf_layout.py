@@ -16,6 +16,8 @@ from pagewire.hub.gguf_keys import ModelSizes
 from pagewire.hub.gguf_reader import GgufFile, GgufTensor
 from pagewire.hub.gguf_rope import ROPE_TENSORS
 
+# As many as a checkpoint may have tensors.
+_MAX_EXPERT_MATRICES = 2**17
 _SHOWN = 3
 _SHOWN_LENGTH = 80
 # Rotary frequencies that old converters copied; they are computed from config.json.
@@ -150,6 +152,12 @@ def place_tensors(
         raise ConfigError(
             f"{gguf.path}: the metadata asks for {sizes.layers} layers, and there are "
             f"{len(gguf.tensors)} tensors"
+        )
+    matrices = sizes.layers * sizes.experts * len(architecture.experts)
+    if matrices > _MAX_EXPERT_MATRICES:
+        raise ConfigError(
+            f"{gguf.path}: the metadata asks for {matrices} matrices of experts; at most "
+            f"{_MAX_EXPERT_MATRICES} are read"
         )
     plans = list(_Names(architecture, sizes, config).plans())
     _check(gguf, [each for plan in plans for each in plan.wanted])
