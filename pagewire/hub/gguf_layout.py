@@ -159,7 +159,7 @@ def place_tensors(
             f"{gguf.path}: the metadata asks for {matrices} matrices of experts; at most "
             f"{_MAX_EXPERT_MATRICES} are read"
         )
-    plans = list(_Names(architecture, sizes, config).plans())
+    plans = list(_Planner(architecture, sizes, config).plans())
     _check(gguf, [each for plan in plans for each in plan.wanted])
     _require_mxfp4(gguf, plans)
     order = {name: index for index, name in enumerate(gguf.tensors)}
@@ -219,7 +219,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(shown) + (", ..." if len(names) > _SHOWN else "")
 
 
-class _Names:
+class _Planner:
     """The tensors that a model needs, and their places."""
 
     def __init__(self, architecture: Architecture, sizes: ModelSizes, config: dict[str, Any]) -> None:

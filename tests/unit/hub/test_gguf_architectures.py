@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import gguf
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import MODEL_ARCH_NAMES, GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from engine.models.families import FAMILIES, load_model_config
+from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_architectures import ARCHITECTURES
 from pagewire.hub.gguf_convert import convert_gguf
+from tests.unit.corrupt.mutations import damage_gguf, gguf_fields
 from tests.unit.hub.gguf_checkpoints import (
     CASES,
     PLAIN,
@@ -134,6 +139,30 @@ def test_packed_experts_are_to_transformers_what_ggml_takes_them_for(tmp_path: P
     )
     theirs = gguf.quants.dequantize(given["blk.1.ffn_down_exps.weight"], GGMLQuantizationType.MXFP4)
     assert np.array_equal(ours.transpose(1, 2).numpy(), theirs)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
+def test_a_damaged_mixture_of_experts_is_converted_or_refused_by_name(name: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "tiny.gguf", tmp_path / "converted"
+    write_gguf(CASES[name], *write_checkpoint(CASES[name], tmp_path / "original"), path)
+    out.mkdir()
+    data = path.read_bytes()
+    fields = gguf_fields(data)
+
+    @settings(max_examples=30)
+    @given(random=st.integers(0, 2**64).map(Random))
+    def check(random: Random) -> None:
+        path.write_bytes(damage_gguf(data, random, fields))
+        try:
+            convert_gguf(path, out, progress=False)
+        except ConfigError as error:
+            message = error.message
+        else:
+            return
+        assert str(path) in message
+        assert message.isprintable()
+
+    check()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
