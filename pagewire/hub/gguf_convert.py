@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pagewire.hub.cache import require_free_space
-from pagewire.hub.gguf_config import generation_config, model_config, require_supported_architecture
+from pagewire.hub.gguf_architectures import architecture_name, find_architecture
+from pagewire.hub.gguf_config import generation_config, model_config
+from pagewire.hub.gguf_keys import ModelKeys, model_sizes
+from pagewire.hub.gguf_layout import place_tensors
 from pagewire.hub.gguf_reader import read_gguf
 from pagewire.hub.gguf_tokenizer import tokens, write_tokenizer
 from pagewire.hub.gguf_weights import weights_size, write_weights
@@ -20,7 +23,8 @@ _TOKENIZER_ROOM = 64 * 1024 * 1024
 def convert_gguf(
     path: Path, directory: Path, sampling: Mapping[str, float] | None = None, *, progress: bool
 ) -> None:
-    """Fills `directory` with config, tokenizer and float32 weights. The GGUF file is not changed.
+    """Fills `directory` with config, tokenizer and float32 weights; experts in MXFP4 stay so. The GGUF file
+    is not changed.
 
     Args:
         sampling: default sampling parameters for generation_config.json, which GGUF has no place for.
@@ -31,17 +35,19 @@ def convert_gguf(
         OSError: the directory cannot be written.
     """
     gguf = read_gguf(path)
-    require_supported_architecture(gguf)
+    keys, architecture = ModelKeys(gguf, architecture_name(gguf)), find_architecture(gguf)
     vocab_size = len(tokens(gguf))
-    config = model_config(gguf, vocab_size)
-    size = weights_size(gguf)
+    sizes = model_sizes(keys, vocab_size)
+    config = model_config(keys, architecture, sizes)
+    placements = place_tensors(gguf, architecture, sizes, config)
+    size = weights_size(placements)
     require_free_space(directory, size + _TOKENIZER_ROOM, f"converting {path.name}")
     _write_json(directory / "config.json", config)
     defaults = {"do_sample": True, **sampling} if sampling else {}
     _write_json(directory / "generation_config.json", {**generation_config(gguf, vocab_size), **defaults})
-    write_tokenizer(gguf, directory, config["max_position_embeddings"])
+    write_tokenizer(gguf, directory, sizes.context)
     with report_progress(f"Converting {path.name}", size, enabled=progress) as advance:
-        write_weights(gguf, config, directory / "model.safetensors", advance)
+        write_weights(gguf, placements, directory / "model.safetensors", advance)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

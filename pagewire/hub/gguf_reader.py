@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file and maps its tensors.
+"""Reads the headers of a GGUF file's parts and maps their tensors.
 
 The format is fixed by the GGUF specification of the ggml project (versions 2 and 3, little-endian). The
 `gguf` package has a reader too; it makes one numpy object per array element, which costs seconds on a
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from pagewire.base.errors import ConfigError
+from pagewire.hub.gguf_parts import gguf_parts
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -28,6 +29,7 @@ _MAX_HEADER_BYTES = 64 * 1024**2
 _MAX_KEYS = 2**16
 _MAX_TENSORS = 2**17
 _MAX_ALIGNMENT = 2**20
+_PART_NUMBER, _PART_COUNT, _PART_TENSORS = "split.no", "split.count", "split.tensors.count"
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -49,7 +51,13 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A parsed GGUF file. The tensors stay mapped as long as it lives."""
+    """A parsed GGUF file. The tensors stay mapped as long as it lives.
+
+    Attributes:
+        path: where it lies; of a split model, its first part.
+        metadata: values by key.
+        tensors: those of all parts, by name, in the order of the files.
+    """
 
     path: Path
     metadata: dict[str, Any]
@@ -80,11 +88,42 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Parses the header and maps the tensors, without reading their data.
+    """Parses the header and maps the tensors, without reading their data. The parts of a model that is split
+    into several files are read as one, whichever of them is named; the first holds the metadata.
 
     Raises:
-        ConfigError: the file cannot be read, is not GGUF, is truncated or contradicts itself.
+        ConfigError: a file cannot be read, is not GGUF, is truncated or contradicts itself, or parts are
+            missing or do not belong together.
     """
+    parts = [_read_part(part) for part in gguf_parts(path)]
+    _require_whole(parts)
+    tensors: dict[str, GgufTensor] = {}
+    for part in parts:
+        if twice := part.tensors.keys() & tensors.keys():
+            raise ConfigError(f"{part.path}: has the tensor {min(twice)[:80]!r}, and so has another part")
+        tensors |= part.tensors
+    return GgufFile(parts[0].path, parts[0].metadata, tensors)
+
+
+def _require_whole(parts: list[GgufFile]) -> None:
+    """The parts number themselves as their names do. Whole files may do so too, as one part of one."""
+    for index, part in enumerate(parts):
+        count = part.optional(_PART_COUNT, int, 0)
+        if len(parts) == 1 and count <= 1:
+            return
+        number = part.optional(_PART_NUMBER, int, -1)
+        if (number, count) != (index, len(parts)):
+            raise ConfigError(
+                f"{part.path}: is part {number + 1} of {count} by its metadata and part {index + 1} of "
+                f"{len(parts)} by its name; parts keep their names, as in model-00001-of-00003.gguf"
+            )
+    total = sum(len(part.tensors) for part in parts)
+    expected = parts[0].optional(_PART_TENSORS, int, total)
+    if total != expected:
+        raise ConfigError(f"{parts[0].path}: its parts have {total} tensors in all; it announces {expected}")
+
+
+def _read_part(path: Path) -> GgufFile:
     try:
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped

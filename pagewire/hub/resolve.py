@@ -11,6 +11,7 @@ from pathlib import Path
 from pagewire.base.errors import ConfigError
 from pagewire.hub.aliases import ALIASES, ModelAlias
 from pagewire.hub.cache import cache_home, publish
+from pagewire.hub.gguf_parts import gguf_parts
 from pagewire.hub.huggingface import HuggingFaceRepository
 from pagewire.hub.model_files import check_small_files
 from pagewire.hub.model_types import MODEL_TYPES
@@ -172,13 +173,9 @@ def _local_directory(path: Path) -> Path:
 
 
 def _converted(path: Path, sampling: Mapping[str, float] | None = None, *, progress: bool) -> Path:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    if not path.is_file():
-        raise ConfigError(f"{path}: not a file")
-    identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{_CONVERTER_VERSION}|{sampling or {}}"
+    parts = gguf_parts(path)
+    path = parts[0]
+    identity = "|".join([*map(_file_identity, parts), str(_CONVERTER_VERSION), str(sampling or {})])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:_IDENTITY_DIGITS]
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)
     return publish(
@@ -186,6 +183,16 @@ def _converted(path: Path, sampling: Mapping[str, float] | None = None, *, progr
         lambda staging: _convert(path, staging, sampling or {}, progress=progress),
         on_wait=lambda: say(f"Waiting for another process to convert {path.name}", enabled=progress),
     )
+
+
+def _file_identity(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if not path.is_file():
+        raise ConfigError(f"{path}: not a file")
+    return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
 
 
 def _convert(path: Path, directory: Path, sampling: Mapping[str, float], *, progress: bool) -> None:

@@ -169,10 +169,18 @@ def test_the_engine_ends_a_completion_where_the_file_says(build_gguf: BuildGguf,
     assert load_model_config(tmp_path / "out").eos_token_ids == (1, 5)
 
 
-@pytest.mark.parametrize("kind", [gguf.RopeScalingType.YARN, gguf.RopeScalingType.LONGROPE])
-@pytest.mark.parametrize("with_divisors", [False, True])
-def test_rope_scaling_that_the_engine_lacks_is_refused_before_anything_is_written(
-    build_gguf: BuildGguf, tmp_path: Path, kind: gguf.RopeScalingType, with_divisors: bool
+@pytest.mark.parametrize(
+    ("kind", "divisors", "said"),
+    [
+        (gguf.RopeScalingType.YARN, "rope_freqs.weight", "'yarn' and rope_freqs.weight as well"),
+        (gguf.RopeScalingType.LINEAR, "rope_freqs.weight", "'linear' and rope_freqs.weight as well"),
+        (gguf.RopeScalingType.LONGROPE, None, "'longrope' needs rope_factors_long.weight"),
+        (gguf.RopeScalingType.LONGROPE, "rope_factors_long.weight", "lacks the tensor rope_factors_short"),
+        (gguf.RopeScalingType.YARN, "rope_factors_long.weight", "rope_factors_long.weight as well"),
+    ],
+)
+def test_rope_scalings_that_contradict_each_other_are_refused_before_anything_is_written(
+    build_gguf: BuildGguf, tmp_path: Path, kind: gguf.RopeScalingType, divisors: str | None, said: str
 ) -> None:
     def scale(writer: gguf.GGUFWriter) -> None:
         writer.add_rope_scaling_type(kind)
@@ -180,12 +188,20 @@ def test_rope_scaling_that_the_engine_lacks_is_refused_before_anything_is_writte
         writer.add_rope_scaling_orig_ctx_len(32)
 
     def add_divisors(tensors: dict[str, np.ndarray]) -> None:
-        if with_divisors:
-            tensors["rope_freqs.weight"] = np.ones(HEAD_DIM // 2, dtype=np.float32)
+        if divisors is not None:
+            tensors[divisors] = np.ones(HEAD_DIM // 2, dtype=np.float32)
 
-    with pytest.raises(ConfigError, match=rf"tiny\.gguf: RoPE scaling '{kind.value}' is not implemented"):
+    with pytest.raises(ConfigError, match=rf"tiny\.gguf: .*{said}"):
         convert(build_gguf(metadata=scale, edit=add_divisors), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_key_of_the_first_converters_for_linear_scaling_is_read(
+    build_gguf: BuildGguf, tmp_path: Path
+) -> None:
+    path = build_gguf(metadata=lambda writer: writer.add_float32("llama.rope.scale_linear", 2.0))
+    config, _ = convert(path, tmp_path / "out")
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
 
 
 def test_linear_rope_scaling_is_one_that_the_engine_reads(build_gguf: BuildGguf, tmp_path: Path) -> None:
@@ -196,6 +212,12 @@ def test_linear_rope_scaling_is_one_that_the_engine_reads(build_gguf: BuildGguf,
     convert(build_gguf(metadata=scale), tmp_path / "out")
     [rotary] = load_model_config(tmp_path / "out").rotaries
     assert rotary.scaling == RopeScaling(kind="linear", factor=4.0)
+
+
+def _yarn_of_deepseek(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_yarn_log_mul(0.1)
 
 
 def _rename(tensors: dict[str, np.ndarray]) -> None:
@@ -214,16 +236,25 @@ def _reshape(tensors: dict[str, np.ndarray]) -> None:
     ("change", "said"),
     [
         ({"architecture": "mamba"}, "architecture 'mamba'"),
-        ({"metadata": lambda writer: writer.add_expert_count(8)}, "mixture of experts"),
+        ({"architecture": "mamba"}, "only those of llama, qwen, .*baichuan"),
+        ({"metadata": lambda writer: writer.add_expert_count(8)}, "llama.expert_used_count is missing"),
+        ({"metadata": lambda writer: writer.add_expert_count(2**31)}, "llama.expert_count is 2147483648"),
+        ({"metadata": lambda writer: writer.add_value_length(8)}, "values 8; they must have the same size"),
+        ({"metadata": lambda writer: writer.add_causal_attention(False)}, "only causal models"),
+        ({"metadata": _yarn_of_deepseek}, "yarn_log_multiplier is set"),
         ({"metadata": lambda writer: writer.add_rope_dimension_count(8)}, "rotates 8"),
         (
             {"metadata": lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)},
             "RoPE scaling 'longrope'",
         ),
+        (
+            {"metadata": lambda writer: writer.add_string("llama.rope.scaling.type", "spiral")},
+            "RoPE scaling 'spiral' is not implemented",
+        ),
         ({"metadata": lambda writer: writer.add_pad_token_id(10**6)}, "padding_token_id"),
         ({"edit": _rename}, "blk.0.mystery.weight"),
-        ({"edit": _remove}, r"layers\.1\.mlp\.up_proj.*missing"),
-        ({"edit": _reshape}, r"layers\.1\.mlp\.up_proj.*shape"),
+        ({"edit": _remove}, r"1 missing \(blk\.1\.ffn_up\.weight\)"),
+        ({"edit": _reshape}, r"of the wrong shape \(blk\.1\.ffn_up\.weight of \(95, 64\), not \(96, 64\)"),
         ({"pre": "some-new-one"}, "pre-tokenizer 'some-new-one'.*smollm"),
         ({"tokenizer_model": "llama"}, "tokenizer model 'llama'"),
     ],
@@ -234,6 +265,22 @@ def test_what_cannot_be_converted_is_refused(
     with pytest.raises(ConfigError, match=said) as raised:
         convert(build_gguf(**change), tmp_path / "out")
     assert "tiny.gguf" in raised.value.message
+
+
+def test_all_that_is_wrong_with_the_tensors_is_said_at_once(build_gguf: BuildGguf, tmp_path: Path) -> None:
+    def damage(tensors: dict[str, np.ndarray]) -> None:
+        _rename(tensors)
+        _reshape(tensors)
+        for name in [name for name in tensors if name.startswith("blk.0.attn")]:
+            del tensors[name]
+
+    with pytest.raises(ConfigError) as raised:
+        convert(build_gguf(edit=damage), tmp_path / "out")
+    assert "5 missing (blk.0.attn_k.weight, blk.0.attn_norm.weight, blk.0.attn_output.weight, ...)" in str(
+        raised.value
+    )
+    assert "1 of the wrong shape (blk.1.ffn_up.weight" in raised.value.message
+    assert "1 without a place in it (blk.0.mystery.weight)" in raised.value.message
 
 
 def test_the_default_model_recommends_sampling_that_suits_its_size(smollm2_dir: Path) -> None:
