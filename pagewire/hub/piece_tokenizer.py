@@ -24,11 +24,7 @@ from pagewire.hub.tokenizer_document import (
 )
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-# The library that runs compiled rules loses marks behind characters that it replaces; it has these by name.
-_KNOWN_RULES: Mapping[str, list[dict[str, Any]]] = {
-    "nfkc": [{"type": "NFKC"}],
-    "nmt_nfkc": [{"type": "Nmt"}, {"type": "NFKC"}],
-}
+_SYMBOL_SCORE = -0.1
 _NEVER = -1000.0
 """The score of a piece that no text may be split into: lower than that of any text's characters."""
 
@@ -196,12 +192,10 @@ def _unigram(
 
 def _unigram_scores(vocabulary: PieceVocabulary, pieces: Sequence[str]) -> dict[int, float]:
     """By id, of the pieces that a text may be split into. The user's symbols get what SentencePiece gives
-    them: by character, almost the best score that there is."""
+    them."""
     scores = {token_id: vocabulary.scores[token_id] for token_id in vocabulary.of_type(PieceType.NORMAL)}
-    best = max(scores.values(), default=0.0)
-    for token_id in vocabulary.of_type(PieceType.USER_DEFINED):
-        scores[token_id] = len(pieces[token_id]) * best - 0.1
-    return scores
+    symbols = vocabulary.of_type(PieceType.USER_DEFINED)
+    return scores | dict.fromkeys(symbols, _SYMBOL_SCORE)
 
 
 def _normalizer(
@@ -221,6 +215,26 @@ def _normalizer(
     return sequence("normalizers", steps)
 
 
+def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+_NFKC = {"type": "NFKC"}
+_NO_CHARACTER = "\ufdd0"
+# The library that runs compiled rules loses marks behind characters that it replaces, so the common rules are
+# spelled out. nmt_nfkc drops control characters, makes spaces of others, and leaves the wide tilde as it is.
+_KNOWN_RULES: Mapping[str, list[dict[str, Any]]] = {
+    "nfkc": [_NFKC],
+    "nmt_nfkc": [
+        _replace({"Regex": r"[\x01-\x08\x0B\x0E-\x1F\x7F\u008F\u009F]"}, ""),
+        _replace({"Regex": r"[\t\n\f\r\u061C\u1680\u200B\u200C\u200E\u200F\u2028\u2029\uFEFF\uFFFD]"}, " "),
+        _replace({"String": "\uff5e"}, _NO_CHARACTER),
+        _NFKC,
+        _replace({"String": _NO_CHARACTER}, "\uff5e"),
+    ],
+}
+
+
 def _prefix(symbols: Collection[str]) -> dict[str, Any]:
     """Puts the dummy prefix. The user's symbols go through the normalizer too before they are looked for in
     a text, and must come out as they are."""
@@ -228,10 +242,6 @@ def _prefix(symbols: Collection[str]) -> dict[str, Any]:
         return {"type": "Prepend", "prepend": SPACE}
     alone = "|".join(re.escape(symbol) for symbol in symbols)
     return _replace({"Regex": rf"\A(?!(?:{alone}|)\z)"}, SPACE)
-
-
-def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
-    return {"type": "Replace", "pattern": pattern, "content": content}
 
 
 def _first_prefix() -> list[dict[str, Any]]:

@@ -135,8 +135,10 @@ def _wanted(
         token_id = vocabulary.bos_id if name == "bos" else vocabulary.eos_id
     if token_id is None or not (by_default if says is None else says):
         return []
-    [text] = [text for text, each in ids.items() if each == token_id][-1:]
-    return [(text, token_id)]
+    if token_id in settings.added:
+        return [(settings.added[token_id].content, token_id)]
+    named = [text for text, each in ids.items() if each == token_id]
+    return [(named[-1] if named else vocabulary.pieces[token_id], token_id)]
 
 
 def _from_tiktoken(source: Path, settings: TokenizerSettings) -> dict[str, Any]:
