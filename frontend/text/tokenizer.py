@@ -34,7 +34,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, model_dir: Path) -> TextTokenizer:
-        """Reads a model directory's tokenizer.json.
+        """Reads a model directory's tokenizer, converting it if it is no tokenizer.json.
 
         Raises:
             ConfigError: it is missing, wrong, or of a kind whose output cannot be streamed.
@@ -44,7 +44,7 @@ class TextTokenizer:
         try:
             table = build_token_table(tokenizer, special_ids)
         except ConfigError as error:
-            raise ConfigError(f"{model_dir / 'tokenizer.json'}: {error.message}") from error
+            raise ConfigError(f"{model_dir}: {error.message}") from error
         longest_token = max(map(len, table.token_bytes), default=1)
         return cls(len(table.token_bytes), special_ids, longest_token, tokenizer, table)
 

@@ -225,7 +225,7 @@ def _reshape(tensors: dict[str, np.ndarray]) -> None:
         ({"edit": _remove}, r"layers\.1\.mlp\.up_proj.*missing"),
         ({"edit": _reshape}, r"layers\.1\.mlp\.up_proj.*shape"),
         ({"pre": "some-new-one"}, "pre-tokenizer 'some-new-one'.*smollm"),
-        ({"tokenizer_model": "llama"}, "tokenizer model 'llama'"),
+        ({"tokenizer_model": "bert"}, "tokenizer model 'bert'"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(
