@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.tokenizer_document import (
+    MAX_TOKEN_LENGTH,
     AddedToken,
     bpe_model,
     sequence,
@@ -24,6 +25,7 @@ from pagewire.hub.tokenizer_document import (
 )
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_SHOWN = 100
 _SYMBOL_SCORE = -0.1
 _NEVER = -1000.0
 """The score of a piece that no text may be split into: lower than that of any text's characters."""
@@ -94,6 +96,12 @@ def piece_document(
         ConfigError: the vocabulary contradicts itself.
     """
     pieces = list(vocabulary.pieces)
+    longest = max(pieces, key=len, default="")
+    if len(longest) > MAX_TOKEN_LENGTH:
+        raise ConfigError(
+            f"the token {longest[:_SHOWN]!r}... has {len(longest)} characters; at most {MAX_TOKEN_LENGTH} "
+            "are read"
+        )
     every = {token.id: token for token in [*_own_added(vocabulary), *added]}
     for token in every.values():
         if token.id < len(pieces):
@@ -132,7 +140,7 @@ def _own_added(vocabulary: PieceVocabulary) -> list[AddedToken]:
 def _require_unique(tokens: Sequence[str]) -> None:
     if len(set(tokens)) != len(tokens):
         twice, _ = Counter(tokens).most_common(1)[0]
-        raise ConfigError(f"the token {twice!r} is in the vocabulary twice")
+        raise ConfigError(f"the token {twice[:_SHOWN]!r} is in the vocabulary twice")
 
 
 def _bpe(

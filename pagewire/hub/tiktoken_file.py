@@ -18,6 +18,7 @@ from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes
 from pagewire.hub.tokenizer_document import (
     BYTE_LEVEL,
     GPT2,
+    MAX_TOKEN_LENGTH,
     AddedToken,
     bpe_model,
     sequence,
@@ -101,6 +102,6 @@ def _line(line: bytes) -> tuple[bytes, int]:
         data = base64.b64decode(token, validate=True)
     except binascii.Error as error:
         raise ValueError("no base64") from error
-    if not data or len(rank) > _RANK_DIGITS or int(rank) > MAX_TOKEN_ID:
+    if not 1 <= len(data) <= MAX_TOKEN_LENGTH or len(rank) > _RANK_DIGITS or int(rank) > MAX_TOKEN_ID:
         raise ValueError("no token")
     return data, int(rank)

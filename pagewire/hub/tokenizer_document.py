@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MAX_TOKEN_LENGTH = 512
+"""In characters or bytes. Longer tokens would take too long to convert; published ones have a quarter."""
+
 BYTE_LEVEL: Mapping[str, Any] = {
     "type": "ByteLevel",
     "add_prefix_space": False,

@@ -95,7 +95,8 @@ def _id(path: Path, content: str, token_id: Any) -> int:
     is_integer = isinstance(token_id, int) and not isinstance(token_id, bool)
     if not content or not is_integer or not 0 <= token_id <= MAX_TOKEN_ID:
         raise ConfigError(
-            f"{path}: the token {content!r} has the id {token_id!r}; an id is between 0 and {MAX_TOKEN_ID}"
+            f"{path}: the token {content[:100]!r} has the id {str(token_id)[:100]!r}; an id is a number "
+            f"between 0 and {MAX_TOKEN_ID}"
         )
     return int(token_id)
 

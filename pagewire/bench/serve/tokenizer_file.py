@@ -14,8 +14,8 @@ _FILE = "tokenizer.json"
 
 
 def find_tokenizer(name: str) -> Path:
-    """The tokenizer.json of a name: that file, a directory that has a tokenizer, an alias, or a Hugging Face id,
-    of which nothing else is fetched.
+    """The tokenizer.json of a name: that file, a directory that has a tokenizer, an alias, or a Hugging Face
+    id, of which nothing else is fetched.
 
     Raises:
         ConfigError: there is none.
