@@ -29,6 +29,14 @@ def read_sentencepiece(path: Path) -> PieceVocabulary:
         raise ConfigError(f"{path}: not a SentencePiece model: {error}") from error
     if not model.pieces:
         raise ConfigError(f"{path}: not a SentencePiece model: it has no pieces")
+    # What is no UTF-8, the library for the format hands out as bytes.
+    texts = [
+        *(piece.piece for piece in model.pieces),
+        model.trainer_spec.bos_piece,
+        model.normalizer_spec.name,
+    ]
+    if not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{path}: not a SentencePiece model: a piece is not valid UTF-8")
     kind = model.trainer_spec.model_type
     if kind not in (_UNIGRAM, _BPE):
         raise ConfigError(f"{path}: a SentencePiece model of words or characters; unigram and bpe are read")

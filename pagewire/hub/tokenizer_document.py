@@ -144,5 +144,5 @@ def surrounding(
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Raises OSError."""
+    """Raises OSError, and UnicodeEncodeError if a token has half a surrogate pair."""
     path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")

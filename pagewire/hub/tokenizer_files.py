@@ -97,7 +97,10 @@ def _convert(model_dir: Path, source: Path, staging: Path) -> None:
     except ConfigError as error:
         named = error.message if str(model_dir) in error.message else f"{source}: {error.message}"
         raise ConfigError(named) from error
-    write_document(staging / TOKENIZER_FILE, document)
+    try:
+        write_document(staging / TOKENIZER_FILE, document)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{model_dir}: a token of its tokenizer has half a surrogate pair") from error
 
 
 def _from_sentencepiece(source: Path, settings: TokenizerSettings, model_type: str) -> dict[str, Any]:

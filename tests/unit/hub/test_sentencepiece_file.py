@@ -193,6 +193,8 @@ def test_chatglm_has_its_role_tokens_behind_the_model_and_begins_with_gmask_and_
     [
         ("tokenizer.model", b"\x00\x01garbage", "not a SentencePiece model"),
         ("tokenizer.model", b"", "has no pieces"),
+        ("tokenizer.model", train("bpe").replace(b"\xe2\x96\x81", b"\xff\xff\xff", 1), "not valid UTF-8"),
+        ("added_tokens.json", b'{"<\\ud800>": 421}', "has half a surrogate pair"),
         ("added_tokens.json", b'{"<x>": "1"}', "has the id '1'"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {"content": "a"}}}', "has the id 'x'"),
         ("added_tokens.json", b'{"<s>": 7}', "'<s>' is in the vocabulary twice"),
