@@ -83,10 +83,20 @@ def _sentencepiece(gguf: GgufFile, vocabulary: list[str]) -> dict[str, Any]:
         dummy_prefix=gguf.optional("tokenizer.ggml.add_space_prefix", bool, True),
         remove_extra_spaces=gguf.optional("tokenizer.ggml.remove_extra_whitespaces", bool, False),
     )
+    added = _phi3_tokens(pieces) if gguf.optional("general.architecture", str, "") == "phi3" else []
     try:
-        return piece_document(pieces, before=before, behind=behind)
+        return piece_document(pieces, added=added, before=before, behind=behind)
     except ConfigError as error:
         raise ConfigError(f"{gguf.path}: {error.message}") from error
+
+
+def _phi3_tokens(pieces: PieceVocabulary) -> list[AddedToken]:
+    """Phi-3's control tokens take the white space behind them, which a GGUF file has no place for."""
+    return [
+        AddedToken(id=token_id, content=pieces.pieces[token_id], special=True, rstrip=True)
+        for token_id in pieces.of_type(PieceType.CONTROL, PieceType.USER_DEFINED)
+        if pieces.pieces[token_id] not in ("<s>", "<unk>", "<|endoftext|>")
+    ]
 
 
 def _pre_tokenizer(gguf: GgufFile) -> PreTokenizer:

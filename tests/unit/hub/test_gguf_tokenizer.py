@@ -201,6 +201,15 @@ def test_vocabularies_of_sentencepiece_give_the_ids_of_its_library(
             assert converted.decode(expected, skip_special_tokens=True) == library.decode(expected)
 
 
+def test_phi3s_control_tokens_take_the_white_space_behind_them(build_gguf: BuildGguf, tmp_path: Path) -> None:
+    model = train("bpe", control_symbols=("<|user|>",))
+    library = SentencePieceProcessor(model_proto=model)
+    phi3 = of_pieces(build_gguf(), model, **{"general.architecture": "phi3"})
+    write_tokenizer(phi3, tmp_path, 128)
+    ids = TextTokenizer.load(tmp_path).encode("<|user|>\n fox<s>\n")
+    assert ids == [1, library.piece_to_id("<|user|>"), *library.encode("fox"), 1, *library.encode("\n")]
+
+
 def test_vocabularies_of_sentencepiece_say_whether_texts_begin_with_bos(
     build_gguf: BuildGguf, tmp_path: Path
 ) -> None:
