@@ -26,7 +26,6 @@ from pagewire.hub.tokenizer_document import (
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _SHOWN = 100
-_SYMBOL_SCORE = -0.1
 _NEVER = -1000.0
 """The score of a piece that no text may be split into: lower than that of any text's characters."""
 
@@ -184,7 +183,8 @@ def _unigram(
     size = max([len(pieces), *(token_id + 1 for token_id in added)])
     gaps = {token_id: f"<no token {token_id}>" for token_id in range(len(pieces), size)}
     contents = dict(enumerate(pieces)) | gaps | {token.id: token.content for token in added.values()}
-    scores = _unigram_scores(vocabulary, pieces)
+    may_be_in_texts = vocabulary.of_type(PieceType.NORMAL, PieceType.USER_DEFINED)
+    scores = {token_id: vocabulary.scores[token_id] for token_id in may_be_in_texts}
     entries = [
         [contents[token_id], _NEVER if token_id in added else scores.get(token_id, _NEVER)]
         for token_id in range(size)
@@ -196,14 +196,6 @@ def _unigram(
         "vocab": entries,
         "byte_fallback": vocabulary.byte_fallback,
     }
-
-
-def _unigram_scores(vocabulary: PieceVocabulary, pieces: Sequence[str]) -> dict[int, float]:
-    """By id, of the pieces that a text may be split into. The user's symbols get what SentencePiece gives
-    them."""
-    scores = {token_id: vocabulary.scores[token_id] for token_id in vocabulary.of_type(PieceType.NORMAL)}
-    symbols = vocabulary.of_type(PieceType.USER_DEFINED)
-    return scores | dict.fromkeys(symbols, _SYMBOL_SCORE)
 
 
 def _normalizer(

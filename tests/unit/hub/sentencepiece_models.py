@@ -30,7 +30,7 @@ def _train(settings: tuple[tuple[str, Any], ...]) -> bytes:
         model_writer=model,
         minloglevel=3,
         hard_vocab_limit=False,
-        **dict(settings),
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in settings},
     )
     return model.getvalue()
 

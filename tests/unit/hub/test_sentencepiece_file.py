@@ -26,7 +26,7 @@ NO_PREFIX: dict[str, Any] = {
     "symbols": ("<tool>", "▁▁", "▁▁▁", "\t"),
     "allow_whitespace_only_pieces": True,
 }
-SYMBOLS: dict[str, Any] = {"symbols": ("<tool>", "a b"), "split_digits": True}
+SYMBOLS: dict[str, Any] = {"symbols": ("<tool>", "[x]"), "split_digits": True}
 NFKC: dict[str, Any] = {"normalization_rule_name": "nfkc", "remove_extra_whitespaces": True}
 NMT: dict[str, Any] = {
     "normalization_rule_name": "nmt_nfkc",
