@@ -73,7 +73,9 @@ def test_ids_and_texts_equal_those_of_the_sentencepiece_library(
         if ids != expected:  # two ways to split it are as good, and differ in how sums are rounded
             scores = [sum(map(library.get_score, each)) for each in (ids, expected)]
             assert kind == "unigram", text
-            assert scores[0] == pytest.approx(scores[1], abs=1e-4), text
+            # Up to version 0.2.2, the library takes 0.1 off for each symbol of the user's.
+            num_symbols = sum(library.id_to_piece(each) in symbols for each in (*ids, *expected))
+            assert scores[0] == pytest.approx(scores[1], abs=1e-4 + 0.1 * num_symbols), text
         if library.unk_id() not in expected:
             assert converted.decode(expected, skip_special_tokens=False) == library.decode(expected)
 
