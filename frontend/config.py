@@ -40,14 +40,16 @@ class FrontendConfig:
         api_keys: if not empty, every request must carry one of them.
         api_key_file: a file with further keys, one a line; empty lines and lines that begin with # are
             skipped.
-        chat_template: a Jinja file, or a template itself, used instead of the model's own.
+        chat_template: a Jinja file, or a template itself, used instead of the model's own or, where it has
+            none, its family's.
         trust_request_chat_template: whether requests may bring a chat_template; each is rendered in a process
             of its own, with limits on time and memory.
-        tool_call_parser: how the model writes calls of tools: hermes, llama3_json, mistral, pythonic, generic
-            or a plugin's; auto is what its chat template shows, or else generic, none is not at all.
+        tool_call_parser: how the model writes calls of tools: harmony, chatglm3, glm4, cohere, granite,
+            phi4_mini, hermes, mistral, pythonic, llama3_json, generic or a plugin's; auto is what its chat
+            template shows, or else generic, none is not at all.
         tool_parser_plugin: a Python file that defines further tool parsers.
-        reasoning_parser: how the model marks what it thinks: qwen3, deepseek_r1 or mistral; auto is what its
-            chat template shows, none is not at all.
+        reasoning_parser: how the model marks what it thinks: qwen3, deepseek_r1, mistral or cohere; auto is
+            what its chat template shows, none is not at all.
         open_schemas: whether objects may have properties that their JSON Schema does not name, as its letter
             says; otherwise only where the schema says so itself.
         relax_tool_schemas: whether a tool that must be called, or is strict, and has a schema that cannot be

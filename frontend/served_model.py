@@ -15,6 +15,7 @@ from frontend.checkpoint import CheckpointFacts
 from frontend.pooling import EmbeddingFacts
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.generation_defaults import load_generation_defaults
+from frontend.text.rendered_prompt import RenderedPrompt, encode_prompt
 from frontend.text.template_renderer import RENDERER
 from frontend.text.tokenizer import TextTokenizer
 from frontend.text.tokenizer_config import TokenizerFacts
@@ -37,6 +38,8 @@ class ServedModel:
         replies: how its messages are written.
         message_tokenizer: the tokenizer, with the marks of that format as text.
         defaults: sampling parameters the model's authors recommend, by SamplingParams field.
+        content_tokenizer: the tokenizer, with control tokens that a text spells being text; None where the
+            template writes control tokens as their texts.
         tokenizer_facts: what its files say of the tokenizer.
         embedding: how its hidden states become vectors.
         checkpoint: what its directory tells of its weights.
@@ -49,6 +52,7 @@ class ServedModel:
     replies: ReplyFormat
     message_tokenizer: TextTokenizer
     defaults: Mapping[str, Any]
+    content_tokenizer: TextTokenizer | None = None
     tokenizer_facts: TokenizerFacts = field(default_factory=TokenizerFacts)
     embedding: EmbeddingFacts = field(default_factory=EmbeddingFacts)
     checkpoint: CheckpointFacts = field(default_factory=CheckpointFacts)
@@ -82,7 +86,12 @@ class ServedModel:
         except (InvalidRequest, TypeError) as error:
             raise ConfigError(f"{directory}: generation_config.json: {error}") from error
         tokenizer = _tokenizer(directory)
-        template = ChatTemplate.load(directory, chat.template, trust_requests=chat.trust_request_template)
+        template = ChatTemplate.load(
+            directory,
+            chat.template,
+            trust_requests=chat.trust_request_template,
+            has_token=lambda token: tokenizer.token_id(token) is not None,
+        )
         source = "" if template is None else template.source
         replies = ReplyFormat.choose(source, tokenizer.special_tokens, chat)
         return cls(
@@ -91,11 +100,22 @@ class ServedModel:
             template=template,
             replies=replies,
             message_tokenizer=tokenizer.showing(replies.marks),
+            content_tokenizer=(
+                tokenizer.with_controls_as_text() if template and template.marks_controls else None
+            ),
             defaults=defaults,
             tokenizer_facts=TokenizerFacts.load(directory),
             embedding=EmbeddingFacts.load(directory, pooling),
             checkpoint=CheckpointFacts.load(directory),
         )
+
+    def encode_prompt(self, prompt: RenderedPrompt) -> list[int]:
+        """The ids of a conversation that the template rendered. Slow: not for the event loop.
+
+        Raises:
+            InvalidRequest: the text is not valid Unicode.
+        """
+        return encode_prompt(prompt, self.tokenizer, self.content_tokenizer or self.tokenizer)
 
     def check_name(self, name: str) -> None:
         """Accepts one of this model's names, or none at all.

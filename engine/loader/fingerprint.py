@@ -8,7 +8,7 @@ from engine.loader.checkpoint import open_checkpoint
 from pagewire.hub.fingerprint import fingerprint_of
 
 # What a request's tokens depend on beside the weights.
-_SMALL_FILES = ("config.json", "tokenizer.json")
+_SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "qwen.tiktoken")
 
 
 def fingerprint(directory: Path, load_format: str, seed: int) -> str:

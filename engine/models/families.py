@@ -16,7 +16,7 @@ from engine.models.config import ModelConfig
 from engine.models.not_supported import why_not
 from engine.models.readers.baichuan import read_baichuan
 from engine.models.readers.cohere import read_cohere, read_cohere2, read_stablelm
-from engine.models.readers.eos import tokenizer_eos_token_id
+from engine.models.readers.eos import tokenizer_eos_token_id, turn_end_token_ids
 from engine.models.readers.fields import ConfigFields
 from engine.models.readers.gemma import read_gemma, read_gemma2, read_gemma3
 from engine.models.readers.glm import read_chatglm, read_glm4
@@ -186,11 +186,13 @@ def load_model_config(directory: Path) -> ModelConfig:
     generation_path = directory / "generation_config.json"
     generation = read_json_object(generation_path) if generation_path.is_file() else {}
     config = parse_model_config(values, generation, source=str(path), generation_source=str(generation_path))
-    token_id = tokenizer_eos_token_id(directory)
+    by_tokenizer = (
+        tokenizer_eos_token_id(directory),
+        *turn_end_token_ids(directory, str(values.get("model_type", ""))),
+    )
     # What is beyond the model's vocabulary it never computes.
-    if token_id is None or token_id in config.eos_token_ids or not 0 <= token_id < config.vocab_size:
-        return config
-    return replace(config, eos_token_ids=(*config.eos_token_ids, token_id))
+    further = [each for each in by_tokenizer if each is not None and 0 <= each < config.vocab_size]
+    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *further))))
 
 
 def parse_model_config(

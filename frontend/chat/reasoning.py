@@ -52,6 +52,7 @@ REASONING_FORMATS = {
     "qwen3": ReasoningFormat(),
     "deepseek_r1": ReasoningFormat(always=True),
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
+    "cohere": ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>"),
 }
 """By the name that `--reasoning-parser` takes."""
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from frontend.chat.reasoning import ReasoningSplitter
-from frontend.chat.tool_parsers.protocol import Arguments, Call, Event, Text, ToolParser
+from frontend.chat.tool_parsers.protocol import (
+    Arguments,
+    Call,
+    Event,
+    Reasoning,
+    Text,
+    ToolParser,
+)
 from frontend.generation.message_parser import MessagePart, ToolCallDelta
 
 
@@ -43,6 +50,8 @@ class ReplyParser:
         events = self._tools.push(answer) if answer else []
         if last:
             events += self._tools.finish()
+        if self._include_reasoning:
+            thoughts += "".join(event.text for event in events if isinstance(event, Reasoning))
         content, calls = self._number(events)
         if last and self._num_calls == 0:
             content += self._spaces

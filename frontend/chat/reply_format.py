@@ -14,7 +14,7 @@ from frontend.chat.grammar import Marks, behind_thoughts, constrained, without_t
 from frontend.chat.reasoning import REASONING_FORMATS, ReasoningFormat, ReasoningSplitter, Thoughts
 from frontend.chat.reply import ReplyParser
 from frontend.chat.settings import ChatSettings
-from frontend.chat.tool_parsers.forced import NamedCallParser, RequiredCallsParser
+from frontend.chat.tool_parsers.forced import FramedParser, NamedCallParser, RequiredCallsParser
 from frontend.chat.tool_parsers.protocol import ToolParser
 from frontend.chat.tool_parsers.registry import find_tool_parser
 from frontend.chat.tools import forced_calls
@@ -133,27 +133,29 @@ class ReplyFormat:
     def _parser_factory(
         self, conversation: Conversation, calling: bool, thoughts: Thoughts
     ) -> NewParser | None:
-        if not calling and self.reasoning is None:
+        reads_all = self.tools is not None and self.tools.reads_all
+        if not calling and not reads_all and self.reasoning is None:
             return None
 
         def new_parser() -> ReplyParser:
             return ReplyParser(
                 reasoning=None if self.reasoning is None else ReasoningSplitter(self.reasoning, thoughts),
-                tools=self._tool_parser(conversation) if calling else None,
+                tools=self._tool_parser(conversation, calling) if calling or reads_all else None,
                 parallel=conversation.parallel_tool_calls,
                 include_reasoning=conversation.include_reasoning,
             )
 
         return new_parser
 
-    def _tool_parser(self, conversation: Conversation) -> ToolParser:
+    def _tool_parser(self, conversation: Conversation, calling: bool) -> ToolParser:
         choice = conversation.tool_choice
-        if choice.kind == "named":
-            return NamedCallParser(choice.name)
-        if choice.kind == "required":
-            return RequiredCallsParser()
-        assert self.tools is not None
-        return self.tools([tool.name for tool in conversation.tools])
+        if not calling or not choice.forced:
+            assert self.tools is not None
+            return self.tools([tool.name for tool in conversation.tools] if calling else [])
+        forced = NamedCallParser(choice.name) if choice.kind == "named" else RequiredCallsParser()
+        if self.tools is None or not self.tools.reads_all:
+            return forced
+        return FramedParser(self.tools(()), forced)
 
     def _constraint(
         self,
@@ -174,7 +176,12 @@ class ReplyFormat:
         ):
             reply, rules = self._answer_or_calls(conversation, answer)
             return self._whole(reply, rules, thoughts)
-        if answer is None or self.reasoning is None or thoughts is Thoughts.OVER:
+        if answer is None:
+            return None
+        frame, rules = self._frame()
+        if frame:
+            return self._whole(f"{frame} ({constrained(answer)})", rules, thoughts)
+        if self.reasoning is None or thoughts is Thoughts.OVER:
             return answer
         if answer.grammar is not None and thoughts is Thoughts.AHEAD:
             return answer  # the model answers at once
@@ -200,7 +207,11 @@ class ReplyFormat:
             )
         if answer is None:
             return "text | calls", rules
-        return f"({constrained(answer)}) | calls", rules
+        return f"{self._frame()[0]} ({constrained(answer)}) | calls", rules
+
+    def _frame(self) -> tuple[str, str]:
+        """See `ToolParser.frame`."""
+        return ("", "") if self.tools is None else self.tools.frame(Marks(self.special_ids))
 
     def _whole(self, reply: str, rules: str, thoughts: Thoughts) -> StructuredOutput:
         if self.reasoning is None or thoughts is Thoughts.OVER:

@@ -9,10 +9,10 @@ from frontend.generation.request import (
     Conversation,
     GenerationRequest,
     Prompt,
-    TextPrompt,
     TokenPrompt,
 )
 from frontend.served_model import ServedModel
+from frontend.text.rendered_prompt import RenderedPrompt
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import InvalidRequest
 
@@ -98,18 +98,33 @@ def read_prompt(
             return PromptTokens(token_ids)
         shown, offsets = _written(tokenizer, token_ids, [0] * len(token_ids))
         return PromptTokens(token_ids, shown, offsets)
-    if isinstance(prompt, TextPrompt):
-        text, add_special_tokens, ending = prompt.text, prompt.add_special_tokens, ""
-    else:
-        text, add_special_tokens = _render(model, prompt), False  # the template wrote them
-        ending = text[-_ENDING_CHARACTERS:]
+    if isinstance(prompt, Conversation):
+        return _read_conversation(model, prompt, max_tokens, with_text=with_text)
+    text = prompt.text
     _check_length(text, tokenizer.longest_token, max_tokens)
     if not with_text:
-        token_ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return PromptTokens(token_ids, ending=ending)
-    token_ids, added = tokenizer.encode_marked(text, add_special_tokens=add_special_tokens)
-    _, offsets = _written(tokenizer, token_ids, added)
-    return PromptTokens(token_ids, text, [min(offset, len(text)) for offset in offsets], ending)
+        return PromptTokens(tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens))
+    token_ids, added = tokenizer.encode_marked(text, add_special_tokens=prompt.add_special_tokens)
+    return _with_text(tokenizer, PromptTokens(token_ids, text), added)
+
+
+def _read_conversation(
+    model: ServedModel, conversation: Conversation, max_tokens: int | None, *, with_text: bool
+) -> PromptTokens:
+    """See `read_prompt`. The template writes what the model expects around a text."""
+    rendered = _render(model, conversation)
+    text = rendered.text
+    _check_length(text, model.tokenizer.longest_token, max_tokens)
+    prompt = PromptTokens(model.encode_prompt(rendered), text, ending=text[-_ENDING_CHARACTERS:])
+    if not with_text:
+        return replace(prompt, text="")
+    return _with_text(model.tokenizer, prompt, [0] * len(prompt.token_ids))
+
+
+def _with_text(tokenizer: TextTokenizer, prompt: PromptTokens, added: Sequence[int]) -> PromptTokens:
+    """A prompt with the offsets of its tokens, of which some were added to the text."""
+    _, offsets = _written(tokenizer, prompt.token_ids, added)
+    return replace(prompt, offsets=[min(offset, len(prompt.text)) for offset in offsets])
 
 
 def bad_word_ids(tokenizer: TextTokenizer, words: Sequence[str]) -> list[list[int]]:
@@ -124,10 +139,10 @@ def bad_word_ids(tokenizer: TextTokenizer, words: Sequence[str]) -> list[list[in
     return sequences
 
 
-def _render(model: ServedModel, conversation: Conversation) -> str:
+def _render(model: ServedModel, conversation: Conversation) -> RenderedPrompt:
     if model.template is None:
         raise InvalidRequest("the model has no chat template; send a text prompt instead", param="messages")
-    return model.template.render(conversation, tools_as_text=model.replies.is_generic)
+    return model.template.render_prompt(conversation, tools_as_text=model.replies.is_generic)
 
 
 def _written(

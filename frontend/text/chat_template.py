@@ -5,7 +5,8 @@ The template language and its variables are those of Hugging Face chat templates
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from frontend.chat.generic_tools import (
 )
 from frontend.chat.settings import is_template
 from frontend.chat.tools import ToolChoice
+from frontend.text.builtin_templates import builtin_template
+from frontend.text.rendered_prompt import CONTROL_MARK, RenderedPrompt, draw_mark, split_at_marks
 from frontend.text.template_messages import CONTINUED, messages_for, plainer
 from frontend.text.template_protocol import PromptTooLong
 from frontend.text.template_renderer import RENDERER, TemplateFailed, TemplateWrong, TooMuch
@@ -29,6 +32,8 @@ from frontend.text.tokenizer_config import read_tokenizer_config, special_token_
 from frontend.text.untrusted_template import render_untrusted
 from pagewire.base.errors import ConfigError, InvalidRequest, Unsupported
 from pagewire.hub.model_files import MAX_TEMPLATE_BYTES, read_bytes
+
+logger = logging.getLogger(__name__)
 
 _TRIED = [
     {"role": "system", "content": "Be brief."},
@@ -42,12 +47,14 @@ _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "co
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """One template, where it comes from, and whether it shows turns of the system."""
+    """One template, where it comes from, and whether it shows turns of the system and marks control tokens
+    (`rendered_prompt`)."""
 
     origin: Path | str
     source: str
     traits: TemplateTraits
     shows_system: bool = True
+    marks_controls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +71,39 @@ class ChatTemplate:
 
     @classmethod
     def load(
-        cls, model_dir: Path, override: str | None, *, trust_requests: bool = False
+        cls,
+        model_dir: Path,
+        override: str | None,
+        *,
+        trust_requests: bool = False,
+        has_token: Callable[[str], bool] | None = None,
     ) -> ChatTemplate | None:
         """The templates of a model directory, or the override instead; None if there are none.
 
         Looked for in this order: the override, chat_template.jinja with additional_chat_templates/*.jinja,
         `chat_template` in tokenizer_config.json, which is one template or a list of named ones. Of these,
-        `default` is used, and `tool_use`, if there is one, for requests with tools.
+        `default` is used, and `tool_use`, if there is one, for requests with tools. Last, the one that comes
+        with pagewire for the model's family.
 
         Args:
             override: a file, or the template itself.
             trust_requests: whether requests may bring templates.
+            has_token: whether the tokenizer has a token; without it no template of pagewire's is looked for.
 
         Raises:
             ConfigError: a file cannot be read, or a template has an error or takes too much time or memory.
         """
         config = read_tokenizer_config(model_dir)
         sources = _sources(model_dir, override, config)
-        if not sources:
-            return None
         by_name = {name: _read_template(origin, source) for name, (origin, source) in sources.items()}
+        if not by_name and has_token is not None:
+            ours = builtin_template(model_dir, has_token)
+            if ours is not None:
+                logger.info("the model has no chat template; it gets the one of %s", ours.stem)
+                template = _read_template(ours, _read_text(ours))
+                by_name = {"default": replace(template, marks_controls=True)}
+        if not by_name:
+            return None
         loaded = cls(by_name, special_token_texts(config), trust_requests)
         tried = {name: replace(each, shows_system=loaded._try(each)) for name, each in by_name.items()}
         return replace(loaded, _by_name=tried)
@@ -94,11 +114,20 @@ class ChatTemplate:
         return "\n".join(template.source for template in self._by_name.values())
 
     @property
+    def marks_controls(self) -> bool:
+        """Whether it says which tokens are control tokens, so that no content can be one."""
+        return any(template.marks_controls for template in self._by_name.values())
+
+    @property
     def default_source(self) -> str:
         """The text of the template for requests without tools."""
         return self._by_name["default"].source
 
     def render(self, conversation: Conversation, *, tools_as_text: bool = False) -> str:
+        """The prompt for a conversation as one text. See `render_prompt`."""
+        return self.render_prompt(conversation, tools_as_text=tools_as_text).text
+
+    def render_prompt(self, conversation: Conversation, *, tools_as_text: bool = False) -> RenderedPrompt:
         """The prompt for a conversation.
 
         Args:
@@ -113,15 +142,16 @@ class ChatTemplate:
         """
         given = conversation.chat_template
         if given is not None and given not in self._by_name:
-            return self._render_theirs(given, conversation, tools_as_text)
+            return RenderedPrompt(self._render_theirs(given, conversation, tools_as_text))
         default = self._by_name["default"]
         if given is not None:
             template = self._by_name[given]
         else:
             template = self._by_name.get("tool_use", default) if conversation.tools else default
         shown = _in_text(conversation, template, tools_as_text)
+        mark = draw_mark() if template.marks_controls else ""
         try:
-            rendered = self._render(template, shown)
+            rendered = self._render(template, shown, mark)
         except PromptTooLong as error:
             raise InvalidRequest(str(error), param="messages") from error
         except TooMuch as error:
@@ -132,9 +162,11 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the chat template refused the conversation: {error}", param="messages"
             ) from error
-        return _left_open(rendered) if conversation.continue_final_message else rendered
+        if conversation.continue_final_message:
+            rendered = _left_open(rendered)
+        return split_at_marks(rendered, mark) if mark else RenderedPrompt(rendered)
 
-    def _render(self, template: _Template, conversation: Conversation) -> str:
+    def _render(self, template: _Template, conversation: Conversation, mark: str) -> str:
         """What the template writes. If it refuses the conversation, it sees it in plainer forms: an earlier
         answer, of this server or another, must not end a conversation.
 
@@ -142,6 +174,8 @@ class ChatTemplate:
             TemplateFailed: the first refusal. And what else `TemplateRenderer.render` raises.
         """
         variables = self._variables(conversation, template.traits)
+        if mark:
+            variables[CONTROL_MARK] = mark
         try:
             return RENDERER.render(template.source, variables)
         except TemplateFailed as refused:

@@ -11,10 +11,10 @@ from frontend.text.detokenizer import (
     IncrementalDetokenizer,
     SentencePieceDetokenizer,
 )
+from pagewire.hub.byte_level import byte_level_bytes
 from pagewire.hub.token_pieces import (
     Piece,
     SentencePieceRules,
-    byte_level_bytes,
     decoder_rules,
     piece_bytes,
     tokens_by_id,

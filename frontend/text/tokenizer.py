@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, model_dir: Path) -> TextTokenizer:
-        """Reads a model directory's tokenizer.json.
+        """Reads a model directory's tokenizer, converting it if it is no tokenizer.json.
 
         Raises:
             ConfigError: it is missing, wrong, or of a kind whose output cannot be streamed.
@@ -43,7 +44,7 @@ class TextTokenizer:
         try:
             table = build_token_table(tokenizer, special_ids)
         except ConfigError as error:
-            raise ConfigError(f"{model_dir / 'tokenizer.json'}: {error.message}") from error
+            raise ConfigError(f"{model_dir}: {error.message}") from error
         longest_token = max(map(len, table.token_bytes), default=1)
         return cls(len(table.token_bytes), special_ids, longest_token, tokenizer, table)
 
@@ -64,6 +65,21 @@ class TextTokenizer:
         """The ids of a text, and for each whether it was added (1) instead of written (0). See `encode`."""
         encoding = self._encode(text, add_special_tokens)
         return encoding.ids, encoding.special_tokens_mask
+
+    def with_controls_as_text(self) -> TextTokenizer:
+        """The same, but tokens that are found in a text before it is split are text like any other, control
+        tokens above all. Takes about as long as reading it did."""
+        document = json.loads(self._tokenizer.to_str())
+        for token in document["added_tokens"]:
+            token["special"] = token["special"] or not token["normalized"]
+        tokenizer = Tokenizer.from_str(json.dumps(document))
+        tokenizer.encode_special_tokens = True
+        return replace(self, _tokenizer=tokenizer)
+
+    def token_id(self, entry: str) -> int | None:
+        """The token that the vocabulary spells so; None if there is none."""
+        token_id: int | None = self._tokenizer.token_to_id(entry)
+        return token_id
 
     def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
         with no_panics(

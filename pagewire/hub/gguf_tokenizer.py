@@ -1,51 +1,25 @@
-"""tokenizer.json and tokenizer_config.json from the metadata of a GGUF file (byte-level BPE)."""
+"""tokenizer.json and tokenizer_config.json from the metadata of a GGUF file."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf_reader import GgufFile
-from pagewire.hub.token_pieces import read_tokenizer
-
-
-class TokenType(IntEnum):
-    """tokenizer.ggml.token_type, as the GGUF specification numbers it."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-_GPT2 = {**_BYTE_LEVEL, "use_regex": True}
-# The published patterns of Llama 3 and Qwen 2; they differ in how many digits stay together.
-_LLAMA3_PATTERN, _QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-    + digits
-    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    for digits in (r"\p{N}{1,3}", r"\p{N}")
+from pagewire.hub.piece_tokenizer import PieceType, PieceVocabulary, piece_document
+from pagewire.hub.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from pagewire.hub.token_pieces import parse_tokenizer
+from pagewire.hub.tokenizer_document import (
+    GPT2,
+    AddedToken,
+    bpe_model,
+    sequence,
+    surrounding,
+    tokenizer_document,
+    write_document,
 )
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-
-
-_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
-    "gpt-2": [_GPT2],
-    "smollm": [{"type": "Digits", "individual_digits": True}, _GPT2],
-    "llama-bpe": [_split(_LLAMA3_PATTERN), _BYTE_LEVEL],
-    "qwen2": [_split(_QWEN2_PATTERN), _BYTE_LEVEL],
-}
-_NORMALIZERS = {"qwen2": {"type": "NFC"}}
 
 
 def tokens(gguf: GgufFile) -> list[str]:
@@ -57,56 +31,82 @@ def write_tokenizer(gguf: GgufFile, directory: Path, max_length: int) -> None:
     """Writes tokenizer.json and tokenizer_config.json.
 
     Raises:
-        ConfigError: the tokenizer is not a byte-level BPE with a known pre-tokenizer, or its parts
-            contradict each other.
+        ConfigError: the tokenizer is neither a byte-level BPE with a known pre-tokenizer nor a SentencePiece
+            model, or its parts contradict each other.
     """
-    pre = _pre_tokenizer_name(gguf)
+    model = gguf.require("tokenizer.ggml.model", str)
     vocabulary = tokens(gguf)
-    added = _added_tokens(gguf, vocabulary)
-    document = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": _NORMALIZERS.get(pre),
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
-        "post_processor": _post_processor(gguf, vocabulary, pre),
-        "decoder": _GPT2,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,  # nosec B105 # no password
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre == "llama-bpe",
-            "vocab": _vocab(gguf, vocabulary),
-            "merges": _merges(gguf),
-        },
-    }
-    _write_json(directory / "tokenizer.json", document)
+    if model == "gpt2":
+        document = _byte_level(gguf, vocabulary)
+    elif model == "llama":
+        document = _sentencepiece(gguf, vocabulary)
+    else:
+        raise ConfigError(
+            f"{gguf.path}: tokenizer model '{model}'; byte-level BPE ('gpt2') and SentencePiece ('llama') "
+            "can be converted; use the model's Hugging Face directory instead"
+        )
+    path = directory / "tokenizer.json"
+    write_document(path, document)
     try:
-        read_tokenizer(directory)
+        parse_tokenizer(path)
     except ConfigError as error:  # such as a merge of tokens that are not in the vocabulary
         raise ConfigError(f"{gguf.path}: its tokenizer cannot be converted: {error}") from error
-    _write_json(directory / "tokenizer_config.json", _tokenizer_config(gguf, vocabulary, max_length))
+    write_document(directory / "tokenizer_config.json", _tokenizer_config(gguf, vocabulary, max_length))
 
 
-def _pre_tokenizer_name(gguf: GgufFile) -> str:
-    model = gguf.require("tokenizer.ggml.model", str)
-    if model != "gpt2":
-        raise ConfigError(
-            f"{gguf.path}: tokenizer model '{model}'; only byte-level BPE ('gpt2') can be converted; "
-            "use the model's Hugging Face directory instead"
-        )
+def _byte_level(gguf: GgufFile, vocabulary: list[str]) -> dict[str, Any]:
+    pre = _pre_tokenizer(gguf)
+    before, behind = _surrounding(gguf, vocabulary, add_bos=pre.adds_bos)
+    added = surrounding(before, behind)
+    return tokenizer_document(
+        bpe_model(_vocab(gguf, vocabulary), _merges(gguf), ignore_merges=pre.whole_words),
+        added=_added_tokens(gguf, vocabulary),
+        normalizer={"type": "NFC"} if pre.nfc else None,
+        pre_tokenizer=sequence("pretokenizers", pre.steps),
+        post_processor=sequence("processors", [GPT2] if added is None else [GPT2, added]),
+        decoder=GPT2,
+    )
+
+
+def _sentencepiece(gguf: GgufFile, vocabulary: list[str]) -> dict[str, Any]:
+    types = _token_types(gguf, vocabulary)
+    scores = gguf.require("tokenizer.ggml.scores", list)
+    if len(scores) != len(vocabulary):
+        raise ConfigError(f"{gguf.path}: {len(vocabulary)} tokens with {len(scores)} scores")
+    before, behind = _surrounding(gguf, vocabulary, add_bos=True)
+    pieces = PieceVocabulary(
+        kind="bpe",
+        pieces=vocabulary,
+        scores=scores,
+        types=types,
+        byte_fallback=PieceType.BYTE in types,
+        dummy_prefix=gguf.optional("tokenizer.ggml.add_space_prefix", bool, True),
+        remove_extra_spaces=gguf.optional("tokenizer.ggml.remove_extra_whitespaces", bool, False),
+    )
+    added = _phi3_tokens(pieces) if gguf.optional("general.architecture", str, "") == "phi3" else []
+    try:
+        return piece_document(pieces, added=added, before=before, behind=behind)
+    except ConfigError as error:
+        raise ConfigError(f"{gguf.path}: {error.message}") from error
+
+
+def _phi3_tokens(pieces: PieceVocabulary) -> list[AddedToken]:
+    """Phi-3's control tokens take the white space behind them, which a GGUF file has no place for."""
+    return [
+        AddedToken(id=token_id, content=pieces.pieces[token_id], special=True, rstrip=True)
+        for token_id in pieces.of_type(PieceType.CONTROL, PieceType.USER_DEFINED)
+        if pieces.pieces[token_id] not in ("<s>", "<unk>", "<|endoftext|>")
+    ]
+
+
+def _pre_tokenizer(gguf: GgufFile) -> PreTokenizer:
     pre: str = gguf.optional("tokenizer.ggml.pre", str, "missing")
-    if pre not in _PRE_TOKENIZERS:
+    if pre not in PRE_TOKENIZERS:
         raise ConfigError(
-            f"{gguf.path}: pre-tokenizer '{pre}'; these can be converted: {', '.join(_PRE_TOKENIZERS)}; "
+            f"{gguf.path}: pre-tokenizer '{pre}'; these can be converted: {', '.join(PRE_TOKENIZERS)}; "
             "use the model's Hugging Face directory instead"
         )
-    return pre
+    return PRE_TOKENIZERS[pre]
 
 
 def _vocab(gguf: GgufFile, vocabulary: list[str]) -> dict[str, int]:
@@ -126,50 +126,44 @@ def _merges(gguf: GgufFile) -> list[list[str]]:
     return merges
 
 
-def _added_tokens(gguf: GgufFile, vocabulary: list[str]) -> list[dict[str, Any]]:
-    """Tokens that are found in a text before anything splits it; the special ones are not shown."""
-    types = gguf.require("tokenizer.ggml.token_type", list)
+def _token_types(gguf: GgufFile, vocabulary: list[str]) -> list[int]:
+    types: list[int] = gguf.require("tokenizer.ggml.token_type", list)
     if len(types) != len(vocabulary):
         raise ConfigError(f"{gguf.path}: {len(vocabulary)} tokens with {len(types)} types")
-    special = (TokenType.CONTROL, TokenType.UNKNOWN)
+    return types
+
+
+def _added_tokens(gguf: GgufFile, vocabulary: list[str]) -> list[AddedToken]:
+    """Tokens that are found in a text before anything splits it; the special ones are not shown."""
+    special = (PieceType.CONTROL, PieceType.UNKNOWN)
     return [
-        {
-            "id": token_id,
-            "content": vocabulary[token_id],
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": kind in special,
-        }
-        for token_id, kind in enumerate(types)
-        if kind in special or kind == TokenType.USER_DEFINED
+        AddedToken(id=token_id, content=vocabulary[token_id], special=kind in special)
+        for token_id, kind in enumerate(_token_types(gguf, vocabulary))
+        if kind in special or kind == PieceType.USER_DEFINED
     ]
 
 
-def _post_processor(gguf: GgufFile, vocabulary: list[str], pre: str) -> dict[str, Any]:
-    """Adds bos and eos where the file says so. Llama 3 files that do not say mean bos."""
-    add_bos = gguf.optional("tokenizer.ggml.add_bos_token", bool, pre == "llama-bpe")
-    add_eos = gguf.optional("tokenizer.ggml.add_eos_token", bool, False)
-    if not add_bos and not add_eos:
-        return dict(_GPT2)
-    specials: dict[str, Any] = {}
-    template: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
-    for name, wanted, position in (("bos", add_bos, 0), ("eos", add_eos, 2)):
-        if not wanted:
-            continue
+def _surrounding(
+    gguf: GgufFile, vocabulary: list[str], *, add_bos: bool
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """The tokens before and behind every text, with their ids.
+
+    Args:
+        add_bos: whether texts begin with bos if the file does not say.
+    """
+
+    def wanted(name: str, by_default: bool) -> list[tuple[str, int]]:
+        if not gguf.optional(f"tokenizer.ggml.add_{name}_token", bool, by_default):
+            return []
         token_id = gguf.require(f"tokenizer.ggml.{name}_token_id", int)
-        token = vocabulary[token_id]
-        specials[token] = {"id": token, "ids": [token_id], "tokens": [token]}
-        template.insert(position, {"SpecialToken": {"id": token, "type_id": 0}})
-    second = {"Sequence": {"id": "B", "type_id": 1}}
-    processor = {
-        "type": "TemplateProcessing",
-        "single": template,
-        "pair": [*template, second],
-        "special_tokens": specials,
-    }
-    return {"type": "Sequence", "processors": [_GPT2, processor]}
+        if not 0 <= token_id < len(vocabulary):
+            raise ConfigError(
+                f"{gguf.path}: tokenizer.ggml.{name}_token_id is {token_id}; there are {len(vocabulary)} "
+                "tokens"
+            )
+        return [(vocabulary[token_id], token_id)]
+
+    return wanted("bos", add_bos), wanted("eos", False)
 
 
 def _tokenizer_config(gguf: GgufFile, vocabulary: list[str], max_length: int) -> dict[str, Any]:
@@ -193,7 +187,3 @@ def _strings(gguf: GgufFile, key: str) -> list[str]:
     if not values or not isinstance(values[0], str):
         raise ConfigError(f"{gguf.path}: {key} must be a list of strings")
     return values
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")

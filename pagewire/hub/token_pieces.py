@@ -13,9 +13,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pagewire.base.errors import ConfigError, PagewireError
+from pagewire.hub.byte_level import MAX_TOKEN_ID, byte_level_bytes
 from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes
-
-MAX_TOKEN_ID = 2**22 - 1
+from pagewire.hub.tokenizer_files import tokenizer_file
 
 Piece = str | int | None
 """What a SentencePiece token stands for: text, one byte (0 to 255), or nothing to be shown."""
@@ -24,14 +24,26 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 def read_tokenizer(model_dir: Path) -> Tokenizer:
-    """A model directory's tokenizer.json, without the truncation and padding of its training run.
+    """A model directory's tokenizer, without the truncation and padding of its training run.
 
     Raises:
-        ConfigError: it is missing or wrong.
+        ConfigError: it is missing or wrong, or of a kind that cannot be converted to tokenizer.json.
     """
-    path = model_dir / "tokenizer.json"
-    if not path.is_file():
-        raise ConfigError(f"{model_dir}: has no tokenizer.json; convert its tokenizer to that format first")
+    path = tokenizer_file(model_dir)
+    if path.parent == model_dir:
+        return parse_tokenizer(path)
+    try:
+        return parse_tokenizer(path)
+    except ConfigError as error:  # which names a file that the user has never seen
+        raise ConfigError(f"{model_dir}: its tokenizer cannot be converted: {error.message}") from error
+
+
+def parse_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json, without the truncation and padding of its training run.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
     data = read_bytes(path, MAX_TOKENIZER_BYTES)
     if (merge := _fatal_merge(data)) is not None:
         raise ConfigError(
@@ -135,25 +147,6 @@ def _decoder_settings(tokenizer: Tokenizer) -> dict[str, Any]:
         return {"type": "no decoder"}
     settings: dict[str, Any] = json.loads(tokenizer.decoder.__getstate__())
     return settings
-
-
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, every other byte for a letter from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(0x100 + index): byte for index, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | letters
-
-
-_BYTE_OF_CHARACTER = _byte_of_character()
-
-
-def byte_level_bytes(token: str) -> bytes:
-    """An added token may hold characters outside the alphabet; then it is plain text."""
-    try:
-        return bytes([_BYTE_OF_CHARACTER[character] for character in token])
-    except KeyError:
-        return token.encode("utf-8")
 
 
 def piece_bytes(piece: Piece) -> bytes:

@@ -146,8 +146,8 @@ class LLM:
         prompts = []
         for conversation in conversations:
             turns = [dict(message) for message in conversation]
-            rendered = self._text.template.render(Turns(messages=turns))
-            prompts.append(self._text.tokenizer.encode(rendered, add_special_tokens=False))
+            rendered = self._text.template.render_prompt(Turns(messages=turns))
+            prompts.append(self._text.encode_prompt(rendered))
         return self.generate(prompts, sampling_params)
 
     def _as_params(

@@ -79,7 +79,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, model_dir: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> Vocabulary:
-        """Reads a model directory's tokenizer.json; takes some tenths of a second.
+        """Reads a model directory's tokenizer; takes some tenths of a second.
 
         Raises:
             ConfigError: it has none, or one of a kind that is not understood.
@@ -95,9 +95,7 @@ class Vocabulary:
             tokens.append(b"<no end>")
         wrapper = _Tokens(tokenizer, tokens, sorted(t for t in special if t < len(tokens)), eos[0])
         with no_panics(
-            lambda reason: ConfigError(
-                f"{model_dir / 'tokenizer.json'}: its tokens cannot be constrained: {reason}"
-            )
+            lambda reason: ConfigError(f"{model_dir}: its tokens cannot be constrained: {reason}")
         ):
             tokens_for_grammars = LLTokenizer(cast(TokenizerWrapper, wrapper), eos_token=eos)
         return cls(tokens_for_grammars, vocab_size, eos_token_ids)

@@ -10,8 +10,13 @@ from typing import Any
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes, read_json_object
+from pagewire.hub.tokenizer_files import has_tokenizer, tokenizer_file
 
 MAX_EOS_TOKEN_IDS = 256
+_TURN_ENDS: Mapping[str, tuple[str, ...]] = {
+    "chatglm": ("<|user|>", "<|observation|>"),
+    "qwen": ("<|endoftext|>", "<|im_end|>", "<|im_start|>"),
+}
 _ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 
 
@@ -39,13 +44,30 @@ def tokenizer_eos_token_id(directory: Path) -> int | None:
     Raises:
         ConfigError: the tokenizer's files are malformed.
     """
-    settings, tokenizer = directory / "tokenizer_config.json", directory / "tokenizer.json"
-    if not settings.is_file() or not tokenizer.is_file():
+    settings = directory / "tokenizer_config.json"
+    if not settings.is_file() or not has_tokenizer(directory):
         return None
     token = read_json_object(settings).get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
-    return _token_id(tokenizer, token) if isinstance(token, str) else None
+    return _token_id(tokenizer_file(directory), token) if isinstance(token, str) else None
+
+
+def turn_end_token_ids(directory: Path, model_type: str) -> tuple[int, ...]:
+    """The ids of the tokens that end a turn in families whose own code knows them, and no file of theirs.
+    Empty for other families, and where there is no tokenizer.
+
+    Args:
+        model_type: as config.json has it.
+
+    Raises:
+        ConfigError: the tokenizer's files are malformed.
+    """
+    if model_type not in _TURN_ENDS or not has_tokenizer(directory):
+        return ()
+    path = tokenizer_file(directory)
+    token_ids = (_token_id(path, token) for token in _TURN_ENDS[model_type])
+    return tuple(token_id for token_id in token_ids if token_id is not None)
 
 
 def _token_id(path: Path, token: str) -> int | None:

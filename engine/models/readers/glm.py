@@ -24,8 +24,6 @@ _NAMES = {
     "head_dim": ("kv_channels",),
     "rms_norm_eps": ("layernorm_epsilon",),
 }
-# <|user|> and <|observation|>: ChatGLM3 begins the other side's turn instead of ending its own.
-_CHATGLM3_VOCAB, _CHATGLM3_TURNS = 65024, (64795, 64797)
 
 
 def read_chatglm(fields: ConfigFields, architecture: str, eos_sources: EosSources) -> ModelConfig:
@@ -44,7 +42,7 @@ def read_chatglm(fields: ConfigFields, architecture: str, eos_sources: EosSource
         fields.require(name, needed, needed)
     _, _, head_dim = read_heads(fields)
     theta = 10000.0 * fields.number("rope_ratio", 1.0)
-    config = read_decoder(
+    return read_decoder(
         fields,
         architecture,
         eos_sources,
@@ -52,10 +50,6 @@ def read_chatglm(fields: ConfigFields, architecture: str, eos_sources: EosSource
         norm=NormConfig(eps=fields.number("rms_norm_eps", 1e-5)),
         qkv_bias=fields.flag("add_qkv_bias"),
     )
-    if config.vocab_size != _CHATGLM3_VOCAB:
-        return config
-    stops = tuple(token_id for token_id in _CHATGLM3_TURNS if token_id not in config.eos_token_ids)
-    return replace(config, eos_token_ids=(*config.eos_token_ids, *stops))
 
 
 def read_glm4(fields: ConfigFields, architecture: str, eos_sources: EosSources) -> ModelConfig:

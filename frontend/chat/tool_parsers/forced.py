@@ -33,6 +33,29 @@ class NamedCallParser(ToolParser):
         return []
 
 
+class FramedParser(ToolParser):
+    """Reads what one parser says is the answer with another one."""
+
+    name = "framed"
+
+    def __init__(self, frame: ToolParser, inner: ToolParser) -> None:
+        super().__init__(())
+        self._frame = frame
+        self._inner = inner
+
+    def push(self, text: str) -> list[Event]:
+        return self._through(self._frame.push(text))
+
+    def finish(self) -> list[Event]:
+        return [*self._through(self._frame.finish()), *self._inner.finish()]
+
+    def _through(self, events: list[Event]) -> list[Event]:
+        read: list[Event] = []
+        for event in events:
+            read += self._inner.push(event.text) if isinstance(event, Text) else [event]
+        return read
+
+
 class RequiredCallsParser(ToolParser):
     """The whole reply is a list of calls."""
 

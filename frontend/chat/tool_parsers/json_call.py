@@ -10,7 +10,7 @@ from enum import Enum, auto
 from frontend.chat.tool_parsers.protocol import Arguments, Call, Event
 
 _SPACE = " \t\r\n"
-_NAME_KEYS = ("name",)
+_NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters")
 _PLAIN = re.compile(r'[^"\\{}\[\]]+')
 _CALL_KEYS = (*_NAME_KEYS, *_ARGUMENT_KEYS, "type", "id")

@@ -34,7 +34,14 @@ class Arguments:
     json: str
 
 
-Event = Text | Call | Arguments
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What the model thinks, in formats that tell it apart as they do calls."""
+
+    text: str
+
+
+Event = Text | Call | Arguments | Reasoning
 
 
 class ToolParser(ABC):
@@ -50,11 +57,13 @@ class ToolParser(ABC):
             parser, where otherwise special tokens are left out of a reply.
         is_generic: whether the model does not know the format of itself: it is told of it in the prompt, and
             held to it.
+        reads_all: whether it reads replies without tools too: such a reply is not its answer as it is.
     """
 
     name: ClassVar[str]
     markers: ClassVar[tuple[str, ...]] = ()
     is_generic: ClassVar[bool] = False
+    reads_all: ClassVar[bool] = False
 
     def __init__(self, tool_names: Collection[str]) -> None:
         """Args:
@@ -81,6 +90,12 @@ class ToolParser(ABC):
             alone: whether calls are to be at the beginning of the reply, without text before them.
         """
         return None
+
+    @classmethod
+    def frame(cls, marks: Marks) -> tuple[str, str]:
+        """What stands before the answer in a reply that is held to a form, as the beginning of a rule's right
+        side, and the rules that it uses. Both are empty if the answer is the whole reply."""
+        return "", ""
 
     @staticmethod
     def new_id() -> str:

@@ -9,8 +9,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from frontend.chat.tool_parsers.generic import GenericToolParser
+from frontend.chat.tool_parsers.glm import ChatGlm3ToolParser, Glm4ToolParser
+from frontend.chat.tool_parsers.harmony import HarmonyToolParser
 from frontend.chat.tool_parsers.hermes import HermesToolParser
 from frontend.chat.tool_parsers.llama3_json import Llama3JsonToolParser
+from frontend.chat.tool_parsers.marked_list import (
+    CohereToolParser,
+    GraniteToolParser,
+    Phi4MiniToolParser,
+)
 from frontend.chat.tool_parsers.mistral import MistralToolParser
 from frontend.chat.tool_parsers.protocol import ToolParser
 from frontend.chat.tool_parsers.pythonic import PythonicToolParser
@@ -21,6 +28,12 @@ logger = logging.getLogger(__name__)
 ENTRY_POINTS = "pagewire.tool_parsers"
 
 _BUILT_IN: tuple[type[ToolParser], ...] = (
+    HarmonyToolParser,
+    ChatGlm3ToolParser,
+    Glm4ToolParser,
+    CohereToolParser,
+    GraniteToolParser,
+    Phi4MiniToolParser,
     HermesToolParser,
     MistralToolParser,
     PythonicToolParser,

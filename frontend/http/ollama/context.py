@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from frontend.generation.request import Conversation
 from frontend.served_model import ServedModel
+from frontend.text.rendered_prompt import RenderedPrompt
 from pagewire.base.errors import InvalidRequest
 
 _ANSWER = "ANSWER_SO_FAR"
 """Stands for the earlier answer where the template shows what comes behind one."""
 
 
-def next_turn(model: ServedModel, conversation: Conversation) -> str:
+def next_turn(model: ServedModel, conversation: Conversation) -> RenderedPrompt:
     """What a chat template writes behind an answer when another turn of the user follows: the end of the
     assistant's turn, and the user's. Slow: runs in a thread.
 
@@ -26,8 +27,8 @@ def next_turn(model: ServedModel, conversation: Conversation) -> str:
     assert model.template is not None
     earlier = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
     probe = replace(conversation, messages=[*earlier, conversation.messages[-1]])
-    _, found, behind = model.template.render(probe).partition(_ANSWER)
-    if not found:
+    behind = model.template.render_prompt(probe).behind(_ANSWER)
+    if behind is None:
         raise InvalidRequest(
             "context cannot be gone on with: the model's chat template does not show earlier answers as they "
             "are; send the conversation to /api/chat",
@@ -36,8 +37,8 @@ def next_turn(model: ServedModel, conversation: Conversation) -> str:
     return behind
 
 
-def joined(model: ServedModel, context: Sequence[int], behind: str) -> list[int]:
+def joined(model: ServedModel, context: Sequence[int], behind: RenderedPrompt) -> list[int]:
     """The tokens of a context and of what comes behind it. An answer that ended by itself ends with the token
     that ends the turn, which the template writes too."""
-    more = model.tokenizer.encode(behind, add_special_tokens=False)
+    more = model.encode_prompt(behind)
     return [*context, *(more[1:] if more[:1] == list(context[-1:]) else more)]

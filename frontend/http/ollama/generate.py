@@ -34,6 +34,7 @@ from frontend.http.ollama.schemas.keep_alive import asks_to_unload
 from frontend.http.ollama.schemas.options import DEFAULTS
 from frontend.http.relaxed import note_relaxed
 from frontend.http.request_id import REQUEST_ID
+from frontend.text.rendered_prompt import RenderedPrompt
 from pagewire.base.errors import PagewireError
 from pagewire.wire.sampling_params import SamplingParams
 
@@ -89,13 +90,13 @@ class OllamaGenerateHandlers:
             text = f"{body.system}\n\n{body.prompt}" if body.system else body.prompt or ""
             if not body.context:
                 return self._request(http_request, body, TextPrompt(text=text))
-            token_ids = await self._pipeline.in_thread(joined, model, body.context, text)
+            token_ids = await self._pipeline.in_thread(joined, model, body.context, RenderedPrompt(text))
             return self._request(http_request, body, TokenPrompt(token_ids=token_ids))
         if not body.context:
             return self._request(http_request, body, conversation)
         behind = await self._pipeline.in_thread(next_turn, model, conversation)
         token_ids = await self._pipeline.in_thread(joined, model, body.context, behind)
-        reading = model.replies.read(conversation, behind, self._sampling(body))
+        reading = model.replies.read(conversation, behind.text, self._sampling(body))
         prompt = TokenPrompt(token_ids=token_ids)
         return self._request(
             http_request, body, prompt, sampling=reading.sampling, new_parser=reading.new_parser

@@ -8,20 +8,21 @@ from pagewire.base.errors import ConfigError
 from pagewire.hub import ALIASES, resolve_model
 from pagewire.hub.cache import cache_home
 from pagewire.hub.reference import is_repository_id
+from pagewire.hub.tokenizer_files import tokenizer_file
 
 _FILE = "tokenizer.json"
 
 
 def find_tokenizer(name: str) -> Path:
-    """The tokenizer.json of a name: that file, a directory with it, an alias, or a Hugging Face id, of which
-    nothing else is fetched.
+    """The tokenizer.json of a name: that file, a directory that has a tokenizer, an alias, or a Hugging Face
+    id, of which nothing else is fetched.
 
     Raises:
         ConfigError: there is none.
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        path = path / _FILE
+        return tokenizer_file(path)
     if path.is_file():
         return path
     if name in ALIASES:

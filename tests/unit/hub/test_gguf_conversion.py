@@ -256,7 +256,7 @@ def _reshape(tensors: dict[str, np.ndarray]) -> None:
         ({"edit": _remove}, r"1 missing \(blk\.1\.ffn_up\.weight\)"),
         ({"edit": _reshape}, r"of the wrong shape \(blk\.1\.ffn_up\.weight of \(95, 64\), not \(96, 64\)"),
         ({"pre": "some-new-one"}, "pre-tokenizer 'some-new-one'.*smollm"),
-        ({"tokenizer_model": "llama"}, "tokenizer model 'llama'"),
+        ({"tokenizer_model": "bert"}, "tokenizer model 'bert'"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(

@@ -323,7 +323,7 @@ def test_an_object_with_other_keys_is_text_as_soon_as_they_are_seen() -> None:
 @pytest.mark.parametrize(
     ("name", "plugin", "said"),
     [
-        ("other", None, "must be auto, none, hermes, mistral, pythonic, llama3_json"),
+        ("other", None, "must be auto, none, harmony, chatglm3, glm4, cohere, granite"),
         ("bang", "1 / 0", "division by zero"),
         ("bang", "x = 1", "no subclass of ToolParser"),
         (
