@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.models.checkpoint_names import CheckpointNames, gate_then_up, qkv_in_turn
 from engine.models.config import ModelConfig
+from engine.models.heads import decoder_of, known_heads, refuse_bidirectional, with_head
 from engine.models.readers.baichuan import read_baichuan
 from engine.models.readers.cohere import read_cohere, read_cohere2, read_stablelm
 from engine.models.readers.eos import tokenizer_eos_token_id
@@ -203,7 +204,8 @@ def parse_model_config(
     """The configuration in parsed JSON; the sources name it in errors. Raises as load_model_config."""
     architecture = _architecture(values, source)
     eos_sources = {generation_source: generation, source: values}
-    return FAMILIES[architecture].read_config(ConfigFields(values, source), architecture, eos_sources)
+    fields, decoder = ConfigFields(values, source), decoder_of(architecture)
+    return with_head(FAMILIES[decoder].read_config(fields, decoder, eos_sources), architecture, fields)
 
 
 def _architecture(values: Mapping[str, Any], source: str) -> str:
@@ -211,8 +213,9 @@ def _architecture(values: Mapping[str, Any], source: str) -> str:
     if not isinstance(architectures, list) or len(architectures) != 1:
         raise ConfigError(f"{source}: architectures is {architectures!r}; it must be a list of one name")
     architecture = str(architectures[0])
-    if architecture not in FAMILIES:
-        near = get_close_matches(architecture, FAMILIES, n=1, cutoff=0.8)
+    refuse_bidirectional(architecture, ConfigFields(values, source))
+    if decoder_of(architecture) not in FAMILIES:
+        near = get_close_matches(architecture, [*FAMILIES, *known_heads()], n=1, cutoff=0.8)
         hint = f"; the nearest name is {near[0]!r}" if near else ""
         raise ConfigError(
             f"{source}: architecture {architecture!r} is not supported; docs/models.md lists what is{hint}"

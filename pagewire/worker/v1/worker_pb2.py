@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpagewire/worker/v1/worker.proto\x12\x12pagewire.worker.v1\".\n\x05Hello\x12\x18\n\x10\x64ispatch_version\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\r\"\xa5\x03\n\x07Welcome\x12\x18\n\x10\x64ispatch_version\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x12\n\nblock_size\x18\x07 \x01(\r\x12\x12\n\nnum_blocks\x18\x08 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\n \x01(\r\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\x0c\n\x04rank\x18\r \x01(\r\x12\x12\n\nworld_size\x18\x0e \x01(\r\x12\x13\n\x0bhidden_size\x18\x0f \x01(\r\x12\x15\n\rnum_kv_groups\x18\x10 \x01(\r\x12\x1b\n\x13max_tokens_per_step\x18\x11 \x01(\r\x12\x11\n\tmax_loras\x18\x12 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x13 \x01(\t\x12\x12\n\nmore_ahead\x18\x14 \x01(\x08\"\xed\x01\n\x06Limits\x12\x12\n\nvocab_size\x18\x01 \x01(\r\x12\x13\n\x0bhidden_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x07 \x01(\r\x12\x15\n\rnum_kv_groups\x18\x08 \x01(\r\x12\x1b\n\x13max_tokens_per_step\x18\t \x01(\r\x12\x11\n\tmax_loras\x18\n \x01(\r\"\x85\x01\n\x06\x41ttach\x12\x11\n\tplan_ring\x18\x01 \x01(\t\x12\x13\n\x0bplan_reader\x18\x02 \x01(\r\x12\x13\n\x0bresult_ring\x18\x03 \x01(\t\x12*\n\x06limits\x18\x04 \x01(\x0b\x32\x1a.pagewire.worker.v1.Limits\x12\x12\n\nrendezvous\x18\x05 \x01(\t\"\n\n\x08\x41ttached\"\x19\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x80\x02\n\x07\x43ontrol\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.pagewire.worker.v1.HelloH\x00\x12.\n\x07welcome\x18\x02 \x01(\x0b\x32\x1b.pagewire.worker.v1.WelcomeH\x00\x12,\n\x06\x61ttach\x18\x03 \x01(\x0b\x32\x1a.pagewire.worker.v1.AttachH\x00\x12\x30\n\x08\x61ttached\x18\x04 \x01(\x0b\x32\x1c.pagewire.worker.v1.AttachedH\x00\x12.\n\x07refused\x18\x05 \x01(\x0b\x32\x1b.pagewire.worker.v1.RefusedH\x00\x42\t\n\x07messageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpagewire/worker/v1/worker.proto\x12\x12pagewire.worker.v1\".\n\x05Hello\x12\x18\n\x10\x64ispatch_version\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\r\"\xd7\x03\n\x07Welcome\x12\x18\n\x10\x64ispatch_version\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x12\n\nblock_size\x18\x07 \x01(\r\x12\x12\n\nnum_blocks\x18\x08 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\n \x01(\r\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\x0c\n\x04rank\x18\r \x01(\r\x12\x12\n\nworld_size\x18\x0e \x01(\r\x12\x13\n\x0bhidden_size\x18\x0f \x01(\r\x12\x15\n\rnum_kv_groups\x18\x10 \x01(\r\x12\x1b\n\x13max_tokens_per_step\x18\x11 \x01(\r\x12\x11\n\tmax_loras\x18\x12 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x13 \x01(\t\x12\x12\n\nmore_ahead\x18\x14 \x01(\x08\x12\x0c\n\x04task\x18\x16 \x01(\t\x12\x0e\n\x06labels\x18\x17 \x03(\t\x12\x12\n\nnum_labels\x18\x18 \x01(\r\"\x81\x02\n\x06Limits\x12\x12\n\nvocab_size\x18\x01 \x01(\r\x12\x13\n\x0bhidden_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x07 \x01(\r\x12\x15\n\rnum_kv_groups\x18\x08 \x01(\r\x12\x1b\n\x13max_tokens_per_step\x18\t \x01(\r\x12\x11\n\tmax_loras\x18\n \x01(\r\x12\x12\n\nnum_labels\x18\x0c \x01(\r\"\x85\x01\n\x06\x41ttach\x12\x11\n\tplan_ring\x18\x01 \x01(\t\x12\x13\n\x0bplan_reader\x18\x02 \x01(\r\x12\x13\n\x0bresult_ring\x18\x03 \x01(\t\x12*\n\x06limits\x18\x04 \x01(\x0b\x32\x1a.pagewire.worker.v1.Limits\x12\x12\n\nrendezvous\x18\x05 \x01(\t\"\n\n\x08\x41ttached\"\x19\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x80\x02\n\x07\x43ontrol\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.pagewire.worker.v1.HelloH\x00\x12.\n\x07welcome\x18\x02 \x01(\x0b\x32\x1b.pagewire.worker.v1.WelcomeH\x00\x12,\n\x06\x61ttach\x18\x03 \x01(\x0b\x32\x1a.pagewire.worker.v1.AttachH\x00\x12\x30\n\x08\x61ttached\x18\x04 \x01(\x0b\x32\x1c.pagewire.worker.v1.AttachedH\x00\x12.\n\x07refused\x18\x05 \x01(\x0b\x32\x1b.pagewire.worker.v1.RefusedH\x00\x42\t\n\x07messageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=55
   _globals['_HELLO']._serialized_end=101
   _globals['_WELCOME']._serialized_start=104
-  _globals['_WELCOME']._serialized_end=525
-  _globals['_LIMITS']._serialized_start=528
-  _globals['_LIMITS']._serialized_end=765
-  _globals['_ATTACH']._serialized_start=768
-  _globals['_ATTACH']._serialized_end=901
-  _globals['_ATTACHED']._serialized_start=903
-  _globals['_ATTACHED']._serialized_end=913
-  _globals['_REFUSED']._serialized_start=915
-  _globals['_REFUSED']._serialized_end=940
-  _globals['_CONTROL']._serialized_start=943
-  _globals['_CONTROL']._serialized_end=1199
+  _globals['_WELCOME']._serialized_end=575
+  _globals['_LIMITS']._serialized_start=578
+  _globals['_LIMITS']._serialized_end=835
+  _globals['_ATTACH']._serialized_start=838
+  _globals['_ATTACH']._serialized_end=971
+  _globals['_ATTACHED']._serialized_start=973
+  _globals['_ATTACHED']._serialized_end=983
+  _globals['_REFUSED']._serialized_start=985
+  _globals['_REFUSED']._serialized_end=1010
+  _globals['_CONTROL']._serialized_start=1013
+  _globals['_CONTROL']._serialized_end=1269
 # @@protoc_insertion_point(module_scope)

@@ -15,7 +15,7 @@ class Hello(_message.Message):
     def __init__(self, dispatch_version: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("dispatch_version", "pid", "model", "vocab_size", "max_model_len", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "dtype", "device", "rank", "world_size", "hidden_size", "num_kv_groups", "max_tokens_per_step", "max_loras", "fingerprint", "more_ahead")
+    __slots__ = ("dispatch_version", "pid", "model", "vocab_size", "max_model_len", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "dtype", "device", "rank", "world_size", "hidden_size", "num_kv_groups", "max_tokens_per_step", "max_loras", "fingerprint", "more_ahead", "task", "labels", "num_labels")
     DISPATCH_VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,9 @@ class Welcome(_message.Message):
     MAX_LORAS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MORE_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    NUM_LABELS_FIELD_NUMBER: _ClassVar[int]
     dispatch_version: int
     pid: int
     model: str
@@ -56,10 +59,13 @@ class Welcome(_message.Message):
     max_loras: int
     fingerprint: str
     more_ahead: bool
-    def __init__(self, dispatch_version: _Optional[int] = ..., pid: _Optional[int] = ..., model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_kv_groups: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., max_loras: _Optional[int] = ..., fingerprint: _Optional[str] = ..., more_ahead: _Optional[bool] = ...) -> None: ...
+    task: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    num_labels: int
+    def __init__(self, dispatch_version: _Optional[int] = ..., pid: _Optional[int] = ..., model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_kv_groups: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., max_loras: _Optional[int] = ..., fingerprint: _Optional[str] = ..., more_ahead: _Optional[bool] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., num_labels: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("vocab_size", "hidden_size", "max_model_len", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "num_kv_groups", "max_tokens_per_step", "max_loras")
+    __slots__ = ("vocab_size", "hidden_size", "max_model_len", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "num_kv_groups", "max_tokens_per_step", "max_loras", "num_labels")
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +76,7 @@ class Limits(_message.Message):
     NUM_KV_GROUPS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     MAX_LORAS_FIELD_NUMBER: _ClassVar[int]
+    NUM_LABELS_FIELD_NUMBER: _ClassVar[int]
     vocab_size: int
     hidden_size: int
     max_model_len: int
@@ -80,7 +87,8 @@ class Limits(_message.Message):
     num_kv_groups: int
     max_tokens_per_step: int
     max_loras: int
-    def __init__(self, vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., num_kv_groups: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., max_loras: _Optional[int] = ...) -> None: ...
+    num_labels: int
+    def __init__(self, vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., num_kv_groups: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., max_loras: _Optional[int] = ..., num_labels: _Optional[int] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("plan_ring", "plan_reader", "result_ring", "limits", "rendezvous")
