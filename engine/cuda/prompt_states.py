@@ -39,7 +39,8 @@ class PromptTransfer:
     Attributes:
         work: the requested work.
         logprobs: the prompt logprobs of all its tokens; None if none were requested.
-        pooled, pooled_host: what becomes of complete pooled states, on the device and the host, [n, size] fp32.
+        pooled, pooled_host: what becomes of complete pooled states, on the device and the host, [n, size]
+            fp32.
     """
 
     work: PromptWork

@@ -20,8 +20,8 @@ class WorkerFacts:
         rank, world_size: its place among the workers that share the model.
         fingerprint: identity of the weights and the tokenizer: equal for copies of a checkpoint, different
             for any other.
-        task: what the model is for: "generate"; "classify" for one with a classification head; "embed" for one
-            without any head.
+        task: what the model is for: "generate"; "classify" for one with a classification head; "embed" for
+            one without any head.
         labels: the names of the classes, limits.num_labels of them.
         more_ahead: it has work that makes later steps faster, for plans with `work_ahead`.
     """

@@ -112,7 +112,14 @@ class EngineLimits:
                 size of blocks or the number of groups.
         """
         first = proposals[0]
-        for name in ("vocab_size", "hidden_size", "num_labels", "block_size", "num_kv_groups", "max_tokens_per_step"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_labels",
+            "block_size",
+            "num_kv_groups",
+            "max_tokens_per_step",
+        ):
             values = sorted({getattr(each, name) for each in proposals})
             if len(values) > 1:
                 raise ValueError(f"workers of one group differ in {name}: {values}")

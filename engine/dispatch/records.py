@@ -168,7 +168,8 @@ class StepResult:
         error: if not empty, the step failed and nothing else in the result holds but `is_last`.
         prompt_logprobs: of the requests that asked, for the prompt tokens this step can tell of.
         pooled: index into the plan's columns -> what pooling made of the final hidden states (after the last
-            norm), or a classification head of that, [pooled_size]; for requests whose last prompt position this step computed.
+            norm), or a classification head of that, [pooled_size]; for requests whose last prompt position
+            this step computed.
         is_last: the worker can compute nothing any more, and ends.
         launch_us: time the worker spent on the step before its device had all of it, microseconds; 0 where
             they are one.

@@ -1,5 +1,5 @@
-"""Classifications are transformers' logits and pooled states its hidden states, for every family that has such
-checkpoints."""
+"""Classifications are transformers' logits and pooled states its hidden states, for every family that has
+such checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from tests.integration.tiny_heads import FAMILIES, write_backbone, write_classif
 
 # Several lengths, computed in several steps, of which some begin alike. No token is the padding's (0), which
 # transformers takes for the end.
-PROMPTS = [[(13 * i + 7 * j) % (VOCAB - 1) + 1 for i in range(n)] for j, n in enumerate((1, 5, 17, 40, 33, 70))]
+PROMPTS = [
+    [(13 * i + 7 * j) % (VOCAB - 1) + 1 for i in range(n)] for j, n in enumerate((1, 5, 17, 40, 33, 70))
+]
 PROMPTS += [PROMPTS[3] + [9, 8], [5, 5, 5]]
 BOUNDS = {"max_num_seqs": 5, "max_num_batched_tokens": 23, "max_model_len": 96, "num_blocks": 40}
 
@@ -71,9 +73,7 @@ def test_a_decoder_alone_is_embedded(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tied", "task"), [(True, "generate"), (False, "embed")])
-def test_a_decoder_saved_alone_under_a_generators_name_is_read(
-    tied: bool, task: str, tmp_path: Path
-) -> None:
+def test_a_decoder_saved_alone_under_a_generators_name_is_read(tied: bool, task: str, tmp_path: Path) -> None:
     """As Qwen3-Embedding is published; with tied embeddings it can generate."""
     reference = write_backbone("qwen3", tmp_path, tie_word_embeddings=tied)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -9,6 +9,7 @@ import pytest
 
 from frontend.http.body import parse
 from frontend.http.scoring.bodies import RerankBody, ScoreBody
+from frontend.pooled import TextPair
 from pagewire.base.errors import InvalidRequest
 from tests.unit.frontend.conftest import RunningFrontend
 
@@ -73,12 +74,12 @@ async def test_another_model_is_a_404(frontend: RunningFrontend) -> None:
 
 def test_pairs_are_each_with_each_or_one_with_all() -> None:
     assert parse(RerankBody, b'{"query": "q", "documents": ["a", {"text": "b"}]}').pairs() == [
-        ("q", "a"),
-        ("q", "b"),
+        TextPair(first="q", second="a"),
+        TextPair(first="q", second="b"),
     ]
     body = parse(ScoreBody, b'{"text_1": "q", "text_2": ["a", "b"]}')
-    assert body.pairs() == [("q", "a"), ("q", "b")]
+    assert body.pairs() == [TextPair(first="q", second="a"), TextPair(first="q", second="b")]
     body = parse(ScoreBody, b'{"queries": ["q", "r"], "documents": ["a", "b"]}')
-    assert body.pairs() == [("q", "a"), ("r", "b")]
+    assert body.pairs() == [TextPair(first="q", second="a"), TextPair(first="r", second="b")]
     with pytest.raises(InvalidRequest, match="1 or as many"):
         parse(ScoreBody, b'{"queries": ["q", "r"], "documents": ["a", "b", "c"]}').pairs()
