@@ -73,7 +73,7 @@ class ScoringFields(TypedDict, total=False):
     """What a request to classify or score may have besides its texts.
 
     use_activation: false for the logits instead of probabilities or scores. truncate_prompt_tokens: keeps
-    this many tokens of each input, from its beginning. model, request_id, priority, user: see `RequestFields`.
+    this many tokens of each input, from its beginning. The others are those of `RequestFields`.
     """
 
     use_activation: bool

@@ -201,7 +201,7 @@ async def test_generation_is_refused_on_every_protocol(
     async with aiohttp.ClientSession(frontend.url) as session:
         for path, body in GENERATING.items():
             async with session.post(path, json=body) as response:
-                assert response.status == 400, path
+                assert response.status == (501 if path.startswith("/v2") else 400), path
                 assert part in await response.text(), path
     async with AsyncClient(frontend.target) as client:
         with pytest.raises(Unsupported, match=part):
@@ -265,7 +265,8 @@ def test_a_template_cuts_the_document_and_keeps_its_own_end(model_dir: Path) -> 
 
     assert read(None, "q", "doc") == b"q|doc|end"
     assert read(10, "q", "document") == b"q|docu|end"
-    assert read(-1, "q", "é" * 9) == "q|éééééé|end".encode() + b""
+    assert read(-1, "q", "d" * 15) == b"q|" + b"d" * 14 + b"|end"
+    assert read(19, "q", "é" * 9) == "q|éééééé|end".encode()  # no half character
     with pytest.raises(InvalidRequest, match="31 tokens; at most 20"):
         read(None, "q" * 15, "d" * 11)
     with pytest.raises(InvalidRequest, match="no room for its second text"):
