@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from tests.integration.tiny_heads import write_classifier
 from tests.unit.frontend.conftest import byte_characters
 from tools.service import Service
 
+DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "scoring.md"
 QUERY = "What is the capital of France?"
 DOCUMENTS = ["Paris.", "Berlin is in Germany.", "The capital of France is Paris. " * 3, "é"]
 
@@ -84,6 +88,7 @@ async def test_scores_and_classes_are_transformers_over_both_protocols(
             await client.generate("a", SamplingParams(max_tokens=1))
 
 
+@pytest.mark.slow  # tests/e2e/test_deaths.py says the same of completions
 async def test_classifications_survive_the_death_of_the_worker(
     service: Service, cross_encoder: tuple[Path, Any]
 ) -> None:
@@ -98,6 +103,20 @@ async def test_classifications_survive_the_death_of_the_worker(
     for number in (0, 99, 199):
         [expected] = logits(cross_encoder[1], texts[number])[:, 0].tolist()
         assert found[number] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("language", ["sh", "python"])
+def test_the_examples_of_the_documentation_work(service: Service, language: str) -> None:
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", DOCUMENTATION.read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        block = block.replace("http://localhost:8000", service.http_url)
+        block = block.replace("localhost:50051", service.grpc_target)
+        command = ["bash", "-c", block] if language == "sh" else [sys.executable, "-c", block]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "error" not in done.stdout
+        assert any(word in done.stdout for word in ("score", "probs", "relevance")), done.stdout
 
 
 def test_llm_classifies_scores_and_refuses_to_generate(cross_encoder: tuple[Path, Any]) -> None:

@@ -22,10 +22,13 @@ PROMPTS = [
     [(13 * i + 7 * j) % (VOCAB - 1) + 1 for i in range(n)] for j, n in enumerate((1, 5, 17, 40, 33, 70))
 ]
 PROMPTS += [PROMPTS[3] + [9, 8], [5, 5, 5]]
+QUICK = ("llama", "mistral", "qwen2", "gemma3")
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in FAMILIES if case not in QUICK]
+OTHER_BACKBONES = ("llama", "qwen2", "gemma", "gemma2", "gemma3", "phi3")
 BOUNDS = {"max_num_seqs": 5, "max_num_batched_tokens": 23, "max_model_len": 96, "num_blocks": 40}
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", [*QUICK, *SLOW])
 def test_a_classification_is_transformers_logits(case: str, tmp_path: Path) -> None:
     labels = {0: "negative", 1: "neutral", 2: "positive"}
     reference = write_classifier(case, tmp_path, id2label=labels)
@@ -43,7 +46,9 @@ def test_a_classification_is_transformers_logits(case: str, tmp_path: Path) -> N
 def test_preempted_classifications_are_the_same(tmp_path: Path) -> None:
     reference = write_classifier("qwen2", tmp_path, num_labels=1)
     driver = CoreDriver(tmp_path, **{**BOUNDS, "num_blocks": 7, "block_size": 16})
-    for (_, logits), prompt in zip(driver.pool(PROMPTS), PROMPTS, strict=True):
+    found = driver.pool(PROMPTS)
+    assert driver.scheduler.counters.num_preemptions > 0
+    for (_, logits), prompt in zip(found, PROMPTS, strict=True):
         with torch.inference_mode():
             expected = reference(torch.tensor([prompt])).logits[0]
         torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
@@ -59,7 +64,9 @@ def test_a_head_is_computed_in_float32_whatever_the_models_format(tmp_path: Path
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0.1, atol=0.3)
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"])
+@pytest.mark.parametrize(
+    "case", ["qwen3", "mistral", *(pytest.param(case, marks=pytest.mark.slow) for case in OTHER_BACKBONES)]
+)
 def test_a_decoder_alone_is_embedded(case: str, tmp_path: Path) -> None:
     reference = write_backbone(case, tmp_path)
     driver = CoreDriver(tmp_path, **BOUNDS)
