@@ -58,6 +58,10 @@ class FrontendConfig:
             that is not strict; otherwise it is refused.
         pooling: how hidden states become embeddings where a request does not say: last, mean or cls; default
             the model's own way, which most models do not have.
+        score_template: how a query and a document are written for a model that scores them, instead of as the
+            tokenizer joins two texts: qwen3-reranker, a file, or a text, with {query} and {document} in it.
+        classifier_from_token: of a model that generates and is to score pairs of texts, the token that says
+            no and the one that says yes, such as no and yes, each with an option of its own.
         max_body_bytes: largest HTTP body or gRPC message accepted.
         allow_unknown_fields: whether unknown fields of HTTP bodies are ignored, with a line in the log for
             each name, instead of refused.
@@ -112,6 +116,8 @@ class FrontendConfig:
     relax_tool_schemas: bool = False
     relax_schemas: bool = False
     pooling: str | None = None
+    score_template: str | None = None
+    classifier_from_token: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 1024 * 1024
     allow_unknown_fields: bool = False
     max_prompt_tokens: int | None = None
@@ -154,6 +160,18 @@ class FrontendConfig:
             "keys without white space",
         )
         require(self.pooling in (None, *POOLINGS), "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
+        require(
+            len(self.classifier_from_token) in (0, 2),
+            "classifier_from_token",
+            self.classifier_from_token,
+            "two tokens: the one that says no and the one that says yes",
+        )
+        require(
+            not self.classifier_from_token or self.score_template is not None,
+            "score_template",
+            self.score_template,
+            "given with classifier_from_token, such as qwen3-reranker: it asks what the tokens answer",
+        )
         require_positive(self, "max_body_bytes", "max_prompt_tokens", "max_connections")
         require(self.idle_timeout > 0, "idle_timeout", self.idle_timeout, "more than 0")
         age = self.max_connection_age

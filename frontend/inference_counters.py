@@ -14,7 +14,7 @@ _FAILURES = {
     "Unavailable": "REJECTED",
     "PagewireError": "BACKEND",
 }
-_SUCCESSES = frozenset(("stop", "length", "tool_calls", "embedded"))
+_SUCCESSES = frozenset(("stop", "length", "tool_calls", "embedded", "classified", "scored"))
 
 FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 """Why a request failed, in Triton's words."""

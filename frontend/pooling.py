@@ -84,13 +84,17 @@ class EmbeddingFacts:
             obstacle=None if asked else obstacle,
         )
 
-    def choose(self, asked: str | None) -> inference_pb2.Pooling:
+    def choose(self, asked: str | None, *, is_decoder_alone: bool = False) -> inference_pb2.Pooling:
         """The way a request is pooled.
+
+        Args:
+            is_decoder_alone: whether the model can do nothing else, as e5-mistral: without a way of its own
+                it is pooled by the last token, the only one that has seen all others.
 
         Raises:
             InvalidRequest: it asks for none and the model has none, or for one that does not exist.
         """
-        name = asked or self.pooling
+        name = asked or self.pooling or ("last" if is_decoder_alone else None)
         if asked is None and self.obstacle is not None:
             raise InvalidRequest(
                 f"this model's own embeddings are not served: {self.obstacle}; ask for a pooling instead "

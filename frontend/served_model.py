@@ -13,6 +13,7 @@ from frontend.chat.reply_format import ReplyFormat
 from frontend.chat.settings import ChatSettings
 from frontend.checkpoint import CheckpointFacts
 from frontend.pooling import EmbeddingFacts
+from frontend.scoring.facts import ScoringFacts
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.rendered_prompt import RenderedPrompt, encode_prompt
@@ -42,6 +43,7 @@ class ServedModel:
             template writes control tokens as their texts.
         tokenizer_facts: what its files say of the tokenizer.
         embedding: how its hidden states become vectors.
+        scoring: how its logits become probabilities and scores.
         checkpoint: what its directory tells of its weights.
         created: Unix seconds since when it is served.
     """
@@ -55,6 +57,7 @@ class ServedModel:
     content_tokenizer: TextTokenizer | None = None
     tokenizer_facts: TokenizerFacts = field(default_factory=TokenizerFacts)
     embedding: EmbeddingFacts = field(default_factory=EmbeddingFacts)
+    scoring: ScoringFacts = field(default_factory=ScoringFacts)
     checkpoint: CheckpointFacts = field(default_factory=CheckpointFacts)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -66,6 +69,8 @@ class ServedModel:
         chat: ChatSettings | None = None,
         *,
         pooling: str | None = None,
+        score_template: str | None = None,
+        classifier_from_token: tuple[str, ...] = (),
     ) -> ServedModel:
         """Reads a model directory's tokenizer, template, defaults and facts. Slow: not for the event loop.
 
@@ -74,6 +79,7 @@ class ServedModel:
             names: what requests may call the model.
             chat: what the operator decided about conversations, if anything.
             pooling: how hidden states are pooled, instead of the model's own way.
+            score_template, classifier_from_token: see `FrontendConfig`.
 
         Raises:
             ConfigError: a file is missing or wrong.
@@ -85,7 +91,7 @@ class ServedModel:
             SamplingParams(**defaults)
         except (InvalidRequest, TypeError) as error:
             raise ConfigError(f"{directory}: generation_config.json: {error}") from error
-        tokenizer = _tokenizer(directory)
+        tokenizer, checkpoint = _tokenizer(directory), CheckpointFacts.load(directory)
         template = ChatTemplate.load(
             directory,
             chat.template,
@@ -106,7 +112,10 @@ class ServedModel:
             defaults=defaults,
             tokenizer_facts=TokenizerFacts.load(directory),
             embedding=EmbeddingFacts.load(directory, pooling),
-            checkpoint=CheckpointFacts.load(directory),
+            scoring=ScoringFacts.load(
+                checkpoint.config, tokenizer, template=score_template, tokens=classifier_from_token
+            ),
+            checkpoint=checkpoint,
         )
 
     def encode_prompt(self, prompt: RenderedPrompt) -> list[int]:

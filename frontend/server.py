@@ -133,7 +133,14 @@ def load_model(config: FrontendConfig) -> ServedModel:
     """
     directory = resolve_model(config.model)
     names = config.served_model_names or (default_model_name(config.model),)
-    return ServedModel.load(directory, names, config.chat(), pooling=config.pooling)
+    return ServedModel.load(
+        directory,
+        names,
+        config.chat(),
+        pooling=config.pooling,
+        score_template=config.score_template,
+        classifier_from_token=config.classifier_from_token,
+    )
 
 
 def _raise_file_limit(config: FrontendConfig) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import grpc
 
@@ -30,6 +30,10 @@ there are several they are in `choices`; `prompt` is there if it was asked for."
 Event = inference_pb2.Delta
 """A piece of a streamed completion: `token_ids`, `text`, `logprobs` and `usage` so far, and the `index` of
 the completion that it belongs to."""
+
+Classes = inference_pb2.ClassifyResponse
+"""The names of the classes (`labels`), and for each text the likeliest (`label`) and a number for each
+(`probs`), in `classifications`."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -63,6 +67,21 @@ class RequestFields(ConversationFields, total=False):
     cache_salt: str
     truncate_prompt_tokens: int
     echo: bool
+
+
+class ScoringFields(TypedDict, total=False):
+    """What a request to classify or score may have besides its texts.
+
+    use_activation: false for the logits instead of probabilities or scores. truncate_prompt_tokens: keeps
+    this many tokens of each input, from its beginning. The others are those of `RequestFields`.
+    """
+
+    use_activation: bool
+    truncate_prompt_tokens: int
+    model: str
+    request_id: str
+    priority: int
+    user: str
 
 
 class Client:
@@ -178,6 +197,40 @@ class Client:
             response = self._stub.ListModels(inference_pb2.ListModelsRequest(), metadata=self._metadata)
             return list(response.models)
 
+    def classify(
+        self,
+        texts: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        **fields: Unpack[ScoringFields],
+    ) -> Classes:
+        """Classifies texts, by a model with a classification head.
+
+        Raises:
+            PagewireError: what the server answered.
+        """
+        request = inference_pb2.ClassifyRequest(texts=_listed(texts), **fields)
+        with _status_as_error():
+            response: Classes = self._stub.Classify(request, timeout=timeout, metadata=self._metadata)
+            return response
+
+    def score(
+        self,
+        queries: str | Sequence[str],
+        documents: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        **fields: Unpack[ScoringFields],
+    ) -> list[float]:
+        """How well each document goes with its query: one for all documents, or one for each.
+
+        Raises:
+            PagewireError: what the server answered.
+        """
+        request = inference_pb2.ScoreRequest(queries=_listed(queries), documents=_listed(documents), **fields)
+        with _status_as_error():
+            return list(self._stub.Score(request, timeout=timeout, metadata=self._metadata).scores)
+
     def tokenize(
         self,
         prompt: str | None = None,
@@ -292,6 +345,33 @@ class AsyncClient:
             response = await self._stub.ListModels(inference_pb2.ListModelsRequest(), metadata=self._metadata)
             return list(response.models)
 
+    async def classify(
+        self,
+        texts: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        **fields: Unpack[ScoringFields],
+    ) -> Classes:
+        """As `Client.classify`."""
+        request = inference_pb2.ClassifyRequest(texts=_listed(texts), **fields)
+        with _status_as_error():
+            response: Classes = await self._stub.Classify(request, timeout=timeout, metadata=self._metadata)
+            return response
+
+    async def score(
+        self,
+        queries: str | Sequence[str],
+        documents: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        **fields: Unpack[ScoringFields],
+    ) -> list[float]:
+        """As `Client.score`."""
+        request = inference_pb2.ScoreRequest(queries=_listed(queries), documents=_listed(documents), **fields)
+        with _status_as_error():
+            response = await self._stub.Score(request, timeout=timeout, metadata=self._metadata)
+            return list(response.scores)
+
     async def tokenize(
         self,
         prompt: str | None = None,
@@ -368,6 +448,10 @@ def _request(
     if sampling_params is not None:
         request.sampling.CopyFrom(_sampling(sampling_params))
     return request
+
+
+def _listed(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _tokenize_request(

@@ -55,9 +55,16 @@ def compute_prompt_logprobs(
 
 
 class PooledStates:
-    """Sums of hidden states, for each row whose request has pooling."""
+    """Sums of hidden states, for each row whose request has pooling.
 
-    def __init__(self, num_rows: int, hidden_size: int) -> None:
+    Args:
+        finish: makes what requests get of complete pooled states; see CausalLM.
+    """
+
+    def __init__(
+        self, num_rows: int, hidden_size: int, finish: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        self._finish = finish
         self._sums = torch.zeros((num_rows, hidden_size), dtype=torch.float32)
 
     def add(
@@ -72,5 +79,5 @@ class PooledStates:
                 total += self._sums[chunk.row]
             self._sums[chunk.row] = total
             if chunk.divisor:
-                complete[chunk.index] = (total / chunk.divisor).numpy()
+                complete[chunk.index] = self._finish(total[None] / chunk.divisor)[0].numpy()
         return complete

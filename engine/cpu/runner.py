@@ -46,7 +46,7 @@ class CpuModelRunner:
         self.kv_pool = kv_pool
         self.rows = rows
         self.device = rows.token_ids.device
-        self._pooled = PooledStates(rows.limits.max_num_seqs, rows.limits.hidden_size)
+        self._pooled = PooledStates(rows.limits.max_num_seqs, rows.limits.hidden_size, model.finish_pooled)
 
     def reset(self) -> None:
         """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""

@@ -28,7 +28,8 @@ from engine.step.prompt_work import PooledChunk, PromptWork, logprobs_places, sp
 # serve all prompts.
 POSITIONS_AT_ONCE = 256
 
-ComputeLogits = Callable[[torch.Tensor], torch.Tensor]
+# From some hidden states to others of as many rows.
+Compute = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class PromptTransfer:
     Attributes:
         work: the requested work.
         logprobs: the prompt logprobs of all its tokens; None if none were requested.
-        pooled, pooled_host: complete pooled states on the device and the host, [n, hidden_size] fp32.
+        pooled, pooled_host: what becomes of complete pooled states, on the device and the host, [n, size]
+            fp32.
     """
 
     work: PromptWork
@@ -72,13 +74,17 @@ class PromptStates:
     Args:
         rows: the runner's rows.
         compute_logits: computes the logits of at most POSITIONS_AT_ONCE hidden states.
+        finish_pooled: makes what requests get of complete pooled states; see CausalLM.
         device: the runner's device.
     """
 
-    def __init__(self, rows: DeviceRows, compute_logits: ComputeLogits, device: torch.device) -> None:
+    def __init__(
+        self, rows: DeviceRows, compute_logits: Compute, finish_pooled: Compute, device: torch.device
+    ) -> None:
         limits = rows.limits
         self._rows = rows
         self._compute_logits = compute_logits
+        self._finish_pooled = finish_pooled
         self._at_once = POSITIONS_AT_ONCE
         self._staging = Staging(NUM_TURNS, device)
         self._workspace = LogprobsWorkspace.allocate(self._at_once, rows.limits.vocab_size, device)
@@ -87,7 +93,9 @@ class PromptStates:
         size = limits.hidden_size
         self._sums = torch.zeros((rows.limits.max_num_seqs, size), device=device)
         self._pooled = torch.zeros((NUM_TURNS, limits.max_pooled, size), device=device)
-        self._pooled_host = torch.zeros(self._pooled.shape, pin_memory=device.type == "cuda")
+        self._pooled_host = torch.zeros(
+            (NUM_TURNS, limits.max_pooled, limits.pooled_size), pin_memory=device.type == "cuda"
+        )
         self._turn = 0
 
     def after_model(self, work: PromptWork, layout: StepLayout, hidden: torch.Tensor) -> PromptTransfer:
@@ -126,6 +134,7 @@ class PromptStates:
         request = self._results.take(nobody, np.ones(1, dtype=np.int64))
         self._gather(hidden, positions, targets, entries, request)
         self._pool(hidden, PromptWork((), pooled), pooling, None)
+        self._finish_pooled(self._pooled[0, :1])
 
     def _logprobs_arrays(self, hidden: IntArray, targets: IntArray) -> list[np.ndarray]:
         """(positions, targets, entries), padded to a multiple of POSITIONS_AT_ONCE; int32."""
@@ -172,7 +181,8 @@ class PromptStates:
         if work.pooled:
             pool_hidden(hidden, PooledColumns(*arrays), sums=self._sums, out=out)
         complete = slice(sum(chunk.divisor > 0 for chunk in work.pooled))
-        return PromptTransfer(work, logprobs, out[complete], host[complete])
+        finished = self._finish_pooled(out[complete]) if complete.stop else out[complete]
+        return PromptTransfer(work, logprobs, finished, host[complete])
 
 
 def _pooled_arrays(chunks: Sequence[PooledChunk], begins: IntArray) -> list[np.ndarray]:

@@ -115,7 +115,7 @@ class CudaModelRunner:
         self._results = ResultBuffers(max_slots, self.device)
         self._workspace = SamplingWorkspace.allocate(max_slots, limits.vocab_size, self.device)
         self._extras = SamplingExtras(rows, self._results.token_ids, self._workspace)
-        self._prompts = PromptStates(rows, model.compute_logits, self.device)
+        self._prompts = PromptStates(rows, model.compute_logits, model.finish_pooled, self.device)
         num_words = self._max_words()
         pin = self.device.type == "cuda"
         self._staged = [torch.zeros(num_words, dtype=torch.int32, pin_memory=pin) for _ in range(NUM_TURNS)]

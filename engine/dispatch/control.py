@@ -434,6 +434,8 @@ def facts_of(welcome: pb.Welcome) -> WorkerFacts:
         world_size=welcome.world_size,
         fingerprint=welcome.fingerprint,
         more_ahead=welcome.more_ahead,
+        task=welcome.task or "generate",
+        labels=tuple(welcome.labels),
     )
 
 

@@ -20,6 +20,9 @@ class WorkerFacts:
         rank, world_size: its place among the workers that share the model.
         fingerprint: identity of the weights and the tokenizer: equal for copies of a checkpoint, different
             for any other.
+        task: what the model is for: "generate"; "classify" for one with a classification head; "embed" for
+            one without any head.
+        labels: the names of the classes, limits.num_labels of them.
         more_ahead: it has work that makes later steps faster, for plans with `work_ahead`.
     """
 
@@ -32,3 +35,5 @@ class WorkerFacts:
     world_size: int = 1
     fingerprint: str = ""
     more_ahead: bool = False
+    task: str = "generate"
+    labels: tuple[str, ...] = ()

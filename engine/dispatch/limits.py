@@ -30,6 +30,7 @@ class EngineLimits:
     Attributes:
         vocab_size: token ids are smaller.
         hidden_size: numbers of a hidden state.
+        num_labels: classes of a classification; 0 for models without a classification head.
         max_model_len: tokens of a request, prompt and completion together; no more than the KV pool holds
             (see `fewest_blocks`).
         block_size: tokens per KV block.
@@ -48,10 +49,12 @@ class EngineLimits:
         max_new_words: 32-bit words of new requests' data in one plan; enough for any single request.
         max_prompt_logprobs: tokens that the requests with prompt_logprobs may compute in one step, together.
         max_pooled: requests with pooling whose prompts may end in one step.
+        pooled_size: numbers that such a request gets.
     """
 
     vocab_size: int
     hidden_size: int = 1
+    num_labels: int = 0
     max_model_len: int
     block_size: int
     num_blocks: int
@@ -66,6 +69,7 @@ class EngineLimits:
     max_new_words: int = field(init=False)
     max_prompt_logprobs: int = field(init=False)
     max_pooled: int = field(init=False)
+    pooled_size: int = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.kv_windows:
@@ -93,6 +97,7 @@ class EngineLimits:
             ("max_new_words", max_new_words),
             ("max_prompt_logprobs", min(self.max_num_batched_tokens, MAX_STEP_PROMPT_LOGPROBS)),
             ("max_pooled", max(1, max_pooled)),
+            ("pooled_size", self.num_labels or self.hidden_size),
         ):
             object.__setattr__(self, name, value)
 
@@ -113,11 +118,18 @@ class EngineLimits:
         """What every one of several workers can keep: the least of each.
 
         Raises:
-            ValueError: they differ in what has no least: the vocabulary, the hidden size, the size of blocks
-                or the KV groups.
+            ValueError: they differ in what has no least: the vocabulary, the hidden size, the classes, the
+                size of blocks or the KV groups.
         """
         first = proposals[0]
-        for name in ("vocab_size", "hidden_size", "block_size", "kv_windows", "max_tokens_per_step"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_labels",
+            "block_size",
+            "kv_windows",
+            "max_tokens_per_step",
+        ):
             values = sorted({getattr(each, name) for each in proposals})
             if len(values) > 1:
                 raise ValueError(f"workers of one group differ in {name}: {values}")

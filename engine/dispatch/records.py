@@ -169,7 +169,8 @@ class StepResult:
         error: if not empty, the step failed and nothing else in the result holds but `is_last`.
         prompt_logprobs: of the requests that asked, for the prompt tokens this step can tell of.
         pooled: index into the plan's columns -> what pooling made of the final hidden states (after the last
-            norm), [hidden_size]; for requests whose last prompt position this step computed.
+            norm), or a classification head of that, [pooled_size]; for requests whose last prompt position
+            this step computed.
         is_last: the worker can compute nothing any more, and ends.
         launch_us: time the worker spent on the step before its device had all of it, microseconds; 0 where
             they are one.
@@ -223,7 +224,7 @@ def result_bytes(limits: EngineLimits) -> int:
     if limits.max_tokens_per_step > 1:
         per_row += 4
     size = limits.max_num_seqs * per_row + limits.max_prompt_logprobs * (4 + top)
-    size += limits.max_pooled * (1 + limits.hidden_size) * 4
+    size += limits.max_pooled * (1 + limits.pooled_size) * 4
     return _RESULT_HEADER.size + size + MAX_ERROR_BYTES + 64
 
 

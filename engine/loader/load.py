@@ -10,6 +10,7 @@ import torch
 
 from engine.layers.parallel import SplitError
 from engine.layers.weights import LoadableModule
+from engine.loader.backbone import drop_missing_head, names_in
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.dummy import load_dummy
 from engine.loader.tied import untie_own_head
@@ -47,7 +48,7 @@ def load_model(
             _require_table_room(context, source)
         checkpoint = None if load_format == "dummy" else open_checkpoint(directory)
         if checkpoint is not None:
-            context = untie_own_head(context, checkpoint, dtype)
+            context = drop_missing_head(untie_own_head(context, checkpoint, dtype), checkpoint)
         try:
             model = create_model(context, device, dtype)
         except SplitError as error:
@@ -57,6 +58,7 @@ def load_model(
         if checkpoint is None:
             load_dummy(model, seed)
         else:
+            model.names = names_in(checkpoint, context.config)
             load_weights(model, checkpoint, device)
         for module in model.modules():
             if isinstance(module, LoadableModule):

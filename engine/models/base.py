@@ -64,4 +64,10 @@ class CausalLM(nn.Module, ABC):
 
     @abstractmethod
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [S, hidden] -> logits [S, vocab_size] in the model's dtype."""
+        """hidden [S, hidden] -> logits [S, vocab_size] in the model's dtype; zeros if the model does not
+        generate."""
+
+    def finish_pooled(self, states: torch.Tensor) -> torch.Tensor:
+        """What requests with pooling get of their pooled states [n, hidden] fp32: the states themselves, or
+        the logits [n, classes] fp32 of a classification head."""
+        return states

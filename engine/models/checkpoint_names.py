@@ -37,12 +37,14 @@ class CheckpointNames:
             "W_pack" -> qkv_in_turn.
         ignored: ends of names of tensors that carry nothing to load.
         others: beginnings of names of tensors that belong to other parts than the language model.
+        left_out: how names here begin, such as "model.", where checkpoints leave that out.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     split: Mapping[str, Callable[[ModelConfig], FusedLayout]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    left_out: str = ""
 
     def module(self, layer: str, shard: str = "") -> str:
         """What checkpoints call a layer, or one of the matrices of a fused layer.
@@ -58,7 +60,7 @@ class CheckpointNames:
         path = f".{path}."
         for ours, theirs in self.renamed.items():
             path = path.replace(f".{ours}.", f".{theirs}.")
-        return path[1:-1]
+        return path[1:-1].removeprefix(self.left_out)
 
     def ignores(self, tensor: str) -> bool:
         """Whether a checkpoint's tensor carries nothing to load."""

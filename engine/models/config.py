@@ -42,7 +42,8 @@ class ModelConfig:
     """One decoder-only model.
 
     Attributes:
-        architecture: the class name in config.json's `architectures`.
+        architecture: the class name in config.json's `architectures`; of a model with another head, that of
+            the same decoder with an output projection.
         head_dim: size of one attention head; not always hidden_size / num_attention_heads.
         max_position_embeddings: the longest context the model was made for.
         longest_context: the longest that may be asked for, where the rotation stretches with the context that
@@ -68,6 +69,8 @@ class ModelConfig:
         tie_word_embeddings: whether the output projection is the embedding matrix.
         eos_token_ids: every token that ends a completion.
         dtype: the number format the checkpoint was saved in, such as "bfloat16"; "" if it does not say.
+        labels: the names of the classes, where there is a classification head.
+        has_lm_head: whether there is an output projection.
     """
 
     architecture: str
@@ -101,6 +104,15 @@ class ModelConfig:
     tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...]
     dtype: str
+    labels: tuple[str, ...] = ()
+    has_lm_head: bool = True
+
+    @property
+    def task(self) -> str:
+        """What the model is for: "generate", "classify" or "embed"."""
+        if self.labels:
+            return "classify"
+        return "generate" if self.has_lm_head else "embed"
 
     @property
     def num_hidden_layers(self) -> int:

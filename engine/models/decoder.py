@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.attention.interface import LayerKVCache, RotaryTable
+from engine.layers.classifier import ClassificationHead
 from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from engine.layers.norm import Norm, make_norm
 from engine.layers.rotary import log_query_scale, rotary_table
@@ -125,15 +126,8 @@ class Decoder(CausalLM):
         self.config = config = context.config
         self.names = checkpoint_names(config.architecture)
         self.model = DecoderModel(context)
-        self.lm_head = ParallelLMHead(
-            "lm_head",
-            config.vocab_size,
-            config.hidden_size,
-            methods=context.linear_methods,
-            parallel=context.parallel,
-            tied_to=self.model.embed_tokens if config.tie_word_embeddings else None,
-            normalised=config.normalise_head,
-        )
+        self.lm_head = self._make_lm_head(context) if config.has_lm_head else None
+        self.score = ClassificationHead(len(config.labels), config.hidden_size) if config.labels else None
         self.rotary_tables = [_rotary_table(context, rotary) for rotary in config.rotaries]
         self.num_kv_heads = self.model.layers[0].self_attn.qkv_proj.num_kv_heads  # type: ignore[assignment, union-attr]
 
@@ -147,10 +141,27 @@ class Decoder(CausalLM):
         return hidden
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.lm_head(hidden)
         config = self.config
+        if self.lm_head is None:  # asked for all the same by rehearsals, and for slots that sample nothing
+            return hidden.new_zeros(len(hidden), config.vocab_size)
+        logits: torch.Tensor = self.lm_head(hidden)
         if config.logit_scale != 1.0:
             logits = logits * config.logit_scale
         if config.logit_soft_cap:
             logits = torch.tanh(logits / config.logit_soft_cap) * config.logit_soft_cap
         return logits
+
+    def finish_pooled(self, states: torch.Tensor) -> torch.Tensor:
+        return states if self.score is None else self.score(states)
+
+    def _make_lm_head(self, context: ModelContext) -> ParallelLMHead:
+        config = context.config
+        return ParallelLMHead(
+            "lm_head",
+            config.vocab_size,
+            config.hidden_size,
+            methods=context.linear_methods,
+            parallel=context.parallel,
+            tied_to=self.model.embed_tokens if config.tie_word_embeddings else None,
+            normalised=config.normalise_head,
+        )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.models.checkpoint_names import CheckpointNames, gate_then_up, qkv_in_turn
 from engine.models.config import ModelConfig
+from engine.models.heads import decoder_of, known_heads, refuse_bidirectional, with_head
 from engine.models.not_supported import why_not
 from engine.models.readers.baichuan import read_baichuan
 from engine.models.readers.cohere import read_cohere, read_cohere2, read_stablelm
@@ -205,7 +206,8 @@ def parse_model_config(
     """The configuration in parsed JSON; the sources name it in errors. Raises as load_model_config."""
     architecture = _architecture(values, source)
     eos_sources = {generation_source: generation, source: values}
-    return FAMILIES[architecture].read_config(ConfigFields(values, source), architecture, eos_sources)
+    fields, decoder = ConfigFields(values, source), decoder_of(architecture)
+    return with_head(FAMILIES[decoder].read_config(fields, decoder, eos_sources), architecture, fields)
 
 
 def _architecture(values: Mapping[str, Any], source: str) -> str:
@@ -213,8 +215,10 @@ def _architecture(values: Mapping[str, Any], source: str) -> str:
     if not isinstance(architectures, list) or len(architectures) != 1:
         raise ConfigError(f"{source}: architectures is {architectures!r}; it must be a list of one name")
     architecture = str(architectures[0])
-    if architecture not in FAMILIES:
+    refuse_bidirectional(architecture, ConfigFields(values, source))
+    if decoder_of(architecture) not in FAMILIES:
+        known = [*FAMILIES, *known_heads()]
         raise ConfigError(
-            f"{source}: architecture {architecture!r} is not supported{why_not(architecture, FAMILIES)}"
+            f"{source}: architecture {architecture!r} is not supported{why_not(architecture, known)}"
         )
     return architecture

@@ -8,18 +8,6 @@ from difflib import get_close_matches
 # (reason, architectures). docs/models.md has the same rows.
 _NOT_SUPPORTED: Sequence[tuple[str, Sequence[str]]] = (
     (
-        "encoders see what comes after a token; attention here is causal",
-        (
-            "BertModel",
-            "BertForMaskedLM",
-            "BertForSequenceClassification",
-            "RobertaModel",
-            "XLMRobertaModel",
-            "XLMRobertaForSequenceClassification",
-            "ModernBertModel",
-        ),
-    ),
-    (
         "an encoder and a decoder; only decoders are served",
         (
             "T5ForConditionalGeneration",

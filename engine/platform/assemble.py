@@ -24,9 +24,11 @@ Load = Callable[[ModelContext], CausalLM]
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A runner, the limits it was made for, and the bytes of its KV pool."""
+    """A runner, the configuration of its model as loaded, the limits it was made for, and the bytes of its KV
+    pool."""
 
     runner: Runner
+    model: ModelConfig
     limits: EngineLimits
     kv_bytes: int
 
@@ -72,6 +74,7 @@ def assemble(
         return EngineLimits(
             vocab_size=model_config.vocab_size,
             hidden_size=model_config.hidden_size,
+            num_labels=len(model_config.labels),
             max_model_len=size.max_model_len,
             block_size=config.block_size,
             num_blocks=size.num_blocks,
@@ -101,7 +104,7 @@ def assemble(
     limits = limits_of(size)
     runner = make_runner(limits, limits.num_blocks)
     platform.finish(runner)
-    return Assembly(runner, limits, limits.num_blocks * shape.block_bytes)
+    return Assembly(runner, model.config, limits, limits.num_blocks * shape.block_bytes)
 
 
 def max_model_len(config: WorkerConfig, model: ModelConfig) -> int:

@@ -91,6 +91,8 @@ def build_worker(
         rank=config.rank,
         world_size=config.world_size,
         fingerprint=fingerprint(directory, load_format, config.seed),
+        task=assembly.model.task,
+        labels=assembly.model.labels,
     )
     logger.info(
         "%s: %s on %s, KV pool of %d blocks (%.2f GiB)",

@@ -22,8 +22,16 @@ from frontend.metrics import FrontendMetrics
 from frontend.request_log import RequestLog
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
-from pagewire.base.errors import DeadlineExceeded, InvalidRequest, Overloaded, PagewireError, Unavailable
+from pagewire.base.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    PagewireError,
+    Unavailable,
+    Unsupported,
+)
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.wire.tasks import GENERATE, why_no_generation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,12 +94,15 @@ class GenerationPipeline:
 
         Raises:
             InvalidRequest, NotFound: the request cannot succeed as sent.
+            Unsupported: the model does not generate.
             Unavailable: no engine is ready, or this frontend is draining.
             Overloaded: too much is waiting.
             DeadlineExceeded: the timeout is over already.
         """
         async with self.admit(request.model, request.timeout) as admitted:
             deadline, facts = admitted.deadline, admitted.facts
+            if facts.task not in ("", GENERATE):
+                raise Unsupported(why_no_generation(facts.task), param="model")
             prompts, bad_words = await self._read(request, admitted)
             request = await admitted.in_time(self._constraints.apply(self.model, request, prompts))
             for prompt in prompts:

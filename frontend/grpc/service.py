@@ -29,6 +29,7 @@ from frontend.grpc.conversation import read_conversation
 from frontend.grpc.embedding import answer_embed
 from frontend.grpc.interceptor import TRITON_SERVICE_NAME, ErrorInterceptor
 from frontend.grpc.reflection import reflection_pool
+from frontend.grpc.scoring import answer_classify, answer_score
 from frontend.grpc.stall import StallWatch
 from frontend.grpc.triton.service import TritonService
 from frontend.listeners import num_connections, stop_listening
@@ -109,6 +110,18 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.EmbedResponse:
         """Turns inputs into vectors."""
         return await answer_embed(self._pipeline, request, context)
+
+    async def Classify(  # noqa: N802
+        self, request: inference_pb2.ClassifyRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.ClassifyResponse:
+        """Classifies inputs."""
+        return await answer_classify(self._pipeline, request, context)
+
+    async def Score(  # noqa: N802
+        self, request: inference_pb2.ScoreRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.ScoreResponse:
+        """Scores pairs of texts."""
+        return await answer_score(self._pipeline, request, context)
 
     async def ListModels(  # noqa: N802
         self, request: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext

@@ -81,12 +81,17 @@ class TextTokenizer:
         token_id: int | None = self._tokenizer.token_to_id(entry)
         return token_id
 
-    def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
+    def encode_pair_marked(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """The same of two texts as one input, with what the tokenizer puts around and between them."""
+        encoding = self._encode(first, True, second)
+        return encoding.ids, encoding.special_tokens_mask
+
+    def _encode(self, text: str, add_special_tokens: bool, pair: str | None = None) -> Encoding:
         with no_panics(
             lambda reason: InvalidRequest(f"the model's tokenizer cannot read the text: {reason}")
         ):
             try:
-                return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+                return self._tokenizer.encode(text, pair, add_special_tokens=add_special_tokens)
             except TypeError:  # how the library says that a string is not UTF-8
                 pass
         raise InvalidRequest("the text has half a surrogate pair; it must be valid Unicode")
@@ -148,5 +153,5 @@ class _IdsOnly(TextTokenizer):
 
     __slots__ = ()
 
-    def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
+    def _encode(self, text: str, add_special_tokens: bool, pair: str | None = None) -> Encoding:
         raise InvalidRequest("this model has no tokenizer; send token ids instead of text", param="prompt")

@@ -11,15 +11,18 @@ from typing import Any, cast
 
 from engine.config import WorkerConfig
 from frontend.chat.conversation import Conversation as Turns
+from frontend.scoring.score import pair_up
 from frontend.served_model import ServedModel
 from pagewire.base.errors import InvalidRequest
 from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
 from pagewire.hub.model_name import default_model_name
 from pagewire.offline.engine import STEP_TIMEOUT, OfflineEngine
 from pagewire.offline.jobs import Job, open_job
+from pagewire.offline.outputs import ClassificationOutput as ClassificationOutput
 from pagewire.offline.outputs import CompletionOutput as CompletionOutput
 from pagewire.offline.outputs import RequestOutput as RequestOutput
 from pagewire.offline.outputs import TokenLogprobs as TokenLogprobs
+from pagewire.offline.pooled import Prompts, classify, score
 from pagewire.offline.prompts import Prompt, read_prompt
 from pagewire.structured.closing import with_closed_objects
 from pagewire.wire.sampling_params import SamplingParams
@@ -149,6 +152,43 @@ class LLM:
             rendered = self._text.template.render_prompt(Turns(messages=turns))
             prompts.append(self._text.encode_prompt(rendered))
         return self.generate(prompts, sampling_params)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes that the model tells apart; none of a model that generates."""
+        return self._running().facts.labels
+
+    def classify(self, prompts: Prompts, *, use_activation: bool = True) -> list[ClassificationOutput]:
+        """Classifies texts or lists of token ids by the model's classification head.
+
+        Args:
+            use_activation: whether probabilities are wanted; otherwise the logits.
+
+        Raises:
+            Unsupported: the model has no classification head.
+            InvalidRequest: a prompt is wrong; nothing is computed then.
+            Unavailable: the worker died.
+        """
+        return classify(self._running(), self._text, prompts, use_activation=use_activation)
+
+    def score(
+        self, first: str | Sequence[str], second: str | Sequence[str], *, use_activation: bool = True
+    ) -> list[float]:
+        """Scores how well pairs of texts go together, by a cross-encoder: a classifier with one class.
+
+        Args:
+            first: one text for all of the second ones, or one for each, such as queries.
+            second: such as documents.
+            use_activation: whether scores between 0 and 1 are wanted; otherwise the logits.
+
+        Raises:
+            Unsupported: the model is no cross-encoder.
+            InvalidRequest: the numbers of texts do not fit, or one is too long.
+            Unavailable: the worker died.
+        """
+        sides = [[each] if isinstance(each, str) else each for each in (first, second)]
+        pairs = pair_up(sides[0], sides[1], ("first", "second"))
+        return score(self._running(), self._text, pairs, use_activation=use_activation)
 
     def _as_params(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int

@@ -60,3 +60,16 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
+@dataclass(slots=True)
+class ClassificationOutput:
+    """What a classifier says of one text.
+
+    Attributes:
+        label: the likeliest class.
+        probs: a probability, or the logit, of each class of `LLM.labels`, in their order.
+    """
+
+    label: str
+    probs: list[float]

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import MAX_BAD_WORD_TOKENS
 from engine.dispatch.sampling import SCALARS, Pooling, SamplingRecord
-from pagewire.base.errors import InvalidRequest
+from pagewire.base.errors import InvalidRequest, Unsupported
 from pagewire.wire.sampling_params import SamplingParams
+from pagewire.wire.tasks import why_no_generation
 from scheduler.blocks.hashes import BlockHash, root_hash
 from scheduler.request import Request
 
@@ -55,6 +56,7 @@ def make_request(
 
     Raises:
         InvalidRequest: a value does not suit the model.
+        Unsupported: the model does not generate.
     """
     num_prompt_tokens = num_prompt_tokens or len(token_ids)
     if num_prompt_tokens > len(token_ids):
@@ -72,6 +74,8 @@ def make_request(
         request = _pooling_request(request_id, known, pooling, priority, client, owner, root, adapter_id)
         request.group, request.part = group, part
         return request
+    if facts.task != "generate":
+        raise Unsupported(why_no_generation(facts.task), param="model")
     sampling.check_token_ids(facts.limits.vocab_size)
     _check_bad_words(bad_words, facts.limits.vocab_size)
     max_tokens = facts.limits.max_model_len if sampling.max_tokens is None else sampling.max_tokens

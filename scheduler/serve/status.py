@@ -24,6 +24,8 @@ def model_message(facts: WorkerFacts, limits: EngineLimits, *, ready: bool) -> p
         hidden_size=facts.limits.hidden_size,
         ready=ready,
         takes_changes=True,
+        task=facts.task,
+        labels=facts.labels,
     )
 
 

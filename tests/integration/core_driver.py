@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.config import WorkerConfig
 from engine.dispatch.records import TokenLogprobs
-from engine.dispatch.sampling import SamplingRecord
+from engine.dispatch.sampling import F32Array, Pooling, SamplingRecord
 from engine.step.runner import PendingStep
 from engine.worker.build import build_worker
 from scheduler.core import Scheduler
 from scheduler.request import Request
 from scheduler.settings import CoreSettings
+from scheduler.step import StepOutput
 
 STEPS_IN_FLIGHT = 2
 
@@ -27,7 +28,7 @@ class CoreDriver:
     def __init__(self, model: Path, **settings: Any) -> None:
         values = {"device": "cpu", "dtype": "float32", "block_size": 16, "num_blocks": 64, **settings}
         built = build_worker(WorkerConfig(model=str(model), socket=Path("unused"), **values))
-        self._runner = built.runner
+        self._runner, self.facts = built.runner, built.facts
         self.scheduler = Scheduler(built.facts.limits, CoreSettings())
 
     def generate(
@@ -47,16 +48,39 @@ class CoreDriver:
         logprobs: dict[str, list[TokenLogprobs]] = {request.request_id: [] for request in requests}
         for request in requests:
             self.scheduler.add(request)
+        for output in self._steps():
+            for index, (request, _) in enumerate(output.tokens):
+                if index in output.logprobs:
+                    logprobs[request.request_id].append(output.logprobs[index])
+        return [(request, logprobs[request.request_id]) for request in requests]
+
+    def pool(
+        self, prompts: Sequence[Sequence[int]], kind: Pooling = Pooling.LAST
+    ) -> list[tuple[Request, F32Array]]:
+        """Pools all prompts together. Returns each request and what it got."""
+        requests = [
+            Request(
+                str(number),
+                array("I", prompt),
+                len(prompt),
+                SamplingRecord(pooling=kind),
+                max_total_tokens=len(prompt) + 1,
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        for request in requests:
+            self.scheduler.add(request)
+        pooled = {request.request_id: state for output in self._steps() for request, state in output.pooled}
+        return [(request, pooled[request.request_id]) for request in requests]
+
+    def _steps(self) -> Iterator[StepOutput]:
+        """Steps until nothing is left to do."""
         in_flight: deque[PendingStep] = deque()
         while True:
             while len(in_flight) < STEPS_IN_FLIGHT and (plan := self.scheduler.schedule()) is not None:
                 in_flight.append(self._runner.launch(plan))
             if not in_flight:
-                break
+                return
             result = in_flight.popleft().result()
             assert not result.error, result.error
-            output = self.scheduler.update(result)
-            for index, (request, _) in enumerate(output.tokens):
-                if index in output.logprobs:
-                    logprobs[request.request_id].append(output.logprobs[index])
-        return [(request, logprobs[request.request_id]) for request in requests]
+            yield self.scheduler.update(result)

@@ -22,7 +22,7 @@ from engine.dispatch.sampling import Pooling, SamplingRecord, u32
 from engine.sampling.masks import pack_mask
 from engine.worker.build import build_worker
 from tests.integration.plan_driver import GREEDY, PlanDriver, plan_fork
-from tests.unit.engine.tiny_model import write_model
+from tests.unit.engine.tiny_model import CONFIG, tensors, write_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The longest takes several steps where the budget is small, and more than one block.
@@ -38,6 +38,9 @@ class InterpretedPlatform(CudaPlatform):
 
     def finish(self, runner: object) -> None:
         pass
+
+
+PLATFORM = CudaPlatform if DEVICE == "cuda" else InterpretedPlatform
 
 
 def config(directory: Path, device: str, **changes: object) -> WorkerConfig:
@@ -69,11 +72,10 @@ def reference(directory: Path) -> CpuModelRunner:
 
 @pytest.fixture(scope="module")
 def runner(directory: Path) -> CudaModelRunner:
-    platform = CudaPlatform if DEVICE == "cuda" else InterpretedPlatform
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling_extras, "ROWS_AT_ONCE", 2)
         patch.setattr(prompt_states, "POSITIONS_AT_ONCE", 4)
-        runner = build_worker(config(directory, DEVICE), platform).runner
+        runner = build_worker(config(directory, DEVICE), PLATFORM).runner
     assert isinstance(runner, CudaModelRunner)
     return runner
 
@@ -181,6 +183,21 @@ def test_masks_and_bad_words_are_those_of_the_cpu_runner(reference, runner) -> N
         assert words[2][0] not in requests[2].output
         assert all(token_id % 2 == 0 for token_id in requests[3].output)
     assert results[0] == results[1]
+
+
+def test_classifications_are_those_of_the_cpu_runner(tmp_path: Path) -> None:
+    labels = {str(number): f"class {number}" for number in range(3)}
+    weights = tensors(CONFIG) | {"score.weight": torch.randn(3, CONFIG["hidden_size"])}
+    write_model(tmp_path, weights, architectures=["LlamaForSequenceClassification"], id2label=labels)
+    results = []
+    for device, platform in (("cpu", CpuPlatform), (DEVICE, PLATFORM)):
+        runner = build_worker(config(tmp_path, device), platform).runner
+        driver = PlanDriver(runner, budget=7, steps_ahead=1)
+        records = [SamplingRecord(pooling=Pooling.LAST)] * len(PROMPTS)
+        results.append([request.pooled for request in driver.generate(PROMPTS, 1, records)])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.shape == (3,)
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize(("budget", "steps_ahead"), [(7, 1), (64, 0)])

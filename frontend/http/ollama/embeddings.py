@@ -9,13 +9,14 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from frontend.embedding import EmbeddingRequest, Embeddings, Vector, embed
+from frontend.embedding import EmbeddingRequest, Embeddings, embed
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.http.body import parse
 from frontend.http.ollama.names import served_name
 from frontend.http.ollama.replies import json_response, json_text
 from frontend.http.ollama.schemas.embeddings import OllamaEmbedBody, OllamaEmbeddingsBody
 from frontend.http.request_id import REQUEST_ID
+from frontend.pooled import Vector
 
 
 class OllamaEmbeddingHandlers:

@@ -15,6 +15,7 @@ from frontend.http.ollama.replies import json_line, json_response
 from frontend.http.ollama.schemas.models import OllamaPullBody, OllamaShowBody
 from frontend.served_model import ServedModel
 from pagewire.base.errors import Unsupported
+from pagewire.wire.tasks import EMBED, GENERATE
 
 API_VERSION = "0.12.11"
 """The version of Ollama whose API this is. Clients look for what they need, and read three numbers."""
@@ -81,7 +82,7 @@ class OllamaModelHandlers:
                 "template": template,
                 "details": _details(model),
                 "model_info": self._info(name),
-                "capabilities": _capabilities(model),
+                "capabilities": _capabilities(model, self._task()),
                 "modified_at": timestamp(model.checkpoint.modified_at),
             }
         )
@@ -101,6 +102,11 @@ class OllamaModelHandlers:
             f"{http_request.method} {http_request.path} is not served: this server has the model that it was "
             "started with, and neither makes nor stores others"
         )
+
+    def _task(self) -> str:
+        """What the model is for, as far as an engine has told it."""
+        facts = self._pipeline.link.model
+        return GENERATE if facts is None else facts.task or GENERATE
 
     def _listed(self) -> list[dict[str, Any]]:
         model = self._pipeline.model
@@ -143,12 +149,13 @@ def _details(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _capabilities(model: ServedModel) -> list[str]:
+def _capabilities(model: ServedModel, task: str) -> list[str]:
+    generates = task == GENERATE
     found = {
-        "completion": True,
-        "embedding": model.embedding.pooling is not None,
-        "tools": model.replies.tools is not None,
-        "thinking": model.replies.reasoning is not None,
+        "completion": generates,
+        "embedding": task == EMBED or (generates and model.embedding.pooling is not None),
+        "tools": generates and model.replies.tools is not None,
+        "thinking": generates and model.replies.reasoning is not None,
     }
     return [name for name, has in found.items() if has]
 

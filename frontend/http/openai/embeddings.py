@@ -10,12 +10,13 @@ from typing import Any
 
 from aiohttp import web
 
-from frontend.embedding import Embeddings, Vector, embed
+from frontend.embedding import Embeddings, embed
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import check_request_id
 from frontend.http.body import parse
 from frontend.http.openai.schemas.embeddings import EmbeddingBody
 from frontend.http.request_id import REQUEST_ID
+from frontend.pooled import Vector
 
 
 class EmbeddingHandlers:

@@ -105,6 +105,8 @@ class EngineAnswer(BaseModel):
     num_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    task: Literal["generate", "classify", "embed"] = Field(description="What the model is for.")
+    labels: list[str] = Field(description="The names of its classes, if it classifies.")
 
 
 class LimitsAnswer(BaseModel):

@@ -20,6 +20,7 @@ from frontend.text.tokenizer_config import SPECIAL_TOKENS
 from frontend.triton.metrics import exposition as triton_exposition
 from pagewire.base.errors import Unavailable
 from pagewire.base.version import __version__
+from pagewire.wire.tasks import GENERATE
 
 _STATIC = files("frontend.http").joinpath("static")
 
@@ -105,6 +106,8 @@ class OperationHandlers:
         """GET /server_info"""
         facts = self._pipeline.link.model
         engine = None if facts is None else {name: getattr(facts, name) for name in _ENGINE_FACTS}
+        if engine is not None and facts is not None:
+            engine |= {"task": facts.task or GENERATE, "labels": list(facts.labels)}
         return web.json_response(
             {
                 "version": __version__,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from frontend.embedding import MAX_INPUTS
+from frontend.caller import client_of
+from frontend.generation.request import TextPrompt, TokenPrompt, require_at_most
 from frontend.http.body import Body, Seconds, TokenIdList
+from frontend.pooled import MAX_INPUTS, TextPair
+from frontend.scoring.classification import ClassificationRequest
+from frontend.scoring.score import ScoreRequest, pair_up
 from pagewire.base.errors import InvalidRequest
 
 Text = Annotated[str, Field(min_length=1)]
@@ -17,6 +21,8 @@ Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX
 class ScoringBody(Body):
     """What the three have in common."""
 
+    defaults: ClassVar = {"use_activation": True, "priority": 0}
+
     model: str | None = None
     user: str | None = None
     request_id: str | None = None
@@ -25,6 +31,34 @@ class ScoringBody(Body):
     priority: int | None = None
     timeout: Seconds | None = None
 
+    def _common(self, request_id: str) -> dict[str, Any]:
+        """The fields of a request that all have."""
+        return {
+            "request_id": request_id,
+            "model": self.model or "",
+            "use_activation": self.use_activation is not False,
+            "truncate_prompt_tokens": self.truncate_prompt_tokens,
+            "priority": self.priority or 0,
+            "client": client_of(self.user),
+            "timeout": self.timeout,
+        }
+
+
+class PairsBody(ScoringBody):
+    """A body with pairs of texts."""
+
+    def pairs(self) -> list[TextPair]:
+        """The texts that are to be compared."""
+        raise NotImplementedError
+
+    def to_score(self, request_id: str) -> ScoreRequest:
+        """The request in the pipeline's form.
+
+        Raises:
+            InvalidRequest: see the messages.
+        """
+        return ScoreRequest(inputs=self.pairs(), **self._common(request_id))
+
 
 class Document(Body):
     """A document in the form of an object."""
@@ -32,7 +66,7 @@ class Document(Body):
     text: Text
 
 
-class RerankBody(ScoringBody):
+class RerankBody(PairsBody):
     """POST /v1/rerank."""
 
     forms: ClassVar = {"documents": f'a list of 1 to {MAX_INPUTS} texts, or objects {{"text": ...}}'}
@@ -42,13 +76,16 @@ class RerankBody(ScoringBody):
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
 
-    def pairs(self) -> list[tuple[str, str]]:
+    def texts(self) -> list[str]:
+        """The documents."""
+        return [each if isinstance(each, str) else each.text for each in self.documents]
+
+    def pairs(self) -> list[TextPair]:
         """The query with each document."""
-        texts = (each if isinstance(each, str) else each.text for each in self.documents)
-        return [(self.query, text) for text in texts]
+        return [TextPair(first=self.query, second=text) for text in self.texts()]
 
 
-class ScoreBody(ScoringBody):
+class ScoreBody(PairsBody):
     """POST /v1/score: `text_1` and `text_2`, or `queries` and `documents`, which mean the same."""
 
     forms: ClassVar = dict.fromkeys(
@@ -60,7 +97,7 @@ class ScoreBody(ScoringBody):
     queries: Text | Texts | None = None
     documents: Text | Texts | None = None
 
-    def pairs(self) -> list[tuple[str, str]]:
+    def pairs(self) -> list[TextPair]:
         """One text with each of the second ones, or as many first as second ones with each other.
 
         Raises:
@@ -70,14 +107,7 @@ class ScoreBody(ScoringBody):
         if given not in (["text_1", "text_2"], ["queries", "documents"]):
             raise InvalidRequest("send text_1 and text_2, or queries and documents", param="text_1")
         first, second = (_listed(getattr(self, name)) for name in given)
-        if len(first) == 1:
-            first *= len(second)
-        if len(first) != len(second):
-            raise InvalidRequest(
-                f"{given[0]} has {len(first)} texts and {given[1]} {len(second)}; it must have 1 or as many",
-                param=given[0],
-            )
-        return list(zip(first, second, strict=True))
+        return pair_up(first, second, (given[0], given[1]))
 
 
 class ClassifyBody(ScoringBody):
@@ -92,6 +122,29 @@ class ClassifyBody(ScoringBody):
         | Annotated[list[TokenIdList], Field(fail_fast=True)]
     )
     add_special_tokens: bool = True
+
+    def to_classify(self, request_id: str) -> ClassificationRequest:
+        """The request in the pipeline's form.
+
+        Raises:
+            InvalidRequest: see the messages.
+        """
+        return ClassificationRequest(inputs=self._inputs(), **self._common(request_id))
+
+    def _inputs(self) -> list[TextPrompt | TokenPrompt]:
+        given = self.input
+        if isinstance(given, str):
+            return [self._text(given)]
+        if given and isinstance(given[0], int):
+            return [TokenPrompt(token_ids=given)]
+        require_at_most(MAX_INPUTS, len(given), "input")
+        return [
+            self._text(each) if isinstance(each, str) else TokenPrompt(token_ids=each)  # type: ignore[arg-type]
+            for each in given
+        ]
+
+    def _text(self, text: str) -> TextPrompt:
+        return TextPrompt(text=text, add_special_tokens=self.add_special_tokens)
 
 
 def _listed(given: str | list[str]) -> list[str]:

@@ -76,6 +76,16 @@ def attach(endpoint: WorkerEndpoint, facts: WorkerFacts = FACTS) -> tuple[Worker
     return link, sessions[0]
 
 
+def test_the_handshake_tells_what_a_model_classifies(endpoint: WorkerEndpoint) -> None:
+    limits = replace(FACTS.limits, hidden_size=64, num_labels=2)
+    facts = replace(FACTS, limits=limits, task="classify", labels=("bad", "good"))
+    link, session = attach(endpoint, facts)
+    assert link.facts == facts
+    assert facts.limits.pooled_size == 2
+    link.close()
+    session.close()
+
+
 def test_the_handshake_carries_the_facts_and_leaves_nothing_in_dev_shm(endpoint: WorkerEndpoint) -> None:
     link, session = attach(endpoint)
     assert link.facts == FACTS

@@ -31,6 +31,8 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.ready = ready
         self.max_model_len = max_model_len
         self.takes_changes = True
+        self.task = "generate"
+        self.labels: list[str] = []
         self.num_messages = 0
         self.reply: bytes | None = None
         self.pause_between_tokens = 0.0
@@ -74,6 +76,8 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             hidden_size=4,
             ready=True,
             takes_changes=self.takes_changes,
+            task=self.task,
+            labels=self.labels,
         )
 
     async def Connect(  # noqa: N802

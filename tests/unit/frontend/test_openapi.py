@@ -13,6 +13,7 @@ import pytest
 
 from frontend.http.apis import ENDPOINTS
 from frontend.http.bounds import SAMPLING_BOUNDS
+from frontend.http.endpoint import Endpoint
 from frontend.http.openapi import openapi_document
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import SamplingParams
@@ -32,6 +33,15 @@ def document() -> dict[str, Any]:
 async def http(frontend: RunningFrontend, scheduler: ScriptedScheduler):
     scheduler.reply = b"x"
     scheduler.pool = lambda submit: [1, 2, 3, 4]
+    async with aiohttp.ClientSession(frontend.url) as session:
+        yield session
+
+
+@pytest.fixture
+async def classifier(scheduler: ScriptedScheduler, start_frontend: FrontendFactory):
+    scheduler.task, scheduler.labels = "classify", ["relevant"]
+    scheduler.pool = lambda submit: [0.5]
+    frontend = await start_frontend()
     async with aiohttp.ClientSession(frontend.url) as session:
         yield session
 
@@ -97,7 +107,17 @@ def test_bodies_refuse_what_they_do_not_name(document) -> None:
 
 async def test_examples_are_answered_as_the_document_says(http, document) -> None:
     """No further field is told than those of the document, so it misses none."""
-    for endpoint in ENDPOINTS:
+    await check_examples(http, document, [each for each in ENDPOINTS if each.tag != "Scoring"])
+
+
+async def test_examples_for_classifiers_are_answered_as_the_document_says(classifier, document) -> None:
+    await check_examples(classifier, document, [each for each in ENDPOINTS if each.tag == "Scoring"])
+
+
+async def check_examples(
+    http: aiohttp.ClientSession, document: dict[str, Any], endpoints: list[Endpoint]
+) -> None:
+    for endpoint in endpoints:
         if endpoint.body is None or endpoint.answer is None:
             continue
         operation = document["paths"][endpoint.path]["post"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import grpc
 import numpy as np
 import pytest
 
-from pagewire.base.errors import InvalidRequest
+from engine.dispatch.sampling import Pooling
+from pagewire.base.errors import InvalidRequest, Unsupported
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
@@ -162,3 +165,11 @@ def test_bad_words_that_make_no_sense_are_refused(bad: list[list[int]]) -> None:
 def test_an_unknown_pooling_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"pooling is 7.*2 \(mean\)"):
         make_request("r", [1], SamplingParams(), FACTS, pooling=7)
+
+
+@pytest.mark.parametrize(("task", "part"), [("classify", "classification"), ("embed", "no output proj")])
+def test_what_does_not_generate_is_pooled_only(task: str, part: str) -> None:
+    facts = replace(FACTS, task=task)
+    with pytest.raises(Unsupported, match=part):
+        make_request("r", [1], SamplingParams(), facts)
+    assert make_request("r", [1], SamplingParams(), facts, pooling=Pooling.LAST).is_pooling

@@ -7,9 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from frontend.caller import client_of
-from frontend.embedding import MAX_INPUTS, EmbeddingRequest
+from frontend.embedding import EmbeddingRequest
 from frontend.generation.request import TextPrompt, TokenPrompt, require_at_most
 from frontend.http.body import Body, Seconds, TokenIdList
+from frontend.pooled import MAX_INPUTS
 
 
 class EmbeddingBody(Body):

@@ -1,0 +1,1 @@
+"""Classifications of texts, and scores of pairs of texts."""
