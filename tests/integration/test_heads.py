@@ -45,7 +45,7 @@ def test_a_classification_is_transformers_logits(case: str, tmp_path: Path) -> N
 
 def test_classifications_wait_for_room_in_a_small_pool(tmp_path: Path) -> None:
     model = write_classifier("qwen2", tmp_path, num_labels=1)
-    driver = CoreDriver(tmp_path, **{**BOUNDS, "num_blocks": 7, "block_size": 16})
+    driver = CoreDriver(tmp_path, **{**BOUNDS, "num_blocks": 20, "block_size": 16})
     found = driver.pool(PROMPTS)
     for (_, logits), prompt in zip(found, PROMPTS, strict=True):
         with torch.inference_mode():
