@@ -155,7 +155,7 @@ def _checkpoint_names(
     model: CausalLM, path: str, module: LoadableModule, parameter: str
 ) -> dict[str, str | None]:
     """Checkpoint tensor name -> shard, for one parameter."""
-    layer = module.layer_name or path
+    layer, names = module.layer_name or path, model.names
     if not module.checkpoint_shards:
-        return {f"{model.names.module(layer)}.{parameter}": None}
-    return {f"{model.names.module(layer, shard)}.{parameter}": shard for shard in module.checkpoint_shards}
+        return {names.tensor(layer, parameter): None}
+    return {names.tensor(layer, parameter, shard): shard for shard in module.checkpoint_shards}
