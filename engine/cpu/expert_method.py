@@ -15,7 +15,8 @@ class PackedCpuExperts(DenseExperts):
     def finish_loading(self, weights: ExpertWeights) -> None:
         weight = weights.get_parameter("weight").detach()
         pack, hint = torch.ops.mkldnn._reorder_linear_weight, PackedCpuMethod.BATCH_HINT
-        weights.packed = [pack(weight[expert], hint) for expert in range(len(weight))]
+        packed = [pack(weight[expert], hint) for expert in range(len(weight))]
+        weights.packed = packed  # type: ignore[assignment]
         weights.register_parameter("weight", None)
 
     def multiply(

@@ -106,18 +106,13 @@ class ExpertWeights(LoadableModule):
             raise ShardError(f"has shape {list(tensor.shape)}; {parameter.dim()} dimensions are needed")
         if self._tensors.transposed and name == "weight":
             tensor = tensor.transpose(1, 2)
-        for index, part in enumerate(self._parts.values()):
-            piece = tensor
-            if len(self._parts) > 1:
-                piece = self._take_turns(tensor, index)
-            parameter.load(piece, part)
-
-    def _take_turns(self, tensor: torch.Tensor, index: int) -> torch.Tensor:
-        """One of the matrices that a tensor of all experts fuses along their output."""
         count = len(self._parts)
         if tensor.shape[1] % count:
-            raise ShardError(f"has shape {list(tensor.shape)}; its matrices are {count} of the same size")
-        return tensor[:, index::count] if self._tensors.interleaved else tensor.chunk(count, 1)[index]
+            raise ShardError(f"has shape {list(tensor.shape)}; it holds {count} matrices of the same size")
+        interleaved = self._tensors.interleaved
+        for index, matrix in enumerate(self._parts.values()):
+            rows = tensor[:, index::count] if interleaved else tensor.chunk(count, 1)[index]
+            parameter.load(rows, matrix)
 
     def finish_loading(self) -> None:
         self.method.finish_loading(self)

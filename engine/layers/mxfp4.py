@@ -52,6 +52,6 @@ def dequantize(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -
     # Both values of each byte at once: half the look-ups.
     codes = torch.arange(256, device=blocks.device)
     pairs = torch.stack((values[codes & 15], values[codes >> 4]), dim=-1)
-    weights = pairs[blocks.int()].flatten(-2).unflatten(-1, (-1, GROUP))
+    weights = pairs[blocks.int()].view(*scales.shape, GROUP)
     exponents = (scales.int() - EXPONENT_BIAS).unsqueeze(-1)
     return torch.ldexp(weights, exponents).to(dtype).flatten(-2)
