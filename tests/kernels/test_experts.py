@@ -264,9 +264,9 @@ def test_tiles_compile_for_hopper(case: str) -> None:
 
     sizes = compile_overlapping(
         "engine.kernels.experts.grouped:gate_up_tiles_kernel",
-        {"x_ptr": "*bf16", "w_desc": weights(first), "x_stride": "i32", **common},
+        {"x_ptr": "*bf16", "w_desc": weights(first), **common},
         {
-            **options(first), "N": inner, "K": hidden, "TOP_K": top_k,
+            **options(first), "N": inner, "K": hidden, "TOP_K": top_k, "X_STRIDE": hidden,
             "KIND": "clamped" if mxfp4 else "silu", "ALPHA": 1.702, "LIMIT": 7.0,
         },
         num_warps=first.num_warps,

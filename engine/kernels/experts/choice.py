@@ -34,8 +34,8 @@ _TILES = {
 }
 # Weights are the first operand, since they come from registers.
 _MXFP4_TILES = {
-    block_m: (TileConfig(block_m, 64, 128, num_warps=4, num_stages=3, transposed=True),) * 2
-    for block_m in _TILES
+    block_m: (TileConfig(block_m, 64, block_k, num_warps=4, num_stages=4, transposed=True),) * 2
+    for block_m, block_k in ((16, 128), (32, 128), (64, 64), (128, 64))
 }
 # Its products are no tensor core's.
 _FP32_TILES = (TileConfig(16, 64, 32, num_warps=8, num_stages=3),) * 2

@@ -95,8 +95,8 @@ def gate_up_tiles_kernel(
     pairs_ptr,  # int32 [P]
     blocks_ptr,  # int32 [3, num_blocks]
     out_ptr,  # [P, N] in the order of the pairs
-    x_stride,
     num_blocks,
+    X_STRIDE: tl.constexpr,
     E: tl.constexpr,
     TOP_K: tl.constexpr,
     N: tl.constexpr,
@@ -118,7 +118,8 @@ def gate_up_tiles_kernel(
         places = tl.load(blocks_ptr + num_blocks + block) + tl.arange(0, BLOCK_M)
         held = places < tl.load(blocks_ptr + 2 * num_blocks + block)
         tokens = tl.load(pairs_ptr + places, mask=held, other=0) // TOP_K
-        x_rows = x_ptr + tokens.to(tl.int64)[:, None] * x_stride
+        # Only rows that are known to be aligned are copied to shared memory some stages ahead.
+        x_rows = x_ptr + tokens.to(tl.int64)[:, None] * X_STRIDE
         first = expert * (2 * N) + tile * BLOCK_N
         gate = _zeros(BLOCK_M, BLOCK_N, TRANSPOSED)
         up = _zeros(BLOCK_M, BLOCK_N, TRANSPOSED)
@@ -245,8 +246,8 @@ def apply_by_tiles(
         pairs.pairs,
         pairs.blocks,
         activated,
-        x.stride(0),
         pairs.max_blocks,
+        X_STRIDE=x.stride(0),
         E=gate_up.weight.shape[0],
         TOP_K=top_k,
         N=inner,
