@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from engine.layers.experts import ExpertWeights
 from engine.layers.linear_weight import LinearWeight
 from engine.layers.weights import LoadableModule, ShardError
 from engine.models.base import CausalLM
@@ -33,6 +34,8 @@ class LoadTargets:
         self._targets: dict[str, _Target] = {}
         self._names = model.names
         self._aliases: set[str] = set()
+        # A tensor that a checkpoint may keep for all experts -> those of each.
+        self._stacked: dict[str, tuple[str, ...]] = {}
         self._collect(model)
         self._fused = _fused_tensors(model, self._targets)
         self._loaded: dict[str, str] = {}
@@ -44,8 +47,9 @@ class LoadTargets:
             ConfigError: the model has no such parameter, or it was loaded before; the message names the
                 tensor and `source`, its file.
         """
-        if name in self._fused:
-            return all(self.wants(part, source) for part in self._fused[name])
+        for parts in (self._fused.get(name), self._stacked.get(name)):
+            if parts is not None:
+                return all(self.wants(part, source) for part in parts)
         if name not in self._targets:
             if name in self._aliases or self._names.ignores(name):
                 return False
@@ -63,11 +67,18 @@ class LoadTargets:
         if name in self._fused:
             for part, piece in self._take_apart(name, tensor, source):
                 self._load(part, piece, source, name)
+        elif name in self._stacked:
+            parts = self._stacked[name]
+            self._put(replace(self._targets[parts[0]], shard=None), tensor, source, name)
+            self._loaded.update(dict.fromkeys(parts, source))
         else:
             self._load(name, tensor, source, name)
 
     def _load(self, target_name: str, tensor: torch.Tensor, source: str, name: str) -> None:
-        target = self._targets[target_name]
+        self._put(self._targets[target_name], tensor, source, name)
+        self._loaded[target_name] = source
+
+    def _put(self, target: _Target, tensor: torch.Tensor, source: str, name: str) -> None:
         kept = getattr(target.module, target.parameter)
         # A conversion between kinds would go through, and give numbers that mean nothing.
         if not _converts(tensor.dtype, kept.dtype):
@@ -77,7 +88,6 @@ class LoadTargets:
             target.module.load_parameter(target.parameter, tensor, target.shard)
         except ShardError as error:
             raise ConfigError(f"{source}: tensor {name!r} {error}") from error
-        self._loaded[target_name] = source
 
     def require_complete(self, source: str) -> None:
         """Raises ConfigError if any parameter was not loaded."""
@@ -122,6 +132,9 @@ class LoadTargets:
                 seen.add(parameter)
                 for name, shard in names.items():
                     self._targets[name] = _Target(module, parameter_name, shard)
+                if isinstance(module, ExpertWeights) and module.checkpoint_shards:
+                    stacked = model.names.tensor(module.layer_name, parameter_name)
+                    self._stacked[stacked] = tuple(names)
 
 
 def _converts(stored: torch.dtype, kept: torch.dtype) -> bool:
