@@ -5,8 +5,8 @@
 A layer is timed in a CUDA graph of many calls that take turns over random tokens and routings, so that the
 L2 cache holds no experts but those that a call shares with the one before. The floor is the larger of the
 bytes of the experts that are used, at the measured copy bandwidth, and the operations at the measured rate of
-bf16 matrix products, both of an H200. "chosen" is what serving takes; "route" and "sort" are the kernels ahead
-of the products. A candidate that fails or differs from plain torch is recorded with what was wrong.
+bf16 matrix products, both of an H200. "chosen" is what serving takes; "route" and "sort" are the kernels
+ahead of the products. A candidate that fails or differs from plain torch is recorded with what was wrong.
 """
 
 from __future__ import annotations

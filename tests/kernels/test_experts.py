@@ -244,6 +244,7 @@ COMPILED_LATER = ("bf16 32", "mxfp4 32", "mxfp4 64")
 TILE_CASES = {
     **{f"bf16 {m}": (tiles, False) for m, tiles in choice._TILES.items()},
     **{f"mxfp4 {m}": (tiles, True) for m, tiles in choice._MXFP4_TILES.items()},
+    "fp32": (choice._FP32_TILES, False),
 }
 
 
@@ -254,10 +255,12 @@ def test_tiles_compile_for_hopper(case: str) -> None:
     """With shapes of Qwen3-30B-A3B and gpt-oss-20b."""
     (first, second), mxfp4 = TILE_CASES[case]
     hidden, inner, experts, top_k = (2880, 2880, 32, 4) if mxfp4 else (2048, 768, 128, 8)
-    stored = "u8" if mxfp4 else "bf16"
-    pointers = {"scales_ptr": "*u8", "bias_ptr": "*bf16"} if mxfp4 else {}
+    dtype = "fp32" if case == "fp32" else "bf16"
+    stored = "u8" if mxfp4 else dtype
+    pointers = {"scales_ptr": "*u8", "bias_ptr": f"*{dtype}"} if mxfp4 else {}
     missing = {} if mxfp4 else {"scales_ptr": None, "bias_ptr": None}
-    common = {"pairs_ptr": "*i32", "blocks_ptr": "*i32", "out_ptr": "*bf16", "num_blocks": "i32", **pointers}
+    tables = {"pairs_ptr": "*i32", "blocks_ptr": "*i32", "num_blocks": "i32"}
+    common = {**tables, "out_ptr": f"*{dtype}", **pointers}
 
     def options(config: TileConfig) -> dict[str, Any]:
         names = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
@@ -268,7 +271,7 @@ def test_tiles_compile_for_hopper(case: str) -> None:
 
     sizes = compile_overlapping(
         "engine.kernels.experts.grouped:gate_up_tiles_kernel",
-        {"x_ptr": "*bf16", "w_desc": weights(first), **common},
+        {"x_ptr": f"*{dtype}", "w_desc": weights(first), **common},
         {
             **options(first), "N": inner, "K": hidden, "TOP_K": top_k, "X_STRIDE": hidden,
             "KIND": "clamped" if mxfp4 else "silu", "ALPHA": 1.702, "LIMIT": 7.0,
@@ -277,7 +280,7 @@ def test_tiles_compile_for_hopper(case: str) -> None:
         num_stages=first.num_stages,
     )  # fmt: skip
     assert sizes["shared"] <= SHARED_LIMIT
-    rows = f"tensordesc<bf16[{second.block_m}, {second.block_k}]>"
+    rows = f"tensordesc<{dtype}[{second.block_m}, {second.block_k}]>"
     sizes = compile_overlapping(
         "engine.kernels.experts.grouped:down_tiles_kernel",
         {"x_desc": rows, "w_desc": weights(second), **common},
