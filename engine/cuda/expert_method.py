@@ -8,10 +8,14 @@ import torch
 
 from engine.kernels.experts.choice import apply_experts
 from engine.kernels.experts.parts import ExpertMatrices, Gating
-from engine.layers.experts import ExpertMethod, Experts, ExpertWeights
+from engine.layers.experts import ExpertMethod, Experts, ExpertShape, ExpertWeights
 from engine.layers.looped_experts import DenseExperts
 from engine.layers.mxfp4 import Mxfp4Experts
 from engine.layers.ops import Routing
+from engine.layers.parallel import SplitError
+
+# The tensor memory accelerator's alignment.
+_ROW_BYTES = 16
 
 
 class CudaExperts(DenseExperts):
@@ -23,6 +27,16 @@ class CudaExperts(DenseExperts):
 
     def __init__(self, *, deterministic: bool) -> None:
         self._deterministic = deterministic
+
+    def create_weights(self, weights: ExpertWeights, shape: ExpertShape) -> None:
+        """Raises SplitError if rows are not aligned as the tensor memory accelerator needs them."""
+        held, unit = shape.matrix.in_features, _ROW_BYTES // torch.get_default_dtype().itemsize
+        if held % unit:
+            raise SplitError(
+                f"{weights.layer_name}: a rank would hold {held} of each expert's channels; on a GPU it must "
+                f"be a multiple of {unit}"
+            )
+        super().create_weights(weights, shape)
 
     def apply(self, experts: Experts, x: torch.Tensor, routing: Routing) -> torch.Tensor:
         return _apply(experts, x, routing, "weight", None, deterministic=self._deterministic)
