@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks import record
 from pagewire.bench.serve.sweep import PRESETS
-from pagewire.bench.shapes import SHAPES, shape_directory
+from pagewire.bench.shapes import shape_directory
 from pagewire.bench.targets import served_targets, settings
 from tools.service import Service
 
@@ -148,7 +148,7 @@ def measure(shape: str, arguments: argparse.Namespace, directory: Path) -> dict[
 def main() -> None:
     """Measures and reports."""
     parser = record.parser(__doc__)
-    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--shapes", default="llama8b,qwen06b")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--frontends", type=int, default=4)

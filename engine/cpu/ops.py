@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from engine.layers.ops import LayerOps
+from engine.layers.ops import LayerOps, Routing
 
 
 class TorchLayerOps(LayerOps):
@@ -49,6 +49,13 @@ class TorchLayerOps(LayerOps):
         if activation == "silu":
             return F.silu(gate).mul_(up)
         return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none").mul_(up)
+
+    def route(self, logits: torch.Tensor, top_k: int, *, renormalise: bool) -> Routing:
+        logits = logits.float()
+        largest, experts = logits.topk(top_k, dim=-1)
+        if renormalise:
+            return Routing(experts, largest.softmax(-1))
+        return Routing(experts, (largest - logits.logsumexp(-1, keepdim=True)).exp())
 
     def _eps_of(self, eps: float) -> torch.Tensor:
         if eps not in self._eps:

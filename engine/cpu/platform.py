@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.config import WorkerConfig
 from engine.cpu.attention import TorchAttentionBackend
+from engine.cpu.expert_method import PackedCpuExperts
 from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.ops import TorchLayerOps
 from engine.cpu.rows import RequestRows
 from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.limits import EngineLimits
+from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import DenseMethod, LinearMethods, SameMethod
+from engine.layers.looped_experts import DenseExperts
+from engine.layers.mxfp4 import Mxfp4Experts
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
@@ -41,6 +47,10 @@ class CpuPlatform(Platform):
 
     def linear_methods(self) -> LinearMethods:
         return SameMethod(PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod())
+
+    def expert_methods(self) -> Mapping[str, ExpertMethod]:
+        can_pack = PackedCpuMethod.is_available(self.dtype)
+        return {"": PackedCpuExperts() if can_pack else DenseExperts(), "mxfp4": Mxfp4Experts()}
 
     def make_runner(
         self,

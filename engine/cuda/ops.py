@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from engine.kernels.activate_and_mul.kernel import activate_and_mul
+from engine.kernels.experts.route import route
 from engine.kernels.layer_norm.kernel import add_layer_norm, layer_norm
 from engine.kernels.rms_norm.kernel import add_rms_norm, rms_norm
 from engine.kernels.step_inputs.kernel import embed
-from engine.layers.ops import LayerOps
+from engine.layers.ops import LayerOps, Routing
 
 
 class TritonLayerOps(LayerOps):
@@ -48,3 +49,7 @@ class TritonLayerOps(LayerOps):
     def activate_and_mul(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         product: torch.Tensor = activate_and_mul(gate_up, activation)
         return product
+
+    def route(self, logits: torch.Tensor, top_k: int, *, renormalise: bool) -> Routing:
+        experts, weights = route(logits, top_k, renormalise=renormalise)
+        return Routing(experts, weights)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Mapping
 
 import torch
 
 from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.config import WorkerConfig
 from engine.cuda.attention import TritonAttentionBackend
+from engine.cuda.expert_method import cuda_expert_methods
 from engine.cuda.graphs import GraphSize, decode_graph_sizes, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.ops import TritonLayerOps
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
 from engine.dispatch.limits import EngineLimits
+from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
@@ -70,6 +73,9 @@ class CudaPlatform(Platform):
     def linear_methods(self) -> LinearMethods:
         deterministic = self._config.deterministic
         return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
+
+    def expert_methods(self) -> Mapping[str, ExpertMethod]:
+        return cuda_expert_methods(deterministic=self._config.deterministic)
 
     def make_runner(
         self,

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which experts each token uses.
+
+    Attributes:
+        experts: [T, k], from the likeliest on; no expert twice for a token.
+        weights: what the results of each are multiplied with, [T, k] fp32.
+    """
+
+    experts: torch.Tensor
+    weights: torch.Tensor
 
 
 class LayerOps(ABC):
@@ -48,4 +62,12 @@ class LayerOps(ABC):
 
         Args:
             activation: "silu", "gelu", or "gelu_tanh", which approximates it by a hyperbolic tangent.
+        """
+
+    @abstractmethod
+    def route(self, logits: torch.Tensor, top_k: int, *, renormalise: bool) -> Routing:
+        """The `top_k` experts with the largest logits [T, E], weighted by the softmax of all of them in fp32.
+
+        Args:
+            renormalise: whether a token's weights add up to 1: the softmax is then that of its own experts.
         """

@@ -13,6 +13,8 @@ from engine.models.base import CausalLM
 SCALE = 0.02
 # Of the scales of integers and bytes: so small that sums over a layer's inputs stay finite in 16 bits.
 SMALLEST_SCALE, LARGEST_SCALE = 0.001, 0.002
+# The exponents of scales that are powers of two, plus 127.
+SMALLEST_EXPONENT, LARGEST_EXPONENT = 117, 118
 
 
 def load_dummy(model: CausalLM, seed: int) -> None:
@@ -34,6 +36,8 @@ def _fill(parameter: nn.Parameter, mean: float, generator: torch.Generator) -> N
     values = parameter.data
     if values.dtype is torch.bool:
         values.random_(0, 2, generator=generator)
+    elif values.dtype is torch.uint8 and isinstance(parameter, LinearWeight) and parameter.is_scale:
+        values.random_(SMALLEST_EXPONENT, LARGEST_EXPONENT + 1, generator=generator)
     elif not values.is_floating_point():
         values.view(-1).view(torch.uint8).random_(0, 256, generator=generator)
     elif isinstance(parameter, LinearWeight) and parameter.is_scale:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from engine.layers.experts import ExpertWeights
 from engine.layers.linear_weight import LinearWeight
 from engine.layers.weights import LoadableModule, ShardError
 from engine.loader.misfits import Misfits, NotInModel, WrongTensor
@@ -35,6 +36,8 @@ class LoadTargets:
         self._targets: dict[str, _Target] = {}
         self._names = model.names
         self._aliases: set[str] = set()
+        # A tensor that a checkpoint may keep for all experts -> those of each.
+        self._stacked: dict[str, tuple[str, ...]] = {}
         self._collect(model)
         self._fused = _fused_tensors(model, self._targets)
         self._loaded: dict[str, str] = {}
@@ -70,8 +73,9 @@ class LoadTargets:
             NotInModel: the model has no such parameter.
             WrongTensor: it was loaded before, from the file that the message names.
         """
-        if name in self._fused:
-            return all(self.wants(part, source) for part in self._fused[name])
+        for parts in (self._fused.get(name), self._stacked.get(name)):
+            if parts is not None:
+                return all(self.wants(part, source) for part in parts)
         if name not in self._targets:
             if name in self._aliases or self._names.ignores(name):
                 return False
@@ -89,22 +93,31 @@ class LoadTargets:
         if name in self._fused:
             for part, piece in self._take_apart(name, tensor, source):
                 self._load(part, piece, source, name)
+        elif name in self._stacked:
+            parts = self._stacked[name]
+            self._put(replace(self._targets[parts[0]], shard=None), tensor, source, name, parts)
+            self._loaded.update(dict.fromkeys(parts, source))
         else:
             self._load(name, tensor, source, name)
 
     def _load(self, target_name: str, tensor: torch.Tensor, source: str, name: str) -> None:
-        target = self._targets[target_name]
+        self._put(self._targets[target_name], tensor, source, name, (target_name,))
+        self._loaded[target_name] = source
+
+    def _put(
+        self, target: _Target, tensor: torch.Tensor, source: str, name: str, parts: Sequence[str]
+    ) -> None:
+        """Loads a checkpoint's tensor `name`, which makes up the tensors `parts` of the model."""
         kept = getattr(target.module, target.parameter)
         # A conversion between kinds would go through, and give numbers that mean nothing.
         if not _converts(tensor.dtype, kept.dtype):
             needed = "floating-point numbers" if _is_plain_float(kept.dtype) else _short(kept.dtype)
             fault = f"is of {_short(tensor.dtype)}; {needed} are needed"
-            raise WrongTensor(name, source, fault, (target_name,))
+            raise WrongTensor(name, source, fault, parts)
         try:
             target.module.load_parameter(target.parameter, tensor, target.shard)
         except ShardError as error:
-            raise WrongTensor(name, source, str(error), (target_name,)) from error
-        self._loaded[target_name] = source
+            raise WrongTensor(name, source, str(error), parts) from error
 
     def _take_apart(self, name: str, tensor: torch.Tensor, source: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The names and contents of the tensors that a fused one holds. What does not extend along the output
@@ -140,6 +153,9 @@ class LoadTargets:
                 seen.add(parameter)
                 for name, shard in names.items():
                     self._targets[name] = _Target(module, parameter_name, shard)
+                if isinstance(module, ExpertWeights) and module.checkpoint_shards:
+                    stacked = model.names.tensor(module.layer_name, parameter_name)
+                    self._stacked[stacked] = tuple(names)
 
 
 def _converts(stored: torch.dtype, kept: torch.dtype) -> bool:
@@ -173,7 +189,7 @@ def _checkpoint_names(
     model: CausalLM, path: str, module: LoadableModule, parameter: str
 ) -> dict[str, str | None]:
     """Checkpoint tensor name -> shard, for one parameter."""
-    layer = module.layer_name or path
+    layer, names = module.layer_name or path, model.names
     if not module.checkpoint_shards:
-        return {f"{model.names.module(layer)}.{parameter}": None}
-    return {f"{model.names.module(layer, shard)}.{parameter}": shard for shard in module.checkpoint_shards}
+        return {names.tensor(layer, parameter): None}
+    return {names.tensor(layer, parameter, shard): shard for shard in module.checkpoint_shards}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from engine.attention.interface import AttentionBackend, LayerKVCache, RotaryTable
+from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods
 from engine.layers.ops import LayerOps
 from engine.layers.parallel import TensorParallel
@@ -29,6 +30,7 @@ class ModelContext:
         ops: how its layers compute what lies between.
         linear_methods: how each of its linear layers stores its weights and multiplies.
         parallel: this rank.
+        expert_methods: how its experts store their weights and multiply, by the weights' number format.
     """
 
     config: ModelConfig
@@ -37,6 +39,7 @@ class ModelContext:
     ops: LayerOps
     linear_methods: LinearMethods
     parallel: TensorParallel
+    expert_methods: Mapping[str, ExpertMethod] = field(default_factory=dict)
 
 
 class CausalLM(nn.Module, ABC):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from engine.layers.expert_config import ExpertTensors
 from engine.models.config import ModelConfig
 
 # Matrix (the last part of its module's name) -> its units.
@@ -22,6 +23,7 @@ _SHARDS = {
     "v_proj": ("qkv_proj", "v"),
     "gate_proj": ("gate_up_proj", "gate"),
     "up_proj": ("gate_up_proj", "up"),
+    "down_proj": ("down_proj", "down"),
 }
 _MATRICES = {place: name for name, place in _SHARDS.items()}
 
@@ -38,6 +40,7 @@ class CheckpointNames:
         ignored: ends of names of tensors that carry nothing to load.
         others: beginnings of names of tensors that belong to other parts than the language model.
         left_out: how names here begin, such as "model.", where checkpoints leave that out.
+        experts: how they keep the matrices of experts.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -45,22 +48,32 @@ class CheckpointNames:
     ignored: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     left_out: str = ""
+    experts: ExpertTensors = field(default_factory=ExpertTensors)
 
     def module(self, layer: str, shard: str = "") -> str:
         """What checkpoints call a layer, or one of the matrices of a fused layer.
 
         Args:
             layer: its full name here, such as "model.layers.3.self_attn.qkv_proj".
-            shard: such as "q"; "" where the layer is not fused.
+            shard: such as "q", or "7.gate" for an expert's; "" where the layer is not fused.
         """
         path = layer
         if shard:
             parent, _, own_name = layer.rpartition(".")
-            path = f"{parent}.{_MATRICES[own_name, shard]}"
+            expert, _, matrix = shard.rpartition(".")
+            path = f"{parent}.{expert}.".replace("..", ".") + _MATRICES[own_name, matrix]
         path = f".{path}."
         for ours, theirs in self.renamed.items():
             path = path.replace(f".{ours}.", f".{theirs}.")
         return path[1:-1].removeprefix(self.left_out)
+
+    def tensor(self, layer: str, parameter: str, shard: str = "") -> str:
+        """What checkpoints call a parameter of a layer, or of one of its matrices; see `module`."""
+        module = self.module(layer, shard)
+        if shard or not layer.rpartition(".")[0].endswith(".experts"):
+            return f"{module}.{parameter}"
+        # All experts' matrices in one tensor, which is no module's weight.
+        return module if parameter == "weight" else f"{module}_{parameter}"
 
     def ignores(self, tensor: str) -> bool:
         """Whether a checkpoint's tensor carries nothing to load."""

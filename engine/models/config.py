@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.layers.expert_config import GatedActivation
 from engine.layers.norm_config import NormConfig
 from engine.layers.rope_scaling import RopeScaling
 
@@ -25,16 +26,44 @@ class RotaryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """The experts of a layer (arXiv:1701.06538).
+
+    Attributes:
+        num_experts, top_k: how many there are, and how many of them a token uses.
+        intermediate_size: channels of each.
+        activation: of each.
+        bias, router_bias: whether the experts' projections, and the router, have a bias.
+        renormalise: whether the weights of a token's experts add up to 1.
+        shared_size: channels of an expert that every token uses too, as much as a gate of its own says; 0 for
+            no such expert.
+        weight_format: "" where their weights are plain numbers, or "mxfp4".
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    activation: GatedActivation
+    bias: bool = False
+    router_bias: bool = False
+    renormalise: bool = True
+    shared_size: int = 0
+    weight_format: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerConfig:
     """What may differ between the layers of one model.
 
     Attributes:
         rotary: None where a layer does not rotate.
         sliding_window: a token sees itself and this number less one before it; 0 for no limit.
+        experts: None where its feed-forward part is the same for all tokens.
     """
 
     rotary: RotaryConfig | None
     sliding_window: int = 0
+    experts: ExpertsConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +86,7 @@ class ModelConfig:
         attention_scale: what attention scores are multiplied with.
         attention_soft_cap: scaled scores s become cap * tanh(s / cap); 0 for no cap.
         alibi: whether scores fall with the distance between key and query (arXiv:2108.12409).
+        attention_sinks: whether each head has one more score, as of a key whose value is zero.
         qkv_bias, o_bias, mlp_bias: which projections have a bias.
         qk_norm: how queries and keys are normalised before rotation: "heads", each head for itself;
             "projection", all of a token's queries together, and so its keys; "" for not at all.
@@ -91,6 +121,7 @@ class ModelConfig:
     attention_scale: float
     attention_soft_cap: float = 0.0
     alibi: bool = False
+    attention_sinks: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False

@@ -15,6 +15,7 @@ from engine.layers.rotary import log_query_scale, rotary_table
 from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM, ModelContext
 from engine.models.blocks.attention import SelfAttention
+from engine.models.blocks.experts import ExpertMLP
 from engine.models.blocks.feed_forward import GatedMLP
 from engine.models.config import LayerConfig, RotaryConfig
 from engine.models.families import checkpoint_names
@@ -28,7 +29,11 @@ class DecoderLayer(nn.Module):
         super().__init__()
         config = context.config
         self.self_attn = SelfAttention(context, f"{name}.self_attn", layer)
-        self.mlp = GatedMLP(context, f"{name}.mlp", config.intermediate_size)
+        self.mlp: nn.Module
+        if layer.experts is None:
+            self.mlp = GatedMLP(context, f"{name}.mlp", config.intermediate_size)
+        else:
+            self.mlp = ExpertMLP(context, f"{name}.mlp", layer.experts)
         self.attn_norm: Norm | None = None
         self.mlp_norm: Norm | None = None
         if config.norm_inputs:

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.layers.expert_config import ExpertTensors
 from engine.models.checkpoint_names import CheckpointNames, gate_then_up, qkv_in_turn
 from engine.models.config import ModelConfig
 from engine.models.heads import decoder_of, known_heads, refuse_bidirectional, with_head
@@ -18,6 +19,7 @@ from engine.models.not_supported import why_not
 from engine.models.readers.baichuan import read_baichuan
 from engine.models.readers.cohere import read_cohere, read_cohere2, read_stablelm
 from engine.models.readers.eos import tokenizer_eos_token_id, turn_end_token_ids
+from engine.models.readers.experts import read_gpt_oss, read_mixtral, read_qwen2_moe, read_qwen3_moe
 from engine.models.readers.fields import ConfigFields
 from engine.models.readers.gemma import read_gemma, read_gemma2, read_gemma3
 from engine.models.readers.glm import read_chatglm, read_glm4
@@ -63,6 +65,7 @@ _GEMMA_NAMES = CheckpointNames(
         "mlp_out_norm": "post_feedforward_layernorm",
     }
 )
+_QWEN_MOE_NAMES = replace(_LLAMA_NAMES, renamed={**_LLAMA_NAMES.renamed, "mlp.router": "mlp.gate"})
 _FUSED = {"qkv_proj": qkv_in_turn, "gate_up_proj": gate_then_up}
 _LLAMA = Family(read_llama, _LLAMA_NAMES)
 _BAICHUAN = Family(read_baichuan, replace(_LLAMA_NAMES, split={"W_pack": qkv_in_turn}))
@@ -111,8 +114,27 @@ FAMILIES: Mapping[str, Family] = {
         read_llama, replace(_LLAMA_NAMES, renamed={"attn_norm": "ln1", "mlp_norm": "ln2"})
     ),
     "MistralForCausalLM": _LLAMA,
+    "MixtralForCausalLM": Family(
+        read_mixtral,
+        CheckpointNames(
+            renamed={
+                **_LLAMA_NAMES.renamed,
+                "mlp": "block_sparse_moe",
+                "router": "gate",
+                "gate_proj": "w1",
+                "up_proj": "w3",
+                "down_proj": "w2",
+            }
+        ),
+    ),
     "Qwen2ForCausalLM": Family(read_qwen2, _LLAMA_NAMES),
+    "Qwen2MoeForCausalLM": Family(read_qwen2_moe, _QWEN_MOE_NAMES),
     "Qwen3ForCausalLM": Family(read_qwen3, _LLAMA_NAMES),
+    "Qwen3MoeForCausalLM": Family(read_qwen3_moe, _QWEN_MOE_NAMES),
+    "GptOssForCausalLM": Family(
+        read_gpt_oss,
+        replace(_LLAMA_NAMES, experts=ExpertTensors(stacked=True, interleaved=True, transposed=True)),
+    ),
     "QWenLMHeadModel": _QWEN1,
     "ChatGLMModel": _CHATGLM,
     "ChatGLMForConditionalGeneration": _CHATGLM,

@@ -57,7 +57,13 @@ def assemble(
     _check_shares(model_config, parallel)
     backend = platform.attention(_heads(model_config, parallel), max_num_seqs)
     context = ModelContext(
-        model_config, wanted_len, backend, platform.ops(), platform.linear_methods(), parallel
+        model_config,
+        wanted_len,
+        backend,
+        platform.ops(),
+        platform.linear_methods(),
+        parallel,
+        platform.expert_methods(),
     )
     model = load(context)
     groups = kv_groups(tuple(layer.sliding_window for layer in model_config.layers), wanted_len)

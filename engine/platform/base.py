@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.dispatch.limits import EngineLimits
+from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
@@ -48,6 +49,11 @@ class Platform(ABC):
     @abstractmethod
     def linear_methods(self) -> LinearMethods:
         """How each layer stores its weights and multiplies."""
+
+    @abstractmethod
+    def expert_methods(self) -> Mapping[str, ExpertMethod]:
+        """How each layer's experts store their weights and multiply, by the weights' number format: "" is the
+        model's own."""
 
     @abstractmethod
     def make_runner(

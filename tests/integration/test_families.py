@@ -17,6 +17,7 @@ from scheduler.request import Request
 from tests.integration.core_driver import CoreDriver
 from tests.integration.plain_families import PLAIN_FAMILIES, write_plain
 from tests.integration.tiny_families import CASES, VOCAB, reference, write_tiny
+from tests.unit.engine.tiny_experts import write_gpt_oss
 
 NUM_TOP = 4
 OUTPUT_TOKENS = 9
@@ -51,6 +52,13 @@ def test_log_probabilities_are_those_of_a_plain_computation(case: str, tmp_path:
 def test_qwen_goes_beyond_its_context_when_it_is_asked_to(tmp_path: Path) -> None:
     logits = write_plain("qwen1", tmp_path, 256)
     compare(CoreDriver(tmp_path, max_model_len=256, **BOUNDS), logits, PROMPTS)
+
+
+def test_mxfp4_experts_are_those_that_their_values_make(tmp_path: Path) -> None:
+    write_gpt_oss(tmp_path / "mxfp4", tmp_path / "plain")
+    logits = reference(tmp_path / "plain")
+    for kind in ("mxfp4", "plain"):
+        compare(CoreDriver(tmp_path / kind, **BOUNDS), logits, PROMPTS)
 
 
 @pytest.mark.parametrize("length", [48, 150])

@@ -18,7 +18,7 @@ PROMPTS = [[(11 * i + n) % VOCAB for i in range(n)] for n in (5, 30, 41)]
 
 
 # Permuted rows and biases; norms of 1 + weight, windows and two rotations; fused matrices.
-@pytest.mark.parametrize("name", ["llama-biases", "gemma3", "phi3"])
+@pytest.mark.parametrize("name", ["llama-biases", "gemma3", "phi3", "mixtral"])
 def test_log_probabilities_are_those_of_the_original(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     config, tensors = write_checkpoint(case, tmp_path / "original")

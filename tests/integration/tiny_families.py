@@ -107,6 +107,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "partial_rotary_factor": 0.5}),
 }
 
+_MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+CASES |= {
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 13}),
+    "qwen2-moe": (
+        "qwen2_moe",
+        {**_MOE, "shared_expert_intermediate_size": 56, "decoder_sparse_step": 2, "mlp_only_layers": [0]},
+    ),
+    "qwen3-moe": ("qwen3_moe", {**_MOE, "head_dim": 32, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+    "gpt-oss": (
+        "gpt_oss",
+        {
+            **_WINDOWS,
+            "head_dim": 32,
+            "intermediate_size": 64,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "rope_parameters": {**_YARN, "beta_fast": 32.0, "truncate": False},
+        },
+    ),
+}
+
 
 def write_tiny(case: str, directory: Path) -> Path:
     """Writes a checkpoint and returns its directory."""

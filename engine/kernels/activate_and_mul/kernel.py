@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # needed for annotations alone, and much slower to import tha
 
 
 @triton.jit
-def _activate(gate, ACTIVATION: tl.constexpr):
+def activate(gate, ACTIVATION: tl.constexpr):
     """In fp32."""
     if ACTIVATION == "silu":
         return gate * tl.sigmoid(gate)
@@ -46,7 +46,7 @@ def activate_and_mul_kernel(
     wait_for_previous(OVERLAP)
     gate = tl.load(source, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(source + N, mask=mask, other=0.0).to(tl.float32)
-    result = _activate(gate, ACTIVATION) * up
+    result = activate(gate, ACTIVATION) * up
     tl.store(out + row * out_stride + column, result.to(out.dtype.element_ty), mask=mask)
 
 

@@ -12,16 +12,18 @@ from engine.layers.linear import QKVParallelLinear, RowParallelLinear
 from engine.layers.norm import RMSNorm
 from engine.layers.parallel import SplitError
 from engine.layers.step_context import StepContext
+from engine.layers.weights import LoadableModule, copy_checked, take_part
 from engine.models.base import ModelContext
 from engine.models.config import LayerConfig
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(LoadableModule):
     """Grouped-query attention of one layer. Its heads are split over ranks."""
 
     def __init__(self, context: ModelContext, name: str, layer: LayerConfig) -> None:
         super().__init__()
         config, parallel = context.config, context.parallel
+        self.layer_name = name
         self.qkv_proj = QKVParallelLinear(
             f"{name}.qkv_proj",
             config.hidden_size,
@@ -41,15 +43,19 @@ class SelfAttention(nn.Module):
             parallel=parallel,
         )
         heads = HeadLayout(self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, config.head_dim)
+        self._first_head, self._all_heads = parallel.rank * heads.num_heads, config.num_attention_heads
         slopes = None
         if config.alibi:
-            first = parallel.rank * heads.num_heads
-            slopes = alibi_slopes(config.num_attention_heads)[first : first + heads.num_heads]
+            slopes = alibi_slopes(self._all_heads)[self._first_head :][: heads.num_heads]
+        self.sinks: nn.Parameter | None = None
+        if config.attention_sinks:
+            self.sinks = nn.Parameter(torch.empty(heads.num_heads), requires_grad=False)
         spec = AttentionSpec(
             config.attention_scale,
             sliding_window=layer.sliding_window,
             soft_cap=config.attention_soft_cap,
             alibi_slopes=slopes,
+            sinks=self.sinks,
         )
         rotary = None if layer.rotary is None else config.rotaries.index(layer.rotary)
         self.attention = Attention(heads, spec, rotary=rotary, kv_group=0, backend=context.backend)
@@ -68,6 +74,11 @@ class SelfAttention(nn.Module):
             eps, one_plus = config.norm.eps, config.norm.one_plus
             self.q_norm = RMSNorm(q_size, eps, context.ops, one_plus=one_plus)
             self.k_norm = RMSNorm(k_size, eps, context.ops, one_plus=one_plus)
+
+    def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
+        assert self.sinks is not None, name
+        num_heads = len(self.sinks)
+        copy_checked(self.sinks, take_part(tensor, 0, self._first_head, num_heads, self._all_heads))
 
     def forward(self, x: torch.Tensor, kv_cache: LayerKVCache, context: StepContext) -> torch.Tensor:
         """x [T, hidden] -> what the layer adds to it, [T, hidden]."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.layers.norm_config import NormConfig
-from engine.models.config import LayerConfig, ModelConfig, RotaryConfig
+from engine.models.config import ExpertsConfig, LayerConfig, ModelConfig, RotaryConfig
 from engine.models.readers.eos import read_eos_token_ids
 from engine.models.readers.fields import ConfigFields
 from pagewire.base.errors import ConfigError
@@ -30,6 +30,7 @@ def read_decoder(
     rotary: RotaryConfig | None,
     *,
     windows: Sequence[int] = (),
+    experts: Sequence[ExpertsConfig | None] = (),
     **parts: Any,
 ) -> ModelConfig:
     """A model that is like Llama but for its `parts`, which are fields of ModelConfig.
@@ -38,8 +39,10 @@ def read_decoder(
         fields: the names that the family has for Llama's fields are in `fields.names`.
         rotary: of all layers.
         windows: each layer's sliding window; none where it is empty.
+        experts: each layer's; none where it is empty. Their number format is theirs to check.
     """
-    refuse_quantized(fields)
+    if not any(layer is not None and layer.weight_format for layer in experts):
+        refuse_quantized(fields)
     num_layers = fields.positive("num_hidden_layers")
     num_heads, num_kv_heads, head_dim = read_heads(fields)
     vocab_size = fields.positive("vocab_size")
@@ -55,7 +58,10 @@ def read_decoder(
         norm=NormConfig(eps=fields.number("rms_norm_eps", 1e-6)),
         activation=read_activation(fields, "hidden_act", "silu"),
         layers=tuple(
-            LayerConfig(rotary=rotary, sliding_window=window) for window in windows or [0] * num_layers
+            LayerConfig(rotary=rotary, sliding_window=window, experts=layer_experts)
+            for window, layer_experts in zip(
+                windows or [0] * num_layers, experts or [None] * num_layers, strict=True
+            )
         ),
         attention_scale=head_dim**-0.5,
         tie_word_embeddings=fields.flag("tie_word_embeddings"),

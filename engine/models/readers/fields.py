@@ -24,6 +24,11 @@ LARGEST = {
     "original_max_position_embeddings": 2**31,
     "seq_length": 2**27,
     "sliding_window_pattern": 1024,
+    "num_experts": 4096,
+    "num_experts_per_tok": 4096,
+    "moe_intermediate_size": 2**22,
+    "shared_expert_intermediate_size": 2**22,
+    "decoder_sparse_step": 1024,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _DIRECTORY = Path(__file__).parent
-SHAPES = ("llama8b", "qwen06b")
+SHAPES = ("llama8b", "qwen06b", "mixtral8x7b", "qwen3-30b-a3b")
 
 
 def shape_directory(model: str) -> Path | None:

@@ -18,8 +18,14 @@ from pagewire.bench.targets import peer, settings, startup_targets, throughput_t
 from pagewire.bench.workloads import NAMED
 
 ROOT = Path(__file__).resolve().parents[3]
-# Parameters as published with Llama-3.1-8B and Qwen3-0.6B (tied embeddings counted once).
-PARAMETERS = {"llama8b": 8_030_261_248, "qwen06b": 596_049_920}
+# Parameters as published (tied embeddings counted once).
+PARAMETERS = {
+    "llama8b": 8_030_261_248,
+    "qwen06b": 596_049_920,
+    "mixtral8x7b": 46_702_792_704,
+    "qwen3-30b-a3b": 30_532_122_624,
+}
+MEASURED = ("llama8b", "qwen06b")
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -32,7 +38,7 @@ def test_a_shape_has_the_published_number_of_parameters(name: str) -> None:
 
 
 def test_the_engine_reads_the_shapes_as_they_were_published() -> None:
-    llama, qwen = (load_model_config(shape_directory(name) or Path()) for name in SHAPES)
+    llama, qwen = (load_model_config(shape_directory(name) or Path()) for name in MEASURED)
     assert (llama.architecture, qwen.architecture) == ("LlamaForCausalLM", "Qwen3ForCausalLM")
     assert (llama.num_hidden_layers, llama.num_attention_heads, llama.num_key_value_heads) == (32, 32, 8)
     assert (qwen.num_hidden_layers, qwen.num_attention_heads, qwen.num_key_value_heads) == (28, 16, 8)
@@ -45,6 +51,14 @@ def test_the_engine_reads_the_shapes_as_they_were_published() -> None:
     assert (llama.norm.eps, qwen.norm.eps) == (1e-5, 1e-6)
     assert (llama.max_position_embeddings, qwen.max_position_embeddings) == (131_072, 40_960)
     assert (llama.tie_word_embeddings, qwen.tie_word_embeddings) == (False, True)
+
+
+def test_the_engine_reads_the_experts_of_the_shapes() -> None:
+    shapes = [load_model_config(shape_directory(name) or Path()) for name in ("mixtral8x7b", "qwen3-30b-a3b")]
+    experts = [layer.experts for config in shapes for layer in set(config.layers)]
+    read = [each and (each.num_experts, each.top_k, each.intermediate_size) for each in experts]
+    assert read == [(8, 2, 14336), (128, 8, 768)]
+    assert [config.num_hidden_layers for config in shapes] == [32, 48]
 
 
 def test_a_directory_of_that_name_goes_before_the_shape(
@@ -62,12 +76,12 @@ def test_everything_that_is_no_code_is_packaged() -> None:
     packaged = {path for pattern in patterns["pagewire"] for path in (ROOT / "pagewire").glob(pattern)}
     files = [Path(folder, name) for folder, _, names in os.walk(ROOT / "pagewire/bench") for name in names]
     data = {path for path in files if path.suffix not in (".py", ".pyc")}
-    assert len(data) == 3
+    assert len(data) == 5
     assert data <= packaged
 
 
 def test_there_is_a_figure_to_beat_for_every_workload_and_start() -> None:
-    for shape in SHAPES:
+    for shape in MEASURED:
         for name in NAMED:
             target = throughput_targets(shape, name)
             assert 0 < target["peer"] < target["goal"]

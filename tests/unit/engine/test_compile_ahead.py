@@ -23,6 +23,7 @@ from engine.models.families import load_model_config
 from engine.warmup import compile_ahead
 from engine.warmup.compile_ahead import AheadCompiler, CompiledKernel
 from engine.warmup.kernel_list import KernelVariant
+from tests.unit.engine.tiny_experts import write_gpt_oss
 from tests.unit.engine.tiny_model import CONFIG
 
 TARGET = GpuTarget(90, 132)
@@ -120,6 +121,18 @@ def test_what_is_compiled_ahead_is_what_will_be_launched(tmp_path: Path, model: 
     assert ahead == launched
     functions = {name.split()[0] for name in ahead}
     assert functions >= {"_decode_kernel", "_prefill_kernel", "_choose_tokens", "scatter_words_kernel"}
+
+
+def test_kernels_of_experts_are_found_too(tmp_path: Path) -> None:
+    write_gpt_oss(tmp_path / "mxfp4", tmp_path / "plain")
+    run = run_alone(NAMES, tmp_path / "mxfp4")
+    assert run.returncode == 0, run.stderr
+    ahead, launched = json.loads(run.stdout.splitlines()[-1])
+    assert ahead == launched
+    functions = {name.split()[0] for name in ahead}
+    assert functions >= {"route_kernel", "count_kernel", "place_kernel", "combine_kernel"}
+    assert functions >= {"gate_up_rows_kernel", "down_rows_kernel"}
+    assert functions >= {"gate_up_tiles_kernel", "down_tiles_kernel"}
 
 
 def test_kernels_of_a_kind_of_layer_that_comes_late_are_found_too(tmp_path: Path, model: ModelConfig) -> None:

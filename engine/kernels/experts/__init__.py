@@ -1,0 +1,1 @@
+"""Mixtures of experts: which experts a token uses, and what they make of it."""
