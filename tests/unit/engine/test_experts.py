@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from engine.loader.safetensors import load_safetensors
 
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.expert_method import PackedCpuExperts
@@ -25,6 +24,7 @@ from engine.layers.weights import ShardError
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.dummy import load_dummy
 from engine.loader.load import create_model
+from engine.loader.weights import load_weights
 from engine.models.base import CausalLM, ModelContext
 from engine.models.families import load_model_config, parse_model_config
 from pagewire.base.errors import ConfigError
@@ -230,7 +230,7 @@ def test_a_stacked_tensor_of_another_shape_is_refused(
 
 def load(directory: Path) -> CausalLM:
     model = make_model(directory)
-    load_safetensors(model, open_checkpoint(directory), CPU)
+    load_weights(model, open_checkpoint(directory), CPU)
     return model
 
 
