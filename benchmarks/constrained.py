@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from benchmarks import record
 from pagewire.bench.percentiles import percentile
 from pagewire.hub import DEFAULT_MODEL, resolve_model
-from pagewire.hub.token_pieces import read_tokenizer
+from pagewire.hub.tokenizer.token_pieces import read_tokenizer
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from pagewire.structured.grammars import Grammars

@@ -22,7 +22,7 @@ from frontend.served_model import ServedModel
 from pagewire.base.gc_freeze import spare_what_is_loaded
 from pagewire.base.notify import notify_ready
 from pagewire.hub import resolve_model
-from pagewire.hub.model_name import default_model_name
+from pagewire.hub.names.model_name import default_model_name
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from engine.dispatch.sampling import U32, U32Array
 from pagewire.base.errors import ConfigError
-from pagewire.hub.token_pieces import read_tokenizer, special_token_ids, token_bytes
+from pagewire.hub.tokenizer.token_pieces import read_tokenizer, special_token_ids, token_bytes
 
 # Whole words, and what stands between them. Every token's bytes are whole characters.
 WORD = re.compile(r" [A-Za-z]{2,}|[,.]")

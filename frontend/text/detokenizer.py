@@ -9,7 +9,7 @@ from codecs import utf_8_decode
 from collections.abc import Sequence
 from typing import Protocol
 
-from pagewire.hub.token_pieces import Piece
+from pagewire.hub.tokenizer.token_pieces import Piece
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 

@@ -11,8 +11,8 @@ from frontend.text.detokenizer import (
     IncrementalDetokenizer,
     SentencePieceDetokenizer,
 )
-from pagewire.hub.byte_level import byte_level_bytes
-from pagewire.hub.token_pieces import (
+from pagewire.hub.tokenizer.byte_level import byte_level_bytes
+from pagewire.hub.tokenizer.token_pieces import (
     Piece,
     SentencePieceRules,
     decoder_rules,

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from frontend.text.detokenizer import IncrementalDetokenizer
 from frontend.text.token_table import ByteLevelTable, TokenTable, build_token_table
 from pagewire.base.errors import ConfigError, InvalidRequest
-from pagewire.hub.token_pieces import no_panics, read_tokenizer, special_token_ids
+from pagewire.hub.tokenizer.token_pieces import no_panics, read_tokenizer, special_token_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pagewire.bench.shapes import SHAPES, shape_directory
 from pagewire.bench.targets import peer, settings, startup_targets, throughput_targets
 from pagewire.bench.workloads import NAMED, Lengths, Workload, named
 from pagewire.cli import bench_serve, bench_strategies
-from pagewire.hub.aliases import DEFAULT_MODEL
+from pagewire.hub.names.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -20,7 +20,7 @@ from pagewire.bench.serve.target import Target
 from pagewire.bench.workloads import Lengths
 from pagewire.cli.arguments import OWN_SERVER, Model
 from pagewire.cli.service import ServiceConfig
-from pagewire.hub.aliases import DEFAULT_MODEL
+from pagewire.hub.names.aliases import DEFAULT_MODEL
 from scheduler.settings import BATCHING_STRATEGIES
 
 ALL_STRATEGIES = ",".join(BATCHING_STRATEGIES)

@@ -24,7 +24,7 @@ from pagewire.cli.arguments import (
     sampling_params,
     with_engine_options,
 )
-from pagewire.hub.aliases import DEFAULT_MODEL
+from pagewire.hub.names.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -42,7 +42,7 @@ def models(
 ) -> None:
     """List the models in the cache, and those that can be fetched without an account."""
     from pagewire.hub import ALIASES, list_models
-    from pagewire.hub.model_types import MODEL_TYPES
+    from pagewire.hub.names.model_types import MODEL_TYPES
 
     if aliases:
         names = [(name, each.huggingface, each.modelscope) for name, each in sorted(MODEL_TYPES.items())]

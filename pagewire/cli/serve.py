@@ -16,8 +16,8 @@ from pagewire.base.notify import notify_ready
 from pagewire.base.options import with_options
 from pagewire.cli.arguments import File, Hub, Model, Revision
 from pagewire.cli.service import WIRING, RunningService, ServiceConfig, running_service
-from pagewire.hub.aliases import DEFAULT_MODEL
-from pagewire.hub.reference import located
+from pagewire.hub.names.aliases import DEFAULT_MODEL
+from pagewire.hub.names.reference import located
 from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pagewire.base.errors import ConfigError
 from pagewire.base.options import build
 from pagewire.base.own_packages import python_command, python_path
 from pagewire.cli.ports import ReservedPort
-from pagewire.hub.model_name import default_model_name
+from pagewire.hub.names.model_name import default_model_name
 from pagewire.supervisor import ProcessSpec, Report, Supervisor
 from scheduler.config import SchedulerConfig
 

@@ -12,9 +12,9 @@ is `$PAGEWIRE_HOME` (default `~/.cache/pagewire`):
 
 from __future__ import annotations
 
-from pagewire.hub.aliases import ALIASES, DEFAULT_MODEL, ModelAlias
 from pagewire.hub.listing import ModelEntry, list_models
-from pagewire.hub.reference import HUBS, located
+from pagewire.hub.names.aliases import ALIASES, DEFAULT_MODEL, ModelAlias
+from pagewire.hub.names.reference import HUBS, located
 from pagewire.hub.resolve import pull, resolve_checkpoint, resolve_model
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagewire.hub.aliases import ALIASES
 from pagewire.hub.cache import cache_home
-from pagewire.hub.reference import HUB_TITLES, HUGGINGFACE, MODELSCOPE
+from pagewire.hub.names.aliases import ALIASES
+from pagewire.hub.names.reference import HUB_TITLES, HUGGINGFACE, MODELSCOPE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

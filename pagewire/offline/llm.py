@@ -15,7 +15,7 @@ from frontend.scoring.score import pair_up
 from frontend.served_model import ServedModel
 from pagewire.base.errors import InvalidRequest
 from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
-from pagewire.hub.model_name import default_model_name
+from pagewire.hub.names.model_name import default_model_name
 from pagewire.offline.engine import STEP_TIMEOUT, OfflineEngine
 from pagewire.offline.jobs import Job, open_job
 from pagewire.offline.outputs import ClassificationOutput as ClassificationOutput

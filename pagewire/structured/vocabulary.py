@@ -10,7 +10,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.token_pieces import no_panics, read_tokenizer, special_token_ids, token_bytes
+from pagewire.hub.tokenizer.token_pieces import no_panics, read_tokenizer, special_token_ids, token_bytes
 
 # Encoded before a text whose tokens are wanted as they are in the midst of one.
 _BEFORE = "\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.dispatch.sampling import SamplingRecord
-from pagewire.hub.gguf_convert import convert_gguf
+from pagewire.hub.gguf.convert import convert_gguf
 from tests.integration.core_driver import CoreDriver
 from tests.integration.tiny_families import VOCAB, reference
 from tests.unit.hub.gguf_checkpoints import CASES, write_checkpoint, write_gguf

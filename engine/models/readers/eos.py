@@ -10,7 +10,7 @@ from typing import Any
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes, read_json_object
-from pagewire.hub.tokenizer_files import has_tokenizer, tokenizer_file
+from pagewire.hub.tokenizer.files import has_tokenizer, tokenizer_file
 
 MAX_EOS_TOKEN_IDS = 256
 _TURN_ENDS: Mapping[str, tuple[str, ...]] = {

@@ -7,8 +7,8 @@ from pathlib import Path
 from pagewire.base.errors import ConfigError
 from pagewire.hub import ALIASES, resolve_model
 from pagewire.hub.cache import cache_home
-from pagewire.hub.reference import is_repository_id
-from pagewire.hub.tokenizer_files import tokenizer_file
+from pagewire.hub.names.reference import is_repository_id
+from pagewire.hub.tokenizer.files import tokenizer_file
 
 _FILE = "tokenizer.json"
 

@@ -15,7 +15,7 @@ from pagewire.base.errors import ConfigError
 from pagewire.cli.ports import ReservedPort
 from pagewire.cli.report import QuietReport
 from pagewire.cli.service import ServiceConfig, running_service
-from pagewire.hub.model_name import default_model_name
+from pagewire.hub.names.model_name import default_model_name
 
 LOCAL = "127.0.0.1"
 

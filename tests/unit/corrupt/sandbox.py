@@ -76,7 +76,7 @@ def warm_up() -> None:
     not outlive the fork."""
     for module in (
         *("engine.worker.build", "engine.cpu.runner", "engine.models.decoder", "frontend.served_model"),
-        *("pagewire.hub.gguf_convert", "pagewire.structured.vocabulary"),
+        *("pagewire.hub.gguf.convert", "pagewire.structured.vocabulary"),
     ):
         import_module(module)
 

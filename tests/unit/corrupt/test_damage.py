@@ -27,7 +27,7 @@ from engine.models.families import FAMILIES, load_model_config
 from frontend.text.generation_defaults import load_generation_defaults
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_convert import convert_gguf
+from pagewire.hub.gguf.convert import convert_gguf
 from pagewire.hub.model_files import read_json_object
 from tests.unit.corrupt.mutations import damage_gguf, damage_json, damage_safetensors, gguf_fields
 from tests.unit.corrupt.samples import write_directory, write_gguf

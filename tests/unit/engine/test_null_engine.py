@@ -19,7 +19,7 @@ from engine.null.build import NUM_BLOCKS, build_null_worker
 from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids
 from pagewire.base.errors import ConfigError
-from pagewire.hub.token_pieces import read_tokenizer
+from pagewire.hub.tokenizer.token_pieces import read_tokenizer
 
 VOCAB = 100
 EOS = 7

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 
 from engine.models.families import FAMILIES, load_model_config
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_architectures import ARCHITECTURES
-from pagewire.hub.gguf_convert import convert_gguf
+from pagewire.hub.gguf.architectures import ARCHITECTURES
+from pagewire.hub.gguf.convert import convert_gguf
 from tests.unit.corrupt.mutations import damage_gguf, gguf_fields
 from tests.unit.hub.gguf_checkpoints import (
     CASES,

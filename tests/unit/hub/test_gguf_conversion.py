@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from engine.layers.rope_scaling import RopeScaling
 from engine.models.families import load_model_config
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_convert import convert_gguf
+from pagewire.hub.gguf.convert import convert_gguf
 from tests.unit.hub.conftest import HEAD_DIM, HEADS, BuildGguf
 
 CONFIG_FIELDS = (

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_architectures import ARCHITECTURES, architecture_name, find_architecture
-from pagewire.hub.gguf_config import model_config
-from pagewire.hub.gguf_keys import ModelKeys, model_sizes
-from pagewire.hub.gguf_layout import place_tensors
-from pagewire.hub.gguf_reader import GgufFile, GgufTensor
+from pagewire.hub.gguf.architectures import ARCHITECTURES, architecture_name, find_architecture
+from pagewire.hub.gguf.config import model_config
+from pagewire.hub.gguf.keys import ModelKeys, model_sizes
+from pagewire.hub.gguf.layout import place_tensors
+from pagewire.hub.gguf.reader import GgufFile, GgufTensor
 from tests.unit.corrupt.mutations import hostile_value
 
 PATH = Path("/models/tiny.gguf")

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_reader import read_gguf
+from pagewire.hub.gguf.reader import read_gguf
 from pagewire.hub.resolve import resolve_model
 from tests.unit.hub.conftest import BuildGguf
 

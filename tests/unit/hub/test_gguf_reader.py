@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_reader import read_gguf
+from pagewire.hub.gguf.reader import read_gguf
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_reader import GgufFile, read_gguf
-from pagewire.hub.gguf_tokenizer import write_tokenizer
-from pagewire.hub.sentencepiece_file import read_sentencepiece
+from pagewire.hub.gguf.reader import GgufFile, read_gguf
+from pagewire.hub.gguf.tokenizer import write_tokenizer
+from pagewire.hub.tokenizer.sentencepiece_file import read_sentencepiece
 from tests.unit.hub.conftest import BuildGguf, train_tokenizer
 from tests.unit.hub.sentencepiece_models import texts, train
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub import list_models, resolve_checkpoint, resolve_model, transfer
-from pagewire.hub.repository import require_complete
+from pagewire.hub import list_models, resolve_checkpoint, resolve_model
+from pagewire.hub.fetch import transfer
+from pagewire.hub.fetch.repository import require_complete
 from tests.unit.hub.conftest import BuildGguf
 from tests.unit.hub.hub_server import COMMIT, TOKEN, FakeHub, running
 
@@ -285,7 +286,7 @@ def test_a_disk_that_fills_up_meanwhile_is_said(ask: FakeHub, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pagewire.hub.transfer._fetch_rest", full)
+    monkeypatch.setattr("pagewire.hub.fetch.transfer._fetch_rest", full)
     assert "no space is left in" in refusal("owner/model")
     assert "the same command goes on from there" in refusal("owner/model")
 

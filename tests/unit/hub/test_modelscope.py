@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub import list_models, pull, resolve_model, transfer
+from pagewire.hub import list_models, pull, resolve_model
+from pagewire.hub.fetch import transfer
 from tests.unit.hub.conftest import BuildGguf
 from tests.unit.hub.hub_server import TOKEN, FakeHub, running
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.aliases import ModelAlias
+from pagewire.hub.names.aliases import ModelAlias
 from pagewire.hub.resolve import gguf_file
 
 CONTENT = os.urandom(300_000)
@@ -127,7 +127,7 @@ def test_without_progress_nothing_is_printed(alias: ModelAlias, capfd: pytest.Ca
 def test_two_processes_at_once_end_with_the_same_file(alias: ModelAlias) -> None:
     fields = {field.name: getattr(alias, field.name) for field in dataclasses.fields(alias)}
     script = (
-        "from pagewire.hub.aliases import ModelAlias; from pagewire.hub.resolve import gguf_file\n"
+        "from pagewire.hub.names.aliases import ModelAlias; from pagewire.hub.resolve import gguf_file\n"
         f"print(gguf_file(ModelAlias(**{fields!r})))"
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}

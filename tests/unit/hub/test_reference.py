@@ -9,9 +9,9 @@ import pytest
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub import pull, resolve_model
-from pagewire.hub.model_name import default_model_name
-from pagewire.hub.model_types import MODEL_TYPES
-from pagewire.hub.reference import ModelReference, is_repository_id, located
+from pagewire.hub.names.model_name import default_model_name
+from pagewire.hub.names.model_types import MODEL_TYPES
+from pagewire.hub.names.reference import ModelReference, is_repository_id, located
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import ConfigError
-from pagewire.hub.piece_tokenizer import piece_document
-from pagewire.hub.sentencepiece_file import read_sentencepiece
-from pagewire.hub.token_pieces import read_tokenizer
-from pagewire.hub.tokenizer_files import tokenizer_file
+from pagewire.hub.tokenizer.files import tokenizer_file
+from pagewire.hub.tokenizer.piece_tokenizer import piece_document
+from pagewire.hub.tokenizer.sentencepiece_file import read_sentencepiece
+from pagewire.hub.tokenizer.token_pieces import read_tokenizer
 from tests.unit.hub.sentencepiece_models import CORPUS, texts, train
 
 LLAMA: dict[str, Any] = {}

@@ -15,8 +15,8 @@ from tokenizers import pre_tokenizers
 
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import ConfigError
-from pagewire.hub.byte_level import byte_level_bytes
-from pagewire.hub.token_pieces import read_tokenizer
+from pagewire.hub.tokenizer.byte_level import byte_level_bytes
+from pagewire.hub.tokenizer.token_pieces import read_tokenizer
 from tests.unit.hub.conftest import train_tokenizer
 from tests.unit.hub.sentencepiece_models import texts
 

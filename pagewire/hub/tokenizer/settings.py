@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.byte_level import MAX_TOKEN_ID
 from pagewire.hub.model_files import read_json_object
-from pagewire.hub.tokenizer_document import AddedToken
+from pagewire.hub.tokenizer.byte_level import MAX_TOKEN_ID
+from pagewire.hub.tokenizer.document import AddedToken
 
 SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

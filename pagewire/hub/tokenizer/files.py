@@ -12,12 +12,12 @@ from typing import Any
 from pagewire.base.errors import ConfigError
 from pagewire.hub.cache import cache_home, publish
 from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes, read_json_object
-from pagewire.hub.piece_tokenizer import PieceVocabulary, piece_document
-from pagewire.hub.pre_tokenizers import LLAMA3_PATTERN, QWEN2_PATTERN
-from pagewire.hub.sentencepiece_file import read_sentencepiece
-from pagewire.hub.tiktoken_file import is_tiktoken, tiktoken_document, tiktoken_ranks
-from pagewire.hub.tokenizer_document import AddedToken, write_document
-from pagewire.hub.tokenizer_settings import SETTINGS_FILES, TokenizerSettings
+from pagewire.hub.tokenizer.document import AddedToken, write_document
+from pagewire.hub.tokenizer.piece_tokenizer import PieceVocabulary, piece_document
+from pagewire.hub.tokenizer.pre_tokenizers import LLAMA3_PATTERN, QWEN2_PATTERN
+from pagewire.hub.tokenizer.sentencepiece_file import read_sentencepiece
+from pagewire.hub.tokenizer.settings import SETTINGS_FILES, TokenizerSettings
+from pagewire.hub.tokenizer.tiktoken_file import is_tiktoken, tiktoken_document, tiktoken_ranks
 
 TOKENIZER_FILE = "tokenizer.json"
 CHATGLM_TOKENS = (

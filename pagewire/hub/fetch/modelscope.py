@@ -17,9 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.progress import Advance
-from pagewire.hub.reference import HUB_TITLES, MODELSCOPE
-from pagewire.hub.transfer import (
+from pagewire.hub.fetch.transfer import (
     HubRefused,
     HubUnreachable,
     RemoteFile,
@@ -27,6 +25,8 @@ from pagewire.hub.transfer import (
     fetch_files,
     open_url,
 )
+from pagewire.hub.names.reference import HUB_TITLES, MODELSCOPE
+from pagewire.hub.progress import Advance
 
 _ENDPOINT = "https://modelscope.cn"
 _MAX_LISTING_BYTES = 32 * 1024**2

@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.tokenizer_document import (
+from pagewire.hub.tokenizer.document import (
     MAX_TOKEN_LENGTH,
     AddedToken,
     bpe_model,

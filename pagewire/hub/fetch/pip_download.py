@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.aliases import ModelAlias
 from pagewire.hub.cache import require_free_space
+from pagewire.hub.names.aliases import ModelAlias
 from pagewire.hub.progress import Advance, report_progress
 
 _POLL_SECONDS = 0.2

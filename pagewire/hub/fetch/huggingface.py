@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pagewire.base.errors import ConfigError
+from pagewire.hub.fetch.transfer import HubRefused, HubUnreachable, RemoteFile, bytes_to_fetch, fetch_files
+from pagewire.hub.names.reference import HUB_TITLES, HUGGINGFACE
 from pagewire.hub.progress import Advance
-from pagewire.hub.reference import HUB_TITLES, HUGGINGFACE
-from pagewire.hub.transfer import HubRefused, HubUnreachable, RemoteFile, bytes_to_fetch, fetch_files
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 

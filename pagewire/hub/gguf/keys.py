@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_reader import GgufFile
+from pagewire.hub.gguf.reader import GgufFile
 
 # Of the keys below the architecture's name; the engine takes no larger model either.
 LARGEST = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_architectures import ALWAYS, Architecture
-from pagewire.hub.gguf_keys import ModelKeys, ModelSizes
-from pagewire.hub.gguf_reader import GgufFile
-from pagewire.hub.gguf_rope import rope_scaling
+from pagewire.hub.gguf.architectures import ALWAYS, Architecture
+from pagewire.hub.gguf.keys import ModelKeys, ModelSizes
+from pagewire.hub.gguf.reader import GgufFile
+from pagewire.hub.gguf.rope import rope_scaling
 
 _RMS_EPSILON, _LAYER_EPSILON = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 

@@ -13,9 +13,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pagewire.base.errors import ConfigError, PagewireError
-from pagewire.hub.byte_level import MAX_TOKEN_ID, byte_level_bytes
 from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes
-from pagewire.hub.tokenizer_files import tokenizer_file
+from pagewire.hub.tokenizer.byte_level import MAX_TOKEN_ID, byte_level_bytes
+from pagewire.hub.tokenizer.files import tokenizer_file
 
 Piece = str | int | None
 """What a SentencePiece token stands for: text, one byte (0 to 255), or nothing to be shown."""

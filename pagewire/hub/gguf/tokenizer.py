@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_reader import GgufFile
-from pagewire.hub.piece_tokenizer import PieceType, PieceVocabulary, piece_document
-from pagewire.hub.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from pagewire.hub.token_pieces import parse_tokenizer
-from pagewire.hub.tokenizer_document import (
+from pagewire.hub.gguf.reader import GgufFile
+from pagewire.hub.tokenizer.document import (
     GPT2,
     AddedToken,
     bpe_model,
@@ -20,6 +17,9 @@ from pagewire.hub.tokenizer_document import (
     tokenizer_document,
     write_document,
 )
+from pagewire.hub.tokenizer.piece_tokenizer import PieceType, PieceVocabulary, piece_document
+from pagewire.hub.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from pagewire.hub.tokenizer.token_pieces import parse_tokenizer
 
 
 def tokens(gguf: GgufFile) -> list[str]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from pagewire.hub.gguf_keys import LARGEST, ModelKeys, ModelSizes
+from pagewire.hub.gguf.keys import LARGEST, ModelKeys, ModelSizes
 
 Fields = dict[str, Any]
 # Makes a family's config.json of: the file's keys, the sizes that they give, and Llama's fields. Raises

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pagewire.hub.tokenizer_document import BYTE_LEVEL, GPT2, split
+from pagewire.hub.tokenizer.document import BYTE_LEVEL, GPT2, split
 
 _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.cache import require_free_space, writing_locked
+from pagewire.hub.fetch.selection import gguf_file, has_safetensors, has_weights, small_files, weight_files
+from pagewire.hub.fetch.transfer import HubRefused, HubUnreachable, is_disk_full
 from pagewire.hub.model_files import (
     WEIGHT_FILES,
     check_small_files,
@@ -16,8 +18,6 @@ from pagewire.hub.model_files import (
     other_weights_hint,
 )
 from pagewire.hub.progress import Advance, report_progress, say
-from pagewire.hub.selection import gguf_file, has_safetensors, has_weights, small_files, weight_files
-from pagewire.hub.transfer import HubRefused, HubUnreachable, is_disk_full
 
 
 class Repository(Protocol):

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub import gguf_families as families
-from pagewire.hub.gguf_families import AddFields
-from pagewire.hub.gguf_reader import GgufFile
+from pagewire.hub.gguf import families as families
+from pagewire.hub.gguf.families import AddFields
+from pagewire.hub.gguf.reader import GgufFile
 
 ALWAYS = ""
 _OUTER = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pagewire.hub.reference import ModelReference
+from pagewire.hub.names.reference import ModelReference
 
 
 def default_model_name(model: str) -> str:

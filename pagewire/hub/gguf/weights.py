@@ -18,8 +18,8 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_layout import Arrangement, Placement, Source
-from pagewire.hub.gguf_reader import GgufFile, GgufTensor
+from pagewire.hub.gguf.layout import Arrangement, Placement, Source
+from pagewire.hub.gguf.reader import GgufFile, GgufTensor
 from pagewire.hub.progress import Advance
 
 _CHUNK_VALUES = 1 << 20  # 4 MB of float32: amortises the calls and stays near the cache

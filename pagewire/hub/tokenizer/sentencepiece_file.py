@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes
-from pagewire.hub.piece_tokenizer import PieceType, PieceVocabulary
+from pagewire.hub.tokenizer.piece_tokenizer import PieceType, PieceVocabulary
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
-from pagewire.hub.gguf_keys import ModelKeys, ModelSizes, shortest
+from pagewire.hub.gguf.keys import ModelKeys, ModelSizes, shortest
 
 # Tensors that become rope_scaling. They are no weights.
 LLAMA3_DIVISORS = "rope_freqs.weight"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_parts import gguf_parts
+from pagewire.hub.gguf.parts import gguf_parts
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

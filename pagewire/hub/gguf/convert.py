@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pagewire.hub.cache import require_free_space
-from pagewire.hub.gguf_architectures import architecture_name, find_architecture
-from pagewire.hub.gguf_config import generation_config, model_config
-from pagewire.hub.gguf_keys import ModelKeys, model_sizes
-from pagewire.hub.gguf_layout import place_tensors
-from pagewire.hub.gguf_reader import read_gguf
-from pagewire.hub.gguf_tokenizer import tokens, write_tokenizer
-from pagewire.hub.gguf_weights import weights_size, write_weights
+from pagewire.hub.gguf.architectures import architecture_name, find_architecture
+from pagewire.hub.gguf.config import generation_config, model_config
+from pagewire.hub.gguf.keys import ModelKeys, model_sizes
+from pagewire.hub.gguf.layout import place_tensors
+from pagewire.hub.gguf.reader import read_gguf
+from pagewire.hub.gguf.tokenizer import tokens, write_tokenizer
+from pagewire.hub.gguf.weights import weights_size, write_weights
 from pagewire.hub.progress import report_progress
 
 _TOKENIZER_ROOM = 64 * 1024 * 1024

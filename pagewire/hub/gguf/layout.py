@@ -11,10 +11,10 @@ from typing import Any
 from gguf.constants import GGMLQuantizationType
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf_architectures import ALWAYS, Architecture
-from pagewire.hub.gguf_keys import ModelSizes
-from pagewire.hub.gguf_reader import GgufFile, GgufTensor
-from pagewire.hub.gguf_rope import ROPE_TENSORS
+from pagewire.hub.gguf.architectures import ALWAYS, Architecture
+from pagewire.hub.gguf.keys import ModelSizes
+from pagewire.hub.gguf.reader import GgufFile, GgufTensor
+from pagewire.hub.gguf.rope import ROPE_TENSORS
 
 # As many as a checkpoint may have tensors.
 _MAX_EXPERT_MATRICES = 2**17

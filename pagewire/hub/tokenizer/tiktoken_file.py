@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.byte_level import MAX_TOKEN_ID, byte_level_token
 from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes
-from pagewire.hub.tokenizer_document import (
+from pagewire.hub.tokenizer.byte_level import MAX_TOKEN_ID, byte_level_token
+from pagewire.hub.tokenizer.document import (
     BYTE_LEVEL,
     GPT2,
     MAX_TOKEN_LENGTH,

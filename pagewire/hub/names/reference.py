@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.model_types import MODEL_TYPES
+from pagewire.hub.names.model_types import MODEL_TYPES
 
 HUGGINGFACE, MODELSCOPE = "huggingface", "modelscope"
 HUBS = (HUGGINGFACE, MODELSCOPE)

@@ -1,0 +1,1 @@
+"""How models come from hubs and package indexes."""

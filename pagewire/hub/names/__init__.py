@@ -1,0 +1,1 @@
+"""What users type for a model, and what it stands for."""

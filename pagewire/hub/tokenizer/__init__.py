@@ -1,0 +1,1 @@
+"""Tokenizers of every kind of file, as one tokenizer.json."""
