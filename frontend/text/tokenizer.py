@@ -13,6 +13,7 @@ from tokenizers.models import BPE
 from frontend.text.detokenizer import IncrementalDetokenizer
 from frontend.text.token_table import ByteLevelTable, TokenTable, build_token_table
 from pagewire.base.errors import ConfigError, InvalidRequest
+from pagewire.hub.tokenizer.files import TOKENIZER_FILE
 from pagewire.hub.tokenizer.token_pieces import no_panics, read_tokenizer, special_token_ids
 
 
@@ -44,7 +45,8 @@ class TextTokenizer:
         try:
             table = build_token_table(tokenizer, special_ids)
         except ConfigError as error:
-            raise ConfigError(f"{model_dir}: {error.message}") from error
+            own = model_dir / TOKENIZER_FILE
+            raise ConfigError(f"{own if own.is_file() else model_dir}: {error.message}") from error
         longest_token = max(map(len, table.token_bytes), default=1)
         return cls(len(table.token_bytes), special_ids, longest_token, tokenizer, table)
 
