@@ -14,7 +14,7 @@ import numpy.typing as npt
 from frontend.generation.events import Usage
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup
 from frontend.generation.pipeline import Admitted, GenerationPipeline
-from frontend.generation.request import INT32_RANGE, TextPrompt, TokenPrompt
+from frontend.generation.request import INT32_RANGE, TextPrompt, TokenPrompt, require_at_most
 from frontend.generation.submissions import check_range
 from frontend.scheduler_link import SchedulerLink
 from frontend.text.tokenizer import TextTokenizer
@@ -100,6 +100,27 @@ class PooledRequest(Generic[InputT]):
                 param="truncate_prompt_tokens",
             )
         return kept
+
+
+def inputs_of(
+    given: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], *, add_special_tokens: bool
+) -> list[TextPrompt | TokenPrompt]:
+    """The inputs of a request that is one text, the token ids of one, or a list of either.
+
+    Raises:
+        InvalidRequest: there are more than MAX_INPUTS.
+    """
+    if isinstance(given, str):
+        return [TextPrompt(text=given, add_special_tokens=add_special_tokens)]
+    if given and isinstance(given[0], int):
+        return [TokenPrompt(token_ids=given)]  # type: ignore[arg-type]
+    require_at_most(MAX_INPUTS, len(given), "input")
+    return [
+        TextPrompt(text=each, add_special_tokens=add_special_tokens)
+        if isinstance(each, str)
+        else TokenPrompt(token_ids=each)  # type: ignore[arg-type]
+        for each in given
+    ]
 
 
 def read_inputs(

@@ -139,20 +139,19 @@ def forced_calls(tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool) -
         [tool] = [tool for tool in tools if tool.name == choice.name]
         schema = tool.schema
     else:
-        schema = _calls_schema(tools, parallel=parallel)
+        schema = calls_schema(tools, "parameters", parallel=parallel)
     return StructuredOutput(json_schema=json.dumps(schema, ensure_ascii=False))
 
 
-def _calls_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, Any]:
-    call = call_schema(tools, "parameters")
+def calls_schema(
+    tools: Sequence[Tool], arguments: str, *, parallel: bool, only_strict: bool = False
+) -> dict[str, Any]:
+    """A schema of a list of calls as `call_schema` has them: of one or more, of exactly one unless
+    `parallel`."""
+    call = call_schema(tools, arguments, only_strict=only_strict)
     definitions = call.pop("$defs")
-    return {
-        "type": "array",
-        "minItems": 1,
-        **({} if parallel else {"maxItems": 1}),
-        "items": call,
-        "$defs": definitions,
-    }
+    limit = {} if parallel else {"maxItems": 1}
+    return {"type": "array", "minItems": 1, **limit, "items": call, "$defs": definitions}
 
 
 def call_schema(tools: Sequence[Tool], arguments: str, *, only_strict: bool = False) -> dict[str, Any]:

@@ -101,18 +101,10 @@ class ChatGlm3ToolParser(ScanningParser):
         return True
 
     def _in_arguments(self, events: list[Event]) -> bool:
-        index = 0
-        while index < len(self.pending) and not self._arguments.done:
-            end = self._arguments.plain_until(self.pending, index)
-            if end == index:
-                self._arguments.push(self.pending[index])
-                end += 1
-            events.append(Arguments(self.pending[index:end]))
-            index = end
-        self.take(index)
-        if self._arguments.done:
-            self.state = self._behind_call
-        return self._arguments.done
+        if not self.read_arguments(events, self._arguments):
+            return False
+        self.state = self._behind_call
+        return True
 
     def _in_code(self, events: list[Event]) -> bool:
         """Up to the end of a block of code, which is known as a whole only."""

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from frontend.chat.grammar import Marks, json_value
 from frontend.chat.tool_parsers.call_list import CallList
 from frontend.chat.tool_parsers.json_call import State
-from frontend.chat.tool_parsers.protocol import Arguments, Event, Text
+from frontend.chat.tool_parsers.protocol import Event, Text
 from frontend.chat.tool_parsers.scanning import ScanningParser
-from frontend.chat.tools import Tool, call_schema
+from frontend.chat.tools import Tool, calls_schema
 
 
 class MarkedListParser(ScanningParser):
@@ -44,10 +44,7 @@ call_list: {json_value(cls._list_schema(tools, parallel=parallel))}
 
     @classmethod
     def _list_schema(cls, tools: Sequence[Tool], *, parallel: bool) -> Mapping[str, Any]:
-        item = call_schema(tools, "arguments", only_strict=True)
-        definitions = item.pop("$defs")
-        limit = {} if parallel else {"maxItems": 1}
-        return {"type": "array", "minItems": 1, **limit, "items": item, "$defs": definitions}
+        return calls_schema(tools, "arguments", parallel=parallel, only_strict=True)
 
     def finish(self) -> list[Event]:
         if self.state == self._in_list:
@@ -66,26 +63,15 @@ call_list: {json_value(cls._list_schema(tools, parallel=parallel))}
         return True
 
     def _in_list(self, events: list[Event]) -> bool:
-        index = 0
-        while index < len(self.pending):
-            end = self._list.plain_until(self.pending, index)
-            if end > index:
-                events.append(Arguments(self.pending[index:end]))
-                index = end
-                continue
-            found = self._list.push(self.pending[index])
-            index += 1
-            if found:
-                self._head = ""
-            events += found
-            if self._list.state is not State.READING:
-                self._end_list(events, index)
-                return True
-        self.pending = ""
-        return False
+        before = len(events)
+        ended = self.read_list(events, self._list)
+        if len(events) > before:
+            self._head = ""
+        if ended:
+            self._end_list(events)
+        return ended
 
-    def _end_list(self, events: list[Event], index: int) -> None:
-        self.take(index)
+    def _end_list(self, events: list[Event]) -> None:
         if self._list.state is State.DONE and not self._head:
             self.state = self._after_list
             return
@@ -150,8 +136,7 @@ class CohereToolParser(MarkedListParser):
 
     @classmethod
     def _list_schema(cls, tools: Sequence[Tool], *, parallel: bool) -> Mapping[str, Any]:
-        item = call_schema(tools, "parameters", only_strict=True)
-        definitions = item.pop("$defs")
+        schema = calls_schema(tools, "parameters", parallel=parallel, only_strict=True)
         calls = [
             {
                 **call,
@@ -162,7 +147,6 @@ class CohereToolParser(MarkedListParser):
                 },
                 "required": ["tool_name", "parameters"],
             }
-            for call in item.get("anyOf", [item])
+            for call in schema["items"].get("anyOf", [schema["items"]])
         ]
-        limit = {} if parallel else {"maxItems": 1}
-        return {"type": "array", "minItems": 1, **limit, "items": {"anyOf": calls}, "$defs": definitions}
+        return {**schema, "items": {"anyOf": calls}}

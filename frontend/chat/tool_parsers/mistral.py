@@ -18,9 +18,9 @@ from frontend.chat.grammar import Marks, json_value, literal
 from frontend.chat.marker_search import split_at_marker
 from frontend.chat.tool_parsers.call_list import CallList
 from frontend.chat.tool_parsers.json_call import JsonValue, State
-from frontend.chat.tool_parsers.protocol import Arguments, Call, Event, Text
+from frontend.chat.tool_parsers.protocol import Call, Event, Text
 from frontend.chat.tool_parsers.scanning import ScanningParser
-from frontend.chat.tools import Tool, call_schema
+from frontend.chat.tools import Tool, calls_schema
 
 _CALLS, _ARGS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _HEAD = re.compile(r"(?P<name>[\w.-]+)\s*(\[CALL_ID\]\s*(?P<id>[\w-]+)\s*)?(\[ARGS\]\s*)?")
@@ -46,10 +46,7 @@ class MistralToolParser(ScanningParser):
 
     @classmethod
     def grammar(cls, tools: Sequence[Tool], marks: Marks, *, parallel: bool, alone: bool) -> str:
-        item = call_schema(tools, "arguments", only_strict=True)
-        definitions = item.pop("$defs")
-        limit = {} if parallel else {"maxItems": 1}
-        array = {"type": "array", "minItems": 1, **limit, "items": item, "$defs": definitions}
+        array = calls_schema(tools, "arguments", parallel=parallel, only_strict=True)
         separator = f"{marks.mark(_ARGS)}?"
         named = " | ".join(f"{literal(tool.name)} {separator} {json_value(tool.enforced)}" for tool in tools)
         return f"""\
@@ -91,29 +88,16 @@ named: {named}
         return True
 
     def _in_list(self, events: list[Event]) -> bool:
-        index = 0
-        while index < len(self.pending):
-            end = self._list.plain_until(self.pending, index)
-            if end > index:
-                events.append(Arguments(self.pending[index:end]))
-                index = end
-                continue
-            found = self._list.push(self.pending[index])
-            if found:
-                self._head = ""
-            events += found
-            if self._list.state is not State.READING:
-                self.take(index + 1)
-                if self._list.state is State.BROKEN:
-                    self.pending = self._list.unread + self.pending
-                    self._leave_as_text(events)
-                else:
-                    self._head = ""
-                    self.state = self._in_text
-                return True
-            index += 1
-        self.pending = ""
-        return False
+        before = len(events)
+        ended = self.read_list(events, self._list)
+        if len(events) > before or self._list.state is State.DONE:
+            self._head = ""
+        if self._list.state is State.BROKEN:
+            self.pending = self._list.unread + self.pending
+            self._leave_as_text(events)
+        elif ended:
+            self.state = self._in_text
+        return ended
 
     def _in_name(self, events: list[Event]) -> bool:
         """Up to the arguments. What comes before them is short, or it is no name."""
@@ -132,18 +116,10 @@ named: {named}
         return True
 
     def _in_arguments(self, events: list[Event]) -> bool:
-        index = 0
-        while index < len(self.pending) and not self._arguments.done:
-            end = self._arguments.plain_until(self.pending, index)
-            if end == index:
-                self._arguments.push(self.pending[index])
-                end += 1
-            events.append(Arguments(self.pending[index:end]))
-            index = end
-        self.take(index)
-        if self._arguments.done:
-            self.state = self._in_text
-        return self._arguments.done
+        if not self.read_arguments(events, self._arguments):
+            return False
+        self.state = self._in_text
+        return True
 
     def _leave_as_text(self, events: list[Event]) -> None:
         if self._head:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from frontend.chat.marker_search import split_at_marker
-from frontend.chat.tool_parsers.json_call import JsonCall, State
+from frontend.chat.tool_parsers.call_list import CallList
+from frontend.chat.tool_parsers.json_call import JsonCall, JsonValue, State
 from frontend.chat.tool_parsers.protocol import Arguments, Event, Text, ToolParser
 
 
@@ -61,5 +62,36 @@ class ScanningParser(ToolParser):
                 self.take(index if call.state is State.BROKEN else index + 1)
                 return True
             index += 1
+        self.pending = ""
+        return False
+
+    def read_arguments(self, events: list[Event], arguments: JsonValue) -> bool:
+        """Passes characters to the arguments of a call until they are complete, and says whether they are."""
+        index = 0
+        while index < len(self.pending) and not arguments.done:
+            end = arguments.plain_until(self.pending, index)
+            if end == index:
+                arguments.push(self.pending[index])
+                end += 1
+            events.append(Arguments(self.pending[index:end]))
+            index = end
+        self.take(index)
+        return arguments.done
+
+    def read_list(self, events: list[Event], calls: CallList) -> bool:
+        """Passes characters to a list of calls until it is complete or broken, and says whether it is
+        either."""
+        index = 0
+        while index < len(self.pending):
+            end = calls.plain_until(self.pending, index)
+            if end > index:
+                events.append(Arguments(self.pending[index:end]))
+                index = end
+                continue
+            events += calls.push(self.pending[index])
+            index += 1
+            if calls.state is not State.READING:
+                self.take(index)
+                return True
         self.pending = ""
         return False

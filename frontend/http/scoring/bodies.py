@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from frontend.caller import client_of
-from frontend.generation.request import TextPrompt, TokenPrompt, require_at_most
 from frontend.http.body import Body, Seconds, TokenIdList
-from frontend.pooled import MAX_INPUTS, TextPair
+from frontend.pooled import MAX_INPUTS, TextPair, inputs_of
 from frontend.scoring.classification import ClassificationRequest
 from frontend.scoring.score import ScoreRequest, pair_up
 from pagewire.base.errors import InvalidRequest
@@ -129,22 +128,8 @@ class ClassifyBody(ScoringBody):
         Raises:
             InvalidRequest: see the messages.
         """
-        return ClassificationRequest(inputs=self._inputs(), **self._common(request_id))
-
-    def _inputs(self) -> list[TextPrompt | TokenPrompt]:
-        given = self.input
-        if isinstance(given, str):
-            return [self._text(given)]
-        if given and isinstance(given[0], int):
-            return [TokenPrompt(token_ids=given)]
-        require_at_most(MAX_INPUTS, len(given), "input")
-        return [
-            self._text(each) if isinstance(each, str) else TokenPrompt(token_ids=each)  # type: ignore[arg-type]
-            for each in given
-        ]
-
-    def _text(self, text: str) -> TextPrompt:
-        return TextPrompt(text=text, add_special_tokens=self.add_special_tokens)
+        inputs = inputs_of(self.input, add_special_tokens=self.add_special_tokens)
+        return ClassificationRequest(inputs=inputs, **self._common(request_id))
 
 
 def _listed(given: str | list[str]) -> list[str]:

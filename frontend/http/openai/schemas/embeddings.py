@@ -8,9 +8,8 @@ from pydantic import Field
 
 from frontend.caller import client_of
 from frontend.embedding import EmbeddingRequest
-from frontend.generation.request import TextPrompt, TokenPrompt, require_at_most
 from frontend.http.body import Body, Seconds, TokenIdList
-from frontend.pooled import MAX_INPUTS
+from frontend.pooled import inputs_of
 
 
 class EmbeddingBody(Body):
@@ -46,7 +45,7 @@ class EmbeddingBody(Body):
         return EmbeddingRequest(
             request_id=request_id,
             model=self.model or "",
-            inputs=self._inputs(),
+            inputs=inputs_of(self.input, add_special_tokens=self.add_special_tokens),
             pooling=self.pooling,
             normalize=self.normalize,
             dimensions=self.dimensions,
@@ -55,18 +54,3 @@ class EmbeddingBody(Body):
             client=client_of(self.user),
             timeout=self.timeout,
         )
-
-    def _inputs(self) -> list[TextPrompt | TokenPrompt]:
-        given = self.input
-        if isinstance(given, str):
-            return [self._text(given)]
-        if given and isinstance(given[0], int):
-            return [TokenPrompt(token_ids=given)]
-        require_at_most(MAX_INPUTS, len(given), "input")
-        return [
-            self._text(each) if isinstance(each, str) else TokenPrompt(token_ids=each)  # type: ignore[arg-type]
-            for each in given
-        ]
-
-    def _text(self, text: str) -> TextPrompt:
-        return TextPrompt(text=text, add_special_tokens=self.add_special_tokens)
