@@ -16,7 +16,7 @@ from engine.loader.dummy import load_dummy
 from engine.loader.tied import untie_own_head
 from engine.loader.weights import load_weights
 from engine.models.base import CausalLM, ModelContext
-from engine.models.families import model_class
+from engine.models.decoder import Decoder
 from engine.platform.device import available_memory, fitting
 from pagewire.base.errors import ConfigError
 
@@ -98,6 +98,6 @@ def create_model(context: ModelContext, device: torch.device, dtype: torch.dtype
     torch.set_default_dtype(dtype)
     try:
         with device:
-            return model_class(context.config.architecture)(context)
+            return Decoder(context)
     finally:
         torch.set_default_dtype(default_dtype)

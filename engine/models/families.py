@@ -1,4 +1,4 @@
-"""Which architectures are implemented: how each one's config.json is read, and which class computes it.
+"""Which architectures are implemented: how each config.json is read, and what checkpoints call modules.
 
 Importing this module imports no model and no torch.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.layers.expert_config import ExpertTensors
 from engine.models.checkpoint_names import CheckpointNames, gate_then_up, qkv_in_turn
@@ -29,9 +28,6 @@ from engine.models.readers.qwen1 import read_qwen1
 from pagewire.base.errors import ConfigError
 from pagewire.hub.model_files import read_json_object
 
-if TYPE_CHECKING:
-    from engine.models.base import CausalLM
-
 # Makes a configuration of: the fields of config.json, the architecture's name, and every file that may name
 # tokens which end a completion (name -> its values). Raises ConfigError, as `load_model_config` does.
 ReadConfig = Callable[[ConfigFields, str, Mapping[str, Mapping[str, Any]]], ModelConfig]
@@ -44,12 +40,10 @@ class Family:
     Attributes:
         read_config: makes a ModelConfig of a config.json.
         names: what checkpoints call modules.
-        model: the class that computes it, as "module:class".
     """
 
     read_config: ReadConfig
     names: CheckpointNames
-    model: str = "engine.models.decoder:Decoder"
 
 
 _LLAMA_NAMES = CheckpointNames(
@@ -183,13 +177,6 @@ FAMILIES: Mapping[str, Family] = {
     "StableLmForCausalLM": Family(read_stablelm, _LLAMA_NAMES),
     "StableLMEpochForCausalLM": Family(read_stablelm, _LLAMA_NAMES),
 }
-
-
-def model_class(architecture: str) -> type[CausalLM]:
-    """The class that implements a supported architecture."""
-    module, name = FAMILIES[architecture].model.split(":")
-    cls: type[CausalLM] = getattr(import_module(module), name)
-    return cls
 
 
 def checkpoint_names(architecture: str) -> CheckpointNames:
