@@ -78,8 +78,7 @@ def test_a_converted_file_has_the_tensors_that_it_was_made_from(converted: Conve
 def test_the_engine_reads_the_same_configuration(converted: Converted) -> None:
     original = load_model_config(converted.original)
     read = load_model_config(converted.directory)
-    ours, theirs = FAMILIES[read.architecture], FAMILIES[original.architecture]
-    assert (ours.names, ours.model) == (theirs.names, theirs.model)
+    assert FAMILIES[read.architecture].names == FAMILIES[original.architecture].names
     assert replace(read, architecture=original.architecture) == original
 
 
