@@ -63,16 +63,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         async with self._pipeline.start(self._request(request, context)) as answer:
             await _tell_relaxed(context, answer)
             messages = AnswerMessages(self._model.tokenizer, answer, request)
-            time = asyncio.get_running_loop().time
             with StallWatch(self._stall_timeout, answer.request_id) as watch:
                 async with aclosing(answer.rounds()) as rounds:
                     async for events in rounds:
                         for response in messages.responses(events):
-                            watch.writing_since = time()
-                            await context.write(response)
-                        watch.writing_since = None
-                watch.writing_since = time()
-                await context.write(messages.finished())
+                            await watch.write(context, response)
+                await watch.write(context, messages.finished())
 
     async def GenerateOnce(  # noqa: N802
         self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext

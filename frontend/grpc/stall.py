@@ -6,6 +6,9 @@ import asyncio
 import logging
 from types import TracebackType
 
+import grpc.aio
+from google.protobuf.message import Message
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,6 +39,20 @@ class StallWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
+
+    async def write(self, context: grpc.aio.ServicerContext, message: Message) -> None:
+        """Writes a message to the call.
+
+        Raises:
+            CancelledError: the call has ended, of which its tasks may not have been told yet.
+        """
+        self.writing_since = self._loop.time()
+        try:
+            await context.write(message)
+        except grpc.aio.InternalError as error:
+            raise asyncio.CancelledError("the call has ended") from error
+        finally:
+            self.writing_since = None
 
     def _look(self) -> None:
         now = self._loop.time()

@@ -108,8 +108,4 @@ class InferStream:
 
     async def _write(self, response: pb.ModelStreamInferResponse) -> None:
         async with self._writing:
-            self._watch.writing_since = asyncio.get_running_loop().time()
-            try:
-                await self._context.write(response)
-            finally:
-                self._watch.writing_since = None
+            await self._watch.write(self._context, response)
