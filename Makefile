@@ -18,8 +18,9 @@ ARGS ?=
 # Many tests start a service of their own and wait for it: two files at a time keep two cores busy. The slowest
 # come first by name; in the order that xdist would choose they come last, one core idle.
 JOBS ?= 2
-# Kernels share a GPU well; a model takes most of its memory, so that models come one after another.
+# Kernels and tiny models share a GPU well; a model takes most of its memory, so that models come one by one.
 GPU_JOBS ?= 8
+TINY_ON_GPU := tests/integration/test_cuda_families.py
 
 SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
@@ -41,8 +42,8 @@ test-all: $(VENV)/.installed-dev ## Run the whole CPU test suite, slow matrices 
 	$(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## Run the tests of kernels and models on a CUDA device (ARGS= goes to pytest)
-	$(BIN)/python -m pytest -m gpu tests/kernels -n $(GPU_JOBS) $(ARGS)
-	$(BIN)/python -m pytest -m gpu tests/integration $(ARGS)
+	$(BIN)/python -m pytest -m gpu tests/kernels $(TINY_ON_GPU) -n $(GPU_JOBS) $(ARGS)
+	$(BIN)/python -m pytest -m gpu tests/integration --ignore $(TINY_ON_GPU) $(ARGS)
 
 test-clients: $(VENV)/.clients ## Run agent frameworks and lm-eval, those too whose needs are large, against a service
 	$(VENV)/clients/bin/python -m pytest tests/clients $(ARGS)

@@ -22,7 +22,7 @@ import torch
 from benchmarks import record
 from benchmarks.kernels.linear import ARITHMETIC, BANDWIDTH
 from benchmarks.kernels.timing import Timer
-from engine.kernels.experts.choice import MAX_ROWS_TOKENS, apply_experts, choose_tiles
+from engine.kernels.experts.choice import apply_experts, choose_tiles, takes_rows
 from engine.kernels.experts.grouped import apply_by_tiles
 from engine.kernels.experts.parts import ExpertMatrices, Gating
 from engine.kernels.experts.route import route
@@ -220,12 +220,13 @@ def measure(name: str, weights: tuple[ExpertMatrices, ExpertMatrices], num_token
     floor_us = max(moved / BANDWIDTH, operations / ARITHMETIC) * 1e6
     route_calls = [lambda each=each: route(each[1], shape.top_k, renormalise=True) for each in sets]
     sort_calls = [lambda each=each: sort_pairs(each[2], shape.num_experts, 16) for each in sets]
+    rows = takes_rows(num_tokens * shape.top_k, shape.num_experts, is_mxfp4=shape.mxfp4)
     return {
         "shape": name,
         "tokens": num_tokens,
         "experts_used": round(used, 1),
         "floor_us": round(floor_us, 2),
-        "chosen": "rows" if num_tokens <= MAX_ROWS_TOKENS else "tiles",
+        "chosen": "rows" if rows else "tiles",
         "chosen_us": chosen_us,
         "chosen_share_of_floor": round(floor_us / chosen_us, 3),
         "best": min(times, key=times.__getitem__, default=""),

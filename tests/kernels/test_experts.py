@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -198,9 +199,9 @@ def test_tiles(dtype: torch.dtype, mxfp4: bool, tile: TileConfig) -> None:
 @pytest.mark.parametrize("num_tokens", [0, 1, 9])
 def test_any_number_of_tokens_is_computed_by_what_is_chosen_for_it(num_tokens: int, mxfp4: bool) -> None:
     dtype = torch.float16
-    layer = Layer(4, 64, 32, dtype, mxfp4=mxfp4, bias=True)
+    layer = Layer(16, 64, 32, dtype, mxfp4=mxfp4, bias=True)
     x = tokens(num_tokens, 64, dtype)
-    experts, shares = routing(num_tokens, 4, 2)
+    experts, shares = routing(num_tokens, 16, 2)
     for deterministic in (False, True):
         out = choice.apply_experts(
             x, experts, shares, layer.gate_up, layer.down, Gating(), deterministic=deterministic
@@ -227,6 +228,12 @@ def test_a_tokens_result_is_bitwise_the_same_whatever_else_is_in_the_step() -> N
     for chosen in ([3], [69, 1, 5], list(range(69, -1, -2))):
         picked = torch.tensor(chosen, device=DEVICE)
         assert torch.equal(compute(picked), together[picked])
+
+
+def test_few_pairs_take_rows() -> None:
+    rows = partial(choice.takes_rows, num_experts=128)
+    assert [rows(pairs, is_mxfp4=False) for pairs in (8, 32, 33)] == [True, True, False]
+    assert [rows(pairs, is_mxfp4=True) for pairs in (8, 16, 17)] == [True, True, False]
 
 
 def test_larger_steps_get_larger_tiles() -> None:

@@ -10,8 +10,10 @@ from engine.kernels.experts.rows import apply_by_rows
 from engine.kernels.experts.sort import sort_pairs
 from engine.kernels.linear.tiled import TileConfig
 
-# Up to here tokens are few enough that they hardly share experts.
-MAX_ROWS_TOKENS = 4
+# Pairs of a token and an expert, for each expert, up to which they hardly share experts. In 4 bits a row
+# costs more, and tiles pay sooner.
+_MOST_ROWS = 1 / 4
+_MOST_MXFP4_ROWS = 1 / 8
 
 # (tile of the first product, tile of the second), by tokens of a tile.
 _TILES = {
@@ -24,8 +26,8 @@ _TILES = {
         TileConfig(32, 64, 128, num_warps=4, num_stages=4, transposed=True),
     ),
     64: (
-        TileConfig(64, 64, 64, num_warps=4, num_stages=4),
-        TileConfig(64, 128, 64, num_warps=4, num_stages=4),
+        TileConfig(64, 128, 64, num_warps=8, num_stages=4),
+        TileConfig(64, 128, 64, num_warps=8, num_stages=4),
     ),
     128: (
         TileConfig(128, 128, 64, num_warps=8, num_stages=4),
@@ -34,13 +36,24 @@ _TILES = {
 }
 # Weights are the first operand, since they come from registers.
 _MXFP4_TILES = {
-    block_m: (TileConfig(block_m, 64, block_k, num_warps=4, num_stages=4, transposed=True),) * 2
-    for block_m, block_k in ((16, 128), (32, 128), (64, 64), (128, 64))
+    16: (
+        TileConfig(16, 64, 128, num_warps=4, num_stages=2, transposed=True),
+        TileConfig(16, 64, 256, num_warps=4, num_stages=3, transposed=True),
+    ),
+    **{
+        block_m: (TileConfig(block_m, 64, block_k, num_warps=4, num_stages=4, transposed=True),) * 2
+        for block_m, block_k in ((32, 128), (64, 64), (128, 64))
+    },
 }
 # Its products are no tensor core's.
 _FP32_TILES = (TileConfig(16, 64, 32, num_warps=8, num_stages=3),) * 2
 # With one tile for all numbers of tokens, a token's result is the same instructions' in every step.
 _INVARIANT_BLOCK_M = 64
+
+
+def takes_rows(num_pairs: int, num_experts: int, *, is_mxfp4: bool) -> bool:
+    """Whether a program for each pair of token and expert is faster than tiles of each expert's tokens."""
+    return num_pairs <= num_experts * (_MOST_MXFP4_ROWS if is_mxfp4 else _MOST_ROWS)
 
 
 def choose_tiles(
@@ -80,14 +93,15 @@ def apply_experts(
     """
     if x.shape[0] == 0:
         return torch.empty_like(x)
-    if x.shape[0] <= MAX_ROWS_TOKENS and not deterministic:
-        return apply_by_rows(x, experts, shares, gate_up, down, gating)
     num_experts = gate_up.weight.shape[0]
+    is_mxfp4 = gate_up.scales is not None
+    if not deterministic and takes_rows(experts.numel(), num_experts, is_mxfp4=is_mxfp4):
+        return apply_by_rows(x, experts, shares, gate_up, down, gating)
     tiles = choose_tiles(
         experts.numel(),
         num_experts,
         x.dtype,
-        is_mxfp4=gate_up.scales is not None,
+        is_mxfp4=is_mxfp4,
         deterministic=deterministic,
     )
     pairs = sort_pairs(experts, num_experts, tiles[0].block_m)

@@ -28,8 +28,8 @@ _MOST_OWN_SPLITS = 16
 _PROGRAMS_PER_SM = 2
 # Of one context, a shared prefix's among them.
 MAX_SPLITS = tl.constexpr(64)
-# tl.dot needs 16 rows; query heads that share a key-value head are padded to them.
-_MIN_DOT_ROWS = 16
+# tl.dot needs 16 of each dimension: query heads that share a key-value head are padded to them, and channels.
+_MIN_DOT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,18 @@ class SharedPrefix:
     block_n: int
 
 
+def padded_head_dim(head_dim: int) -> int:
+    """The channels that a kernel's tile has for a head's."""
+    return max(_MIN_DOT, triton.next_power_of_2(head_dim))
+
+
 def decode_config(head_dim: int, dtype: torch.dtype, num_programs: int) -> DecodeConfig:
     """The fastest of those measured, by the number of requests times key-value heads.
 
     Tiles are 16 KiB of keys and as many of values; with several programs on a multiprocessor, but not yet
     many waves of them, smaller ones leave more room.
     """
-    tile = 16384 // (triton.next_power_of_2(head_dim) * dtype.itemsize)
+    tile = 16384 // (padded_head_dim(head_dim) * dtype.itemsize)
 
     def within(block_n: int) -> int:
         return max(16, min(128, block_n))
@@ -182,7 +187,7 @@ def paged_decode_attention(
     group = num_heads // num_kv_heads
     assert prefix is None or (not sliding_window and alibi_slopes is None)
     config = config or decode_config(head_dim, key_cache.dtype, num_seqs * num_kv_heads)
-    block_d = triton.next_power_of_2(head_dim)
+    block_d = padded_head_dim(head_dim)
     _decode_kernel[(num_kv_heads, num_seqs, num_splits)](
         query,
         key_cache,
@@ -215,7 +220,7 @@ def paged_decode_attention(
         BLOCK_SIZE=block_size,
         GROUP=group,
         HEAD_DIM=head_dim,
-        BLOCK_G=max(_MIN_DOT_ROWS, triton.next_power_of_2(group)),
+        BLOCK_G=max(_MIN_DOT, triton.next_power_of_2(group)),
         BLOCK_D=block_d,
         BLOCK_N=config.block_n,
         SPLIT=num_splits > 1,

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.paged_attention.decode import LOG2_E, final_scores
+from engine.kernels.paged_attention.decode import LOG2_E, final_scores, padded_head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def paged_prefill_attention(
         HEAD_DIM=head_dim,
         BLOCK_Q=prefill_block_q(num_heads, num_kv_heads, config),
         BLOCK_M=config.block_m,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=padded_head_dim(head_dim),
         BLOCK_N=config.block_n,
         HAS_WINDOW=sliding_window > 0,
         SOFT_CAP=soft_cap,

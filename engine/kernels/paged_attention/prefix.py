@@ -17,6 +17,7 @@ from engine.kernels.paged_attention.decode import (
     DecodeWorkspace,
     SharedPrefix,
     decode_splits,
+    padded_head_dim,
     share_of,
     split_workspace,
 )
@@ -113,7 +114,7 @@ def shared_prefix_attention(
         GROUP=group,
         HEAD_DIM=head_dim,
         BLOCK_M=config.block_m,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=padded_head_dim(head_dim),
         BLOCK_N=config.block_n,
         SOFT_CAP=soft_cap,
         num_warps=config.num_warps,
