@@ -1,0 +1,125 @@
+"""Compiles the kernels with the machine's own C++ compiler, once for each compiler and each state of the sources.
+
+What it builds lies in the cache directory, so that the second start finds it. Without a compiler there are no native
+kernels, and torch computes everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "src"
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wno-psabi")
+# What a file is compiled for beyond the least that all processors of its kind have. Which of them run is decided
+# when the library is opened.
+EXTRA_FLAGS = {"products_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"), "layers_avx2.cpp": ("-mavx2", "-mfma", "-mf16c")}
+X86_ONLY = ("_avx2",)
+TIMEOUT_S = 300.0
+
+
+class BuildError(Exception):
+    """There is no library; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """A C++ compiler.
+
+    Attributes:
+        command: as words.
+        version: the first line that it says of itself.
+    """
+
+    command: tuple[str, ...]
+    version: str
+
+
+def find_compiler() -> Compiler:
+    """$CXX, or else the first of COMPILERS that there is.
+
+    Raises:
+        BuildError: there is none, or it does not run.
+    """
+    configured = os.environ.get("CXX", "")
+    command = shlex.split(configured) if configured else [found for found in COMPILERS if shutil.which(found)][:1]
+    if not command:
+        raise BuildError(f"there is no C++ compiler: neither $CXX nor {', '.join(COMPILERS)}")
+    try:
+        said = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"the C++ compiler {shlex.join(command)} does not run: {error}") from error
+    return Compiler(tuple(command), said.partition("\n")[0])
+
+
+def build(cache: Path, flags: tuple[str, ...] = ()) -> Path:
+    """The compiled library: from the cache, or made now, which takes some ten seconds.
+
+    Args:
+        cache: where libraries lie; made where it is missing.
+        flags: given to the compiler behind the usual ones, such as a sanitizer's.
+
+    Raises:
+        BuildError: it cannot be compiled; with what the compiler said first.
+        OSError: the cache cannot be written.
+    """
+    compiler = find_compiler()
+    library = cache / f"libpagewire-{_fingerprint(compiler, flags)}.so"
+    if library.exists():
+        return library
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as scratch:
+        objects = _compile(compiler, flags, Path(scratch))
+        made = Path(scratch) / library.name
+        _run([*compiler.command, *FLAGS, *flags, "-shared", *map(str, objects), "-o", str(made)])
+        made.replace(library)  # whole or not at all; of two that build at once, the last one stays
+    return library
+
+
+def sources() -> list[Path]:
+    """The files that this machine's library is made of."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return [
+        path
+        for path in sorted(SOURCES.glob("*.cpp"))
+        if is_x86 or not any(mark in path.stem for mark in X86_ONLY)
+    ]
+
+
+def _fingerprint(compiler: Compiler, flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(repr((compiler, FLAGS, EXTRA_FLAGS, flags, platform.machine())).encode())
+    for path in [*sources(), *sorted(SOURCES.glob("*.h"))]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _compile(compiler: Compiler, flags: tuple[str, ...], scratch: Path) -> list[Path]:
+    def compile_one(source: Path) -> Path:
+        target = scratch / f"{source.stem}.o"
+        extra = EXTRA_FLAGS.get(source.name, ())
+        _run([*compiler.command, *FLAGS, *flags, *extra, "-c", str(source), "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(compile_one, sources()))
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    except subprocess.CalledProcessError as error:
+        said = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr[:200])
+        raise BuildError(f"{command[0]} failed: {said}") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{command[0]} failed: {error}") from error

@@ -1,0 +1,248 @@
+"""The compiled kernels as Python calls them: torch tensors in, torch tensors out."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.attention.interface import AttentionSpec, BatchLayout, HeadLayout, LayerKVCache, QKNorm, RotaryTable
+from engine.cpu.kernels.blocks import BlockKind
+
+_POINTER, _INT, _LONG, _TEXT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
+_FLOAT = ctypes.c_float
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+
+
+def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+def _all(names: str, kind: type) -> dict[str, type]:
+    return dict.fromkeys(names.split(), kind)
+
+
+# The structures of src/layers.h.
+_Norm = _structure(
+    "_Norm", **_all("x residual weight out", _POINTER), **_all("tokens size x_stride", _LONG), eps=_FLOAT
+)
+_Gating = _structure(
+    "_Gating", **_all("gate_up out", _POINTER), **_all("tokens size", _LONG), activation=ctypes.c_int32
+)
+_Rotating = _structure(
+    "_Rotating",
+    **_all("qkv positions angles query_scale q_norm k_norm slots key value query", _POINTER),
+    **_all("tokens heads kv_heads dim rotary_dim interleaved", _LONG),
+    **_all("block_size block_stride slot_stride head_stride", _LONG),
+    eps=_FLOAT,
+)
+_Attending = _structure(
+    "_Attending",
+    **_all("query key value out counts seq_lens block_table slopes sinks", _POINTER),
+    **_all("requests heads kv_heads dim table_stride", _LONG),
+    **_all("block_size block_stride slot_stride head_stride window", _LONG),
+    **_all("scale soft_cap", _FLOAT),
+    next=_LONG,
+)
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+# Arguments and result of each function of src/library.cpp.
+_FUNCTIONS = {
+    "pagewire_open": ((_INT, _TEXT), _POINTER),
+    "pagewire_close": ((_POINTER,), None),
+    "pagewire_instructions": ((_POINTER,), _TEXT),
+    "pagewire_packed_bytes": ((_INT, _LONG, _LONG), _LONG),
+    "pagewire_pack": ((_POINTER, _INT, _POINTER, _LONG, _LONG, _POINTER), None),
+    "pagewire_multiply": (
+        (_POINTER, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG),
+        None,
+    ),
+    "pagewire_norm": ((_POINTER, _POINTER), None),
+    "pagewire_gate": ((_POINTER, _POINTER), None),
+    "pagewire_rotate": ((_POINTER, _POINTER), None),
+    "pagewire_attend": ((_POINTER, _POINTER), None),
+    "pagewire_embed": ((_POINTER, _INT, _POINTER, _LONG, _POINTER, _LONG, _POINTER), None),
+}
+
+
+class UnknownInstructionsError(Exception):
+    """This processor lacks the instructions that were asked for, or the library does."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A matrix [rows, columns] in panels; src/blocks.h says how they lie.
+
+    Attributes:
+        panels: bytes, on the CPU.
+    """
+
+    kind: BlockKind
+    rows: int
+    columns: int
+    panels: torch.Tensor
+
+
+class NativeLibrary:
+    """The kernels, with a pool of threads that compute together. One thread calls it at a time.
+
+    Attributes:
+        instructions: which instruction set computes: "avx2" or "plain".
+    """
+
+    def __init__(self, path: Path, num_threads: int, instructions: str = "") -> None:
+        """
+        Args:
+            path: what build.py made.
+            num_threads: the caller's among them.
+            instructions: by default the best that the processor has.
+
+        Raises:
+            UnknownInstructionsError: the processor or the library lacks `instructions`.
+            OSError: the library cannot be loaded.
+        """
+        self._functions = ctypes.CDLL(str(path))
+        for name, (arguments, result) in _FUNCTIONS.items():
+            function = getattr(self._functions, name)
+            function.argtypes, function.restype = arguments, result
+        self._handle = self._functions.pagewire_open(num_threads, instructions.encode())
+        if not self._handle:
+            raise UnknownInstructionsError(f"this processor or library has no kernels for {instructions}")
+        self.instructions: str = self._functions.pagewire_instructions(self._handle).decode()
+        self._finalizer = weakref.finalize(self, self._functions.pagewire_close, self._handle)
+
+    def close(self) -> None:
+        """Ends the threads. The library cannot be used after it."""
+        self._finalizer()
+
+    def pack(self, kind: BlockKind, rows: torch.Tensor, columns: int) -> PackedMatrix:
+        """Rows as a GGUF file has them, bytes [rows, kind.row_bytes(columns)], as panels.
+
+        Raises:
+            ValueError: the shape is not that of so many columns.
+        """
+        if columns % kind.columns or rows.dtype != torch.uint8 or rows.dim() != 2:
+            raise ValueError(f"{kind.name} keeps {kind.columns} columns together; these are {columns}")
+        if rows.shape[1] != kind.row_bytes(columns):
+            raise ValueError(
+                f"a row of {columns} columns has {kind.row_bytes(columns)} bytes in {kind.name}, not {rows.shape[1]}"
+            )
+        rows = rows.contiguous()
+        num_bytes = self._functions.pagewire_packed_bytes(kind.code, len(rows), columns)
+        panels = torch.empty(num_bytes, dtype=torch.uint8)
+        self._functions.pagewire_pack(
+            self._handle, kind.code, rows.data_ptr(), len(rows), columns, panels.data_ptr()
+        )
+        return PackedMatrix(kind, len(rows), columns, panels)
+
+    def multiply(self, x: torch.Tensor, matrix: PackedMatrix, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x [T, columns] fp32 -> x @ matrix.T + bias, [T, rows] fp32.
+
+        Each 32 numbers of x are rounded to 8 bits with a scale of their own; everything else is exact or fp32.
+        """
+        assert x.dtype == torch.float32 and x.shape[1] == matrix.columns and x.stride(1) == 1
+        assert bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
+        out = torch.empty(len(x), matrix.rows, dtype=torch.float32)
+        self._functions.pagewire_multiply(
+            self._handle,
+            matrix.kind.code,
+            matrix.panels.data_ptr(),
+            matrix.rows,
+            matrix.columns,
+            x.data_ptr(),
+            x.stride(0),
+            len(x),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            matrix.rows,
+        )
+        return out
+
+    def rms_norm(
+        self, residual: torch.Tensor, weight: torch.Tensor, eps: float, x: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """residual / rms(residual) * weight over the last dimension, in the shape of `residual`, which is contiguous.
+
+        Args:
+            x: [T, size], added to the residual [T, size] first, in place.
+        """
+        out = torch.empty_like(residual)
+        size = residual.shape[-1]
+        stride = 0 if x is None else x.stride(0)
+        job = _Norm(
+            _address(x), residual.data_ptr(), weight.data_ptr(), out.data_ptr(),
+            residual.numel() // size, size, stride, eps,
+        )  # fmt: skip
+        self._functions.pagewire_norm(self._handle, ctypes.byref(job))
+        return out
+
+    def activate_and_mul(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+        """[T, 2 * n], gate then up, contiguous -> activation(gate) * up, [T, n]."""
+        num_tokens, size = len(gate_up), gate_up.shape[1] // 2
+        out = torch.empty(num_tokens, size, dtype=torch.float32)
+        job = _Gating(gate_up.data_ptr(), out.data_ptr(), num_tokens, size, ACTIVATIONS[activation])
+        self._functions.pagewire_gate(self._handle, ctypes.byref(job))
+        return out
+
+    def rotate_and_store(
+        self,
+        qkv: torch.Tensor,
+        heads: HeadLayout,
+        norm: QKNorm | None,
+        rotation: tuple[RotaryTable, torch.Tensor] | None,
+        kv_cache: LayerKVCache,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        """See AttentionBackend.rotate_and_store. `rotation`: a table, and the tokens' positions [T] int64."""
+        query = torch.empty(len(qkv), heads.num_heads, heads.head_dim, dtype=torch.float32)
+        table, positions = rotation or (None, None)
+        key = kv_cache.key
+        job = _Rotating(
+            qkv.data_ptr(), _address(positions), None if table is None else table.angles.data_ptr(),
+            None if table is None else _address(table.query_scale),
+            None if norm is None else norm.query.data_ptr(), None if norm is None else norm.key.data_ptr(),
+            slot_mapping.data_ptr(), key.data_ptr(), kv_cache.value.data_ptr(), query.data_ptr(),
+            len(qkv), heads.num_heads, heads.num_kv_heads, heads.head_dim,
+            0 if table is None else table.angles.shape[1], table is not None and table.interleaved,
+            key.shape[1], key.stride(0), key.stride(1), key.stride(2), 0.0 if norm is None else norm.eps,
+        )  # fmt: skip
+        self._functions.pagewire_rotate(self._handle, ctypes.byref(job))
+        return query
+
+    def attend(
+        self, query: torch.Tensor, kv_cache: LayerKVCache, layout: BatchLayout, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """See AttentionBackend.forward: query [T, H, D] -> [T, H, D]."""
+        out = torch.empty_like(query)
+        key, table = kv_cache.key, layout.block_table
+        assert table.strides[1] == table.itemsize and query.is_contiguous()
+        job = _Attending(
+            query.data_ptr(), key.data_ptr(), kv_cache.value.data_ptr(), out.data_ptr(),
+            layout.counts.ctypes.data, layout.seq_lens.ctypes.data, table.ctypes.data,
+            _address(spec.alibi_slopes), _address(spec.sinks),
+            len(layout.counts), query.shape[1], key.shape[2], query.shape[2], table.strides[0] // table.itemsize,
+            key.shape[1], key.stride(0), key.stride(1), key.stride(2), spec.sliding_window,
+            spec.scale, spec.soft_cap, 0,
+        )  # fmt: skip
+        self._functions.pagewire_attend(self._handle, ctypes.byref(job))
+        return out
+
+    def embed(self, token_ids: torch.Tensor, matrix: PackedMatrix) -> torch.Tensor:
+        """Rows of the matrix, [T, columns] fp32. Ids [T] int64 must be below `matrix.rows`."""
+        assert token_ids.dtype == torch.int64 and token_ids.is_contiguous()
+        out = torch.empty(len(token_ids), matrix.columns, dtype=torch.float32)
+        self._functions.pagewire_embed(
+            self._handle,
+            matrix.kind.code,
+            matrix.panels.data_ptr(),
+            matrix.columns,
+            token_ids.data_ptr(),
+            len(token_ids),
+            out.data_ptr(),
+        )
+        return out

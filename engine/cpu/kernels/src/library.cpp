@@ -1,0 +1,211 @@
+// What Python calls.
+#include <algorithm>
+#include <cmath>
+
+#include "pagewire.h"
+#include "pool.h"
+
+using namespace pagewire;
+
+namespace {
+
+const Instructions* choose(const char* wanted) {
+    const Instructions* known[] = {
+#if defined(__x86_64__)
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &avx2_instructions() : nullptr,
+#endif
+        &plain_instructions(),
+    };
+    for (const Instructions* each : known) {
+        if (each && (!*wanted || !strcmp(each->name, wanted))) return each;
+    }
+    return nullptr;
+}
+
+struct Packing {
+    int kind;
+    const uint8_t* source;
+    int64_t row_bytes, rows, columns;
+    uint8_t* panels;
+    std::atomic<int64_t> next{0};
+};
+
+void pack(void* argument, int, Pool& pool) {
+    auto& job = *static_cast<Packing*>(argument);
+    int64_t first, last, bytes = panel_bytes(job.kind, job.columns);
+    while (pool.take(job.next, (job.rows + ROWS - 1) / ROWS, 8, &first, &last)) {
+        for (int64_t panel = first; panel < last; ++panel) {
+            int rows = static_cast<int>(std::min<int64_t>(ROWS, job.rows - panel * ROWS));
+            pack_panel(job.kind, job.source + panel * ROWS * job.row_bytes, job.row_bytes, rows, job.columns,
+                       job.panels + panel * bytes);
+        }
+    }
+}
+
+struct Multiplying {
+    const Instructions* instructions;
+    int kind;
+    Product product;
+    const float* x;
+    int64_t x_stride;
+    std::atomic<int64_t> next{0};
+};
+
+// Tokens up to which each thread turns all of them into 8 bits, rather than wait for the others to do their part.
+constexpr int64_t FEW_TOKENS = 2;
+
+void multiply(void* argument, int thread, Pool& pool) {
+    auto& job = *static_cast<Multiplying*>(argument);
+    Product product = job.product;
+    int64_t tokens = product.num_tokens, columns = product.x.columns, blocks = columns / BLOCK;
+    size_t bytes = static_cast<size_t>(tokens * (columns + blocks * 12));
+    bool alone = tokens <= FEW_TOKENS;
+    auto& memory = alone ? pool.scratch(thread) : pool.shared();
+    if (alone && memory.size() < bytes) memory.resize(bytes);
+    auto* q = reinterpret_cast<int8_t*>(memory.data());
+    auto* d = reinterpret_cast<float*>(q + tokens * columns);
+    auto* sums = d + tokens * blocks;
+    int64_t first = 0, last = tokens;
+    if (!alone) {
+        first = tokens * thread / pool.size();
+        last = tokens * (thread + 1) / pool.size();
+    }
+    job.instructions->quantize(job.x, job.x_stride, columns, first, last, q, d, sums);
+    if (!alone) pool.barrier();
+    product.x.q = q;
+    product.x.d = d;
+    product.x.sums = sums;
+    int64_t panels = (product.rows + ROWS - 1) / ROWS;
+    int64_t most = std::max<int64_t>(1, panels / (pool.size() * 8));
+    while (pool.take(job.next, panels, most, &first, &last)) {
+        job.instructions->multiply[job.kind](product, first, last);
+    }
+}
+
+struct Embedding {
+    int kind;
+    const uint8_t* panels;
+    int64_t columns;
+    const int64_t* ids;
+    float* out;
+};
+
+void embed(const Embedding& job, int64_t first, int64_t last) {
+    const int64_t bytes = panel_bytes(job.kind, job.columns);
+    for (int64_t token = first; token < last; ++token) {
+        const int64_t id = job.ids[token];
+        unpack_row(job.kind, job.panels + id / ROWS * bytes, static_cast<int>(id % ROWS), job.columns,
+                   job.out + token * job.columns);
+    }
+}
+
+// A kernel over the tokens of a job, which do not depend on each other.
+template <class Job>
+struct OverTokens {
+    void (*kernel)(const Job& job, int64_t first, int64_t last);
+    const Job* job;
+    int64_t tokens;
+
+    static void work(void* argument, int thread, Pool& pool) {
+        auto& self = *static_cast<OverTokens*>(argument);
+        self.kernel(*self.job, self.tokens * thread / pool.size(), self.tokens * (thread + 1) / pool.size());
+    }
+};
+
+// Numbers below which waking the other threads takes longer than they save.
+constexpr int64_t FEW_NUMBERS = 1 << 14;
+
+template <class Job>
+void over_tokens(Pool& pool, void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t tokens,
+                 int64_t numbers_each) {
+    if (tokens * numbers_each < FEW_NUMBERS) {
+        kernel(job, 0, tokens);
+        return;
+    }
+    OverTokens<Job> all = {kernel, &job, tokens};
+    pool.run(OverTokens<Job>::work, &all);
+}
+
+struct AttentionWork {
+    const Layers* layers;
+    Attending* job;
+
+    static void work(void* argument, int thread, Pool& pool) {
+        auto& self = *static_cast<AttentionWork*>(argument);
+        self.layers->attend(*self.job, thread, pool);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+struct PagewireLibrary {
+    Pool pool;
+    const Instructions* instructions;
+};
+
+// `instructions`: "" for the best that the processor has. Null if it lacks those asked for.
+PagewireLibrary* pagewire_open(int threads, const char* instructions) {
+    const Instructions* chosen = choose(instructions);
+    return chosen ? new PagewireLibrary{Pool(threads), chosen} : nullptr;
+}
+
+void pagewire_close(PagewireLibrary* library) { delete library; }
+
+const char* pagewire_instructions(PagewireLibrary* library) { return library->instructions->name; }
+
+int64_t pagewire_packed_bytes(int kind, int64_t rows, int64_t columns) {
+    return (rows + ROWS - 1) / ROWS * panel_bytes(kind, columns);
+}
+
+void pagewire_pack(PagewireLibrary* library, int kind, const uint8_t* source, int64_t rows, int64_t columns,
+                   uint8_t* panels) {
+    Packing job;
+    job.kind = kind;
+    job.source = source;
+    job.row_bytes = columns / unit_columns(kind) * file_bytes(kind);
+    job.rows = rows;
+    job.columns = columns;
+    job.panels = panels;
+    library->pool.run(pack, &job);
+}
+
+void pagewire_multiply(PagewireLibrary* library, int kind, const uint8_t* panels, int64_t rows, int64_t columns,
+                       const float* x, int64_t x_stride, int64_t tokens, const float* bias, float* out,
+                       int64_t out_stride) {
+    Multiplying job;
+    job.instructions = library->instructions;
+    job.kind = kind;
+    job.product = {panels, rows, {nullptr, nullptr, nullptr, columns}, tokens, bias, out, out_stride};
+    job.x = x;
+    job.x_stride = x_stride;
+    size_t bytes = static_cast<size_t>(tokens * (columns + columns / BLOCK * 12));
+    if (library->pool.shared().size() < bytes) library->pool.shared().resize(bytes);
+    library->pool.run(multiply, &job);
+}
+
+// Ids are below the matrix's rows.
+void pagewire_embed(PagewireLibrary* library, int kind, const uint8_t* panels, int64_t columns, const int64_t* ids,
+                    int64_t tokens, float* out) {
+    over_tokens<Embedding>(library->pool, embed, {kind, panels, columns, ids, out}, tokens, columns);
+}
+
+void pagewire_norm(PagewireLibrary* library, const Norm* job) {
+    over_tokens(library->pool, library->instructions->layers.norm, *job, job->tokens, job->size);
+}
+
+void pagewire_gate(PagewireLibrary* library, const Gating* job) {
+    over_tokens(library->pool, library->instructions->layers.gate, *job, job->tokens, job->size * 4);
+}
+
+void pagewire_rotate(PagewireLibrary* library, const Rotating* job) {
+    over_tokens(library->pool, library->instructions->layers.rotate, *job, job->tokens, job->heads * job->dim);
+}
+
+void pagewire_attend(PagewireLibrary* library, Attending* job) {
+    job->next.store(0);
+    AttentionWork work = {&library->instructions->layers, job};
+    library->pool.run(AttentionWork::work, &work);
+}
+}

@@ -1,0 +1,145 @@
+// Products in plain C++: for processors without kernels of their own, and what the others are compared with.
+#include <cmath>
+
+#include "pagewire.h"
+
+namespace pagewire {
+namespace {
+
+void quantize(const float* x, int64_t x_stride, int64_t columns, int64_t first, int64_t last, int8_t* q, float* d,
+              float* sums) {
+    for (int64_t token = first; token < last; ++token) {
+        for (int64_t block = 0; block < columns / BLOCK; ++block) {
+            const float* from = x + token * x_stride + block * BLOCK;
+            int8_t* to = q + token * columns + block * BLOCK;
+            float most = 0;
+            for (int i = 0; i < BLOCK; ++i) most = std::fmax(most, std::fabs(from[i]));
+            float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
+            int totals[2] = {0, 0};
+            for (int i = 0; i < BLOCK; ++i) {
+                to[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
+                totals[i / 16] += to[i];
+            }
+            int64_t at = token * (columns / BLOCK) + block;
+            d[at] = scale;
+            sums[at * 2] = scale * static_cast<float>(totals[0]);
+            sums[at * 2 + 1] = scale * static_cast<float>(totals[1]);
+        }
+    }
+}
+
+template <int KIND>
+int weight(const uint8_t* values, int row, int column) {
+    int group = column / 4, byte = row * 4 + column % 4;
+    if (KIND == Q8) return static_cast<int8_t>(values[group * ROWS * 4 + byte]);
+    uint8_t pair = values[group % 4 * ROWS * 4 + byte];
+    int value = group < 4 ? pair & 15 : pair >> 4;
+    if (KIND == Q5 || KIND == Q5M || KIND == Q5K || KIND == Q6K) {
+        value |= (values[ROWS * 16 + byte] >> group & 1) << 4;
+    }
+    if (KIND == Q6K) value |= (values[ROWS * 20 + byte] >> group & 1) << 5;
+    return value;
+}
+
+template <int KIND>
+void multiply(const Product& product, int64_t first, int64_t last) {
+    int64_t columns = product.x.columns, blocks = columns / BLOCK;
+    int64_t stride = panel_bytes(KIND, columns);
+    for (int64_t panel = first; panel < last; ++panel) {
+        for (int64_t token = 0; token < product.num_tokens; ++token) {
+            float out[ROWS] = {};
+            const uint8_t* at = product.panels + panel * stride;
+            const uint8_t* super = at;
+            for (int64_t block = 0; block < blocks; ++block, at += block_bytes(KIND)) {
+                if (super_bytes(KIND) && block % 8 == 0) {
+                    super = at;
+                    at += super_bytes(KIND);
+                }
+                const int8_t* q = product.x.q + token * columns + block * BLOCK;
+                float d = product.x.d[token * blocks + block];
+                const float* sums = product.x.sums + (token * blocks + block) * 2;
+                const uint8_t* values = at + ROWS * (KIND == Q4M || KIND == Q5M ? 4 : 2);
+                for (int row = 0; row < ROWS; ++row) {
+                    int dots[2] = {0, 0};
+                    for (int column = 0; column < BLOCK; ++column) {
+                        dots[column / 16] += weight<KIND>(values, row, column) * q[column];
+                    }
+                    float whole = d * static_cast<float>(dots[0] + dots[1]), sum = sums[0] + sums[1];
+                    float scale = half_to_float((super_bytes(KIND) ? super : at) + row * 2);
+                    if (KIND == Q4) {
+                        out[row] += scale * (whole - 8 * sum);
+                    } else if (KIND == Q5) {
+                        out[row] += scale * (whole - 16 * sum);
+                    } else if (KIND == Q8) {
+                        out[row] += scale * whole;
+                    } else if (KIND == Q4M || KIND == Q5M) {
+                        out[row] += scale * whole + half_to_float(at + (ROWS + row) * 2) * sum;
+                    } else if (KIND == Q4K || KIND == Q5K) {
+                        float min = half_to_float(super + (ROWS + row) * 2) * static_cast<float>(at[ROWS + row]);
+                        out[row] += scale * static_cast<float>(at[row]) * whole - min * sum;
+                    } else {
+                        for (int half = 0; half < 2; ++half) {
+                            float own = scale * static_cast<float>(static_cast<int8_t>(at[half * ROWS + row]));
+                            out[row] += own * (d * static_cast<float>(dots[half]) - 32 * sums[half]);
+                        }
+                    }
+                }
+            }
+            for (int row = 0; row < ROWS && panel * ROWS + row < product.rows; ++row) {
+                int64_t index = panel * ROWS + row;
+                float bias = product.bias ? product.bias[index] : 0;
+                product.out[token * product.out_stride + index] = out[row] + bias;
+            }
+        }
+    }
+}
+
+template <int KIND>
+void unpack(const uint8_t* at, int row, int64_t columns, float* out) {
+    const uint8_t* super = at;
+    for (int64_t block = 0; block < columns / BLOCK; ++block, at += block_bytes(KIND)) {
+        if (super_bytes(KIND) && block % 8 == 0) {
+            super = at;
+            at += super_bytes(KIND);
+        }
+        const uint8_t* values = at + ROWS * (KIND == Q4M || KIND == Q5M ? 4 : 2);
+        const float d = half_to_float((super_bytes(KIND) ? super : at) + row * 2);
+        for (int column = 0; column < BLOCK; ++column) {
+            float scale = d, min = 0;
+            if (KIND == Q4) min = -8 * d;
+            if (KIND == Q5) min = -16 * d;
+            if (KIND == Q4M || KIND == Q5M) min = half_to_float(at + (ROWS + row) * 2);
+            if (KIND == Q4K || KIND == Q5K) {
+                scale = d * static_cast<float>(at[row]);
+                min = -half_to_float(super + (ROWS + row) * 2) * static_cast<float>(at[ROWS + row]);
+            }
+            if (KIND == Q6K) {
+                scale = d * static_cast<float>(static_cast<int8_t>(at[column / 16 * ROWS + row]));
+                min = -32 * scale;
+            }
+            *out++ = scale * static_cast<float>(weight<KIND>(values, row, column)) + min;
+        }
+    }
+}
+
+}  // namespace
+
+void unpack_row(int kind, const uint8_t* panel, int row, int64_t columns, float* out) {
+    static constexpr decltype(&unpack<Q4>) unpackers[NUM_KINDS] = {
+        unpack<Q4>, unpack<Q4M>, unpack<Q5>, unpack<Q5M>, unpack<Q8>, unpack<Q4K>, unpack<Q5K>, unpack<Q6K>,
+    };
+    unpackers[kind](panel, row, columns, out);
+}
+
+const Instructions& plain_instructions() {
+    static const Instructions instructions = {
+        "plain",
+        quantize,
+        {multiply<Q4>, multiply<Q4M>, multiply<Q5>, multiply<Q5M>, multiply<Q8>, multiply<Q4K>, multiply<Q5K>,
+         multiply<Q6K>},
+        plain_layers(),
+    };
+    return instructions;
+}
+
+}  // namespace pagewire

@@ -1,0 +1,102 @@
+"""Products of matrices in GGUF's blocks, against the numbers that the gguf package reads from the same bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, quants
+
+from engine.cpu.kernels.blocks import BLOCK_KINDS, BlockKind
+from engine.cpu.kernels.library import NativeLibrary, PackedMatrix
+
+# Where a block has its scales and mins in half precision.
+HALVES = {
+    "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2],
+    "Q6_K": [208],
+}  # fmt: skip
+
+
+def random_rows(kind: BlockKind, rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """Rows as a file has them, any bits at all, and what they stand for."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows, columns // kind.columns, kind.num_bytes), dtype=np.uint8)
+    for at in HALVES[kind.name]:
+        scales = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
+        blocks[:, :, at : at + 2] = scales[:, :, None].view(np.uint8)
+    data = blocks.reshape(rows, -1)
+    return torch.from_numpy(data), quants.dequantize(data, GGMLQuantizationType[kind.name])
+
+
+def rounded(x: torch.Tensor) -> np.ndarray:
+    """What a product sees of x: each 32 numbers in 8 bits."""
+    parts = x.numpy().reshape(len(x), -1, 32)
+    most = np.abs(parts).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    steps = np.rint(parts * inverse).astype(np.float64) * (most / np.float32(127))
+    return steps.reshape(x.shape)
+
+
+def packed(native: NativeLibrary, kind: BlockKind, rows: int, columns: int) -> tuple[PackedMatrix, np.ndarray]:
+    data, weights = random_rows(kind, rows, columns)
+    return native.pack(kind, data, columns), weights
+
+
+@pytest.mark.parametrize("kind", BLOCK_KINDS.values(), ids=BLOCK_KINDS)
+@pytest.mark.parametrize("shape", [(48, 256, 1), (37, 512, 2), (5, 768, 3), (100, 256, 9), (1, 256, 64)], ids=str)
+def test_products_are_those_of_the_files_numbers(
+    native: NativeLibrary, kind: BlockKind, shape: tuple[int, int, int]
+) -> None:
+    rows, columns, num_tokens = shape
+    matrix, weights = packed(native, kind, rows, columns)
+    torch.manual_seed(0)
+    x, bias = torch.randn(num_tokens, columns), torch.randn(rows)
+    exact = rounded(x) @ weights.T.astype(np.float64)
+    for added in (None, bias):
+        expected = exact if added is None else exact + added.numpy()
+        out = native.multiply(x, matrix, added).numpy()
+        assert np.abs(out - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+def test_a_product_reads_rows_apart_from_each_other(native: NativeLibrary) -> None:
+    matrix, weights = packed(native, BLOCK_KINDS["Q8_0"], 32, 64)
+    wide = torch.randn(5, 200)
+    out = native.multiply(wide[:, 30:94], matrix).numpy()
+    expected = rounded(wide[:, 30:94].contiguous()) @ weights.T.astype(np.float64)
+    assert np.abs(out - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", BLOCK_KINDS.values(), ids=BLOCK_KINDS)
+def test_extreme_bits_do_not_overflow(native: NativeLibrary, kind: BlockKind) -> None:
+    """All weights at their largest and smallest, and all activations at theirs."""
+    columns = 256
+    data = torch.stack([torch.full((kind.row_bytes(columns),), bits, dtype=torch.uint8) for bits in (255, 0, 128)])
+    blocks = data.view(3, -1, kind.num_bytes)
+    for at in HALVES[kind.name]:
+        blocks[:, :, at : at + 2] = torch.from_numpy(np.array([0.01], np.float16).view(np.uint8))
+    weights = quants.dequantize(data.numpy(), GGMLQuantizationType[kind.name])
+    x = torch.tensor([[1.0], [-1.0]]).expand(2, columns).contiguous()
+    out = native.multiply(x, native.pack(kind, data, columns)).numpy()
+    expected = x.numpy().astype(np.float64) @ weights.T.astype(np.float64)
+    assert np.abs(out - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_zeros_and_the_largest_numbers_stay_finite(native: NativeLibrary) -> None:
+    matrix, _ = packed(native, BLOCK_KINDS["Q4_1"], 16, 64)
+    assert torch.equal(native.multiply(torch.zeros(2, 64), matrix), torch.zeros(2, 16))
+    assert native.multiply(torch.full((1, 64), 1e30), matrix).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", BLOCK_KINDS.values(), ids=BLOCK_KINDS)
+def test_rows_are_looked_up_exactly(native: NativeLibrary, kind: BlockKind) -> None:
+    matrix, weights = packed(native, kind, 50, 256)
+    ids = torch.tensor([0, 49, 16, 15, 16])
+    assert np.array_equal(native.embed(ids, matrix).numpy(), weights[ids.numpy()])
+
+
+def test_rows_of_another_length_are_refused(native: NativeLibrary) -> None:
+    kind = BLOCK_KINDS["Q4_K"]
+    with pytest.raises(ValueError, match="Q4_K keeps 256 columns together; these are 288"):
+        native.pack(kind, torch.zeros(4, 162, dtype=torch.uint8), 288)
+    with pytest.raises(ValueError, match="a row of 256 columns has 144 bytes in Q4_K, not 100"):
+        native.pack(kind, torch.zeros(4, 100, dtype=torch.uint8), 256)
