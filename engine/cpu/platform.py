@@ -11,6 +11,7 @@ from engine.config import WorkerConfig
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.expert_method import PackedCpuExperts
 from engine.cpu.linear_method import PackedCpuMethod
+from engine.cpu.native import NativeAttentionBackend, NativeLayerOps, open_native
 from engine.cpu.ops import TorchLayerOps
 from engine.cpu.rows import RequestRows
 from engine.cpu.runner import CpuModelRunner
@@ -38,11 +39,16 @@ class CpuPlatform(Platform):
         if config.deterministic:
             raise ConfigError("deterministic needs a GPU; on the CPU sums depend on the batch")
         self._kv_cache_memory = config.kv_cache_memory
+        self._native = open_native() if dtype == torch.float32 else None
 
     def attention(self, heads: HeadLayout, max_num_seqs: int) -> AttentionBackend:
+        if self._native is not None:
+            return NativeAttentionBackend(self.device, self._native)
         return TorchAttentionBackend(self.device, self.dtype)
 
     def ops(self) -> LayerOps:
+        if self._native is not None:
+            return NativeLayerOps(self.device, self._native)
         return TorchLayerOps(self.device)
 
     def linear_methods(self) -> LinearMethods:
