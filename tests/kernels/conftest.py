@@ -14,7 +14,6 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-
 # Of a test's cases, `make test` takes the first few, and of the others one of so many.
 ALL_CASES, EACH_OF = 3, 3
 
@@ -26,7 +25,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With a GPU every test here is one of the GPU's. Without, `make test` takes some of each test's cases, and
+    """With a GPU every test here is the GPU's. Without, `make test` takes some of each test's cases, and
     `make test-all` the others too, since the interpreter takes minutes over them."""
     cases: Counter[str] = Counter()
     for item in items:
