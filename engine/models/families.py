@@ -100,6 +100,18 @@ _QWEN1 = Family(
         ignored=(".rotary_emb.inv_freq", ".attn.masked_bias"),
     ),
 )
+_STABLELM = Family(
+    read_stablelm,
+    replace(
+        _LLAMA_NAMES,
+        renamed={
+            **_LLAMA_NAMES.renamed,
+            "q_norm": "q_layernorm.norms",
+            "k_norm": "k_layernorm.norms",
+        },
+        head_norms_are_split=True,
+    ),
+)
 # By the name in config.json's `architectures`.
 FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": _LLAMA,
@@ -174,8 +186,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "CohereForCausalLM": Family(read_cohere, _LLAMA_NAMES),
     "Cohere2ForCausalLM": Family(read_cohere2, _LLAMA_NAMES),
-    "StableLmForCausalLM": Family(read_stablelm, _LLAMA_NAMES),
-    "StableLMEpochForCausalLM": Family(read_stablelm, _LLAMA_NAMES),
+    "StableLmForCausalLM": _STABLELM,
+    "StableLMEpochForCausalLM": _STABLELM,
 }
 
 
