@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.cache import require_free_space, writing_locked
-from pagewire.hub.fetch.selection import gguf_file, has_safetensors, has_weights, small_files, weight_files
+from pagewire.hub.fetch.selection import gguf_files, has_safetensors, has_weights, small_files, weight_files
 from pagewire.hub.fetch.transfer import HubRefused, HubUnreachable, is_disk_full
 from pagewire.hub.model_files import (
     WEIGHT_FILES,
@@ -63,7 +63,8 @@ class Repository(Protocol):
 
 
 def fetch_model(repository: Repository, *, file: str | None, load_format: str, progress: bool) -> Path:
-    """The directory of a model in Hugging Face layout, or a GGUF file, fetched as far as it is not there.
+    """The directory of a model in Hugging Face layout, or a GGUF file, fetched as far as it is not there. Of
+    a GGUF model in several parts all are fetched, and the first is returned.
 
     Without a network what was fetched before is used.
 
@@ -92,8 +93,8 @@ def fetch_model(repository: Repository, *, file: str | None, load_format: str, p
 def _fetch(repository: Repository, file: str | None, load_format: str, *, progress: bool) -> Path:
     files = repository.list_files()
     if _wants_gguf(files, file, load_format):
-        name = gguf_file(repository.name, files, file)
-        return _fetch_files(repository, [name], progress=progress) / name
+        parts = gguf_files(repository.name, files, file)
+        return _fetch_files(repository, parts, progress=progress) / parts[0]
     require_format(repository.name, files, load_format)
     small = small_files(files)
     if "config.json" not in small:
@@ -141,7 +142,7 @@ def _from_cache(repository: Repository, file: str | None, load_format: str, erro
     names = [str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()]
     try:
         if _wants_gguf(names, file, load_format):
-            return directory / gguf_file(repository.name, names, file)
+            return directory / gguf_files(repository.name, names, file)[0]
         require_format(repository.name, names, load_format)
         if load_format == "dummy":
             return _require_config(directory, repository.name)
