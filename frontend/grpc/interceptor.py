@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,15 +94,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 call.caller = self._api_keys.check(authorization, x_api_key)
             except Unauthenticated as error:
                 return call.refuse(error)
+        behave = handler.stream_stream or handler.unary_stream or handler.unary_unary
         if handler.request_streaming and not method.startswith(_TRITON):
-            return handler  # only reflection, which does its own checks
+            behave = _writing(behave)  # only reflection is written as a generator
         make = grpc.unary_unary_rpc_method_handler
         if handler.request_streaming:
             make = grpc.stream_stream_rpc_method_handler
         elif handler.response_streaming:
             make = grpc.unary_stream_rpc_method_handler
         return make(
-            call.answering(handler.stream_stream or handler.unary_stream or handler.unary_unary),
+            call.answering(behave),
             request_deserializer=_catching_undecodable(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -204,6 +205,23 @@ def _catching_undecodable(deserialize: Callable[[bytes], Any]) -> Callable[[byte
             return Undecodable(str(error))
 
     return catching
+
+
+def _writing(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A handler that writes what a generator yields for requests. The library would do so too, and log a
+    traceback for every call that has ended meanwhile."""
+
+    async def decodable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            if isinstance(request, Undecodable):
+                raise request.error()
+            yield request
+
+    async def write(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        async for response in generate(decodable(requests), context):
+            await context.write(response)
+
+    return write
 
 
 async def _abort(context: grpc.aio.ServicerContext, request_id: str, error: PagewireError) -> None:

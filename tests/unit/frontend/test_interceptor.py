@@ -20,12 +20,14 @@ from pagewire.base.errors import InvalidRequest
 
 
 @asynccontextmanager
-async def calling(answer: Callable[..., Any]) -> AsyncIterator[grpc.aio.UnaryUnaryMultiCallable]:
+async def calling(
+    answer: Callable[..., Any], make: Callable[..., Any] = grpc.unary_unary_rpc_method_handler
+) -> AsyncIterator[grpc.aio.Channel]:
     """A method behind the interceptor."""
     server = grpc.aio.server(
         interceptors=(ErrorInterceptor(ApiKeys.load((), None), AccessLog(enabled=True)),)
     )
-    handler = grpc.unary_unary_rpc_method_handler(answer, Empty.FromString, Empty.SerializeToString)
+    handler = make(answer, Empty.FromString, Empty.SerializeToString)
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("pagewire.tests", {"Answer": handler})]
     )
@@ -33,7 +35,7 @@ async def calling(answer: Callable[..., Any]) -> AsyncIterator[grpc.aio.UnaryUna
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield channel.unary_unary("/pagewire.tests/Answer")
+            yield channel
     finally:
         await server.stop(None)
 
@@ -63,7 +65,8 @@ async def test_what_is_told_to_a_call_whose_deadline_has_passed_is_no_failure(
         return await answer(request, context)
 
     caplog.set_level(logging.INFO)
-    async with calling(late) as call:
+    async with calling(late) as channel:
+        call = channel.unary_unary("/pagewire.tests/Answer")
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
             await call(b"", timeout=0.05)
         await asyncio.wait_for(ended.wait(), 5)
@@ -74,14 +77,40 @@ async def test_what_is_told_to_a_call_whose_deadline_has_passed_is_no_failure(
     assert ": ipv4:127.0.0.1:" in line
 
 
+async def generate(requests: AsyncIterator[Empty], context: grpc.aio.ServicerContext) -> AsyncIterator[Empty]:
+    async for request in requests:
+        time.sleep(0.2)  # noqa: ASYNC251  as above
+        yield request
+
+
+@pytest.mark.parametrize(
+    ("sent", "timeout", "told"),
+    [(b"", 0.05, "DEADLINE_EXCEEDED"), (b"\xff", 5, "INVALID_ARGUMENT"), (b"", 5, "")],
+)
+async def test_a_generator_of_answers_ends_as_other_calls_do(
+    sent: bytes, timeout: float, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make = grpc.stream_stream_rpc_method_handler
+    status = ""
+    async with calling(generate, make) as channel:
+        call = channel.stream_stream("/pagewire.tests/Answer")(iter([sent]), timeout=timeout)
+        try:
+            assert [answer async for answer in call] == [b""]
+        except grpc.aio.AioRpcError as error:
+            status = error.code().name
+        await asyncio.sleep(0.3)
+    assert status == told
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 @pytest.mark.parametrize("param", ["a\nb", "\0", "\x7f", "é\t", "long" * 5000, "\U0001f600" * 5000])
 async def test_a_field_of_any_name_can_be_at_fault(param: str) -> None:
     async def name(request: Empty, context: grpc.aio.ServicerContext) -> None:
         raise InvalidRequest("no", param=param)
 
-    async with calling(name) as call:
+    async with calling(name) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await call(b"")
+            await channel.unary_unary("/pagewire.tests/Answer")(b"")
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     told = dict(raised.value.trailing_metadata())["x-param"]
     assert told.isprintable()
