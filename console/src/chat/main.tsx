@@ -12,6 +12,7 @@ import { ModelPicker, SettingsPanel } from "./settings";
 import { Sidebar } from "./sidebar";
 import { conversations, current, currentId, load, select, send, spoken, startNew, stop, trouble, version } from "./state";
 
+const SETTINGS_OPEN = "pagewire.settings";
 const WIDE = "(min-width: 1180px)";
 const IDEAS = [
   "Explain how a transformer predicts the next word, in five sentences.",
@@ -32,7 +33,8 @@ const SHORTCUTS: [string, string][] = [
 
 function Page() {
   const [listOpen, setListOpen] = useState(false);
-  const [settingsOpen, setSettingsOpen] = useState(() => matchMedia(WIDE).matches);
+  const [settingsOpen, setSettingsOpen] = useState(() => localStorage.getItem(SETTINGS_OPEN) === "yes" && matchMedia(WIDE).matches);
+  useEffect(() => localStorage.setItem(SETTINGS_OPEN, settingsOpen ? "yes" : "no"), [settingsOpen]);
   const help = useRef<HTMLDialogElement>(null);
 
   useEffect(() => {

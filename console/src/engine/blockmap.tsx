@@ -6,7 +6,10 @@ import { hue } from "./colours";
 import { type Blocks, blocks, latest, prefixes } from "./feed";
 
 type Mode = "owner" | "prefix";
-const HEIGHT = 268;
+const HEIGHT = 300;
+
+/** Pixels that a cell has at most. */
+const LARGEST = 26;
 
 interface Grid {
   columns: number;
@@ -14,10 +17,9 @@ interface Grid {
 }
 
 function gridOf(count: number, width: number, height: number): Grid {
-  let size = Math.min(26, Math.floor(Math.sqrt((width * height) / Math.max(1, count))));
-  while (size > 2 && Math.ceil(count / Math.floor(width / size)) * size > height) size--;
-  size = Math.max(2, size);
-  return { columns: Math.max(1, Math.floor(width / size)), size };
+  let columns = Math.max(1, Math.floor(width / LARGEST), Math.floor(Math.sqrt((count * width) / height)));
+  while (Math.ceil(count / columns) * (width / columns) > height) columns++;
+  return { columns, size: width / columns };
 }
 
 export function BlockMap() {

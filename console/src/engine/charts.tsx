@@ -5,10 +5,15 @@ import "uplot/dist/uPlot.min.css";
 import { colour, colours } from "../common/theme";
 import { SECONDS_SHOWN, type Sample, samples } from "./feed";
 
+/** What is shown at first, while there is little to show. */
+const FEWEST_SECONDS = 30;
+
 interface Line {
   label: string;
   colour: string;
   of: (sample: Sample) => number | null;
+  /** Whether the line goes on over what was not measured. */
+  gaps?: boolean;
 }
 
 interface ChartProps {
@@ -36,11 +41,11 @@ function Chart({ id, title, unit, lines, format }: ChartProps) {
         cursor: { y: false, drag: { x: false, y: false } },
         padding: [8, 8, 0, 0],
         scales: {
-          x: { range: () => [Date.now() / 1000 - SECONDS_SHOWN, Date.now() / 1000] },
+          x: { time: false, range: () => [-span(), 0] },
           y: { range: (_, __, most) => [0, Math.max(most ?? 0, 0.000001) * 1.15] },
         },
         axes: [
-          { ...axis, size: 24, values: (_, ticks) => ticks.map((tick) => `${Math.round(tick - Date.now() / 1000)} s`), space: 70 },
+          { ...axis, size: 24, splits: () => [-0.75, -0.5, -0.25].map((part) => part * span()), values: (_, ticks) => ticks.map((tick) => `${Math.round(tick)} s`) },
           { ...axis, size: 46, values: (_, ticks) => ticks.map(format), space: 30 },
         ],
         series: [
@@ -51,7 +56,7 @@ function Chart({ id, title, unit, lines, format }: ChartProps) {
             width: 2,
             points: { show: false },
             fill: index === 0 ? `${colour(line.colour)}22` : undefined,
-            spanGaps: false,
+            spanGaps: line.gaps,
           })),
         ],
       },
@@ -93,9 +98,16 @@ function Chart({ id, title, unit, lines, format }: ChartProps) {
   );
 }
 
+/** Seconds that are shown. */
+function span(): number {
+  const first = samples.peek()[0]?.at ?? 0;
+  return Math.min(SECONDS_SHOWN, Math.max(FEWEST_SECONDS, Date.now() / 1000 - first));
+}
+
 function data(lines: Line[]): uPlot.AlignedData {
   const all = samples.peek();
-  return [all.map((each) => each.at), ...lines.map((line) => all.map(line.of))] as uPlot.AlignedData;
+  const now = Date.now() / 1000;
+  return [all.map((each) => each.at - now), ...lines.map((line) => all.map(line.of))] as uPlot.AlignedData;
 }
 
 export function short(value: number): string {
@@ -141,8 +153,8 @@ export function Charts() {
         unit=""
         format={duration}
         lines={[
-          { label: "median", colour: "series-1", of: (each) => each.ttft?.p50 ?? null },
-          { label: "95 %", colour: "series-2", of: (each) => each.ttft?.p95 ?? null },
+          { label: "median", colour: "series-1", of: (each) => each.ttft?.p50 ?? null, gaps: true },
+          { label: "95 %", colour: "series-2", of: (each) => each.ttft?.p95 ?? null, gaps: true },
         ]}
       />
       <Chart
@@ -151,8 +163,8 @@ export function Charts() {
         unit=""
         format={duration}
         lines={[
-          { label: "median", colour: "series-1", of: (each) => each.itl?.p50 ?? null },
-          { label: "95 %", colour: "series-2", of: (each) => each.itl?.p95 ?? null },
+          { label: "median", colour: "series-1", of: (each) => each.itl?.p50 ?? null, gaps: true },
+          { label: "95 %", colour: "series-2", of: (each) => each.itl?.p95 ?? null, gaps: true },
         ]}
       />
     </>

@@ -23,8 +23,8 @@ function Page() {
           <BlockMap />
           <Queue />
           <Charts />
-          <PrefixTree />
           <Timeline />
+          <PrefixTree />
           <Parts />
         </div>
       </main>
@@ -39,7 +39,7 @@ function Facts() {
   const facts: [string, string][] = [
     ["Model", models.value[0]?.id ?? engine.model],
     ["Device", engine.device],
-    ["Numbers", engine.dtype],
+    ["Precision", engine.dtype],
     ["Context", `${engine.max_model_len.toLocaleString("en")} tokens`],
     ["KV pool", `${engine.num_blocks.toLocaleString("en")} blocks of ${engine.block_size}`],
     ["At once", `${engine.max_num_seqs} requests, ${engine.max_num_batched_tokens.toLocaleString("en")} tokens a step`],
@@ -85,7 +85,7 @@ function Tiles() {
   const used = now?.load.num_blocks ? (now.load.num_used_blocks / now.load.num_blocks) * 100 : null;
   const hits = totals?.prefix_queries ? (totals.prefix_hits / totals.prefix_queries) * 100 : null;
   const tiles: [string, string, string][] = [
-    ["Tokens a second", last?.generated == null ? "–" : short(last.generated), "generated, over two seconds"],
+    ["Tokens a second", last?.generated == null ? "–" : short(last.generated), "generated"],
     ["Running", now ? String(now.load.num_requests_running) : "–", now ? `${now.load.num_requests_waiting} waiting` : ""],
     ["KV held", used === null ? "–" : `${used.toFixed(used < 10 ? 1 : 0)} %`, totals ? `${short(totals.evictions)} evictions` : ""],
     ["Prefix hits", hits === null ? "–" : `${hits.toFixed(0)} %`, totals ? `${short(totals.prefix_hits)} tokens` : ""],

@@ -6,7 +6,7 @@ import { hue } from "./colours";
 import { type PrefixNode, latest, prefixes } from "./feed";
 
 const ROW = 22;
-const MOST_ROWS = 60;
+const MOST_ROWS = 12;
 
 interface Placed {
   node: PrefixNode;
@@ -16,6 +16,14 @@ interface Placed {
   begin: number;
   row: number;
   rows: number;
+}
+
+/** The first nodes, which are the largest and most wanted, as many as there are rows for. */
+function placeFirst(nodes: PrefixNode[]) {
+  let count = nodes.length;
+  let placed = place(nodes);
+  while (placed.rows > MOST_ROWS) placed = place(nodes.slice(0, --count));
+  return placed;
 }
 
 /** Puts every leaf into a row of its own and every other node beside its children. */
@@ -31,11 +39,11 @@ function place(nodes: PrefixNode[]): { placed: Placed[]; depth: number; rows: nu
     placed.push(entry);
     depth = Math.max(depth, begin + node[2]);
     const behind = children.get(index) ?? [];
-    for (const child of behind) if (rows < MOST_ROWS) visit(child, begin + node[2], root);
+    for (const child of behind) visit(child, begin + node[2], root);
     if (!behind.length) rows++;
-    entry.rows = Math.max(1, rows - entry.row);
+    entry.rows = rows - entry.row;
   }
-  for (const root of children.get(-1) ?? []) if (rows < MOST_ROWS) visit(root, 0, root);
+  for (const root of children.get(-1) ?? []) visit(root, 0, root);
   return { placed, depth, rows };
 }
 
@@ -45,7 +53,7 @@ export function PrefixTree() {
   const tree = prefixes.value;
   const totals = latest.value?.totals;
   const size = info.value?.engine?.block_size ?? 16;
-  const { placed, depth, rows } = place(tree?.nodes ?? []);
+  const { placed, depth, rows } = placeFirst(tree?.nodes ?? []);
   const rate = totals?.prefix_queries ? (totals.prefix_hits / totals.prefix_queries) * 100 : null;
   const left = (tree?.num_left_out ?? 0) + (tree ? tree.nodes.length - placed.length : 0);
   return (
@@ -55,8 +63,7 @@ export function PrefixTree() {
         <span class="hint">{rate === null ? "nothing was looked up yet" : `${rate.toFixed(1)} % of all looked-up tokens were hits`}</span>
       </div>
       {placed.length ? (
-        <div class="tree-frame" tabindex={0} role="group" aria-label="Cached prefixes">
-          <ul class="tree" style={{ height: `${rows * ROW}px` }} onPointerLeave={() => (under.value = "")}>
+          <ul class="tree" aria-label="Cached prefixes" style={{ height: `${rows * ROW}px` }} onPointerLeave={() => (under.value = "")}>
             {placed.map((each) => (
               <li
                 key={each.node[0]}
@@ -77,7 +84,6 @@ export function PrefixTree() {
               </li>
             ))}
           </ul>
-        </div>
       ) : (
         <p class="empty">Nothing is cached yet. A block comes here when it is full.</p>
       )}

@@ -4,7 +4,7 @@ import { duration } from "./charts";
 import { hue } from "./colours";
 import { type EngineRequest, latest } from "./feed";
 
-const MOST = 12;
+const MOST = 10;
 
 export function Queue() {
   void colours.value;

@@ -65,7 +65,7 @@ export function Timeline() {
 
   const last = steps.at(-1);
   return (
-    <section class="card span-2" aria-labelledby="timeline-title">
+    <section class="card span-4" aria-labelledby="timeline-title">
       <div class="card-head">
         <h2 id="timeline-title">Steps by rank</h2>
         <span class="hint">
