@@ -175,7 +175,7 @@ async function answer(conversation: Conversation, parent: string, unfinished: Me
   } catch (error) {
     if (abort.signal.aborted) message.finish = "stopped";
     else message.error = (error as Error).message;
-    spoken.value = message.error ?? "Stopped.";
+    spoken.value = message.error ? "" : "Stopped."; // an error is an alert already
   } finally {
     answering.value = null;
     changed();

@@ -52,7 +52,8 @@ async def open_page(
     context: Browser | BrowserContext, url: str, *expected: str, **options: Any
 ) -> tuple[Page, Complaints]:
     """A page, and what it complains of."""
-    page = await context.new_page(**options)
+    # Without a GPU, what moves costs a processor.
+    page = await context.new_page(**{"reduced_motion": "reduce", **options})
     page.set_default_timeout(15_000)
     complaints = Complaints(page, *expected)
     await page.goto(url)
