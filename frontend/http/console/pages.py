@@ -35,8 +35,8 @@ _POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""Content-Security-Policy: nothing but this server's own files and API. What a model answers can neither run nor
-send anything anywhere, and no other site can frame the console.
+"""Content-Security-Policy: nothing but this server's own files and API. What a model answers can neither run
+nor send anything anywhere, and no other site can frame the console.
 """
 
 _HEADERS = {
