@@ -34,7 +34,7 @@ export default defineConfig({
   },
   server: {
     proxy: Object.fromEntries(
-      ["/v1", "/ready", "/server_info", "/version", "/engine/events"].map((path) => [path, "http://127.0.0.1:8000"]),
+      ["/v1", "/server_info", "/engine/events"].map((path) => [path, "http://127.0.0.1:8000"]),
     ),
   },
 });

@@ -2,6 +2,7 @@
 const PATHS = {
   chat: "M4 5h16v11H9l-5 4z",
   engine: "M4 4h7v7H4zM13 4h7v7h-7zM4 13h7v7H4zM13 13h7v7h-7z",
+  code: "M8 7l-5 5 5 5M16 7l5 5-5 5M14 4l-4 16",
   sun: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 2v2M12 20v2M2 12h2M20 12h2M5 5l1.5 1.5M17.5 17.5 19 19M19 5l-1.5 1.5M6.5 17.5 5 19",
   moon: "M20 14.5A8.5 8.5 0 0 1 9.5 4 8.5 8.5 0 1 0 20 14.5z",
   system: "M3 5h18v11H3zM9 20h6M12 16v4",

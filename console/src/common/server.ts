@@ -1,6 +1,6 @@
 /** What is known of the server: its models, its engine, and whether it would serve a request now. */
 import { effect, signal } from "@preact/signals";
-import { ApiError, apiKey, getJson } from "./api";
+import { ApiError, apiKey, getJson, keyWanted } from "./api";
 
 export interface ModelEntry {
   id: string;
@@ -28,6 +28,8 @@ export interface ServerInfo {
 
 export type State = { kind: "checking" } | { kind: "ready" } | { kind: "away"; why: string };
 
+const AWAY: State = { kind: "away", why: "no engine is attached" };
+
 export const models = signal<ModelEntry[]>([]);
 export const info = signal<ServerInfo | null>(null);
 export const state = signal<State>({ kind: "checking" });
@@ -40,24 +42,21 @@ export async function loadServer(): Promise<void> {
     ]);
     models.value = list.data;
     info.value = facts;
+    state.value = facts.ready ? { kind: "ready" } : AWAY;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
   }
 }
 
+/** Asks whether the server is ready. /ready itself would fill the browser's console with its 503s. */
 export async function checkReady(): Promise<void> {
+  if (keyWanted.value !== null) return;
   try {
-    const response = await fetch("ready");
-    if (response.ok) {
-      const wasAway = state.value.kind !== "ready";
-      state.value = { kind: "ready" };
-      if (wasAway && !info.value?.engine) await loadServer();
-    } else {
-      const said = (await response.json()).error;
-      state.value = { kind: "away", why: said?.message ?? "not ready" };
-    }
-  } catch {
-    state.value = { kind: "away", why: "the server cannot be reached" };
+    const facts = await getJson<ServerInfo>("server_info");
+    info.value = facts;
+    state.value = facts.ready ? { kind: "ready" } : AWAY;
+  } catch (error) {
+    if ((error as ApiError).status === 0) state.value = { kind: "away", why: "the server cannot be reached" };
   }
 }
 
@@ -67,7 +66,6 @@ export function watchServer(seconds: number): void {
     void apiKey.value;
     void loadServer();
   });
-  void checkReady();
   setInterval(() => {
     if (!document.hidden) void checkReady();
   }, seconds * 1000);

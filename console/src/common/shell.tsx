@@ -26,6 +26,10 @@ export function TopBar(props: { page: "chat" | "engine"; left?: ComponentChildre
       <nav aria-label="Pages">
         {page("chat", "./", "Chat")}
         {page("engine", "./engine", "Engine")}
+        <a href="./docs" class="tab wide-only">
+          <Icon name="code" />
+          <span>API</span>
+        </a>
       </nav>
       <div class="topbar-end">
         {props.children}

@@ -45,8 +45,8 @@ function Chart({ id, title, unit, lines, format }: ChartProps) {
           y: { range: (_, __, most) => [0, Math.max(most ?? 0, 0.000001) * 1.15] },
         },
         axes: [
-          { ...axis, size: 24, splits: () => [-0.75, -0.5, -0.25].map((part) => part * span()), values: (_, ticks) => ticks.map((tick) => `${Math.round(tick)} s`) },
-          { ...axis, size: 46, values: (_, ticks) => ticks.map(format), space: 30 },
+          { ...axis, size: 24, splits: ticks, values: (_, shown) => shown.map((tick) => `${tick} s`) },
+          { ...axis, size: 46, values: (_, shown) => shown.map(format), space: 30 },
         ],
         series: [
           {},
@@ -96,6 +96,12 @@ function Chart({ id, title, unit, lines, format }: ChartProps) {
       <div ref={place} class="plot" role="img" aria-label={`${title} over the last two minutes`} />
     </section>
   );
+}
+
+/** Where the time is written: round numbers of seconds. */
+function ticks(): number[] {
+  const step = span() > 90 ? 30 : span() > 45 ? 15 : 10;
+  return Array.from({ length: Math.floor(span() / step) }, (_, index) => -step * (index + 1)).reverse();
 }
 
 /** Seconds that are shown. */

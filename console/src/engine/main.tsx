@@ -112,7 +112,7 @@ function Parts() {
   const ranks = steps.at(-1)?.execute_us.length ?? (latest.value?.state === "serving" ? 1 : 0);
   const adapters = models.value.filter((each) => each.parent);
   return (
-    <>
+    <div class="stack">
       <section class="card" aria-labelledby="replicas-title">
         <div class="card-head">
           <h2 id="replicas-title">Replicas</h2>
@@ -142,7 +142,7 @@ function Parts() {
           <p class="hint">No adapter is loaded: every request is computed with the base model alone.</p>
         )}
       </section>
-    </>
+    </div>
   );
 }
 

@@ -57,7 +57,7 @@ export function PrefixTree() {
   const rate = totals?.prefix_queries ? (totals.prefix_hits / totals.prefix_queries) * 100 : null;
   const left = (tree?.num_left_out ?? 0) + (tree ? tree.nodes.length - placed.length : 0);
   return (
-    <section class="card span-2" aria-labelledby="prefix-title">
+    <section class="card span-3" aria-labelledby="prefix-title">
       <div class="card-head">
         <h2 id="prefix-title">Prefix tree</h2>
         <span class="hint">{rate === null ? "nothing was looked up yet" : `${rate.toFixed(1)} % of all looked-up tokens were hits`}</span>

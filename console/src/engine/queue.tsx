@@ -22,7 +22,7 @@ export function Queue() {
           {load &&
             `${load.num_requests_running} of ${load.max_num_seqs} rows run, ${load.num_requests_waiting} wait` +
               (load.num_clients_waiting > 1 ? ` from ${load.num_clients_waiting} clients` : "") +
-              `, ${load.num_steps_in_flight} steps in flight`}
+              `, ${load.num_steps_in_flight} ${load.num_steps_in_flight === 1 ? "step" : "steps"} in flight`}
         </span>
       </div>
       {running.length ? (
