@@ -29,6 +29,10 @@ SYSTEMS = [
     words * times for words, times in (("Book a train. ", 60), ("Explain code. ", 90), ("Be brief. ", 40))
 ]
 NUM_CLIENTS = 36
+QUESTIONS = (
+    "Write a Python function that reverses a string.",
+    "List three reasons to learn Python. Use Markdown.",
+)
 
 
 @pytest.fixture
