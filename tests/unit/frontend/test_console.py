@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
-from tests.unit.frontend.browser import barriers, launched, needs_browser, open_page
+from tests.unit.frontend.browser import Page, Route, barriers, launched, needs_browser, open_page
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
 
@@ -237,7 +237,40 @@ async def test_an_answer_can_be_stopped_and_errors_are_in_words(
         await message.fill("long " * 60)
         await message.press("Enter")
         await page.get_by_text("The server did not take this").wait_for()
+        await check_thoughts_and_calls(page)
         assert complaints.all == []
+
+
+async def check_thoughts_and_calls(page: Page) -> None:
+    """Thoughts fold away; a call is shown, and what is typed as its result is sent with the next request."""
+    sent: list[dict[str, Any]] = []
+    call = {
+        "index": 0,
+        "id": "call-1",
+        "type": "function",
+        "function": {"name": "look", "arguments": '{"a":1}'},
+    }
+
+    async def answer(route: Route) -> None:
+        sent.append(route.request.post_data_json)
+        deltas = [{"reasoning_content": "Let me look."}, {"tool_calls": [call]}] if len(sent) == 1 else []
+        reason = "tool_calls" if deltas else "stop"
+        chunks = [{"choices": [{"delta": delta}]} for delta in deltas or [{"content": "It is there."}]]
+        chunks.append({"choices": [{"delta": {}, "finish_reason": reason}]})
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        await route.fulfill(content_type="text/event-stream", body=body)
+
+    await page.route("**/v1/chat/completions", answer)
+    await page.get_by_role("button", name="New chat").click()
+    await page.get_by_label("Your message").fill("Where?")
+    await page.get_by_label("Your message").press("Enter")
+    await page.get_by_text("Thought for").click()
+    await page.get_by_text("Let me look.").wait_for()
+    await page.get_by_label("Result of look").fill("over there")
+    await page.get_by_role("button", name="Give the result").click()
+    await page.get_by_text("It is there.").wait_for()
+    assert [message["role"] for message in sent[1]["messages"]] == ["user", "assistant", "tool"]
+    assert sent[1]["messages"][2] == {"role": "tool", "tool_call_id": "call-1", "content": "over there"}
 
 
 @needs_browser
