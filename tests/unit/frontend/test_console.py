@@ -9,15 +9,18 @@ import json
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
-from tests.unit.frontend.browser import Page, Route, barriers, launched, needs_browser, open_page
+from tests.unit.frontend.browser import barriers, launched, needs_browser, open_page
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page, Route
 
 SOURCES = Path(__file__).parents[3] / "console"
 BUILT = files("frontend.http.console").joinpath("static")
