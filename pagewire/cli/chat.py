@@ -52,8 +52,8 @@ def chat(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Tools that the model may call, as OpenAI's API writes them (a JSON list). You are asked what "
-            "a call returns.",
+            help="Tools that the model may call, as OpenAI's API writes them (a JSON list). You are asked "
+            "what a call returns.",
         ),
     ] = None,
     max_tokens: MaxTokens = None,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import stat
-import tempfile
-from os import environ, getuid
+from os import getuid
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pagewire.base.errors import ConfigError, from_code
+from pagewire.cli.registry import PREFIX, runtime_parent
 
 
 def register(app: typer.Typer) -> None:
@@ -45,8 +45,7 @@ def drain(
 
 def _sockets() -> list[Path]:
     """The admin sockets in the runtime directories of `pagewire serve`, of this user's alone."""
-    parent = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    found = sorted(parent.glob("pagewire-*/frontend*.sock"))
+    found = sorted(runtime_parent().glob(f"{PREFIX}*/frontend*.sock"))
     return [path for path in found if _is_ours(path)]
 
 

@@ -14,13 +14,12 @@ import typer
 from pagewire import __version__
 from pagewire.base.errors import ConfigError, PagewireError
 from pagewire.base.lifeline import end_with_parent
-from pagewire.cli import bench, chat, drain, generate, models, processes, serve, warmup
+from pagewire.cli import bench, chat, drain, generate, models, processes, ps, serve, top, warmup
 
 app = typer.Typer(
     name="pagewire",
     help="Serves large language models over gRPC and an OpenAI-compatible HTTP API.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # rich's help cuts long option names at 80 columns
     pretty_exceptions_enable=False,
 )
@@ -29,6 +28,8 @@ processes.register(app)
 chat.register(app)
 generate.register(app)
 models.register(app)
+ps.register(app)
+top.register(app)
 drain.register(app)
 warmup.register(app)
 bench.register(app)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from pagewire.cli.arguments import File, Hub, Revision
+from pagewire.cli.tables import print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -46,17 +46,10 @@ def models(
 
     if aliases:
         names = [(name, each.huggingface, each.modelscope) for name, each in sorted(MODEL_TYPES.items())]
-        _print_table(("ALIAS", "HUGGING FACE HUB", "MODELSCOPE"), *names)
+        print_table(("ALIAS", "HUGGING FACE HUB", "MODELSCOPE"), *names)
         return
     rows = {entry.name: (f"{entry.size / 1e6:,.0f} MB", entry.source) for entry in list_models()}
     for alias in ALIASES.values():
         to_fetch = f"{alias.download_bytes / 1e6:,.0f} MB to fetch"
         rows.setdefault(alias.name, (to_fetch, f"{alias.source}: {alias.description}"))
-    _print_table(("MODEL", "SIZE", "SOURCE"), *((name, *row) for name, row in rows.items()))
-
-
-def _print_table(*rows: Sequence[str]) -> None:
-    """One line for each row, however narrow the terminal: names are there to be copied."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(("MODEL", "SIZE", "SOURCE"), *((name, *row) for name, row in rows.items()))

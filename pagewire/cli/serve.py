@@ -15,7 +15,7 @@ from pagewire import __version__
 from pagewire.base.notify import notify_ready
 from pagewire.base.options import with_options
 from pagewire.cli.arguments import File, Hub, Model, Revision
-from pagewire.cli.service import WIRING, RunningService, ServiceConfig, running_service
+from pagewire.cli.service import WIRING, RunningService, ServiceConfig, http_url, running_service
 from pagewire.hub.names.aliases import DEFAULT_MODEL
 from pagewire.hub.names.reference import located
 from scheduler.config import SchedulerConfig
@@ -70,7 +70,7 @@ def _announce(console: Console, service: RunningService, seconds: float) -> None
     body = {"model": service.model, "messages": [message], "max_tokens": 64, "temperature": 0}
     keys = service.config.frontend.api_keys or service.config.frontend.api_key_file
     key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if keys else ""
-    url = f"{'http' if service.config.frontend.ssl_certfile is None else 'https'}://{service.http_address}/v1"
+    url = f"{http_url(service.config.frontend)}/v1"
     lines = f"""
 ready after {seconds:.1f} s; Ctrl-C stops it
   HTTP  {url}

@@ -143,7 +143,10 @@ def _completer(words: Words) -> Completer:
             command, space, rest = document.text_before_cursor.partition(" ")
             following = words.get(command, ())
             if not space:
-                yield from (Completion(each, -len(command)) for each in words if each.startswith(command))
+                names = (each for each in words if each.startswith(command))
+                yield from (
+                    Completion(each if words[each] == () else f"{each} ", -len(command)) for each in names
+                )
             elif following is None:
                 yield from files.get_completions(Document(rest), event)
             else:
