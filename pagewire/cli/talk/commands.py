@@ -6,15 +6,12 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pagewire.base.errors import InvalidRequest, PagewireError
 from pagewire.cli.talk import files
+from pagewire.cli.talk.exchange import Exchange
 from pagewire.cli.talk.reader import Words
 from pagewire.cli.talk.settings import DEFAULT, SETTINGS, changed, listed
-
-if TYPE_CHECKING:
-    from pagewire.cli.talk.conversation import Conversation
 
 OFF = "off"
 _THINK = ("on", "off", "show", "hide")
@@ -38,7 +35,7 @@ class Command:
 
     usage: str
     help: str
-    run: Callable[[Conversation, str], None]
+    run: Callable[[Exchange, str], None]
     words: Iterable[str] | None = ()
 
 
@@ -47,19 +44,19 @@ def is_command(text: str) -> bool:
     return text.startswith("/")
 
 
-def run_command(conversation: Conversation, line: str) -> None:
+def run_command(exchange: Exchange, line: str) -> None:
     """Does what the line says, or says what is wrong with it."""
     name, _, argument = line.partition(" ")
     command = COMMANDS.get(name)
     if command is None:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        conversation.say(f"unknown command {name}{hint}: /help lists them")
+        exchange.say(f"unknown command {name}{hint}: /help lists them")
         return
     try:
-        command.run(conversation, argument.strip())
+        command.run(exchange, argument.strip())
     except PagewireError as error:
-        conversation.complain(error.message)
+        exchange.complain(error.message)
 
 
 def completions() -> Words:
@@ -67,45 +64,45 @@ def completions() -> Words:
     return {name: command.words for name, command in COMMANDS.items()}
 
 
-def _system(conversation: Conversation, argument: str) -> None:
+def _system(exchange: Exchange, argument: str) -> None:
     if argument:
-        conversation.system = None if argument == OFF else argument
-    conversation.say("no system prompt" if conversation.system is None else f"system: {conversation.system}")
+        exchange.system = None if argument == OFF else argument
+    exchange.say("no system prompt" if exchange.system is None else f"system: {exchange.system}")
 
 
-def _set(conversation: Conversation, argument: str) -> None:
+def _set(exchange: Exchange, argument: str) -> None:
     if not argument:
-        for line in listed(conversation.sampling):
-            conversation.say(line)
+        for line in listed(exchange.sampling):
+            exchange.say(line)
         return
     name, _, value = argument.replace("=", " ", 1).partition(" ")
     if not value.strip():
         raise InvalidRequest(f"/set {name} needs a value, or '{DEFAULT}' for the model's own")
-    conversation.sampling = changed(conversation.sampling, name, value.strip())
-    conversation.say(f"{name} is {conversation.sampling.get(name, DEFAULT)}")
+    exchange.sampling = changed(exchange.sampling, name, value.strip())
+    exchange.say(f"{name} is {exchange.sampling.get(name, DEFAULT)}")
 
 
-def _think(conversation: Conversation, argument: str) -> None:
+def _think(exchange: Exchange, argument: str) -> None:
     if argument not in _THINK:
         raise InvalidRequest(f"/think takes one of {', '.join(_THINK)}")
     if argument in ("on", "off"):
-        conversation.thinking = argument == "on"
+        exchange.thinking = argument == "on"
     else:
-        conversation.shows_thoughts = argument == "show"
+        exchange.shows_thoughts = argument == "show"
 
 
-def _save(conversation: Conversation, argument: str) -> None:
+def _save(exchange: Exchange, argument: str) -> None:
     path = _path("/save", argument)
-    whole = conversation.whole()
-    files.save(path, files.SavedConversation(whole, conversation.sampling, conversation.model))
-    conversation.say(f"saved {len(whole)} messages to {path}")
+    whole = exchange.whole()
+    files.save(path, files.SavedConversation(whole, exchange.sampling, exchange.model))
+    exchange.say(f"saved {len(whole)} messages to {path}")
 
 
-def _load(conversation: Conversation, argument: str) -> None:
+def _load(exchange: Exchange, argument: str) -> None:
     path = _path("/load", argument)
     saved = files.load(path)
-    conversation.restore(saved.messages, saved.sampling)
-    conversation.say(f"loaded {len(saved.messages)} messages from {path}")
+    exchange.restore(saved.messages, saved.sampling)
+    exchange.say(f"loaded {len(saved.messages)} messages from {path}")
 
 
 def _path(command: str, argument: str) -> Path:
@@ -114,37 +111,35 @@ def _path(command: str, argument: str) -> Path:
     return Path(argument).expanduser()
 
 
-def _stats(conversation: Conversation, _: str) -> None:
-    if conversation.last is None:
-        conversation.say("nothing was answered yet")
+def _stats(exchange: Exchange, _: str) -> None:
+    if exchange.last is None:
+        exchange.say("nothing was answered yet")
         return
-    conversation.say("the last answer")
-    for line in conversation.last.lines():
-        conversation.say(f"  {line}")
-    if conversation.total.answers > 1:
-        conversation.say(f"all {conversation.total.answers} answers of this session")
-        for line in conversation.total.lines():
-            conversation.say(f"  {line}")
+    exchange.say("the last answer")
+    for line in exchange.last.lines():
+        exchange.say(f"  {line}")
+    if exchange.total.answers > 1:
+        exchange.say(f"all {exchange.total.answers} answers of this session")
+        for line in exchange.total.lines():
+            exchange.say(f"  {line}")
 
 
-def _help(conversation: Conversation, _: str) -> None:
+def _help(exchange: Exchange, _: str) -> None:
     for name, command in COMMANDS.items():
-        conversation.say(f"{name + ' ' + command.usage:<22} {command.help}")
+        exchange.say(f"{name + ' ' + command.usage:<22} {command.help}")
     for line in _KEYS:
-        conversation.say(line)
+        exchange.say(line)
 
 
 COMMANDS: Mapping[str, Command] = {
     "/system": Command("[TEXT|off]", "show or change what the model is told first", _system, (OFF,)),
     "/set": Command("[NAME VALUE]", "show or change how answers are sampled", _set, SETTINGS),
     "/think": Command("on|off|show|hide", "have the model think, or show that it does", _think, _THINK),
-    "/regenerate": Command(
-        "", "answer the last question again", lambda conversation, _: conversation.regenerate()
-    ),
-    "/clear": Command("", "forget the conversation", lambda conversation, _: conversation.clear()),
+    "/regenerate": Command("", "answer the last question again", lambda exchange, _: exchange.regenerate()),
+    "/clear": Command("", "forget the conversation", lambda exchange, _: exchange.clear()),
     "/save": Command("FILE", "write the conversation to a file", _save, None),
     "/load": Command("FILE", "go on with the conversation in a file", _load, None),
     "/stats": Command("", "tokens, time to the first one, tokens/s", _stats),
     "/help": Command("", "this", _help),
-    "/exit": Command("", "leave", lambda conversation, _: conversation.leave()),
+    "/exit": Command("", "leave", lambda exchange, _: exchange.leave()),
 }
