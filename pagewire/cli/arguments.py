@@ -15,6 +15,7 @@ from engine.config import WorkerConfig
 from pagewire.base.command_line import arguments
 from pagewire.base.errors import ConfigError, NotFound, Unavailable, Unsupported
 from pagewire.base.options import build, with_options
+from pagewire.cli.completion import complete_hub, complete_model
 from pagewire.cli.service import ServiceConfig
 from pagewire.hub.names.aliases import DEFAULT_MODEL
 from pagewire.wire.sampling_params import SamplingParams
@@ -27,6 +28,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A directory in Hugging Face layout, a .gguf file, a model on a hub (owner/name) or an alias.",
+        autocompletion=complete_model,
     ),
 ]
 Hub = Annotated[
@@ -34,6 +36,7 @@ Hub = Annotated[
     typer.Option(
         metavar="HUB",
         help="Where the model is: huggingface (the default), or modelscope. Also $PAGEWIRE_HUB.",
+        autocompletion=complete_hub,
     ),
 ]
 Revision = Annotated[

@@ -11,12 +11,18 @@ from typing import Annotated
 import typer
 
 from pagewire.base.errors import ConfigError, from_code
+from pagewire.base.options import examples
 from pagewire.cli.registry import PREFIX, runtime_parent
+
+EXAMPLES = examples(
+    "pagewire drain",
+    "pagewire drain --socket /run/pagewire/frontend.sock --timeout 30",
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app."""
-    app.command("drain")(drain)
+    app.command("drain", epilog=EXAMPLES)(drain)
 
 
 def drain(

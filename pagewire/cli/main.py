@@ -14,12 +14,20 @@ import typer
 from pagewire import __version__
 from pagewire.base.errors import ConfigError, PagewireError
 from pagewire.base.lifeline import end_with_parent
+from pagewire.base.options import examples
 from pagewire.cli import bench, chat, drain, generate, models, processes, ps, serve, top, warmup
+
+EXAMPLES = examples(
+    "pagewire serve smollm2-135m    # a service; its output says how to ask it",
+    "pagewire chat                  # a conversation, with nothing else running",
+    "pagewire --install-completion  # Tab completes commands, options and models",
+)
 
 app = typer.Typer(
     name="pagewire",
     help="Serves large language models over gRPC and an OpenAI-compatible HTTP API.",
     no_args_is_help=True,
+    epilog=EXAMPLES,
     rich_markup_mode=None,  # rich's help cuts long option names at 80 columns
     pretty_exceptions_enable=False,
 )

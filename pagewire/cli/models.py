@@ -9,6 +9,7 @@ import typer
 
 from pagewire.base.options import examples
 from pagewire.cli.arguments import File, Hub, Revision
+from pagewire.cli.completion import complete_model
 from pagewire.cli.tables import print_table
 
 PULL_EXAMPLES = examples(
@@ -35,6 +36,7 @@ def pull(
         typer.Argument(
             metavar="NAME",
             help="An alias, or a model on a hub: owner/name, and of its GGUF files owner/name:Q4_K_M.",
+            autocompletion=complete_model,
         ),
     ],
     hub: Hub = None,
