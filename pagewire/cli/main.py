@@ -74,6 +74,14 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise  # it is about no file that the user named
+        print(f"pagewire: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+    except UnicodeError as error:
+        print(f"pagewire: an argument or the input is not UTF-8: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

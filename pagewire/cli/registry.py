@@ -45,6 +45,7 @@ class ServiceRecord:
         started_ticks: when that started, in clock ticks since boot (proc(5)): process ids are used again, but
             not together with this.
         pid_namespace: in which `pid` is meant; the directory may be shared with containers.
+        directory: where its sockets and this file lie.
         model: the name that requests use.
         http, grpc: where it answers.
         started_at: Unix seconds.
@@ -54,6 +55,7 @@ class ServiceRecord:
     pid: int
     started_ticks: int
     pid_namespace: str
+    directory: str
     model: str
     version: str
     http: str
@@ -86,9 +88,9 @@ class RecordingReport:
     Implements pagewire.supervisor.Report.
     """
 
-    def __init__(self, record: ServiceRecord, directory: Path, report: Report) -> None:
+    def __init__(self, record: ServiceRecord, report: Report) -> None:
         self._record = record
-        self._path = directory / FILE_NAME
+        self._path = Path(record.directory) / FILE_NAME
         self._report = report
         self._write()
 
@@ -158,7 +160,7 @@ def runtime_parent() -> Path:
 
 def running_services() -> list[ServiceRecord]:
     """The services that run on this machine for this user, the oldest first. What one left that was killed is
-    removed."""
+    removed. Services with another `$XDG_RUNTIME_DIR` are not seen."""
     records = []
     for path in _files():
         record = _read(path)
@@ -181,13 +183,12 @@ def resident_bytes(pid: int) -> int:
 
 
 def _files() -> Iterator[Path]:
-    for parent in {runtime_parent(), Path(tempfile.gettempdir())}:
-        for path in parent.glob(f"{PREFIX}*/{FILE_NAME}"):
-            try:
-                if path.stat().st_uid == os.getuid():
-                    yield path
-            except OSError:
-                continue  # it ended meanwhile
+    for path in runtime_parent().glob(f"{PREFIX}*/{FILE_NAME}"):
+        try:
+            if path.stat().st_uid == os.getuid():
+                yield path
+        except OSError:
+            continue  # it ended meanwhile
 
 
 def _read(path: Path) -> ServiceRecord | None:

@@ -118,7 +118,7 @@ class Scraper:
         except ValueError:
             port = 0
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise ConfigError(f"{url} is no HTTP address; give one such as http://localhost:8000")
+            raise ConfigError(f"{url!r} is no HTTP address; give one such as http://localhost:8000")
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._is_https, self._host, self._port = parts.scheme == "https", parts.hostname, port
         self._path = parts.path.rstrip("/").removesuffix("/v1").removesuffix("/metrics")

@@ -176,7 +176,7 @@ async def running_service(config: ServiceConfig, report: Report) -> AsyncIterato
         try:
             with _runtime_directory() as runtime_dir:
                 placed = config.placed(Path(runtime_dir), port.port, grpc_port.port)
-                recording = RecordingReport(_record(placed), Path(runtime_dir), report)
+                recording = RecordingReport(_record(placed, runtime_dir), report)
                 async with Supervisor(placed.stages(), Path(runtime_dir), recording) as supervisor:
                     yield RunningService(supervisor, placed)
         finally:
@@ -244,9 +244,10 @@ def http_url(frontend: FrontendConfig) -> str:
     return f"{'http' if frontend.ssl_certfile is None else 'https'}://{http_address(frontend)}"
 
 
-def _record(config: ServiceConfig) -> ServiceRecord:
+def _record(config: ServiceConfig, directory: str) -> ServiceRecord:
     """What `pagewire ps` is to know of the service, whose ports are decided."""
     return ServiceRecord.of_this_process(
+        directory=directory,
         model=config.frontend.served_model_names[0],
         version=__version__,
         http=http_url(config.frontend),
