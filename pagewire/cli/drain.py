@@ -43,14 +43,14 @@ def drain(
     sockets = socket or _sockets()
     if not sockets:
         raise ConfigError(
-            "no service of this user runs here; 'pagewire serve' starts one, and --socket names the "
-            "--admin-socket of a frontend that was started by itself"
+            "no service of this user runs here; 'pagewire serve' starts one, and --socket names "
+            "the --admin-socket of a frontend that was started by itself"
         )
     for path in sockets:
         if not path.is_socket():
             raise ConfigError(
-                f"{path} is no socket; --socket takes the --admin-socket of a frontend that runs, and without "
-                "it all services are drained that 'pagewire ps' lists"
+                f"{path} is no socket; --socket takes the --admin-socket of a frontend that runs, and "
+                "without it all services are drained that 'pagewire ps' lists"
             )
     num_aborted = asyncio.run(_drain_all(sockets, timeout))
     typer.echo(f"drained; {num_aborted} requests were ended" if num_aborted else "drained")

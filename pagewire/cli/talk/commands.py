@@ -49,7 +49,8 @@ def run_command(exchange: Exchange, line: str) -> None:
     name, _, argument = line.partition(" ")
     command = COMMANDS.get(name)
     if command is None:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        begun = [each for each in COMMANDS if each.startswith(name)]
+        close = begun or difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         exchange.say(f"unknown command {name}{hint}: /help lists them")
         return

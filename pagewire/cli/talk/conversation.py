@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pagewire.cli.talk.commands import completions, is_command, run_command
 from pagewire.cli.talk.exchange import Exchange
-from pagewire.cli.talk.reader import make_reader
+from pagewire.cli.talk.reader import Reader, make_reader
 from pagewire.hub.cache import cache_home
 
 HINT = "/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves"
@@ -17,6 +17,10 @@ class Conversation(Exchange):
     def run(self) -> None:
         """Reads and answers until /exit or the end of the input."""
         self.reader = reader = make_reader(cache_home() / HISTORY, completions())
+        with reader.session():
+            self._run(reader)
+
+    def _run(self, reader: Reader) -> None:
         if reader.is_interactive:
             self.say(HINT)
         while not self.has_left:

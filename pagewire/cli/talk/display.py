@@ -41,7 +41,6 @@ class Display:
         """A whole call of a tool."""
         self._begin("call")
         self._write(f"calls {name}({arguments})\n", "cyan")
-        self._part = ""
 
     def note(self, text: str) -> None:
         """Something about the answer, such as why it ended."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import termios
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +21,7 @@ QUOTES = '"""'
 """Around a text of several lines."""
 
 PROMPT = "> "
+_INPUT_FLAGS, _LOCAL_FLAGS = 0, 3  # in what tcgetattr returns
 
 
 class Reader(Protocol):
@@ -29,6 +32,10 @@ class Reader(Protocol):
     """
 
     is_interactive: bool
+
+    def session(self) -> AbstractContextManager[None]:
+        """Around a whole conversation."""
+        ...
 
     def read(self, prompt: str = PROMPT) -> str:
         """What is said next: a line, or several between quotes of three.
@@ -61,6 +68,10 @@ class LineReader:
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
 
+    def session(self) -> AbstractContextManager[None]:
+        """See Reader."""
+        return nullcontext()
+
     def read(self, prompt: str = PROMPT) -> str:
         """See Reader."""
         text = _line()
@@ -89,6 +100,21 @@ class TerminalReader:
             key_bindings=_key_bindings(),
             prompt_continuation="  ",
         )
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """See Reader. What is typed while an answer comes waits, key by key, for the next question: it is not
+        echoed in the middle of the answer, and Enter stays Enter."""
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+        during = termios.tcgetattr(terminal)
+        during[_INPUT_FLAGS] &= ~termios.ICRNL
+        during[_LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(terminal, termios.TCSANOW, during)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
     def read(self, prompt: str = PROMPT) -> str:
         """See Reader."""
