@@ -25,15 +25,16 @@ class Conversation(Exchange):
             self.say(HINT)
         while not self.has_left:
             try:
-                line = reader.read()
+                self._take(reader.read())
             except EOFError:
                 return
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # a second one often follows that which stopped an answer
                 if not reader.is_interactive:
                     return
                 self.say("Ctrl-D leaves")
-                continue
-            if is_command(line):
-                run_command(self, line.strip())
-            elif line.strip():
-                self.answer(line.strip())
+
+    def _take(self, said: str) -> None:
+        if is_command(said):
+            run_command(self, said.strip())
+        elif said.strip():
+            self.answer(said.strip())

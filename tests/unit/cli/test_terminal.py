@@ -138,6 +138,7 @@ def test_a_person_types_stops_and_comes_back(echo: tuple[Echo, str], tmp_path: P
         terminal.until("<endless>")
         terminal.type(CTRL_C)
         terminal.until("[stopped]")
+        terminal.until(">")
         assert servicer.left.wait(SECONDS), "the request goes on"
         terminal.type("/reg\t")
         terminal.until("/regenerate")
@@ -145,6 +146,7 @@ def test_a_person_types_stops_and_comes_back(echo: tuple[Echo, str], tmp_path: P
         terminal.until("<endless>")
         terminal.type(CTRL_C)
         terminal.until("[stopped]")
+        terminal.until(">")
         terminal.type(f"half a question{CTRL_C}")
         terminal.until("Ctrl-D leaves")
         terminal.type("/stats\r")
