@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pagewire.base.errors import InvalidRequest, Overloaded
 from pagewire.cli.talk.answer import read_answer
-from pagewire.cli.talk.commands import run_command
+from pagewire.cli.talk.commands import COMMANDS, run_command
 from pagewire.cli.talk.conversation import Conversation
 from pagewire.cli.talk.display import Display
 from pagewire.cli.talk.reader import is_open, unquoted
@@ -243,3 +243,8 @@ def test_text_between_quotes_of_three_is_one() -> None:
     assert not is_open("a")
     assert unquoted('"""\na\n\nb\n"""') == "a\n\nb"
     assert unquoted(' say """x"""') == ' say """x"""'
+
+
+def test_the_docs_explain_every_command() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "terminal.md").read_text()
+    assert [name for name in COMMANDS if f"`{name}" not in page] == []
