@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 
 import grpc
 import httpx
 
-from pagewire.base.own_packages import python_command
+from pagewire.base.own_packages import python_command, python_path
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from tests.e2e.test_lifecycle import until_idle
@@ -79,10 +80,8 @@ def test_what_runs_here_is_listed_and_watched(null_service: Service) -> None:
         "ready",
     )
     pids = {each["name"]: each["pid"] for each in mine["processes"]}
-    running = {
-        role: process.pid for role, process in null_service.processes().items() if role != "supervisor"
-    }
-    assert pids == running
+    running = {role: process.pid for role, process in null_service.processes().items()}
+    assert {**pids, "supervisor": mine["pid"]} == running
     table = pagewire("top", "--once", "--interval", "0.2", "--url", null_service.http_url)
     assert null_service.model in table
     assert "0 running, 0 waiting" in table
@@ -91,4 +90,7 @@ def test_what_runs_here_is_listed_and_watched(null_service: Service) -> None:
 def pagewire(*arguments: str) -> str:
     """What `pagewire ARGUMENTS` prints."""
     command = [*python_command("pagewire"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    environment = {**os.environ, **python_path()}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
