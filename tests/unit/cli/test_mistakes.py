@@ -179,3 +179,20 @@ def test_a_port_that_speaks_another_protocol_is_said(
         assert run(monkeypatch, "top", "--once", "--url", f"127.0.0.1:{port}") == 1
         thread.join()
     assert "does not speak HTTP" in capfd.readouterr().err
+
+
+def test_a_pull_is_quiet_without_a_terminal_and_says_when_it_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def interrupted(name: str, *, progress: bool) -> Path:
+        asked.append((name, progress))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pagewire.hub.pull", interrupted)
+    assert run(monkeypatch, "pull", "owner/model") == 130
+    assert capfd.readouterr().err == "interrupted; the same command goes on from here\n"
+    assert run(monkeypatch, "pull", "smollm2-135m") == 130
+    assert capfd.readouterr().err == ""
+    assert asked == [("owner/model", False), ("smollm2-135m", False)]
