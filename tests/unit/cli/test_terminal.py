@@ -26,6 +26,12 @@ from pagewire.inference.v1 import inference_pb2_grpc
 
 SECONDS = 30.0
 _SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07")
+# `pagewire`, once its standard input is the terminal from which Ctrl-C comes.
+_AT_TERMINAL = """
+import fcntl, runpy, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+runpy.run_module("pagewire", run_name="__main__")
+"""
 CTRL_C, CTRL_D, CTRL_J, UP = "\x03", "\x04", "\n", "\x1b[A"
 
 
@@ -77,12 +83,12 @@ class Terminal:
             "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pagewire", *arguments],
+            [sys.executable, "-c", _AT_TERMINAL, *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
             env=environment,
-            preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+            start_new_session=True,
         )
         os.close(theirs)
         self._unread = ""
