@@ -94,20 +94,22 @@ def _fetch(repository: Repository, file: str | None, load_format: str, *, progre
     files = repository.list_files()
     if _wants_gguf(files, file, load_format):
         parts = gguf_files(repository.name, files, file)
-        return _fetch_files(repository, parts, progress=progress) / parts[0]
+        return _fetch_files(repository, files, parts, progress=progress) / parts[0]
     require_format(repository.name, files, load_format)
     small = small_files(files)
     if "config.json" not in small:
         raise _no_config(repository.name)
-    directory = _fetch_files(repository, small, progress=False)
+    directory = _fetch_files(repository, files, small, progress=False)
     check_small_files(directory)
     if load_format == "dummy":
         return directory
     weights = weight_files(repository.name, files, directory)
-    return _fetch_files(repository, [*small, *weights], progress=progress)
+    return _fetch_files(repository, files, [*small, *weights], progress=progress)
 
 
-def _fetch_files(repository: Repository, names: Sequence[str], *, progress: bool) -> Path:
+def _fetch_files(
+    repository: Repository, sizes: Mapping[str, int], names: Sequence[str], *, progress: bool
+) -> Path:
     """The directory that has them. What is there already is read without a lock, whose file needs a disk that
     can be written."""
     if repository.missing_bytes(names) == 0:
@@ -116,7 +118,9 @@ def _fetch_files(repository: Repository, names: Sequence[str], *, progress: bool
     with writing_locked(repository.directory, on_wait=lambda: say(on_wait, enabled=progress)):
         missing = repository.missing_bytes(names)
         require_free_space(repository.directory, missing, f"fetching {repository.name}")
-        with report_progress(f"Fetching {repository.name}", missing, enabled=progress) as advance:
+        whole = sum(sizes[name] for name in set(names))
+        label, done_before = f"Fetching {repository.name}", max(whole - missing, 0)
+        with report_progress(label, whole, enabled=progress, done_before=done_before) as advance:
             try:
                 return repository.fetch(names, advance)
             except OSError as error:

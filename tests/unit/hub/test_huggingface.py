@@ -344,7 +344,9 @@ def test_a_killed_process_loses_nothing_that_had_arrived(
     directory = resolve_model("owner/model", progress=True)
     assert (directory / "model.safetensors").read_bytes() == LARGE
     assert ask.started_at("model.safetensors") == [1_500_000]
-    assert "Fetching owner/model: 0% of 1 MB" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "Fetching owner/model: 1.5 of 2.1 MB are here, going on from there" in said
+    assert "Fetching owner/model: 0%" not in said
 
 
 def test_the_environment_names_the_hub_and_can_forbid_it(hub: FakeHub, home: Path) -> None:
