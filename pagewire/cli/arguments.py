@@ -104,7 +104,7 @@ def connected(
     from pagewire.client import Client
 
     if url is not None:
-        _refuse_engine_options(values)
+        refuse_engine_options(values)
         with Client(url, api_key) as client:
             yield client, model
         return
@@ -117,7 +117,12 @@ def connected(
         yield client, service.model
 
 
-def _refuse_engine_options(values: dict[str, Any]) -> None:
+def refuse_engine_options(values: dict[str, Any]) -> None:
+    """Refuses options of an engine where none is started.
+
+    Raises:
+        ConfigError: one was given.
+    """
     plain = WorkerConfig(model="", socket=Path())
     given = build(WorkerConfig, {**values, "model": "", "socket": Path()})
     if given != plain:

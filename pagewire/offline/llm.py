@@ -14,6 +14,7 @@ from engine.config import WorkerConfig
 from frontend.chat.conversation import Conversation as Turns
 from frontend.scoring.score import pair_up
 from frontend.served_model import ServedModel
+from frontend.text.template_renderer import RENDERER
 from pagewire.base.errors import InvalidRequest
 from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
 from pagewire.hub.names.model_name import default_model_name
@@ -96,10 +97,11 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Stops the worker. Closing twice is fine."""
+        """Stops the worker, and what else was started for this LLM. Closing twice is fine."""
         engine, self._engine = getattr(self, "_engine", None), None
         if engine is not None:
             engine.close()
+            RENDERER.close()  # others that are open start it again when they need it
 
     @property
     def default_sampling_params(self) -> SamplingParams:
@@ -140,8 +142,8 @@ class LLM:
         messages: Conversation | Sequence[Conversation] | None = None,
         truncate_prompt_tokens: int | None = None,
     ) -> Generator[StreamOutput, None, None]:
-        """Completes prompts as `generate` does, or answers conversations as `chat` does, and yields each piece
-        as soon as it has been generated. Pieces of all prompts come mixed: `StreamOutput.prompt_index` says
+        """Completes prompts as `generate` does, or answers conversations as `chat` does, and yields pieces as
+        soon as they have been generated. Pieces of all prompts come mixed: `StreamOutput.prompt_index` says
         to which each belongs.
 
         The engine works while the pieces are read. Closing the generator, or leaving it, ends the requests.
