@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from pagewire.base.errors import Unauthenticated, Unavailable
+from pagewire.base.errors import ConfigError, Unauthenticated, Unavailable
 
 _AGAIN = (429, 502, 503, 504)
 """Statuses of a server that is full, or away behind a proxy: the same request succeeds later."""
@@ -61,13 +61,13 @@ class Sender:
         """Looks whether there is a server at all.
 
         Raises:
-            Unavailable: there is none.
+            ConfigError: there is none.
         """
         try:
             async with self._session.get(f"{self._base_url}/health"):
                 return
         except aiohttp.ClientConnectionError as error:
-            raise Unavailable(
+            raise ConfigError(
                 f"no server answers at {self._base_url} ({error}); `pagewire serve MODEL` starts one"
             ) from error
 

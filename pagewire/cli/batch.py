@@ -256,7 +256,8 @@ def _server(
         refuse_engine_options(values)
         if given:
             raise ConfigError(
-                "--served-model-name and --pooling concern a server started here; the one at --url has its own"
+                "--served-model-name and --pooling concern a server started here; the one at --url has its"
+                " own"
             )
         yield _base_url(url), model
         return

@@ -14,7 +14,7 @@ import typer
 from pagewire import __version__
 from pagewire.base.errors import ConfigError, PagewireError
 from pagewire.base.lifeline import end_with_parent
-from pagewire.cli import batch, bench, chat, drain, generate, models, processes, serve, warmup
+from pagewire.cli import batch, bench, chat, drain, generate, infer, models, processes, serve, warmup
 
 app = typer.Typer(
     name="pagewire",
@@ -28,6 +28,7 @@ serve.register(app)
 processes.register(app)
 chat.register(app)
 generate.register(app)
+infer.register(app)
 batch.register(app)
 models.register(app)
 drain.register(app)
