@@ -52,11 +52,10 @@ async def test_an_error_or_an_early_end_cancels_what_is_under_way() -> None:
             raise
         return item
 
-    with pytest.raises(ValueError, match="one"):
-        async with aclosing(answers(iter(range(9)), answer, concurrency=3)) as come:
-            async for _ in come:
-                pass
-    assert cancelled
+    async with aclosing(answers(iter([5, 6, 1]), answer, concurrency=3)) as come:
+        with pytest.raises(ValueError, match="one"):
+            await anext(come)
+    assert sorted(cancelled) == [5, 6]
     cancelled.clear()
     async with aclosing(answers(iter([0, 7]), answer, concurrency=2)) as come:
         assert await anext(come) == [0]
