@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any, Literal, Unpack, overload
 
@@ -88,7 +88,7 @@ class Client:
         timeout: float | None = None,
         stream: Literal[True],
         **fields: Unpack[RequestFields],
-    ) -> Iterator[Event]: ...
+    ) -> Generator[Event, None, None]: ...
 
     def generate(
         self,
@@ -98,7 +98,7 @@ class Client:
         timeout: float | None = None,
         stream: bool = False,
         **fields: Unpack[RequestFields],
-    ) -> Completion | Iterator[Event]:
+    ) -> Completion | Generator[Event, None, None]:
         """Generates a completion of a text, of token ids or of a conversation.
 
         Args:
@@ -124,7 +124,7 @@ class Client:
         *,
         timeout: float | None = None,
         **fields: Unpack[RequestFields],
-    ) -> Iterator[inference_pb2.GenerateResponse]:
+    ) -> Generator[inference_pb2.GenerateResponse, None, None]:
         """Streams everything that the server tells: besides the deltas the prompt, where it was asked for,
         the end of each of several completions, and the final counts. Takes what `generate` takes."""
         return self._events(generate_request(prompt, sampling_params, **fields), timeout)
@@ -139,7 +139,9 @@ class Client:
         finally:
             call.cancel()
 
-    def _deltas(self, request: inference_pb2.GenerateRequest, timeout: float | None) -> Iterator[Event]:
+    def _deltas(
+        self, request: inference_pb2.GenerateRequest, timeout: float | None
+    ) -> Generator[Event, None, None]:
         with closing(self._events(request, timeout)) as events:
             for response in events:
                 if response.HasField("delta"):
