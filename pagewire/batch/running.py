@@ -49,9 +49,10 @@ async def answers(
                 return
             await asyncio.wait(tasks[:1] if in_order else tasks, return_when=asyncio.FIRST_COMPLETED)
             done = list(takewhile(_is_done, tasks) if in_order else filter(_is_done, tasks))
+            together = [task.result() for task in done]  # if one raises, all are still in `tasks`
             taken = set(done)
             tasks = [task for task in tasks if task not in taken]
-            yield [task.result() for task in done]
+            yield together
     finally:
         for task in tasks:
             task.cancel()

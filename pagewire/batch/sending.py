@@ -58,14 +58,18 @@ class Sender:
         await self._session.close()
 
     async def find(self) -> None:
-        """Looks whether there is a server at all.
+        """Looks whether there is a server at all, and whether it takes the key.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or it does not.
         """
         try:
-            async with self._session.get(f"{self._base_url}/health"):
-                return
+            async with self._session.get(f"{self._base_url}/v1/models") as response:
+                if response.status == 401:
+                    why = _message(await response.text())
+                    raise ConfigError(
+                        f"the server at {self._base_url}: {why}; --api-key or $PAGEWIRE_API_KEY gives its key"
+                    )
         except aiohttp.ClientConnectionError as error:
             raise ConfigError(
                 f"no server answers at {self._base_url} ({error}); `pagewire serve MODEL` starts one"
@@ -103,7 +107,7 @@ class Sender:
 
 def _answer(response: aiohttp.ClientResponse, text: str) -> Answered:
     if response.status == 401:
-        raise Unauthenticated(f"{_message(text)}; give the server's key with --api-key or $PAGEWIRE_API_KEY")
+        raise Unauthenticated(_message(text))
     try:
         body = json.loads(text)
     except ValueError:

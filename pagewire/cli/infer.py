@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +36,9 @@ from pagewire.cli.arguments import (
 from pagewire.cli.chat import chat
 from pagewire.cli.line_progress import Report, line_progress
 from pagewire.hub.names.aliases import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from pagewire.client import AsyncClient
 
 
 class Metric(StrEnum):
@@ -224,6 +227,7 @@ class _Run:
 
         report(self.num_done, self.num_failed)
         async with AsyncClient(address, api_key, max_retries=4) as client:
+            await _find(client, address, name)
             asker = Asker(client, name, self.sampling)
             ask = asker.score if self.metric is Metric.PPL else asker.respond
             rest = islice(self.samples(), self.num_done, None)
@@ -247,6 +251,20 @@ class _Run:
             parts.append(f"{self.num_tokens:,} tokens in {self.seconds:.1f} s ({rate:,.0f} tokens/s)")
         end = f"\nended early: {self.error}\nrun the same command to go on" if self.num_left else ""
         return ", ".join(parts) + end
+
+
+async def _find(client: AsyncClient, address: str, name: str) -> None:
+    """Looks whether there is a server, and whether it has the model.
+
+    Raises:
+        ConfigError: there is none, or it has not.
+    """
+    try:
+        names = [model.id for model in await client.list_models()]
+    except PagewireError as error:
+        raise ConfigError(f"the server at {address}: {error.message}") from error
+    if name not in names:
+        raise ConfigError(f"the server at {address} has no model {name!r}; it has {', '.join(names)}")
 
 
 def _measured(metric: Metric, file: ResultFile) -> str:

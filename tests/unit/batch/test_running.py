@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import aclosing
 
 import pytest
@@ -37,6 +38,17 @@ async def test_in_order_answers_wait_for_those_before_them() -> None:
 
     come = answers(iter(range(40)), answer, concurrency=3, in_order=True)
     assert [item async for together in come for item in together] == list(range(40))
+
+
+async def test_errors_that_come_together_are_one_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(item: int) -> int:
+        raise ValueError(item)
+
+    async with aclosing(answers(iter(range(9)), answer, concurrency=3)) as come:
+        with pytest.raises(ValueError, match="0"):
+            await anext(come)
+    gc.collect()
+    assert not caplog.records  # such as "Task exception was never retrieved"
 
 
 async def test_an_error_or_an_early_end_cancels_what_is_under_way() -> None:
