@@ -103,32 +103,18 @@ def connected(
     """
     from pagewire.client import Client
 
-    with (
-        server(model, url, values) as (address, name),
-        Client(address, api_key, max_retries=0) as client,  # a person sees the error and decides
-    ):
-        yield client, name
-
-
-@contextmanager
-def server(model: str, url: str | None, values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The gRPC address of a server and the model's name there: of the one at `url`, or of one started here
-    and stopped at the end.
-
-    Raises:
-        PagewireError: the server cannot be started, or engine options were given for one at `url`.
-    """
     if url is not None:
         refuse_engine_options(values)
-        yield url, model
+        with Client(url, api_key, max_retries=0) as client:  # a person sees the error
+            yield client, model
         return
 
     from pagewire.cli.background import background_service
 
     config = ServiceConfig.resolve(model, {**values, **OWN_SERVER})
     print(f"starting {model} ...", file=sys.stderr, flush=True)
-    with background_service(config) as service:
-        yield service.grpc_address, service.model
+    with background_service(config) as service, Client(service.grpc_address, max_retries=0) as client:
+        yield client, service.model
 
 
 def refuse_engine_options(values: dict[str, Any]) -> None:

@@ -29,8 +29,8 @@ from pagewire.cli.arguments import (
     TopK,
     TopP,
     Url,
+    connected,
     sampling_params,
-    server,
     with_engine_options,
 )
 from pagewire.cli.chat import chat
@@ -118,8 +118,8 @@ def infer(
     with ResultFile(result_path, OPENING) as file:
         run.compare(file)
         if run.num_left:
-            with server(model, url, values) as (address, name):
-                run.answer_rest(file, address, api_key, name)
+            with connected(model, url, api_key, values) as (client, name):
+                run.answer_rest(file, client.url, api_key, name)
         print(run.summary(result_path), flush=True)
         if metric is not None and not run.num_left:
             print(_measured(metric, file), flush=True)

@@ -31,7 +31,11 @@ from pagewire.wire.chat_messages import ConversationFields, Message
 
 
 class Client:
-    """Blocking. Safe to use from several threads; close it, or use it as a context manager."""
+    """Blocking. Safe to use from several threads; close it, or use it as a context manager.
+
+    Attributes:
+        url: the address that it was given.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Client:
             ConfigError: the address is of another kind, a file of `tls` is wrong, or max_retries is out of
                 range.
         """
+        self.url = url_or_target
         self._channel = open_channel(grpc, url_or_target, tls, max_retries)
         self._stub = stub_of(self._channel)
         self._metadata = metadata_of(api_key)
