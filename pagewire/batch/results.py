@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -79,12 +80,16 @@ class ResultFile:
             ) from error
 
     def _lock(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise ConfigError(f"{self._path} is no ordinary file; results that a run can go on with need one")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"{self._path} is being written by another run; wait for its end, or name another file"
             ) from None
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be locked: {error.strerror}") from error
 
     def _repair(self) -> None:
         """Cuts off what follows the last end of a line."""

@@ -56,5 +56,7 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="/dev/null is no ordinary file"):
+        ResultFile(Path("/dev/null"), OPENING)
     with pytest.raises(ConfigError, match="nowhere/out: No such file or directory"):
         ResultFile(tmp_path / "nowhere" / "out", OPENING)
