@@ -37,6 +37,8 @@ from scheduler.step import StepOutput
 
 Conversation = Sequence[Mapping[str, Any]]
 _UNBOUNDED = 2**31
+_open: set[int] = set()
+"""Ids of the LLMs that are not closed, which share the process that renders chat templates."""
 
 
 class LLM:
@@ -79,6 +81,7 @@ class LLM:
         wanted = WorkerConfig(**worker_options, model=model, socket=Path())
         directory, load_format = resolve_checkpoint(model, wanted.load_format, progress=True)
         config = replace(wanted, model=str(directory), load_format=load_format)
+        _open.add(id(self))
         self._text = ServedModel.load(directory, (default_model_name(model),), None)
         self._engine = OfflineEngine(config, settings=settings, step_timeout=step_timeout)
         self._ids = count()
@@ -101,7 +104,9 @@ class LLM:
         engine, self._engine = getattr(self, "_engine", None), None
         if engine is not None:
             engine.close()
-            RENDERER.close()  # others that are open start it again when they need it
+        _open.discard(id(self))
+        if not _open:
+            RENDERER.close()
 
     @property
     def default_sampling_params(self) -> SamplingParams:

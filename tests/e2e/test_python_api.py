@@ -1,7 +1,10 @@
-"""`LLM.stream`, `infer` and `embed`, and what an LLM leaves behind; the tokens may be any."""
+"""`LLM.stream`, `infer` and `embed`, what an LLM leaves behind, and every example of docs/python.md and
+docs/batch.md, run as it stands against one service and one engine. The tokens may be any."""
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,13 +14,17 @@ import numpy as np
 import psutil
 import pytest
 
+import pagewire
 from pagewire import LLM, SamplingParams
 from pagewire.base.errors import InvalidRequest
+from pagewire.cli.main import main
 from pagewire.wire.sampling_params import BeamSearch
+from tools.service import Service
 
 PROMPTS = ["Once upon a time", "The capital of France is", "One, two,"]
 SAMPLING = SamplingParams(max_tokens=12, seed=3)
 LONG = SamplingParams(max_tokens=1000, seed=3)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 QUESTION = [{"role": "user", "content": "Hi"}]
 
 
@@ -25,6 +32,26 @@ QUESTION = [{"role": "user", "content": "Hi"}]
 def llm(smollm2_dir: Path) -> Iterator[LLM]:
     with LLM(engine="null") as llm:
         yield llm
+
+
+def test_an_llm_frees_everything_and_the_program_may_open_another(smollm2_dir: Path) -> None:
+    def held() -> tuple[set[int], set[str], int]:
+        children = {child.pid for child in psutil.Process().children(recursive=True)}
+        return children, {thread.name for thread in threading.enumerate()}, psutil.Process().num_fds()
+
+    states = []
+    for _ in range(2):
+        with LLM(engine="null") as llm:
+            pieces = llm.stream(messages=QUESTION, sampling_params=LONG)
+            next(pieces)
+        with pytest.raises(InvalidRequest, match="closed"):
+            for _ in pieces:
+                pass
+        states.append(held())
+    assert states[0] == states[1]
+    assert not any("template_process" in child.cmdline()[-1] for child in psutil.Process().children())
+    with pytest.raises(InvalidRequest, match="closed"):
+        llm.embed("x", pooling="last")
 
 
 @pytest.mark.parametrize(
@@ -130,20 +157,64 @@ def test_embed_gives_an_array_in_the_order_of_the_texts(llm: LLM) -> None:
         llm.embed("one", pooling="last", dimensions=577)
 
 
-def test_an_llm_frees_everything_and_the_program_may_open_another(smollm2_dir: Path) -> None:
-    def held() -> tuple[set[int], set[str], int]:
-        children = {child.pid for child in psutil.Process().children(recursive=True)}
-        return children, {thread.name for thread in threading.enumerate()}, psutil.Process().num_fds()
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in a language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    return found
 
-    states = []
-    for _ in range(2):
-        with LLM(engine="null") as llm:
-            pieces = llm.stream(messages=QUESTION, sampling_params=LONG)
-            next(pieces)
-        with pytest.raises(InvalidRequest, match="closed"):
-            for _ in pieces:
-                pass
-        states.append(held())
-    assert states[0] == states[1]
-    with pytest.raises(InvalidRequest, match="closed"):
-        llm.embed("x", pooling="last")
+
+class Borrowed:
+    """Stands for `LLM` in examples, so that one engine is enough: it opens nothing and closes nothing."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+
+    def __call__(self, model: str) -> Borrowed:
+        assert model == "smollm2-135m"
+        return self
+
+    def __enter__(self) -> LLM:
+        return self._llm
+
+    def __exit__(self, *_: object) -> None:
+        """Closes nothing."""
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python.md", "python"))))
+def test_a_python_example_runs(
+    null_service: Service,
+    llm: LLM,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+) -> None:
+    example = blocks("python.md", "python")[number]
+    port = null_service.http_url.rpartition(":")[2]
+    for address, actual in (
+        ("localhost:50051", null_service.grpc_target),
+        ("port=8000", f"port={port}"),
+        ("get_model_list_client()", f"get_model_list_client(port={port})"),
+        ("request_config=request_config)", f"request_config=request_config, port={port})"),
+    ):
+        example = example.replace(address, actual)
+    monkeypatch.setitem(vars(pagewire), "LLM", Borrowed(llm))
+    exec(compile(example, f"example {number}", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("name", ["batch", "infer"])
+def test_a_command_over_a_file_runs(
+    null_service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, content in zip(("requests.jsonl", "data.jsonl"), blocks("batch.md", "jsonl"), strict=True):
+        (tmp_path / file).write_text(content)
+    [example] = [block for block in blocks("batch.md", "sh") if block.startswith(f"pagewire {name} ")]
+    url = null_service.http_url if name == "batch" else null_service.grpc_target
+    monkeypatch.setattr(sys, "argv", [*example.split(), "--url", url])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == (1 if name == "batch" else 0)  # the batch has a line that is wrong
+    [results] = [file for file in ("answers.jsonl", "results.jsonl") if (tmp_path / file).exists()]
+    assert len((tmp_path / results).read_text().splitlines()) == (4 if name == "batch" else 3)
