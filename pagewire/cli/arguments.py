@@ -110,10 +110,10 @@ def connected(
     from pagewire.client import Client
 
     if url is not None:
-        _refuse_engine_options(values)
+        refuse_engine_options(values)
         if not url.strip():
             raise ConfigError("--url is empty; give a server's gRPC address, such as localhost:50051")
-        with Client(url, api_key) as client:
+        with Client(url, api_key, max_retries=0) as client:  # a person sees the error
             yield client, _served_name(client, model, url)
         return
 
@@ -121,7 +121,7 @@ def connected(
 
     config = ServiceConfig.resolve(model, {**values, **OWN_SERVER})
     print(f"starting {model} ...", file=sys.stderr, flush=True)
-    with background_service(config) as service, Client(service.grpc_address) as client:
+    with background_service(config) as service, Client(service.grpc_address, max_retries=0) as client:
         yield client, service.model
 
 
@@ -156,7 +156,12 @@ def _why(message: str) -> str:
     return message.rpartition("last error: ")[2].rpartition("remote host: ")[2]
 
 
-def _refuse_engine_options(values: dict[str, Any]) -> None:
+def refuse_engine_options(values: dict[str, Any]) -> None:
+    """Refuses options of an engine where none is started.
+
+    Raises:
+        ConfigError: one was given.
+    """
     plain = WorkerConfig(model="", socket=Path())
     given = build(WorkerConfig, {**values, "model": "", "socket": Path()})
     if given != plain:

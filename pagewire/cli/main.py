@@ -15,7 +15,7 @@ from pagewire import __version__
 from pagewire.base.errors import ConfigError, PagewireError
 from pagewire.base.lifeline import end_with_parent
 from pagewire.base.options import examples
-from pagewire.cli import bench, chat, drain, generate, models, processes, ps, serve, top, warmup
+from pagewire.cli import batch, bench, chat, drain, generate, infer, models, processes, ps, serve, top, warmup
 
 EXAMPLES = examples(
     "pagewire serve smollm2-135m    # a service; its output says how to ask it",
@@ -35,6 +35,8 @@ serve.register(app)
 processes.register(app)
 chat.register(app)
 generate.register(app)
+infer.register(app)
+batch.register(app)
 models.register(app)
 ps.register(app)
 top.register(app)
