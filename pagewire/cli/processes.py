@@ -5,13 +5,13 @@ For systemd, Kubernetes and the like; `pagewire serve` starts its processes by t
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import typer
 
 from frontend.config import FrontendConfig
 from pagewire.base.options import build, with_options
+from pagewire.telemetry.logs import log_to_stderr
 from scheduler.config import SchedulerConfig
 
 
@@ -36,7 +36,7 @@ def frontend(**values: Any) -> None:
 
     from frontend.server import run
 
-    _log_to_stderr()
+    log_to_stderr(config.log_format, "frontend")
     raise typer.Exit(run(config))
 
 
@@ -46,7 +46,7 @@ def scheduler(**values: Any) -> None:
 
     from scheduler.serve.server import run
 
-    _log_to_stderr()
+    log_to_stderr(config.log_format, "scheduler")
     raise typer.Exit(run(config))
 
 
@@ -55,7 +55,3 @@ def engine_worker(context: typer.Context) -> None:
     from engine.worker.cli import main
 
     main(context.args)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
