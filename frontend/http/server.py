@@ -143,7 +143,10 @@ class HttpServer:
         is_probe = request.path in _PROBES
         headers = request.headers
         context = self._tracing.begin(
-            request[REQUEST_ID], headers.get(TRACEPARENT), headers.get(TRACESTATE), traced=not is_probe
+            request[REQUEST_ID],
+            headers.get(TRACEPARENT),
+            headers.get(TRACESTATE),
+            traced=request.method == "POST",
         )
         outcome = "client closed"  # what it is if this is cancelled
         try:

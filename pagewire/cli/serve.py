@@ -46,20 +46,27 @@ def serve(
 async def _serve(config: ServiceConfig) -> int:
     from rich.console import Console
 
-    from pagewire.cli.report import ConsoleReport
+    from pagewire.cli.report import ConsoleReport, JsonReport
 
     console = Console(highlight=False)
-    console.print(f"pagewire {__version__} serves {config.frontend.served_model_names[0]}", soft_wrap=True)
     width = max(len(spec.name) for stage in config.stages() for spec in stage)
+    is_json = config.frontend.log_format == "json"
+    report = JsonReport() if is_json else ConsoleReport(console, width)
+    report.say(f"pagewire {__version__} serves {config.frontend.served_model_names[0]}")
     started = time.monotonic()
-    async with running_service(config, ConsoleReport(console, width)) as service:
+    async with running_service(config, report) as service:
 
         async def announce() -> None:
             await service.until_serving()
-            _announce(console, service, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            if is_json:
+                notify_ready(f"serving {service.model}")
+                report.say(f"ready after {seconds:.1f} s: {_url(service)}, gRPC {service.grpc_address}")
+            else:
+                _announce(console, service, seconds)
 
         await service.supervisor.serve(announce)
-    console.print("killed" if service.supervisor.killed else "stopped")
+    report.say("killed" if service.supervisor.killed else "stopped")
     return 1 if service.supervisor.killed else 0
 
 
@@ -70,7 +77,7 @@ def _announce(console: Console, service: RunningService, seconds: float) -> None
     body = {"model": service.model, "messages": [message], "max_tokens": 64, "temperature": 0}
     keys = service.config.frontend.api_keys or service.config.frontend.api_key_file
     key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if keys else ""
-    url = f"{'http' if service.config.frontend.ssl_certfile is None else 'https'}://{service.http_address}/v1"
+    url = _url(service)
     lines = f"""
 ready after {seconds:.1f} s; Ctrl-C stops it
   HTTP  {url}
@@ -81,3 +88,10 @@ try:
     -d '{json.dumps(body)}'
 """
     console.print(lines, soft_wrap=True, markup=False)
+
+
+def _url(service: RunningService) -> str:
+    """Where the HTTP API is."""
+    return (
+        f"{'http' if service.config.frontend.ssl_certfile is None else 'https'}://{service.http_address}/v1"
+    )

@@ -16,11 +16,7 @@ PACKAGES = ("pagewire", "frontend", "scheduler", "engine")
 
 STUBS = ("pagewire.admin", "pagewire.inference", "pagewire.scheduler", "pagewire.triton", "pagewire.worker")
 GROUND = (
-    "pagewire.base",
-    "pagewire.telemetry",
-    "pagewire.wire",
-    "pagewire.hub",
-    "pagewire.structured",
+    *("pagewire.base", "pagewire.telemetry", "pagewire.wire", "pagewire.hub", "pagewire.structured"),
     *STUBS,
 )
 ROOF = ("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench")
@@ -82,14 +78,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.loader", "engine.cuda"),
     ),
     "engine.worker": (
-        *(
-            "pagewire.base",
-            "pagewire.telemetry",
-            "pagewire.hub",
-            "engine.config",
-            "engine.dispatch",
-            "engine.models",
-        ),
+        *("pagewire.base", "pagewire.telemetry", "pagewire.hub"),
+        *("engine.config", "engine.dispatch", "engine.models"),
         *("engine.step", "engine.platform", "engine.loader", "engine.cpu", "engine.cuda", "engine.null"),
         *("engine.layers", "engine.parallel", "engine.warmup"),
     ),

@@ -9,6 +9,8 @@ from aiohttp import web
 
 from frontend.caller import caller
 from frontend.generation.pipeline import GenerationPipeline
+from frontend.http.errors import error_response
+from frontend.http.failure import Failure
 from frontend.http.json_text import json_response
 from pagewire.base.errors import NotFound
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
@@ -48,10 +50,12 @@ class TimelineHandlers:
             except NotFound:
                 continue
             return json_response(answer(request_id, parts))
-        raise NotFound(
+        message = (
             f"no request {given!r} of yours is known; the server remembers those that are open and the last "
-            "ones that ended (--request-history)",
-            param="id",
+            "ones that ended (--request-history)"
+        )
+        return error_response(
+            request.path, Failure(status=404, message=message, code="not_found", param="id")
         )
 
 
