@@ -106,7 +106,7 @@ def receiving() -> Iterator[OtlpReceiver]:
     receiver = OtlpReceiver()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             receiver.take(pb.ExportTraceServiceRequest.FromString(body))
             self.send_response(200)

@@ -12,7 +12,11 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 def test_a_traceparent_is_read_with_its_flag_and_state() -> None:
     parent = read_traceparent(f"00-{TRACE}-{SPAN}-01", "vendor=x")
     assert parent is not None
-    assert (parent.context.trace_id, parent.context.span_id, parent.context.state) == (TRACE, SPAN, "vendor=x")
+    assert (parent.context.trace_id, parent.context.span_id, parent.context.state) == (
+        TRACE,
+        SPAN,
+        "vendor=x",
+    )
     assert parent.sampled
     unsampled = read_traceparent(f"00-{TRACE}-{SPAN}-00")
     assert unsampled is not None
