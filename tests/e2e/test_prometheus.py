@@ -1,4 +1,4 @@
-"""deploy/ against a real Prometheus: every query of the dashboard and of the alerts finds what it asks for."""
+"""deploy/ against a real Prometheus: every query of the dashboard and of the alerts finds its data."""
 
 from __future__ import annotations
 
