@@ -7,8 +7,6 @@ calls without one a new trace is begun. Without --otlp-traces-endpoint nothing i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from pagewire.telemetry.context import (
     CURRENT_REQUEST,
@@ -17,7 +15,7 @@ from pagewire.telemetry.context import (
     new_trace,
     read_traceparent,
 )
-from pagewire.telemetry.spans import Span, SpanEvent, SpanWriter, nanoseconds, wall_offset
+from pagewire.telemetry.spans import Attributes, Event, Span, SpanWriter, wall_offset
 
 _LOW_BITS = 1 << 64
 
@@ -64,20 +62,15 @@ class FrontendTracing:
         trace = new_trace()
         return trace if int(trace.trace_id, 16) % _LOW_BITS < self._bound else None
 
-    def ended(
-        self, context: RequestContext, name: str, attributes: Mapping[str, Any], error: str = ""
-    ) -> None:
-        """Writes the span of a call that ended just now."""
+    def ended(self, context: RequestContext, name: str, attributes: Attributes, error: str = "") -> None:
+        """Writes the span of a call that ended just now, with what is inside it."""
         if self._spans is None or context.trace is None:
             return
+        attributes["pagewire.request_id"] = context.request_id
+        events: list[Event] = [(event, at, {}) for event, at in context.events]
         self._spans.add(
             Span(
-                name,
-                context.trace,
-                nanoseconds(context.received),
-                time.time_ns(),
-                {"pagewire.request_id": context.request_id, **attributes},
-                [SpanEvent(event, nanoseconds(at), {}) for event, at in context.events],
+                *(name, context.trace, context.received, time.time(), attributes, events, context.phases),
                 is_server=True,
                 error=error,
             )
@@ -92,7 +85,7 @@ class FrontendTracing:
         first_token_at: float | None,
         num_output_tokens: int,
     ) -> None:
-        """Writes the spans inside the current call, which has been answered just now.
+        """Notes the spans inside the current call, which has been answered just now.
 
         Args:
             outcome: how it ended; see `Admitted.outcome_of`.
@@ -101,17 +94,14 @@ class FrontendTracing:
             num_output_tokens: how many tokens were made into text.
         """
         context = CURRENT_REQUEST.get()
-        if self._spans is None or context is None or context.trace is None:
+        if context is None or context.trace is None:
             return
-        offset, now = wall_offset(), time.time_ns()
-
-        def ns(reading: float | None) -> int:
-            return now if reading is None else nanoseconds(reading + offset)
-
-        self._spans.add(Span("tokenize", context.trace.child(), ns(began), ns(submitted_at), {}))
+        offset, now = wall_offset(), time.time()
+        tokenized = now if submitted_at is None else submitted_at + offset
+        context.phases.append(("tokenize", began + offset, tokenized, {}))
         if first_token_at is not None:
             attributes = {
                 "gen_ai.usage.output_tokens": num_output_tokens,
                 "gen_ai.response.finish_reasons": [outcome],
             }
-            self._spans.add(Span("detokenize", context.trace.child(), ns(first_token_at), now, attributes))
+            context.phases.append(("detokenize", first_token_at + offset, now, attributes))

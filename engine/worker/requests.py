@@ -15,12 +15,12 @@ from pagewire.telemetry.spans import Span, SpanWriter
 logger = logging.getLogger(__name__)
 
 # A request whose row computed nothing for so long has probably ended.
-_IDLE_NS = 1_000_000_000
+_IDLE_SECONDS = 1.0
 
 
 @dataclass(slots=True)
 class _Row:
-    """A request in a row. Times are nanoseconds of Unix time; 0 until they are known.
+    """A request in a row. Times are seconds of Unix time; 0 until they are known.
 
     Attributes:
         trace: the span that its spans belong to, if it is traced.
@@ -33,9 +33,9 @@ class _Row:
     request_id: str
     num_tokens: int
     trace: TraceContext | None
-    began: int
+    began: float
     first_step: int
-    decode_began: int = 0
+    decode_began: float = 0.0
     is_written: bool = False
 
 
@@ -57,7 +57,7 @@ class OpenRequests:
         self._in_flight: dict[int, U32Array] = {}
         self._samples: dict[int, list[int]] = {}
         self._num_finished = 0
-        self._last_finished = 0
+        self._last_finished = 0.0
         if spans is not None:
             spans.call_between_batches(self._write_idle)
 
@@ -81,7 +81,7 @@ class OpenRequests:
             request.request_id,
             len(request.token_ids),
             trace,
-            0 if trace is None else time.time_ns(),
+            0 if trace is None else time.time(),
             self._num_finished,
         )
         if trace is not None:
@@ -101,7 +101,7 @@ class OpenRequests:
         self._num_finished += 1
         if self._spans is None:
             return
-        now = self._last_finished = time.time_ns()
+        now = self._last_finished = time.time()
         for row in self._samples.pop(result.step_id, ()):
             entry = self._rows.get(row)
             if entry is not None and entry.trace is not None and not entry.decode_began:
@@ -133,7 +133,7 @@ class OpenRequests:
         """Writes the decodes of requests that have ended as far as can be seen. Called by the writing thread:
         the scheduler names rows that are free only when it has something to compute.
         """
-        if not self._in_flight and time.time_ns() - self._last_finished > _IDLE_NS:
+        if not self._in_flight and time.time() - self._last_finished > _IDLE_SECONDS:
             for entry in list(self._rows.values()):
                 self._write_decode(entry)
 

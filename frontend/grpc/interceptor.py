@@ -22,6 +22,7 @@ from frontend.tracing import FrontendTracing
 from frontend.triton.request import id_for_logs
 from pagewire.base.errors import Code, InvalidRequest, PagewireError, Unauthenticated
 from pagewire.telemetry.context import TRACEPARENT, TRACESTATE, RequestContext
+from pagewire.telemetry.spans import Attributes
 from pagewire.triton import triton_pb2
 from pagewire.triton.triton_pb2 import ModelInferRequest
 
@@ -211,7 +212,7 @@ class _Call:
         )
         if self.context is not None and self.context.trace is not None:
             service, _, method = self.method[1:].rpartition("/")
-            attributes = {
+            attributes: Attributes = {
                 "rpc.system": "grpc",
                 "rpc.service": service,
                 "rpc.method": method,

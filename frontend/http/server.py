@@ -30,6 +30,7 @@ from frontend.tracing import FrontendTracing
 from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError
 from pagewire.base.tls import ReloadingTls
 from pagewire.telemetry.context import TRACEPARENT, TRACESTATE, RequestContext
+from pagewire.telemetry.spans import Attributes
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class HttpServer:
             return
         resource = request.match_info.route.resource
         route = request.path if resource is None else resource.canonical
-        attributes: dict[str, str | int] = {
+        attributes: Attributes = {
             "http.request.method": request.method,
             "http.route": route,
             "url.path": request.path,

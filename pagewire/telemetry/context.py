@@ -10,6 +10,7 @@ import random
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -95,12 +96,14 @@ class RequestContext:
         received: Unix time at which it came.
         trace: the server's span, if the request is traced.
         events: what happened to it, as (name, Unix time); only kept for traced requests.
+        phases: the parts of its span that are over: name, start and end in Unix time, attributes.
     """
 
     request_id: str
     received: float
     trace: TraceContext | None = None
     events: list[tuple[str, float]] = field(default_factory=list)
+    phases: list[tuple[str, float, float, dict[str, Any]]] = field(default_factory=list)
 
 
 CURRENT_REQUEST: ContextVar[RequestContext | None] = ContextVar("current_request", default=None)

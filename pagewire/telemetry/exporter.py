@@ -1,18 +1,20 @@
 """The process that exports the spans of another one, by OpenTelemetry's SDK and OTLP exporters.
 
-It reads lines from standard input, each a JSON list of spans, and ends when that ends. Its settings other
+It reads lists of spans from standard input, as a SpanWriter writes them, and ends when that ends. Its settings other
 than the endpoint are OpenTelemetry's environment variables: OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT,
 _CERTIFICATE and _COMPRESSION, OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME, OTEL_BSP_SCHEDULE_DELAY and so on.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import marshal
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_QUEUE_SIZE
 from opentelemetry.sdk.resources import Resource
@@ -23,7 +25,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from pagewire.base.observed import otlp_protocol
 from pagewire.base.version import __version__
-from pagewire.telemetry.spans import Span, from_json
+from pagewire.telemetry.spans import Span, unpacked
 
 SCOPE = InstrumentationScope("pagewire", __version__)
 # OpenTelemetry's default of 2048 is less than what one batch of a busy frontend has.
@@ -46,8 +48,15 @@ def exporter_of(endpoint: str) -> SpanExporter:
     return HttpSpanExporter(endpoint=endpoint)
 
 
-def readable(span: Span, resource: Resource) -> ReadableSpan:
-    """The span as OpenTelemetry's SDK has it."""
+def readable(span: Span, resource: Resource) -> Iterator[ReadableSpan]:
+    """The span and its phases as OpenTelemetry's SDK has them."""
+    ids = span.context
+    for name, start, end, attributes in span.phases:
+        yield _readable(Span(name, ids.child(), start, end, attributes), resource)
+    yield _readable(span, resource)
+
+
+def _readable(span: Span, resource: Resource) -> ReadableSpan:
     ids = span.context
     trace_id = int(ids.trace_id, 16)
     state = TraceState.from_header([ids.state]) if ids.state else None
@@ -60,13 +69,26 @@ def readable(span: Span, resource: Resource) -> ReadableSpan:
         parent=parent,
         resource=resource,
         attributes=span.attributes,
-        events=[Event(event.name, event.attributes, event.time) for event in span.events],
+        events=[Event(name, attributes, _nanoseconds(time)) for name, time, attributes in span.events],
         kind=SpanKind.SERVER if span.is_server else SpanKind.INTERNAL,
         status=Status(StatusCode.ERROR, span.error) if span.error else Status(),
-        start_time=span.start,
-        end_time=span.end,
+        start_time=_nanoseconds(span.start),
+        end_time=_nanoseconds(max(span.start, span.end)),
         instrumentation_scope=SCOPE,
     )
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def batches(source: BinaryIO) -> Iterator[list[Sequence[Any]]]:
+    """What comes until the source ends. What its writer, when it was killed, wrote in part is left out."""
+    while True:
+        try:
+            yield marshal.load(source)  # nosec B302 # from our parent, by its own pipe
+        except (EOFError, ValueError, TypeError):
+            return
 
 
 def resource_of(service: str, pid: int) -> Resource:
@@ -88,9 +110,10 @@ def main() -> None:
     resource = resource_of(service, int(pid))
     queue_size = None if os.environ.get(OTEL_BSP_MAX_QUEUE_SIZE) else MAX_QUEUE_SIZE
     processor = BatchSpanProcessor(exporter_of(endpoint), max_queue_size=queue_size)
-    for line in sys.stdin.buffer:
-        for values in json.loads(line):
-            processor.on_end(readable(from_json(values), resource))
+    for batch in batches(sys.stdin.buffer):
+        for values in batch:
+            for span in readable(unpacked(values), resource):
+                processor.on_end(span)
     threading.Timer(LAST_SECONDS, os._exit, (1,)).start()
     processor.shutdown()
     os._exit(0)

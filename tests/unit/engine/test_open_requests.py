@@ -64,7 +64,7 @@ def test_a_prefill_of_two_steps_and_a_decode_are_spans_of_the_requests_trace() -
 
 
 def test_a_decode_is_written_once_though_no_plan_frees_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.worker.requests._IDLE_NS", 0)
+    monkeypatch.setattr("engine.worker.requests._IDLE_SECONDS", 0)
     spans = Spans()
     requests = OpenRequests(cast(SpanWriter, spans))
     requests.planned(plan(0, [3], [1], [new(3)]))

@@ -9,17 +9,18 @@ import pytest
 from pagewire.base.errors import ConfigError
 from pagewire.base.observed import check_observed, otlp_protocol
 from pagewire.telemetry.context import TraceContext
-from pagewire.telemetry.spans import Span, SpanEvent, SpanWriter
+from pagewire.telemetry.spans import Span, SpanWriter
 from tests.otlp_receiver import OtlpReceiver, receiving
 
 CONTEXT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "00f067aa0ba902b7", "v=1")
 SPAN = Span(
     "work",
     CONTEXT,
-    1_000_000_000,
-    3_000_000_000,
+    1.0,
+    3.0,
     {"text": "x", "number": 3, "list": ["stop"]},
-    [SpanEvent("worker lost", 2_000_000_000, {"detail": "killed"})],
+    [("worker lost", 2.0, {"detail": "killed"})],
+    [("part", 1.5, 2.5, {"count": 2})],
     is_server=True,
     error="it failed",
 )
@@ -32,7 +33,11 @@ def export(receiver: OtlpReceiver, endpoint: str, monkeypatch: pytest.MonkeyPatc
         writer.add(SPAN)
     finally:
         writer.close()
-    (span,) = receiver.trace(CONTEXT.trace_id, bool)
+    part, span = sorted(
+        receiver.trace(CONTEXT.trace_id, lambda spans: len(spans) == 2), key=lambda span: span.name
+    )
+    assert (part.name, part.parent_id, part.start, part.end) == ("part", CONTEXT.span_id, 1.5, 2.5)
+    assert part.attributes == {"count": 2}
     assert (span.service, span.name, span.span_id) == ("pagewire-test", "work", CONTEXT.span_id)
     assert (span.parent_id, span.state) == (CONTEXT.parent_id, "v=1")
     assert (span.start, span.end, span.failed) == (1.0, 3.0, True)
