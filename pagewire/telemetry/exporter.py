@@ -1,8 +1,9 @@
 """The process that exports the spans of another one, by OpenTelemetry's SDK and OTLP exporters.
 
-It reads lists of spans from standard input, as a SpanWriter writes them, and ends when that ends. Its settings other
-than the endpoint are OpenTelemetry's environment variables: OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT,
-_CERTIFICATE and _COMPRESSION, OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME, OTEL_BSP_SCHEDULE_DELAY and so on.
+It reads lists of spans from standard input, as a SpanWriter writes them, and ends when that ends. Its
+settings other than the endpoint are OpenTelemetry's environment variables: OTEL_EXPORTER_OTLP_HEADERS,
+_TIMEOUT, _CERTIFICATE and _COMPRESSION, OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME, OTEL_BSP_SCHEDULE_DELAY
+and so on.
 """
 
 from __future__ import annotations
