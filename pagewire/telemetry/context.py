@@ -10,7 +10,7 @@ import random
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -21,8 +21,7 @@ _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f
 _SAMPLED = 1
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(NamedTuple):
     """A span that other spans have as their parent.
 
     Attributes:
@@ -57,8 +56,7 @@ def from_bytes(packed: bytes) -> TraceContext | None:
     return TraceContext(text[:32], text[32:]) if packed else None
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteParent:
+class RemoteParent(NamedTuple):
     """What a caller's `traceparent` says."""
 
     context: TraceContext

@@ -66,7 +66,7 @@ class Span(NamedTuple):
     error: str = ""
 
 
-def _packed(span: Span) -> tuple[Any, ...]:
+def packed(span: Span) -> tuple[Any, ...]:
     """The span in types that marshal writes."""
     ids = span.context
     return (ids.trace_id, ids.span_id, ids.parent_id, ids.state, span.name, *span[2:])
@@ -139,7 +139,7 @@ class SpanWriter:
                     if self._when_idle is not None:
                         self._when_idle()
                 self._has_spans.clear()
-                batch = [_packed(self._waiting.popleft()) for _ in range(len(self._waiting))]
+                batch = [packed(self._waiting.popleft()) for _ in range(len(self._waiting))]
                 if batch:
                     pipe.write(marshal.dumps(batch))
                     pipe.flush()
