@@ -37,7 +37,7 @@ from engine.dispatch.records import NewRequest, StepPlan, StepResult
 from engine.dispatch.sampling import SamplingRecord, u32
 from engine.worker.requests import OpenRequests
 from frontend.tracing import FrontendTracing
-from pagewire.telemetry.context import new_trace, read_traceparent
+from pagewire.telemetry.context import new_trace, of_traceparent
 from pagewire.telemetry.spans import Attributes, Span, SpanWriter, packed
 from scheduler.request import EndReason, Request
 from scheduler.serve.outbox import Outbox, Ticket
@@ -223,9 +223,7 @@ def scheduler_work(spans: SpanWriter | None) -> Callable[[], None]:
     def work() -> None:
         ticket = Ticket(outbox, 1, 1.0, 2.0, 3.0, 4.0)
         if spans is not None:
-            parent = read_traceparent(traceparent)
-            assert parent is not None
-            ticket.trace = parent.context.child()
+            ticket.trace = of_traceparent(traceparent).child()
             ticket.trace.to_bytes()
             write_spans(spans, request, ticket, 5.0)
 

@@ -86,6 +86,7 @@ def run(config: WorkerConfig, build: Callable[[], LoadedWorker], timeline: Timel
         profiler = _profiler(config)
         # All ranks compute the same requests: one of them tells.
         spans = span_writer(None if config.rank else config.otlp_traces_endpoint, "engine-worker")
+        requests = OpenRequests(spans)
         path = rank_socket(config.socket, config.rank)
         try:
             endpoint = WorkerEndpoint(path)
@@ -96,11 +97,12 @@ def run(config: WorkerConfig, build: Callable[[], LoadedWorker], timeline: Timel
             notify_ready(f"{worker.facts.model} on {worker.facts.device}")
             logger.info("listening on %s", path)
             logger.info("%s", timeline)
-            serving = _Serving(worker, termination, profiler, OpenRequests(spans))
+            serving = _Serving(worker, termination, profiler, requests)
             while True:
                 serving.serve(endpoint)
         finally:
             endpoint.close()
+            requests.reset()
             if spans is not None:
                 spans.close()
     except _Terminated:

@@ -10,7 +10,7 @@ from engine.dispatch.records import NewRequest, StepPlan, StepResult
 from engine.dispatch.sampling import U32Array
 from pagewire.telemetry.context import TraceContext, from_bytes
 from pagewire.telemetry.logs import FIELDS
-from pagewire.telemetry.spans import Span, SpanWriter
+from pagewire.telemetry.spans import Attributes, Phase, Span, SpanWriter
 
 logger = logging.getLogger(__name__)
 
@@ -106,12 +106,12 @@ class OpenRequests:
             entry = self._rows.get(row)
             if entry is not None and entry.trace is not None and not entry.decode_began:
                 entry.decode_began = now
-                attributes = {
+                attributes: Attributes = {
                     "pagewire.tokens": entry.num_tokens,
                     "pagewire.steps": self._num_finished - entry.first_step,
                 }
                 entry.first_step = self._num_finished
-                self._spans.add(Span("worker.prefill", entry.trace.child(), entry.began, now, attributes))
+                _write(self._spans, entry.trace, ("worker.prefill", entry.began, now, attributes))
 
     def _log_failure(self, result: StepResult, rows: list[int]) -> None:
         entries = [self._rows[row] for row in rows if row in self._rows]
@@ -142,5 +142,10 @@ class OpenRequests:
             return
         entry.is_written = True
         end = max(self._last_finished, entry.decode_began)
-        attributes = {"pagewire.steps": self._num_finished - entry.first_step}
-        self._spans.add(Span("worker.decode", entry.trace.child(), entry.decode_began, end, attributes))
+        attributes: Attributes = {"pagewire.steps": self._num_finished - entry.first_step}
+        _write(self._spans, entry.trace, ("worker.decode", entry.decode_began, end, attributes))
+
+
+def _write(spans: SpanWriter, trace: TraceContext, phase: Phase) -> None:
+    """Writes a span below the request's, which the scheduler writes."""
+    spans.add(Span("", trace, 0.0, 0.0, {}, (), (phase,)))

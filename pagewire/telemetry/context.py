@@ -18,6 +18,7 @@ MAX_TRACESTATE = 512
 """Characters of a `tracestate` that are kept; a longer one is dropped, as the specification permits."""
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_TRACEPARENT_LENGTH = 55
 _SAMPLED = 1
 
 
@@ -54,6 +55,17 @@ def from_bytes(packed: bytes) -> TraceContext | None:
     """The context in 24 bytes, as `to_bytes` makes them; None for no bytes."""
     text = packed.hex()
     return TraceContext(text[:32], text[32:]) if packed else None
+
+
+def of_traceparent(value: str) -> TraceContext:
+    """The context whose `traceparent` this is, checked as far as `to_bytes` does it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if len(value) != _TRACEPARENT_LENGTH:
+        raise ValueError(f"{value!r} is no traceparent")
+    return TraceContext(value[3:35], value[36:52])
 
 
 class RemoteParent(NamedTuple):

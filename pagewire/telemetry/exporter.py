@@ -54,7 +54,8 @@ def readable(span: Span, resource: Resource) -> Iterator[ReadableSpan]:
     ids = span.context
     for name, start, end, attributes in span.phases:
         yield _readable(Span(name, ids.child(), start, end, attributes), resource)
-    yield _readable(span, resource)
+    if span.name:
+        yield _readable(span, resource)
 
 
 def _readable(span: Span, resource: Resource) -> ReadableSpan:

@@ -45,7 +45,7 @@ class Span(NamedTuple):
     """A finished span.
 
     Attributes:
-        name: what was done.
+        name: what was done; "" if only its phases are spans, below one that another process writes.
         context: the span's own ids and its parent's.
         start, end: seconds of Unix time.
         attributes: of the span.
@@ -112,7 +112,9 @@ class SpanWriter:
         self._when_idle = call
 
     def add(self, span: Span) -> None:
-        """Sends a span soon; drops it if too many wait."""
+        """Sends a span soon; drops it if too many wait, or the writer is closed."""
+        if self._is_closed:
+            return
         if len(self._waiting) >= MAX_WAITING:
             if not self._is_behind:
                 self._is_behind = True
@@ -147,7 +149,8 @@ class SpanWriter:
             pipe.close()
         except OSError as error:
             logger.warning("the exporter of spans is gone, no spans are sent any more: %s", error)
-            self._is_behind = True
+            self._is_closed = True
+            self._waiting.clear()
 
 
 def span_writer(endpoint: str | None, process: str) -> SpanWriter | None:

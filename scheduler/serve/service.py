@@ -23,7 +23,7 @@ from pagewire.base.errors import (
 )
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
-from pagewire.telemetry.context import read_traceparent
+from pagewire.telemetry.context import of_traceparent
 from pagewire.wire.ended_messages import error_in
 from pagewire.wire.sampling_messages import given_fields
 from pagewire.wire.sampling_params import SamplingParams
@@ -187,9 +187,13 @@ class Connection:
         if timeout is not None and not timeout > 0:
             raise DeadlineExceeded("the request's deadline had passed when it arrived")
         ticket = Ticket(self.outbox, submit.handle, time.perf_counter(), received=submit.received)
+        trace = b""
         if submit.traceparent:
-            parent = read_traceparent(submit.traceparent)
-            ticket.trace = None if parent is None else parent.context.child()
+            try:
+                ticket.trace = of_traceparent(submit.traceparent).child()
+                trace = ticket.trace.to_bytes()
+            except ValueError as error:
+                raise InvalidRequest(str(error), param="traceparent") from None
         if submit.resumed:
             ticket.note(ticket.submitted_at, "resumed")
         request = make_request(
@@ -207,7 +211,7 @@ class Connection:
             pooling=submit.pooling,
             group=submit.request_id.removesuffix(f"-{submit.part}") if submit.part else submit.request_id,
             part=submit.part,
-            trace=b"" if ticket.trace is None else ticket.trace.to_bytes(),
+            trace=trace,
         )
         self._driver.submit(request, ticket, timeout, resumed=submit.resumed)
         self._requests[submit.handle] = request

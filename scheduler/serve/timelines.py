@@ -26,8 +26,12 @@ class Timelines:
 
     def opened(self, request: Request) -> None:
         """Notes a request that was accepted."""
-        if self._limit:
-            self._open.setdefault(_key(request), {})[request.part] = request
+        if not self._limit:
+            return
+        key = _key(request)
+        if request.part == 0:  # the first part: what ended was another request of the same id
+            self._num_ended -= len(self._ended.pop(key, ()))
+        self._open.setdefault(key, {})[request.part] = request
 
     def ended(self, request: Request, now: float) -> None:
         """Keeps what happened to a request that ended at `now` (perf_counter seconds)."""
@@ -49,7 +53,7 @@ class Timelines:
                 self._ended.popitem(last=False)
 
     def find(self, client: str, request_id: str) -> list[pb.Timeline]:
-        """The parts of a client's request, in order; of a part that was sent again, the last one. Empty if
+        """The parts of a client's request, in order. Of two requests with one id, the later one's. Empty if
         the client has no such request.
         """
         key = (client, request_id)

@@ -87,6 +87,13 @@ def test_a_name_that_is_used_again_means_the_later_request() -> None:
     ended(timelines, second)
     (found,) = timelines.find("key", "a")
     assert found.HasField("ended")
+    parts = [request("b", part=part) for part in range(3)]
+    for part in parts:
+        timelines.opened(part)
+        ended(timelines, part)
+    assert len(timelines.find("key", "b")) == 3
+    timelines.opened(request("b"))
+    assert len(timelines.find("key", "b")) == 1
 
 
 def test_events_are_told_up_to_a_limit() -> None:
