@@ -26,7 +26,7 @@ SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
 LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
 
-.PHONY: help serve test test-all test-clients test-gpu test-lowest lint audit format proto chaos bench clean
+.PHONY: help serve test test-all test-clients test-gpu test-lowest lint audit format proto console pictures chaos bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -74,6 +74,12 @@ format: $(VENV)/.installed-dev ## Rewrite Python and protos in the house style
 
 proto: $(VENV)/.installed-dev ## Regenerate the stubs from protos/
 	$(BIN)/python tools/stubs.py
+
+console: ## Build the web console from console/ (needs Node 20 or newer; what it builds is committed)
+	cd console && npm ci --no-audit --no-fund && npm run build
+
+pictures: $(VENV)/.installed-dev ## Take the pictures of the console in docs/pictures (needs Debian's chromium)
+	$(BIN)/python -m pytest -n 0 tests/e2e/test_console.py -k look --pictures docs/pictures
 
 chaos: $(VENV)/.installed-dev ## Kill every process at random for ten minutes under streams (ARGS= as in tools/chaos)
 	$(BIN)/python -m tools.chaos $(ARGS)

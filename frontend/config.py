@@ -47,8 +47,8 @@ class FrontendConfig:
         trust_request_chat_template: whether requests may bring a chat_template; each is rendered in a process
             of its own, with limits on time and memory.
         tool_call_parser: how the model writes calls of tools: harmony, chatglm3, glm4, cohere, granite,
-            phi4_mini, hermes, mistral, pythonic, llama3_json, generic or a plugin's; auto is what its chat
-            template shows, or else generic, none is not at all.
+            phi4_mini, hermes, mistral, pythonic, llama3_json, react, generic or a plugin's; auto is what its
+            chat template shows, or else generic, none is not at all.
         tool_parser_plugin: a Python file that defines further tool parsers.
         reasoning_parser: how the model marks what it thinks: qwen3, deepseek_r1, mistral or cohere; auto is
             what its chat template shows, none is not at all.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -470,6 +470,22 @@ class SchedulerLink:
         with _status_as_error():
             response = await self._stub.GetMetrics(scheduler_pb2.GetMetricsRequest(), timeout=UNARY_TIMEOUT)
             return bytes(response.exposition)
+
+    async def observe(self, interval: float) -> AsyncGenerator[scheduler_pb2.ObserveResponse, None]:
+        """What the scheduler does, told every `interval` seconds until the generator is closed.
+
+        Raises:
+            Unavailable: the scheduler cannot be reached, or is lost.
+            PagewireError: it cannot be observed.
+        """
+        assert self._stub is not None
+        call = self._stub.Observe(scheduler_pb2.ObserveRequest(interval=interval))
+        try:
+            with _status_as_error():
+                async for message in call:
+                    yield message
+        finally:
+            call.cancel()
 
 
 async def _within(seconds: float, awaited: Coroutine[Any, Any, Any]) -> bool:

@@ -132,6 +132,15 @@ class Scheduler:
         """Whether requests hold rows and all of them are constrained."""
         return self._rows.num_constrained == self.num_running > 0
 
+    def some_requests(self, most: int) -> tuple[list[Request], list[Request]]:
+        """(running requests in order of service, waiting ones), up to `most` in all, for people who look."""
+        running = [*self._suspects.running, *self.running][:most]
+        return running, self._waiting.some(most - len(running))
+
+    def num_computed(self, request: Request) -> int:
+        """Tokens of a running request whose KV is computed, or will be by the steps in flight."""
+        return self._rows.num_computed.item(request.row)
+
     def add(self, request: Request, *, resumed: bool = False, timeout: float | None = None) -> Request | None:
         """Queues a request.
 

@@ -21,7 +21,7 @@ from engine.worker.timeline import Timeline
 from pagewire.base.errors import ConfigError
 from pagewire.base.exit_status import CONFIG_ERROR, DEVICE_LOST
 from pagewire.base.lifeline import end_with_parent
-from pagewire.base.options import build, with_options
+from pagewire.base.options import build, examples, with_options
 from pagewire.hub import resolve_checkpoint
 from pagewire.telemetry.logs import log_to_stderr
 
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EXAMPLES = examples("engine-worker smollm2-135m --socket /run/pagewire/worker.sock")
+
 app = typer.Typer(
     name="engine-worker", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 
 
-@app.command()
+@app.command(epilog=EXAMPLES)
 @with_options(WorkerConfig)
 def engine_worker(**values: Any) -> None:
     """Load a model and compute steps for a scheduler, in the foreground, until SIGTERM."""

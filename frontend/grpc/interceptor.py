@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,9 @@ TRITON_SERVICE_NAME = triton_pb2.DESCRIPTOR.services_by_name["GRPCInferenceServi
 
 MAX_STATUS_MESSAGE = 512
 """Characters. Statuses travel in HTTP/2 headers, percent-encoded, which clients limit to 8 KiB."""
+
+MAX_PARAM = 256
+"""Characters of a field's name, which may be the client's own, in metadata; a longer one is cut off."""
 
 REQUEST_ID_METADATA = "x-request-id"
 """Metadata that may name a request whose message does not, and that tells every call's id at its end."""
@@ -102,15 +105,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 call.caller = self._api_keys.check(authorization, x_api_key)
             except Unauthenticated as error:
                 return call.refuse(error)
+        behave = handler.stream_stream or handler.unary_stream or handler.unary_unary
         if handler.request_streaming and not method.startswith(_TRITON):
-            return handler  # only reflection, which does its own checks
+            behave = _writing(behave)  # only reflection is written as a generator
         make = grpc.unary_unary_rpc_method_handler
         if handler.request_streaming:
             make = grpc.stream_stream_rpc_method_handler
         elif handler.response_streaming:
             make = grpc.unary_stream_rpc_method_handler
         return make(
-            call.answering(handler.stream_stream or handler.unary_stream or handler.unary_unary),
+            call.answering(behave),
             request_deserializer=_catching_undecodable(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -124,6 +128,7 @@ class _Call:
         offered_id: what the metadata call the request.
         caller_trace: the caller's traceparent and tracestate.
         request_id: its id, once it is known.
+        peer: the client's address, which the library forgets when the client leaves.
         caller: whose it is; see frontend/caller.py.
         context: the context of its task, once that runs.
     """
@@ -135,6 +140,7 @@ class _Call:
     caller_trace: tuple[str | None, str | None]
     context: RequestContext | None = None
     request_id: str = ""
+    peer: str = ""
     caller: str = ""
     began: float = field(default_factory=time.perf_counter)
 
@@ -150,22 +156,24 @@ class _Call:
                 if isinstance(request, Undecodable):
                     raise request.error()
                 answer = await behave(request, context)
-                self._log(context, "OK")
+                self._log("OK")
                 return answer
             except PagewireError as error:
-                self._log(context, error.code.name)
+                self._log(error.code.name)
                 await _abort(context, self.request_id, error)
             except grpc.aio.AbortError:
                 raise
             except asyncio.CancelledError:
-                self._log(context, "client closed")
+                self._log("client closed")
                 raise
+            except grpc.aio.InternalError as error:  # nothing can be sent any more
+                self._log("client closed")
+                raise asyncio.CancelledError("the call has ended") from error
             except Exception:
                 logger.exception("request %s failed unexpectedly", self.request_id)
-                self._log(context, "INTERNAL")
-                await context.abort(
-                    grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
-                )
+                self._log("INTERNAL")
+                text = "internal error; the server's log has the details"
+                await _end(context, grpc.StatusCode.INTERNAL, text, ())
 
         return answering
 
@@ -175,7 +183,7 @@ class _Call:
         async def refuse(_requests: Any, context: grpc.aio.ServicerContext) -> None:
             self._begin()
             self._identify(None, context)
-            self._log(context, error.code.name)
+            self._log(error.code.name)
             await _abort(context, self.request_id, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -193,6 +201,7 @@ class _Call:
         Raises:
             InvalidRequest: the id offered is too long or does not print.
         """
+        self.peer = context.peer()
         own = getattr(request, "request_id", None)
         self.request_id = check_request_id(None)
         if isinstance(request, ModelInferRequest) and request.id and not self.offered_id:
@@ -206,9 +215,9 @@ class _Call:
         if own == "":
             request.request_id = self.request_id
 
-    def _log(self, context: grpc.aio.ServicerContext, outcome: str) -> None:
+    def _log(self, outcome: str) -> None:
         self.access_log.ended(
-            self.request_id, context.peer(), self.method, outcome, self.began, probe=self._is_probe
+            self.request_id, self.peer, self.method, outcome, self.began, probe=self._is_probe
         )
         if self.context is not None and self.context.trace is not None:
             service, _, method = self.method[1:].rpartition("/")
@@ -235,6 +244,23 @@ def _catching_undecodable(deserialize: Callable[[bytes], Any]) -> Callable[[byte
     return catching
 
 
+def _writing(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A handler that writes what a generator yields for requests. The library would do so too, and log a
+    traceback for every call that has ended meanwhile."""
+
+    async def decodable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            if isinstance(request, Undecodable):
+                raise request.error()
+            yield request
+
+    async def write(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        async for response in generate(decodable(requests), context):
+            await context.write(response)
+
+    return write
+
+
 async def _abort(context: grpc.aio.ServicerContext, request_id: str, error: PagewireError) -> None:
     message = error.message
     if len(message) > MAX_STATUS_MESSAGE:
@@ -243,8 +269,28 @@ async def _abort(context: grpc.aio.ServicerContext, request_id: str, error: Page
         logger.error("request %s failed: %s", request_id, message)
     metadata = [(REQUEST_ID_METADATA, request_id)]
     if error.param:
-        metadata.append((PARAM_METADATA, error.param.encode("ascii", "backslashreplace").decode()))
+        # Metadata are printable ASCII, or the call ends as an internal error.
+        param = error.param[:MAX_PARAM].encode("unicode_escape").decode()
+        metadata.append((PARAM_METADATA, param[:MAX_PARAM]))
     if error.retry_after is not None:
         seconds = math.ceil(error.retry_after)
         metadata += [(RETRY_AFTER_METADATA, str(seconds)), (RETRY_PUSHBACK_METADATA, str(1000 * seconds))]
-    await context.abort(_STATUS[int(error.code)], message, tuple(metadata))
+    await _end(context, _STATUS[int(error.code)], message, tuple(metadata))
+
+
+async def _end(
+    context: grpc.aio.ServicerContext,
+    status: grpc.StatusCode,
+    message: str,
+    metadata: tuple[tuple[str, str], ...],
+) -> None:
+    """Ends a call with a status.
+
+    Raises:
+        AbortError: always, as the library has it, unless
+        CancelledError: the call has ended already, of which its task may not have been told yet.
+    """
+    try:
+        await context.abort(status, message, metadata)
+    except grpc.aio.InternalError as ended:
+        raise asyncio.CancelledError("the call has ended") from ended

@@ -15,6 +15,7 @@ from frontend.api_keys import ApiKeys
 from frontend.caller import client_of
 from frontend.config import FrontendConfig
 from frontend.generation.answer import Answer
+from frontend.generation.constraints import in_a_line
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import (
     GenerationRequest,
@@ -171,7 +172,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 async def _tell_relaxed(context: grpc.aio.ServicerContext, answer: Answer) -> None:
     if answer.relaxed:
-        await context.send_initial_metadata(((RELAXED_METADATA, ", ".join(answer.relaxed)),))
+        await context.send_initial_metadata(((RELAXED_METADATA, in_a_line(answer.relaxed)),))
 
 
 def _prompt(

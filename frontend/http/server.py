@@ -17,6 +17,7 @@ from frontend.generation.request import check_request_id
 from frontend.http.apis import APIS, ENDPOINTS
 from frontend.http.body import ALLOW_UNKNOWN_FIELDS
 from frontend.http.connection import REQUEST_ID_HEADER, ApiRunner
+from frontend.http.console.endpoints import ASSETS
 from frontend.http.content import ContentRefused, check_content_type, read_content, too_large
 from frontend.http.cors import CorsPolicy
 from frontend.http.endpoint import Handler
@@ -209,7 +210,7 @@ class HttpServer:
         preflight = self._cors.preflight(request)
         if preflight is not None:
             return preflight  # browsers send it without a key
-        if request.path not in _WITHOUT_KEY:
+        if request.path not in _WITHOUT_KEY and not request.path.startswith(ASSETS):
             headers = request.headers
             set_caller(self._api_keys.check(headers.get("authorization"), headers.get("x-api-key")))
         if self._config.allow_unknown_fields:

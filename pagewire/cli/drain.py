@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import stat
-import tempfile
-from os import environ, getuid
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pagewire.base.errors import ConfigError, from_code
+from pagewire.base.options import examples
+from pagewire.cli.registry import running_services
+
+EXAMPLES = examples(
+    "pagewire drain",
+    "pagewire drain --socket /run/pagewire/frontend.sock --timeout 30",
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app."""
-    app.command("drain")(drain)
+    app.command("drain", epilog=EXAMPLES)(drain)
 
 
 def drain(
@@ -27,7 +31,8 @@ def drain(
         ),
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds that open requests get. Default: the --drain-timeout.")
+        float | None,
+        typer.Option(min=0, help="Seconds that open requests get. Default: the --drain-timeout."),
     ] = None,
 ) -> None:
     """Take frontends out of service: no new requests, and open ones finish.
@@ -37,25 +42,25 @@ def drain(
     """
     sockets = socket or _sockets()
     if not sockets:
-        raise ConfigError("no frontend of this user runs here; name one's --admin-socket with --socket")
+        raise ConfigError(
+            "no service of this user runs here; 'pagewire serve' starts one, and --socket names "
+            "the --admin-socket of a frontend that was started by itself"
+        )
+    for path in sockets:
+        if not path.is_socket():
+            raise ConfigError(
+                f"{path} is no socket; --socket takes the --admin-socket of a frontend that runs, and "
+                "without it all services are drained that 'pagewire ps' lists"
+            )
     num_aborted = asyncio.run(_drain_all(sockets, timeout))
     typer.echo(f"drained; {num_aborted} requests were ended" if num_aborted else "drained")
     raise typer.Exit(1 if num_aborted else 0)
 
 
 def _sockets() -> list[Path]:
-    """The admin sockets in the runtime directories of `pagewire serve`, of this user's alone."""
-    parent = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    found = sorted(parent.glob("pagewire-*/frontend*.sock"))
-    return [path for path in found if _is_ours(path)]
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        facts = path.stat()
-    except OSError:  # it ended meanwhile
-        return False
-    return stat.S_ISSOCK(facts.st_mode) and facts.st_uid == getuid()
+    """The admin sockets of the services that `pagewire ps` lists."""
+    directories = [Path(service.directory) for service in running_services()]
+    return [path for directory in directories for path in sorted(directory.glob("frontend*.sock"))]
 
 
 async def _drain_all(sockets: list[Path], timeout: float | None) -> int:

@@ -10,15 +10,20 @@ from typing import Any
 import typer
 
 from frontend.config import FrontendConfig
-from pagewire.base.options import build, with_options
+from pagewire.base.options import build, examples, with_options
 from pagewire.telemetry.logs import log_to_stderr
 from scheduler.config import SchedulerConfig
+
+FRONTEND_EXAMPLES = examples("pagewire frontend smollm2-135m --scheduler unix:/run/pagewire/scheduler.sock")
+SCHEDULER_EXAMPLES = examples(
+    "pagewire scheduler --listen unix:/run/pagewire/scheduler.sock --worker-socket /run/pagewire/worker.sock"
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the app."""
-    app.command("frontend")(with_options(FrontendConfig)(frontend))
-    app.command("scheduler")(with_options(SchedulerConfig)(scheduler))
+    app.command("frontend", epilog=FRONTEND_EXAMPLES)(with_options(FrontendConfig)(frontend))
+    app.command("scheduler", epilog=SCHEDULER_EXAMPLES)(with_options(SchedulerConfig)(scheduler))
     app.command(
         "engine-worker",
         add_help_option=False,

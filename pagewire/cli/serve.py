@@ -13,9 +13,9 @@ from engine.config import WorkerConfig
 from frontend.config import FrontendConfig
 from pagewire import __version__
 from pagewire.base.notify import notify_ready
-from pagewire.base.options import with_options
+from pagewire.base.options import examples, with_options
 from pagewire.cli.arguments import File, Hub, Model, Revision
-from pagewire.cli.service import WIRING, RunningService, ServiceConfig, running_service
+from pagewire.cli.service import WIRING, RunningService, ServiceConfig, http_url, running_service
 from pagewire.hub.names.aliases import DEFAULT_MODEL
 from pagewire.hub.names.reference import located
 from scheduler.config import SchedulerConfig
@@ -23,10 +23,17 @@ from scheduler.config import SchedulerConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXAMPLES = examples(
+    "pagewire serve                                             # the default model on ports 8000 and 50051",
+    "pagewire serve Qwen/Qwen3-0.6B --port 9000 --grpc-port 0   # another, fetched if need be",
+    "pagewire serve ./model.Q4_K_M.gguf --host 127.0.0.1        # a file, for this machine alone",
+)
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app."""
-    app.command("serve")(with_options(FrontendConfig, WorkerConfig, SchedulerConfig, without=WIRING)(serve))
+    options = with_options(FrontendConfig, WorkerConfig, SchedulerConfig, without=WIRING)
+    app.command("serve", epilog=EXAMPLES)(options(serve))
 
 
 def serve(
@@ -61,7 +68,8 @@ async def _serve(config: ServiceConfig) -> int:
             seconds = time.monotonic() - started
             if is_json:
                 notify_ready(f"serving {service.model}")
-                report.say(f"ready after {seconds:.1f} s: {_url(service)}, gRPC {service.grpc_address}")
+                addresses = f"{http_url(service.config.frontend)}/v1, gRPC {service.grpc_address}"
+                report.say(f"ready after {seconds:.1f} s: {addresses}")
             else:
                 _announce(console, service, seconds)
 
@@ -77,7 +85,7 @@ def _announce(console: Console, service: RunningService, seconds: float) -> None
     body = {"model": service.model, "messages": [message], "max_tokens": 64, "temperature": 0}
     keys = service.config.frontend.api_keys or service.config.frontend.api_key_file
     key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if keys else ""
-    url = _url(service)
+    url = f"{http_url(service.config.frontend)}/v1"
     lines = f"""
 ready after {seconds:.1f} s; Ctrl-C stops it
   HTTP  {url}
@@ -88,10 +96,3 @@ try:
     -d '{json.dumps(body)}'
 """
     console.print(lines, soft_wrap=True, markup=False)
-
-
-def _url(service: RunningService) -> str:
-    """Where the HTTP API is."""
-    return (
-        f"{'http' if service.config.frontend.ssl_certfile is None else 'https'}://{service.http_address}/v1"
-    )

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WORK_AHEAD_STEP, is_warm, rank_socket
@@ -30,6 +31,7 @@ from scheduler.core import Scheduler
 from scheduler.masks.relay import LEAST_SECONDS, MaskRelay
 from scheduler.request import EndReason, Request
 from scheduler.serve.metrics import SchedulerMetrics
+from scheduler.serve.observation import Observer
 from scheduler.serve.outbox import WORKER_LOST, Outbox, Ticket, by_outbox, ticket_of
 from scheduler.serve.status import load_message, model_message
 from scheduler.serve.timelines import Timelines
@@ -73,6 +75,7 @@ class EngineDriver:
         self._watchdog: Watchdog | None = None
         self._orphans: list[Request] = []
         self._outboxes: set[Outbox] = set()
+        self._observers: set[Observer] = set()
         self._pump_scheduled = False
         self._pump_timer: asyncio.TimerHandle | None = None
         self._masks = MaskRelay(self._apply_mask, self._pump)
@@ -427,7 +430,10 @@ class EngineDriver:
                     self._ahead.finished(result.more_ahead)
                     self._pacing.began(time.perf_counter())
                     continue
+                work = self._core.oldest_work
                 output = self._core.update(result)
+                for observer in self._observers:
+                    observer.step(result, work, self._group.execute_us or [result.execute_us])
                 self._masks.advance(output)
                 self._pacing.ran(result.execute_us, result.launch_us)
                 self._pacing.began(time.perf_counter())
@@ -509,6 +515,16 @@ class EngineDriver:
         return facts.limits.lowered(
             max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
         )
+
+    @contextmanager
+    def observed_by(self, observer: Observer) -> Iterator[None]:
+        """Tells an observer what happens."""
+        self._observers.add(observer)
+        try:
+            with observer.measuring(self.metrics):
+                yield
+        finally:
+            self._observers.discard(observer)
 
     def load(self) -> pb.GetLoadResponse:
         """Current queue lengths and memory use."""

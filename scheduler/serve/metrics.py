@@ -29,17 +29,24 @@ _REQUEST_TOKENS = tuple(float(2**power) for power in range(18))
 
 
 class Histogram:
-    """A histogram: observations counted per bucket."""
+    """A histogram: observations counted per bucket.
+
+    Attributes:
+        watchers: called with each value and how often it was observed.
+    """
 
     def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
         self._name, self._documentation, self._bounds = name, documentation, bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self.watchers: list[Callable[[float, int], None]] = []
 
     def observe(self, value: float, times: int = 1) -> None:
         """Counts an observation, or several of the same value."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
+        for watcher in self.watchers:
+            watcher(value, times)
 
     def family(self) -> HistogramMetricFamily:
         """The histogram as a Prometheus metric family."""
@@ -135,10 +142,20 @@ class SchedulerMetrics(Collector):
         """Adds up the totals of a core that is replaced, so that counters never decrease."""
         self._totals.update(_totals(core))
 
+    def totals(self) -> Counter[str]:
+        """The counters of this scheduler's cores, by name without prefix."""
+        core = self._core()
+        return self._totals + Counter(_totals(core) if core else {})
+
+    @property
+    def num_ended(self) -> int:
+        """Requests that ended, however they did."""
+        return self._finished.total()
+
     def collect(self) -> Iterator[Any]:
         """Called by prometheus_client at every scrape."""
         core = self._core()
-        totals = self._totals + Counter(_totals(core) if core else {})
+        totals = self.totals()
         for name, documentation in _COUNTERS.items():
             yield CounterMetricFamily(f"pagewire:{name}", documentation, value=totals[name])
         yield CounterMetricFamily(

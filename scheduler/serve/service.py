@@ -30,12 +30,15 @@ from pagewire.wire.sampling_params import SamplingParams
 from scheduler.request import EndReason, Request
 from scheduler.serve.driver import EngineDriver
 from scheduler.serve.intake import make_request
+from scheduler.serve.observation import Observer
 from scheduler.serve.outbox import Outbox, Ticket
 
 logger = logging.getLogger(__name__)
 
 _TEXT_FIELDS = ("stop", "include_stop_str_in_output", "skip_special_tokens", "bad_words")
 _LAST_WRITE_SECONDS = 1.0
+_OBSERVE_SECONDS = (0.1, 0.5, 10.0)
+"""Between two messages of Observe: at least, by default, at most."""
 # Parameters that only frontends serve, and their neutral values.
 _FRONTEND_FIELDS = {"n": 1, "best_of": 1, "beam_search": None, "prompt_logprobs": None}
 
@@ -114,6 +117,18 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         if not parts:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no request {request.request_id!r} is known")
         return pb.GetTimelineResponse(parts=parts)
+
+    async def Observe(  # noqa: N802
+        self, request: pb.ObserveRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ObserveResponse]:
+        """The state, again and again."""
+        least, default, most = _OBSERVE_SECONDS
+        interval = min(max(least, request.interval or default), most)
+        driver, observer = self._driver, Observer()
+        with driver.observed_by(observer):
+            while True:
+                yield observer.take(driver.core, driver.load(), driver.metrics)
+                await asyncio.sleep(interval)
 
 
 class Connection:

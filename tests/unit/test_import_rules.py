@@ -122,11 +122,13 @@ def within(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
+@cache
 def part_of(module: str) -> str:
     """The part that a module belongs to."""
     return max((part for part in MAY_IMPORT if within(module, (part,))), key=len)
 
 
+@cache
 def may_import(part: str, imported: str) -> bool:
     """Whether what is imported belongs to the part itself or one that it may import. A name that is allowed
     whole covers all that lies under it."""

@@ -47,6 +47,7 @@ class InferStream:
         self._model = model
         self._access_log = access_log
         self._context = context
+        self._peer = context.peer()  # which the library forgets when the client leaves
         self._watch = watch
         self._room = asyncio.Semaphore(MAX_OPEN)
         self._writing = asyncio.Lock()  # a call takes one write at a time
@@ -81,7 +82,7 @@ class InferStream:
                 outcome = "INTERNAL"
                 await self._fail(public_id, "internal error; the server's log has the details")
         finally:
-            self._access_log.ended(request_id, self._context.peer(), _METHOD, outcome, began)
+            self._access_log.ended(request_id, self._peer, _METHOD, outcome, began)
 
     def _read(self, message: pb.ModelInferRequest, request_id: str) -> Inference:
         self._model.check(message.model_name, message.model_version)

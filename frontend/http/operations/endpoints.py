@@ -147,16 +147,6 @@ _ENDPOINTS = (
         errors=(400,),
         needs_key=False,
     ),
-    Endpoint(
-        name="index",
-        method="GET",
-        path="/",
-        tag="Documentation",
-        summary="A front page",
-        media_type="text/html",
-        errors=(400,),
-        needs_key=False,
-    ),
 )
 
 
@@ -179,7 +169,6 @@ def _handlers(
         "version": operations.version,
         "serverInfo": operations.server_info,
         "docs": operations.docs,
-        "index": operations.index,
     }
 
 

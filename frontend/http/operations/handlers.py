@@ -1,4 +1,4 @@
-"""Everything but generation: models, tokens, health, metrics and the front page."""
+"""Everything but generation: models, tokens, health, metrics and the page about the API."""
 
 from __future__ import annotations
 
@@ -50,12 +50,7 @@ class OperationHandlers:
         self._config = config
         self._pipeline = pipeline
         self._metrics = metrics
-        self._index = _STATIC.joinpath("index.html").read_text(encoding="utf-8")
         self._docs = _STATIC.joinpath("docs.html").read_text(encoding="utf-8")
-
-    async def index(self, request: web.Request) -> web.Response:
-        """GET /"""
-        return web.Response(text=self._index, content_type="text/html")
 
     async def docs(self, request: web.Request) -> web.Response:
         """GET /docs"""

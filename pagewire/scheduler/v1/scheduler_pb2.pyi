@@ -334,3 +334,149 @@ class TimelineEvent(_message.Message):
     name: str
     detail: str
     def __init__(self, time: _Optional[float] = ..., name: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class ObserveRequest(_message.Message):
+    __slots__ = ("interval",)
+    INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    interval: float
+    def __init__(self, interval: _Optional[float] = ...) -> None: ...
+
+class ObserveResponse(_message.Message):
+    __slots__ = ("ready", "time", "load", "totals", "time_to_first_token", "inter_token_latency", "steps", "num_steps_left_out", "requests", "blocks", "prefixes")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INTER_TOKEN_LATENCY_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    ready: bool
+    time: float
+    load: GetLoadResponse
+    totals: ObservedTotals
+    time_to_first_token: ObservedLatency
+    inter_token_latency: ObservedLatency
+    steps: _containers.RepeatedCompositeFieldContainer[ObservedStep]
+    num_steps_left_out: int
+    requests: _containers.RepeatedCompositeFieldContainer[ObservedRequest]
+    blocks: ObservedBlocks
+    prefixes: ObservedPrefixes
+    def __init__(self, ready: _Optional[bool] = ..., time: _Optional[float] = ..., load: _Optional[_Union[GetLoadResponse, _Mapping]] = ..., totals: _Optional[_Union[ObservedTotals, _Mapping]] = ..., time_to_first_token: _Optional[_Union[ObservedLatency, _Mapping]] = ..., inter_token_latency: _Optional[_Union[ObservedLatency, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[ObservedStep, _Mapping]]] = ..., num_steps_left_out: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[ObservedRequest, _Mapping]]] = ..., blocks: _Optional[_Union[ObservedBlocks, _Mapping]] = ..., prefixes: _Optional[_Union[ObservedPrefixes, _Mapping]] = ...) -> None: ...
+
+class ObservedTotals(_message.Message):
+    __slots__ = ("steps", "computed_tokens", "generated_tokens", "prefix_queries", "prefix_hits", "preemptions", "evictions", "ended_requests", "worker_losses")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_QUERIES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    computed_tokens: int
+    generated_tokens: int
+    prefix_queries: int
+    prefix_hits: int
+    preemptions: int
+    evictions: int
+    ended_requests: int
+    worker_losses: int
+    def __init__(self, steps: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., preemptions: _Optional[int] = ..., evictions: _Optional[int] = ..., ended_requests: _Optional[int] = ..., worker_losses: _Optional[int] = ...) -> None: ...
+
+class ObservedLatency(_message.Message):
+    __slots__ = ("count", "p50", "p95")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    P50_FIELD_NUMBER: _ClassVar[int]
+    P95_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    p50: float
+    p95: float
+    def __init__(self, count: _Optional[int] = ..., p50: _Optional[float] = ..., p95: _Optional[float] = ...) -> None: ...
+
+class ObservedStep(_message.Message):
+    __slots__ = ("step_id", "ended", "execute_us", "num_decodes", "num_prompt_tokens", "failed")
+    STEP_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    EXECUTE_US_FIELD_NUMBER: _ClassVar[int]
+    NUM_DECODES_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    step_id: int
+    ended: float
+    execute_us: _containers.RepeatedScalarFieldContainer[int]
+    num_decodes: int
+    num_prompt_tokens: int
+    failed: bool
+    def __init__(self, step_id: _Optional[int] = ..., ended: _Optional[float] = ..., execute_us: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., failed: _Optional[bool] = ...) -> None: ...
+
+class ObservedRequest(_message.Message):
+    __slots__ = ("number", "request_id", "client", "running", "num_prompt_tokens", "num_cached_tokens", "num_computed_tokens", "num_output_tokens", "max_total_tokens", "num_blocks", "age", "num_preemptions", "adapter_id")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    request_id: str
+    client: str
+    running: bool
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_computed_tokens: int
+    num_output_tokens: int
+    max_total_tokens: int
+    num_blocks: int
+    age: float
+    num_preemptions: int
+    adapter_id: int
+    def __init__(self, number: _Optional[int] = ..., request_id: _Optional[str] = ..., client: _Optional[str] = ..., running: _Optional[bool] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_computed_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., age: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., adapter_id: _Optional[int] = ...) -> None: ...
+
+class ObservedBlocks(_message.Message):
+    __slots__ = ("stride", "ref_counts", "cached", "owners")
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    REF_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    OWNERS_FIELD_NUMBER: _ClassVar[int]
+    stride: int
+    ref_counts: bytes
+    cached: bytes
+    owners: bytes
+    def __init__(self, stride: _Optional[int] = ..., ref_counts: _Optional[bytes] = ..., cached: _Optional[bytes] = ..., owners: _Optional[bytes] = ...) -> None: ...
+
+class ObservedPrefixes(_message.Message):
+    __slots__ = ("nodes", "num_left_out", "roots")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    NUM_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    ROOTS_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[ObservedPrefix]
+    num_left_out: int
+    roots: bytes
+    def __init__(self, nodes: _Optional[_Iterable[_Union[ObservedPrefix, _Mapping]]] = ..., num_left_out: _Optional[int] = ..., roots: _Optional[bytes] = ...) -> None: ...
+
+class ObservedPrefix(_message.Message):
+    __slots__ = ("first_block", "parent", "num_blocks", "num_hits", "num_held")
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HELD_FIELD_NUMBER: _ClassVar[int]
+    first_block: int
+    parent: int
+    num_blocks: int
+    num_hits: int
+    num_held: int
+    def __init__(self, first_block: _Optional[int] = ..., parent: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_hits: _Optional[int] = ..., num_held: _Optional[int] = ...) -> None: ...

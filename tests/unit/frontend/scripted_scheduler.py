@@ -37,6 +37,8 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.reply: bytes | None = None
         self.pause_between_tokens = 0.0
         self.pool: Callable[[pb.Submit], Sequence[float]] | None = None
+        self.observation = pb.ObserveResponse(ready=True)
+        self.num_observers = 0
         self.submits: list[pb.Submit] = []
         self.aborts: list[int] = []
         self.abort_reasons: list[int] = []
@@ -124,6 +126,17 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         if parts is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
         return pb.GetTimelineResponse(parts=parts)
+
+    async def Observe(  # noqa: N802
+        self, request: pb.ObserveRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ObserveResponse]:
+        self.num_observers += 1
+        try:
+            while True:
+                yield self.observation
+                await asyncio.sleep(0.1)
+        finally:
+            self.num_observers -= 1
 
     async def until(self, condition: Callable[[ScriptedScheduler], bool]) -> None:
         """Waits for what the frontend sends to fulfil a condition."""

@@ -101,4 +101,4 @@ def test_drain_without_a_frontend_says_what_to_name(tmp_path: Path, monkeypatch:
 
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     result = CliRunner().invoke(app, ["drain"])
-    assert "name one's --admin-socket" in str(result.exception)
+    assert "names the --admin-socket" in str(result.exception)
