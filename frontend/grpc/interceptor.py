@@ -18,8 +18,11 @@ from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.caller import set_caller
 from frontend.generation.request import check_request_id
+from frontend.tracing import FrontendTracing
 from frontend.triton.request import id_for_logs
 from pagewire.base.errors import Code, InvalidRequest, PagewireError, Unauthenticated
+from pagewire.telemetry.context import TRACEPARENT, TRACESTATE, RequestContext
+from pagewire.telemetry.spans import Attributes
 from pagewire.triton import triton_pb2
 from pagewire.triton.triton_pb2 import ModelInferRequest
 
@@ -74,9 +77,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     Every call of the inference service ends with trailing metadata "x-request-id" and a line in the log.
     """
 
-    def __init__(self, api_keys: ApiKeys, access_log: AccessLog) -> None:
+    def __init__(self, api_keys: ApiKeys, access_log: AccessLog, tracing: FrontendTracing) -> None:
         self._api_keys = api_keys
         self._access_log = access_log
+        self._tracing = tracing
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -87,7 +91,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return None
         method = handler_call_details.method
         metadata = dict(handler_call_details.invocation_metadata)
-        call = _Call(method, _text(metadata.get(REQUEST_ID_METADATA)), self._access_log)
+        traceparent, tracestate = _text(metadata.get(TRACEPARENT)), _text(metadata.get(TRACESTATE))
+        call = _Call(
+            method,
+            _text(metadata.get(REQUEST_ID_METADATA)),
+            self._access_log,
+            self._tracing,
+            (traceparent, tracestate),
+        )
         if not method.startswith(_WITHOUT_KEY):
             authorization, x_api_key = _text(metadata.get("authorization")), _text(metadata.get("x-api-key"))
             try:
@@ -115,14 +126,19 @@ class _Call:
 
     Attributes:
         offered_id: what the metadata call the request.
+        caller_trace: the caller's traceparent and tracestate.
         request_id: its id, once it is known.
         peer: the client's address, which the library forgets when the client leaves.
         caller: whose it is; see frontend/caller.py.
+        context: the context of its task, once that runs.
     """
 
     method: str
     offered_id: str | None
     access_log: AccessLog
+    tracing: FrontendTracing
+    caller_trace: tuple[str | None, str | None]
+    context: RequestContext | None = None
     request_id: str = ""
     peer: str = ""
     caller: str = ""
@@ -133,6 +149,7 @@ class _Call:
 
         async def answering(request: Any, context: grpc.aio.ServicerContext) -> Any:
             set_caller(self.caller)
+            self._begin()
             try:
                 self._identify(request, context)
                 call_id.set(self.request_id)
@@ -164,11 +181,19 @@ class _Call:
         """A handler that answers before it reads anything, whatever the kind of the method."""
 
         async def refuse(_requests: Any, context: grpc.aio.ServicerContext) -> None:
+            self._begin()
             self._identify(None, context)
             self._log(error.code.name)
             await _abort(context, self.request_id, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+    @property
+    def _is_probe(self) -> bool:
+        return not self.method.startswith(_LOGGED) or self.method.endswith("/GetLoad")
+
+    def _begin(self) -> None:
+        self.context = self.tracing.begin(self.request_id, *self.caller_trace, traced=not self._is_probe)
 
     def _identify(self, request: Any, context: grpc.aio.ServicerContext) -> None:
         """Decides on the request's id, and gives it to a message that could name it and does not.
@@ -185,12 +210,24 @@ class _Call:
             self.request_id = check_request_id(own or self.offered_id)
         finally:
             context.set_trailing_metadata(((REQUEST_ID_METADATA, self.request_id),))
+            if self.context is not None:
+                self.context.request_id = self.request_id
         if own == "":
             request.request_id = self.request_id
 
     def _log(self, outcome: str) -> None:
-        probe = not self.method.startswith(_LOGGED) or self.method.endswith("/GetLoad")
-        self.access_log.ended(self.request_id, self.peer, self.method, outcome, self.began, probe=probe)
+        self.access_log.ended(
+            self.request_id, self.peer, self.method, outcome, self.began, probe=self._is_probe
+        )
+        if self.context is not None and self.context.trace is not None:
+            service, _, method = self.method[1:].rpartition("/")
+            attributes: Attributes = {
+                "rpc.system": "grpc",
+                "rpc.service": service,
+                "rpc.method": method,
+                "rpc.grpc.status": outcome,
+            }
+            self.tracing.ended(self.context, self.method[1:], attributes, "" if outcome == "OK" else outcome)
 
 
 def _text(value: str | bytes | None) -> str | None:

@@ -35,6 +35,7 @@ from frontend.grpc.stall import StallWatch
 from frontend.grpc.triton.service import TritonService
 from frontend.listeners import num_connections, stop_listening
 from frontend.metrics import FrontendMetrics
+from frontend.tracing import FrontendTracing
 from frontend.triton.model import TritonModel
 from pagewire.base.errors import ConfigError, InvalidRequest
 from pagewire.base.tls import ReloadingTls
@@ -212,13 +213,16 @@ class GrpcServer:
         pipeline: GenerationPipeline,
         metrics: FrontendMetrics,
         access_log: AccessLog,
+        tracing: FrontendTracing,
         tls: ReloadingTls | None = None,
     ) -> None:
         self._pipeline = pipeline
         self.health = health.aio.HealthServicer()
         self._reports: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
-            interceptors=(ErrorInterceptor(ApiKeys.load(config.api_keys, config.api_key_file), access_log),),
+            interceptors=(
+                ErrorInterceptor(ApiKeys.load(config.api_keys, config.api_key_file), access_log, tracing),
+            ),
             options=_options(config),
         )
         service = InferenceService(pipeline, config.stall_timeout)

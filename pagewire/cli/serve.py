@@ -53,20 +53,28 @@ def serve(
 async def _serve(config: ServiceConfig) -> int:
     from rich.console import Console
 
-    from pagewire.cli.report import ConsoleReport
+    from pagewire.cli.report import ConsoleReport, JsonReport
 
     console = Console(highlight=False)
-    console.print(f"pagewire {__version__} serves {config.frontend.served_model_names[0]}", soft_wrap=True)
     width = max(len(spec.name) for stage in config.stages() for spec in stage)
+    is_json = config.frontend.log_format == "json"
+    report = JsonReport() if is_json else ConsoleReport(console, width)
+    report.say(f"pagewire {__version__} serves {config.frontend.served_model_names[0]}")
     started = time.monotonic()
-    async with running_service(config, ConsoleReport(console, width)) as service:
+    async with running_service(config, report) as service:
 
         async def announce() -> None:
             await service.until_serving()
-            _announce(console, service, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            if is_json:
+                notify_ready(f"serving {service.model}")
+                addresses = f"{http_url(service.config.frontend)}/v1, gRPC {service.grpc_address}"
+                report.say(f"ready after {seconds:.1f} s: {addresses}")
+            else:
+                _announce(console, service, seconds)
 
         await service.supervisor.serve(announce)
-    console.print("killed" if service.supervisor.killed else "stopped")
+    report.say("killed" if service.supervisor.killed else "stopped")
     return 1 if service.supervisor.killed else 0
 
 

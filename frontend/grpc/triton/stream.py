@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import grpc
 
@@ -19,6 +20,7 @@ from frontend.triton.model import TritonModel
 from frontend.triton.request import Inference, id_for_logs, read_inference
 from frontend.triton.responses import Responses
 from pagewire.base.errors import PagewireError
+from pagewire.telemetry.context import CURRENT_REQUEST
 from pagewire.triton import triton_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,9 @@ class InferStream:
         began = time.perf_counter()
         public_id = "" if isinstance(message, Undecodable) else message.id
         request_id, outcome = id_for_logs(public_id), "client closed"
+        call = CURRENT_REQUEST.get()
+        if call is not None:
+            CURRENT_REQUEST.set(replace(call, request_id=request_id, received=time.time()))
         try:
             try:
                 if isinstance(message, Undecodable):

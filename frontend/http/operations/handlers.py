@@ -16,6 +16,7 @@ from frontend.http.body import parse
 from frontend.http.json_text import json_response
 from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
+from frontend.metrics_names import named, triton_gpu_lines
 from frontend.text.tokenizer_config import SPECIAL_TOKENS
 from frontend.triton.metrics import exposition as triton_exposition
 from pagewire.base.errors import Unavailable
@@ -72,14 +73,21 @@ class OperationHandlers:
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics: the scheduler's metrics, as long as it can be reached, and this frontend's own."""
         link = self._pipeline.link
-        exposition, load = b"", None
+        exposition, load = "", None
         with suppress(Unavailable):  # pagewire:frontend_scheduler_ready tells
-            exposition, load = await asyncio.gather(link.get_metrics(), link.get_load())
-        if exposition and not exposition.endswith(b"\n"):
-            exposition += b"\n"
-        triton = triton_exposition(self._metrics, self._pipeline.model.names[0], load, link.model)
+            encoded, load = await asyncio.gather(link.get_metrics(), link.get_load())
+            exposition = encoded.decode()
+        model = self._pipeline.model.names[0]
+        triton = triton_exposition(self._metrics, model, load, link.model)
         return web.Response(
-            body=exposition + self._metrics.exposition() + triton,
+            body=b"".join(
+                (
+                    named(exposition, self._config.metrics_names, model).encode(),
+                    self._metrics.exposition(),
+                    triton,
+                    triton_gpu_lines(exposition).encode(),
+                )
+            ),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 

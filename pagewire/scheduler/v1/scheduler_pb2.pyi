@@ -22,7 +22,7 @@ END_REASON_ABORT: EndReason
 END_REASON_ERROR: EndReason
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "timeout", "resumed", "bad_words", "cache_salt", "pooling", "client", "adapter_id", "part")
+    __slots__ = ("handle", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "timeout", "resumed", "bad_words", "cache_salt", "pooling", "client", "adapter_id", "part", "traceparent", "received")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,8 @@ class Submit(_message.Message):
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     handle: int
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -51,13 +53,17 @@ class Submit(_message.Message):
     client: str
     adapter_id: int
     part: int
-    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout: _Optional[float] = ..., resumed: _Optional[bool] = ..., bad_words: _Optional[_Iterable[_Union[_inference_pb2.TokenIds, _Mapping]]] = ..., cache_salt: _Optional[str] = ..., pooling: _Optional[_Union[_inference_pb2.Pooling, str]] = ..., client: _Optional[str] = ..., adapter_id: _Optional[int] = ..., part: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    received: float
+    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout: _Optional[float] = ..., resumed: _Optional[bool] = ..., bad_words: _Optional[_Iterable[_Union[_inference_pb2.TokenIds, _Mapping]]] = ..., cache_salt: _Optional[str] = ..., pooling: _Optional[_Union[_inference_pb2.Pooling, str]] = ..., client: _Optional[str] = ..., adapter_id: _Optional[int] = ..., part: _Optional[int] = ..., traceparent: _Optional[str] = ..., received: _Optional[float] = ...) -> None: ...
 
 class Abort(_message.Message):
-    __slots__ = ("handle",)
+    __slots__ = ("handle", "reason")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     handle: int
-    def __init__(self, handle: _Optional[int] = ...) -> None: ...
+    reason: EndReason
+    def __init__(self, handle: _Optional[int] = ..., reason: _Optional[_Union[EndReason, str]] = ...) -> None: ...
 
 class ConnectRequest(_message.Message):
     __slots__ = ("submit", "abort", "changes")
@@ -266,6 +272,68 @@ class GetMetricsResponse(_message.Message):
     EXPOSITION_FIELD_NUMBER: _ClassVar[int]
     exposition: bytes
     def __init__(self, exposition: _Optional[bytes] = ...) -> None: ...
+
+class GetTimelineRequest(_message.Message):
+    __slots__ = ("request_id", "client")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    client: str
+    def __init__(self, request_id: _Optional[str] = ..., client: _Optional[str] = ...) -> None: ...
+
+class GetTimelineResponse(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[Timeline]
+    def __init__(self, parts: _Optional[_Iterable[_Union[Timeline, _Mapping]]] = ...) -> None: ...
+
+class Timeline(_message.Message):
+    __slots__ = ("part", "received", "queued", "scheduled", "first_token", "last_token", "ended", "reason", "error", "num_prompt_tokens", "num_cached_tokens", "num_output_tokens", "num_preemptions", "num_worker_losses", "running", "trace_id", "events")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LAST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_WORKER_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    part: int
+    received: float
+    queued: float
+    scheduled: float
+    first_token: float
+    last_token: float
+    ended: float
+    reason: EndReason
+    error: str
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    num_preemptions: int
+    num_worker_losses: int
+    running: bool
+    trace_id: str
+    events: _containers.RepeatedCompositeFieldContainer[TimelineEvent]
+    def __init__(self, part: _Optional[int] = ..., received: _Optional[float] = ..., queued: _Optional[float] = ..., scheduled: _Optional[float] = ..., first_token: _Optional[float] = ..., last_token: _Optional[float] = ..., ended: _Optional[float] = ..., reason: _Optional[_Union[EndReason, str]] = ..., error: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_worker_losses: _Optional[int] = ..., running: _Optional[bool] = ..., trace_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[TimelineEvent, _Mapping]]] = ...) -> None: ...
+
+class TimelineEvent(_message.Message):
+    __slots__ = ("time", "name", "detail")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    time: float
+    name: str
+    detail: str
+    def __init__(self, time: _Optional[float] = ..., name: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ObserveRequest(_message.Message):
     __slots__ = ("interval",)
