@@ -112,7 +112,11 @@ def test_a_file_that_cannot_be_written_is_named(
     assert capfd.readouterr().err == f"pagewire: {apart}/no/file: No such file or directory\n"
 
 
-def test_every_commands_help_ends_with_examples_that_can_be_typed() -> None:
+def test_every_commands_help_ends_with_examples_that_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").touch()  # which examples read
     tree = dict(commands())
     for name, command in tree.items():
         if name == ("engine-worker",):
