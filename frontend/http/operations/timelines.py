@@ -28,8 +28,8 @@ _MOMENTS = {
     "received": "received",
     "queued": "queued",
     "scheduled": "scheduled",
-    "first_token": "first token",
-    "last_token": "last token",
+    "first_token": "first token",  # nosec B105 # no password
+    "last_token": "last token",  # nosec B105 # no password
     "ended": "finished",
 }
 """Fields of Timeline and what their events are called."""
