@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from pagewire.base.errors import ConfigError
+from pagewire.cli.drain import _chosen, drain
 from pagewire.cli.ps import ps
-from pagewire.cli.registry import FILE_NAME, RecordingReport, ServiceRecord, running_services
+from pagewire.cli.registry import (
+    FILE_NAME,
+    RecordingReport,
+    ServiceRecord,
+    _started_ticks,
+    running_services,
+)
 from pagewire.cli.report import QuietReport
 from pagewire.cli.tables import duration
 
@@ -70,6 +78,32 @@ def test_what_a_killed_service_left_is_removed(runtime: Path, capsys: pytest.Cap
     assert list(runtime.iterdir()) == []
     ps()
     assert "'pagewire serve' starts one" in capsys.readouterr().err
+
+
+def test_of_several_services_the_one_to_drain_must_be_named(runtime: Path) -> None:
+    """A bare `drain` that took them all would end what somebody else of the same name works with."""
+    sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    try:
+        for number, sleeper in enumerate(sleepers):
+            other = record(runtime / f"pagewire-{number}")
+            other.pid, other.started_ticks = sleeper.pid, _started_ticks(sleeper.pid)
+            RecordingReport(other, QuietReport())
+        with pytest.raises(
+            ConfigError, match="several services run here: .* name one with --pid, or drain --all"
+        ):
+            drain()
+        with pytest.raises(
+            ConfigError, match=f"no service .* the process id 1; there is .*{sleepers[0].pid}"
+        ):
+            drain(pid=1)
+        with pytest.raises(ConfigError, match="exclude each other"):
+            drain(pid=1, every=True)
+        assert [each.pid for each in _chosen(sleepers[1].pid, every=False)] == [sleepers[1].pid]
+        assert len(_chosen(None, every=True)) == 2
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
 
 
 def test_what_is_not_ours_to_judge_stays(runtime: Path) -> None:
