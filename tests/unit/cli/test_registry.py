@@ -89,7 +89,7 @@ def test_of_several_services_the_one_to_drain_must_be_named(runtime: Path) -> No
             other.pid, other.started_ticks = sleeper.pid, _started_ticks(sleeper.pid)
             RecordingReport(other, QuietReport())
         with pytest.raises(
-            ConfigError, match="several services run here: .* name one with --pid, or drain --all"
+            ConfigError, match=r"several services run here: .* name one with --pid, or drain --all"
         ):
             drain()
         with pytest.raises(
