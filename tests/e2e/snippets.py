@@ -32,7 +32,9 @@ from tools.service import Service
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("sh", "bash", "python", "js", "go")
 _SETTING_UP = ("git", "cd", "export", "pip", "docker")
-_BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+)
 
 
 @dataclass(frozen=True)
@@ -173,5 +175,3 @@ def options() -> set[str]:
         return own.union(*map(of, getattr(command, "commands", {}).values()))
 
     return of(typer.main.get_command(app))
-
-

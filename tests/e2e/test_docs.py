@@ -7,7 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e import test_readme
@@ -28,7 +30,7 @@ NOT_RUN = {"needs Claude Code": 1}
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Service]:
     """The null engine never ends an answer by itself: a short context does."""
-    options = ("--engine", "null", "--max-model-len", "512")
+    options = ("--engine", "null", "--max-model-len", "512", "--reasoning-parser", "qwen3")
     with Service(tmp_path_factory.mktemp("docs"), options=options) as service:
         yield service
 
@@ -75,5 +77,74 @@ def test_options_that_guides_offer_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_files_that_a_page_names_exist(page: Path) -> None:
-    named = re.findall(r"`((?:tests|tools|engine|frontend|scheduler|pagewire|protos)/[\w/.-]+)`", page.read_text())
+    named = re.findall(
+        r"`((?:tests|tools|engine|frontend|scheduler|pagewire|protos)/[\w/.-]+)`", page.read_text()
+    )
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its rule."""
+    text = (ROOT / "docs" / page).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:2] == "| "
+    ]
+    return [rows[0], *(row for row in rows[1:] if len(row) == len(rows[0]) and row[0] != "---")]
+
+
+def test_metrics_are_those_that_a_service_prints(service: Service) -> None:
+    page = (ROOT / "docs" / "operations" / "metrics.md").read_text()
+    listed = {
+        name
+        for line in page.splitlines()
+        if line.startswith(("| `pagewire:", "| `nv_"))
+        for name in re.findall(r"`([\w:]+)`", line.split("|")[1])
+    }
+    printed = re.findall(r"^# TYPE (\S+) ", httpx.get(f"{service.http_url}/metrics").text, re.MULTILINE)
+    assert listed == {name for name in printed if not name.endswith("_created")}
+
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "stream": {"stream": True},
+    "n, best_of": {"n": 2, "best_of": 3},
+    "beams": {"use_beam_search": True, "n": 2},
+    "log probabilities": {"logprobs": True, "top_logprobs": 2},
+    "of the prompt": {"prompt_logprobs": 1},
+    "form": {"response_format": {"type": "json_object"}},
+    "tools": {"tools": [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]},
+    "thoughts": {"include_reasoning": True, "chat_template_kwargs": {"enable_thinking": True}},
+    "stop strings": {"stop": ["stop"]},
+}
+
+
+def test_features_work_together_or_are_refused_as_the_matrix_says(service: Service) -> None:
+    (_, *names), *rows = table("features.md", "Together")
+    assert names == list(FIELDS)
+    found = {}
+    with httpx.Client(base_url=service.http_url, timeout=60) as client:
+        for row, cells in zip(names, rows, strict=True):
+            for column, cell in zip(names, cells[1:], strict=True):
+                asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+                answer = client.post("/v1/chat/completions", json={**asked, **FIELDS[column], **FIELDS[row]})
+                wanted = {"yes": 200, "no": 400, "": 200}[cell.rstrip("¹²³⁴")]
+                if answer.status_code != wanted:
+                    found[row, column] = (cell, answer.text[:200])
+    assert found == {}
+
+
+@pytest.mark.parametrize("row", table("features.md", "What is refused")[1:], ids=lambda row: row[0][:40])
+def test_refusals_have_the_words_that_the_page_has(row: list[str]) -> None:
+    words, path = (cell.strip("`") for cell in row[1:])
+    source = re.sub(r"[\"']\s+f?[\"']", "", (ROOT / path).read_text())  # texts in several parts
+    assert words in source
+
+
+def test_every_kernel_has_its_row() -> None:
+    folders = {path.parent.name for path in (ROOT / "engine" / "kernels").glob("*/naive.py")}
+    assert {row[0].strip("`") for row in table_of_kernels()} == folders
+
+
+def table_of_kernels() -> list[list[str]]:
+    """The rows of the page's first table."""
+    text = (ROOT / "docs" / "kernels.md").read_text().partition("| --- ")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[1:]]
