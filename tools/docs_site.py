@@ -1,7 +1,8 @@
 """What MkDocs does for our site besides its own: mkdocs.yml names this file as a hook.
 
-The pages in docs/ are read in the repository too, where they link to files outside docs/. Such files become part of
-the site: the documents of the repository's root as pages, others, such as records of benchmarks, as they are.
+The pages in docs/ are read in the repository too, where they link to files outside docs/. Such files become
+part of the site: the documents of the repository's root as pages, others, such as records of benchmarks, as
+they are.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Has links lead to where their targets are in the site, and leaves out the marks that say how snippets are
-    tested (tests/e2e/snippets.py)."""
+    """Has links lead to where their targets are in the site, and leaves out the marks that say how snippets
+    are tested (tests/e2e/snippets.py)."""
 
     def rewrite(link: re.Match[str]) -> str:
         path = _in_repository(link[2], page.file.src_uri)

@@ -1,11 +1,11 @@
 """The commands and programs in the documentation, and how they are run.
 
-A snippet is a fenced block of one of LANGUAGES. It is run as it stands against a service, unless the line before it is
-an HTML comment, its mark:
+A snippet is a fenced block of one of LANGUAGES. It is run as it stands against a service, unless the line
+before it is an HTML comment, its mark:
 
     <!-- prints TEXT -->          it is run, and what it prints has this text
     <!-- needs PROGRAM -->        it is run where this program is installed
-    <!-- parsed -->               its commands start services or fetch models: their options are checked instead
+    <!-- parsed -->               its commands serve or fetch something: their options are checked instead
     <!-- tested by tests/... -->  that test runs it, against a service of its own
     <!-- not run: REASON -->      no test can: test_docs.py counts these
 """
@@ -133,8 +133,8 @@ def _run_command(command: list[str], directory: Path) -> str:
 
 
 def check_commands(text: str) -> int:
-    """Checks a shell snippet without running it: pagewire's commands by their options, make's targets by a dry run.
-    Returns how many were checked.
+    """Checks a shell snippet without running it: pagewire's commands by their options, make's targets by a
+    dry run. Returns how many were checked.
 
     Raises:
         Exception: of the command line's parser, naming the option.

@@ -1,5 +1,5 @@
-"""The pages in docs/ do what they say. Their snippets are run against a service with the null engine: what matters is
-that the commands and programs are taken, not what a model would say. (Those of which that matters are in test_readme.py.)"""
+"""The pages in docs/ do what they say. Their snippets are run against a service with the null engine: what
+matters is that the commands and programs are taken. (Where the model's words matter: test_readme.py.)"""
 
 from __future__ import annotations
 

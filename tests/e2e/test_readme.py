@@ -1,5 +1,5 @@
-"""The README and the pages on which it matters what a model says do what they say: their snippets are run as they
-stand, against a real service of the default model. The other pages' are in test_docs.py."""
+"""The README and the pages on which it matters what a model says do what they say: their snippets are run as
+they stand, against a real service of the default model. The other pages' are in test_docs.py."""
 
 from __future__ import annotations
 
