@@ -132,6 +132,17 @@ def test_features_work_together_or_are_refused_as_the_matrix_says(service: Servi
     assert found == {}
 
 
+@pytest.mark.parametrize(("other", "words"), [("beams", "unset with beam search"), ("form", "which decides")])
+def test_a_call_that_must_be_made_is_refused_as_the_notes_say(
+    service: Service, other: str, words: str
+) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "tool_choice": "required"}
+    fields = {**asked, **FIELDS["tools"], **FIELDS[other]}
+    answer = httpx.post(f"{service.http_url}/v1/chat/completions", json=fields, timeout=60)
+    assert answer.status_code == 400
+    assert words in answer.text
+
+
 @pytest.mark.parametrize("row", table("features.md", "What is refused")[1:], ids=lambda row: row[0][:40])
 def test_refusals_have_the_words_that_the_page_has(row: list[str]) -> None:
     words, path = (cell.strip("`") for cell in row[1:])
