@@ -16,6 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.grpc.interceptor import MAX_PARAM, ErrorInterceptor
+from frontend.tracing import FrontendTracing
 from pagewire.base.errors import InvalidRequest
 
 
@@ -25,7 +26,7 @@ async def calling(
 ) -> AsyncIterator[grpc.aio.Channel]:
     """A method behind the interceptor."""
     server = grpc.aio.server(
-        interceptors=(ErrorInterceptor(ApiKeys.load((), None), AccessLog(enabled=True)),)
+        interceptors=(ErrorInterceptor(ApiKeys.load((), None), AccessLog(enabled=True), FrontendTracing()),)
     )
     handler = make(answer, Empty.FromString, Empty.SerializeToString)
     server.add_generic_rpc_handlers(
