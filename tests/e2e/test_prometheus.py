@@ -88,6 +88,11 @@ class Prometheus:
             time.sleep(0.1)
         raise AssertionError(f"Prometheus was not ready within {READY_SECONDS} s")
 
+    def has_scraped(self, times: int) -> bool:
+        """Whether it has read the service's metrics so often."""
+        found = self.get("query", query="sum_over_time(up[1m])")["result"]
+        return bool(found) and float(found[0]["value"][1]) >= times
+
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, null_service: Service) -> Iterator[Prometheus]:
@@ -95,9 +100,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, null_service: Service) 
     prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), null_service)
     try:
         prometheus.wait_ready()
-        prompt = "Once upon a time " * 20
-        for _ in range(20):
-            body = {"prompt": prompt, "max_tokens": 50}
+        body = {"prompt": "Once upon a time " * 20, "max_tokens": 50}
+        deadline = time.monotonic() + READY_SECONDS
+        while not prometheus.has_scraped(10):  # it looks for its targets only some seconds after it is ready
+            assert time.monotonic() < deadline, "Prometheus has not scraped the service"
             httpx.post(f"{null_service.http_url}/v1/completions", json=body, timeout=60).raise_for_status()
             time.sleep(0.15)
         yield prometheus
