@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -12,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pagewire.base.errors import ConfigError, PagewireError
-from pagewire.base.exit_status import UNFINISHED
+from pagewire.base.errors import ConfigError
 from pagewire.base.options import examples
 from pagewire.batch.lines import read_lines
 from pagewire.batch.openai_lines import OPENING, BatchReader, BatchRequest, answered, id_of, refused
 from pagewire.batch.results import ResultFile
 from pagewire.batch.running import answers
 from pagewire.cli.arguments import OWN_SERVER, refuse_engine_options, with_engine_options
-from pagewire.cli.line_progress import Report, line_progress
+from pagewire.cli.file_run import FileRun, Report
 from pagewire.hub.names.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -98,39 +96,25 @@ def batch(
         raise ConfigError(f"{results} is the input; name another file for the answers")
     with ResultFile(results, OPENING) as file:
         work = _Work.find(source, file)
-        if work.left:
+        if work.num_left:
             own = {"served_model_names": tuple(served_model_name or ()), "pooling": pooling}
             with _server(model, url, own, values) as (base_url, name):
                 _run(work, file, BatchReader(name), base_url, api_key, concurrency, retry_seconds)
-    print(work.summary(results), flush=True)
-    if work.left:
-        raise typer.Exit(UNFINISHED)
-    raise typer.Exit(1 if work.num_failed else 0)
+    print(work.summary(f"answered in {results}"), flush=True)
+    raise typer.Exit(work.exit_status)
 
 
-@dataclass(slots=True)
-class _Work:
+@dataclass(slots=True, kw_only=True)
+class _Work(FileRun):
     """What there is to do, and what has come of it.
 
     Attributes:
         source: the input.
         done: ids of the lines that have an answer.
-        total: lines there are.
-        num_before: lines answered by runs before.
-        num_failed: lines that this run answered with an error.
-        num_tokens: tokens that this run generated.
-        seconds: how long it took.
-        error: what ended it early.
     """
 
     source: Path
     done: set[str]
-    total: int
-    num_before: int
-    num_failed: int = 0
-    num_tokens: int = 0
-    seconds: float = 0.0
-    error: str = ""
 
     @classmethod
     def find(cls, source: Path, file: ResultFile) -> _Work:
@@ -154,12 +138,14 @@ class _Work:
                 f"the results have {strange} answers to lines that {source} does not have, or has elsewhere; "
                 "give the input that they are of, or name another file for the answers"
             )
-        return cls(source, done, len(asked), len(done), num_failed)
-
-    @property
-    def left(self) -> int:
-        """Lines without an answer."""
-        return self.total - len(self.done)
+        return cls(
+            source=source,
+            done=done,
+            total=len(asked),
+            num_done=len(done),
+            num_before=len(done),
+            num_failed=num_failed,
+        )
 
     def requests(self, reader: BatchReader) -> Iterator[BatchRequest]:
         """Those to be answered. Every line is read, as names are compared with all those before."""
@@ -167,20 +153,6 @@ class _Work:
             request = reader.read(line)
             if request.id not in self.done:
                 yield request
-
-    def summary(self, results: Path) -> str:
-        """What people are told at the end."""
-        number = len(self.done)
-        parts = [f"{number:,} of {self.total:,} lines answered in {results}"]
-        if self.num_before:
-            parts.append(f"{self.num_before:,} of them before")
-        if self.num_failed:
-            parts.append(f"{self.num_failed:,} with errors")
-        if self.num_tokens:
-            rate = self.num_tokens / max(self.seconds, 1e-9)
-            parts.append(f"{self.num_tokens:,} tokens in {self.seconds:.1f} s ({rate:,.0f} tokens/s)")
-        end = f"\nended early: {self.error}\nrun the same command to go on" if self.left else ""
-        return ", ".join(parts) + end
 
 
 def _run(
@@ -195,17 +167,7 @@ def _run(
     from pagewire.batch.sending import Sender
 
     sender = Sender(base_url, api_key, concurrency=concurrency, patience=patience)
-    started = time.monotonic()
-    try:
-        with line_progress(work.total) as report:
-            asyncio.run(_answer_all(work, file, reader, sender, concurrency, report))
-    except ConfigError:
-        raise
-    except PagewireError as error:
-        work.error = error.message
-    except KeyboardInterrupt:
-        work.error = "interrupted"
-    work.seconds = time.monotonic() - started
+    work.run(lambda report: _answer_all(work, file, reader, sender, concurrency, report))
 
 
 async def _answer_all(
@@ -223,7 +185,6 @@ async def _answer_all(
         line = answered(request, got.status, got.request_id, got.body)
         return request.id, line, _num_tokens(got.body), got.status != 200
 
-    report(len(work.done), work.num_failed)
     come = answers(work.requests(reader), answer, concurrency=concurrency)
     async with sender, aclosing(come):
         await sender.find()
@@ -231,9 +192,8 @@ async def _answer_all(
             await asyncio.to_thread(file.append, [line for _, line, _, _ in together])
             for id_, _, num_tokens, failed in together:
                 work.done.add(id_)
-                work.num_tokens += num_tokens
-                work.num_failed += failed
-            report(len(work.done), work.num_failed)
+                work.add(1, failed, num_tokens)
+            report(work.num_done, work.num_failed)
 
 
 def _failed(output_line: bytes) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pagewire.base.errors import ConfigError, PagewireError
-from pagewire.base.exit_status import UNFINISHED
 from pagewire.base.options import examples
 from pagewire.batch.dataset import OPENING, Sample, read_result, read_sample
 from pagewire.batch.lines import read_lines
@@ -35,7 +34,7 @@ from pagewire.cli.arguments import (
     with_engine_options,
 )
 from pagewire.cli.chat import chat
-from pagewire.cli.line_progress import Report, line_progress
+from pagewire.cli.file_run import FileRun, Report
 from pagewire.hub.names.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -121,51 +120,33 @@ def infer(
         raise ConfigError("--dataset needs a place for its results: give --result-path OUT.jsonl, too")
     if result_path.exists() and result_path.samefile(dataset):
         raise ConfigError(f"{result_path} is the data set; name another file for the results")
-    run = _Run(dataset, metric, system, sampling_params(**sampling), concurrency)
+    run = _Run(
+        dataset=dataset,
+        metric=metric,
+        system=system,
+        sampling=sampling_params(**sampling),
+        concurrency=concurrency,
+    )
     with ResultFile(result_path, OPENING) as file:
         run.compare(file)
         if run.num_left:
             with connected(model, url, api_key, values) as (client, name):
-                run.answer_rest(file, client.url, api_key, name)
-        print(run.summary(result_path), flush=True)
+                run.run(partial(run.answer_rest, file, client.url, api_key, name))
+        print(run.summary(f"in {result_path}"), flush=True)
         if metric is not None and not run.num_left:
             print(_measured(metric, file), flush=True)
-    if run.num_left:
-        raise typer.Exit(UNFINISHED)
-    raise typer.Exit(1 if run.num_failed else 0)
+    raise typer.Exit(run.exit_status)
 
 
-@dataclass(slots=True)
-class _Run:
-    """A data set under way.
-
-    Attributes:
-        total: its lines.
-        num_done: lines with a result.
-        num_before: those of them that runs before this answered.
-        num_failed: those of them that have an error.
-        num_tokens: tokens that this run generated.
-        seconds: how long it took.
-        error: what ended it early.
-    """
+@dataclass(slots=True, kw_only=True)
+class _Run(FileRun):
+    """A data set under way, and how it is asked."""
 
     dataset: Path
     metric: Metric | None
     system: str | None
     sampling: dict[str, Any]
     concurrency: int
-    total: int = 0
-    num_done: int = 0
-    num_before: int = 0
-    num_failed: int = 0
-    num_tokens: int = 0
-    seconds: float = 0.0
-    error: str = ""
-
-    @property
-    def num_left(self) -> int:
-        """Lines without a result."""
-        return self.total - self.num_done
 
     def samples(self) -> Iterator[Sample]:
         """The lines of the data set."""
@@ -208,31 +189,17 @@ class _Run:
                 '"response", or messages that end with the assistant\'s'
             )
 
-    def answer_rest(self, file: ResultFile, address: str, api_key: str | None, name: str) -> None:
-        """Answers the lines that have no result. What ends it early is in `error` then.
-
-        Raises:
-            ConfigError: the results cannot be written.
-        """
-        started = time.monotonic()
-        try:
-            with line_progress(self.total) as report:
-                asyncio.run(self._answer_rest(file, address, api_key, name, report))
-        except ConfigError:
-            raise
-        except PagewireError as error:
-            self.error = error.message
-        except KeyboardInterrupt:
-            self.error = "interrupted"
-        self.seconds = time.monotonic() - started
-
-    async def _answer_rest(
+    async def answer_rest(
         self, file: ResultFile, address: str, api_key: str | None, name: str, report: Report
     ) -> None:
+        """Answers the lines that have no result.
+
+        Raises:
+            ConfigError: the results cannot be written, or the server lacks the model.
+        """
         from pagewire.batch.asking import Asker
         from pagewire.client import AsyncClient
 
-        report(self.num_done, self.num_failed)
         async with AsyncClient(address, api_key, max_retries=4) as client:
             await _find(client, address, name)
             asker = Asker(client, name, self.sampling)
@@ -241,23 +208,9 @@ class _Run:
             async with aclosing(answers(rest, ask, concurrency=self.concurrency, in_order=True)) as come:
                 async for together in come:
                     await asyncio.to_thread(file.append, [each.line for each in together])
-                    self.num_done += len(together)
-                    self.num_failed += sum(each.failed for each in together)
-                    self.num_tokens += sum(each.num_tokens for each in together)
+                    for each in together:
+                        self.add(1, each.failed, each.num_tokens)
                     report(self.num_done, self.num_failed)
-
-    def summary(self, results: Path) -> str:
-        """What people are told at the end."""
-        parts = [f"{self.num_done:,} of {self.total:,} lines in {results}"]
-        if self.num_before:
-            parts.append(f"{self.num_before:,} of them before")
-        if self.num_failed:
-            parts.append(f"{self.num_failed:,} with errors")
-        if self.num_tokens:
-            rate = self.num_tokens / max(self.seconds, 1e-9)
-            parts.append(f"{self.num_tokens:,} tokens in {self.seconds:.1f} s ({rate:,.0f} tokens/s)")
-        end = f"\nended early: {self.error}\nrun the same command to go on" if self.num_left else ""
-        return ", ".join(parts) + end
 
 
 async def _find(client: AsyncClient, address: str, name: str) -> None:
