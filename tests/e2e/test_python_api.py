@@ -3,6 +3,7 @@ docs/batch.md, run as it stands against one service and one engine. The tokens m
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import threading
@@ -19,6 +20,7 @@ from pagewire import LLM, SamplingParams
 from pagewire.base.errors import InvalidRequest
 from pagewire.cli.main import main
 from pagewire.wire.sampling_params import BeamSearch
+from scheduler.request import Request
 from tools.service import Service
 
 PROMPTS = ["Once upon a time", "The capital of France is", "One, two,"]
@@ -80,6 +82,17 @@ def test_pieces_together_are_what_generate_returns(llm: LLM, sampling: SamplingP
     assert ids == [[each.token_ids for each in output.outputs] for output in whole]
     assert sorted(finished) == [(prompt, index) for prompt in range(3) for index in range(sampling.n)]
     assert [outputs[place].outputs for place in range(3)] == [output.outputs for output in whole]
+
+
+def test_an_llm_keeps_no_request_that_has_ended(llm: LLM) -> None:
+    def requests() -> list[Request]:
+        gc.collect()
+        return [each for each in gc.get_objects() if isinstance(each, Request)]
+
+    before = requests()
+    llm.generate(PROMPTS, SAMPLING)
+    kept = len(requests()) - len(before)
+    assert kept <= 0, "a program that asks for days would hold every prompt it ever asked"
 
 
 def test_all_prompts_come_at_once(llm: LLM) -> None:
