@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pagewire.base.errors import ConfigError, PagewireError
+from pagewire.base.errors import ConfigError
 from pagewire.base.options import examples
 from pagewire.batch.dataset import OPENING, Sample, read_result, read_sample
 from pagewire.batch.lines import read_lines
@@ -38,7 +38,7 @@ from pagewire.cli.file_run import FileRun, Report
 from pagewire.hub.names.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from pagewire.client import AsyncClient
+    pass
 
 
 class Metric(StrEnum):
@@ -195,13 +195,12 @@ class _Run(FileRun):
         """Answers the lines that have no result.
 
         Raises:
-            ConfigError: the results cannot be written, or the server lacks the model.
+            ConfigError: the results cannot be written.
         """
         from pagewire.batch.asking import Asker
         from pagewire.client import AsyncClient
 
         async with AsyncClient(address, api_key, max_retries=4) as client:
-            await _find(client, address, name)
             asker = Asker(client, name, self.sampling)
             ask = asker.score if self.metric is Metric.PPL else asker.respond
             rest = islice(self.samples(), self.num_done, None)
@@ -211,20 +210,6 @@ class _Run(FileRun):
                     for each in together:
                         self.add(1, each.failed, each.num_tokens)
                     report(self.num_done, self.num_failed)
-
-
-async def _find(client: AsyncClient, address: str, name: str) -> None:
-    """Looks whether there is a server, and whether it has the model.
-
-    Raises:
-        ConfigError: there is none, or it has not.
-    """
-    try:
-        names = [model.id for model in await client.list_models()]
-    except PagewireError as error:
-        raise ConfigError(f"the server at {address}: {error.message}") from error
-    if name not in names:
-        raise ConfigError(f"the server at {address} has no model {name!r}; it has {', '.join(names)}")
 
 
 def _measured(metric: Metric, file: ResultFile) -> str:
