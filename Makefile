@@ -26,7 +26,7 @@ SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
 LINTED := $(SOURCES) tests tools $(wildcard benchmarks)
 
-.PHONY: help serve test test-all test-clients test-gpu test-lowest lint audit format proto chaos bench clean
+.PHONY: help serve chat test test-all test-clients test-gpu test-lowest lint audit format proto console pictures docs chaos bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -34,6 +34,9 @@ help: ## Say what there is
 
 serve: $(VENV)/.installed ## Install, fetch the model, serve it (MODEL= PORT= GRPC_PORT= ARGS=)
 	$(BIN)/pagewire serve $(MODEL) --port $(PORT) --grpc-port $(GRPC_PORT) $(ARGS)
+
+chat: $(VENV)/.installed ## Install, fetch the model, talk to it (MODEL= ARGS=)
+	$(BIN)/pagewire chat $(MODEL) $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the CPU test suite (JOBS= side by side, ARGS= goes to pytest)
 	$(BIN)/python -m pytest -m "not gpu and not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -75,6 +78,15 @@ format: $(VENV)/.installed-dev ## Rewrite Python and protos in the house style
 proto: $(VENV)/.installed-dev ## Regenerate the stubs from protos/
 	$(BIN)/python tools/stubs.py
 
+console: ## Build the web console from console/ (needs Node 20 or newer; what it builds is committed)
+	cd console && npm ci --no-audit --no-fund && npm run build
+
+pictures: $(VENV)/.installed-dev ## Take the pictures of the console in docs/pictures (needs Debian's chromium)
+	$(BIN)/python -m pytest -n 0 tests/e2e/test_console.py -k look --pictures docs/pictures
+
+docs: $(VENV)/.installed-dev ## Build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 chaos: $(VENV)/.installed-dev ## Kill every process at random for ten minutes under streams (ARGS= as in tools/chaos)
 	$(BIN)/python -m tools.chaos $(ARGS)
 
@@ -82,7 +94,7 @@ bench: $(VENV)/.installed-dev ## Run the CPU benchmarks
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit; done
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { \
@@ -120,5 +132,5 @@ $(VENV)/.lowest: pyproject.toml tools/lowest_versions.py
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
-	$(PIP) install -e '.[dev]'
+	$(PIP) install -e '.[dev,docs]'
 	@touch $@ $(VENV)/.installed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagewire.base.observed import check_observed
 from pagewire.base.settings import require, require_positive
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -45,6 +46,9 @@ class WorkerConfig:
         profile_steps: how many are.
         null_step_ms: what each step takes with the null engine; 0 is as fast as it can be asked.
         null_prompt_us: what each token of a prompt adds to its step with the null engine, microseconds.
+        log_format: how logs are written: text, or json, an object a line with the ids of request and trace.
+        otlp_traces_endpoint: where spans of traced requests are sent by OTLP: http://HOST:4317 by gRPC,
+            http://HOST:4318/v1/traces by HTTP. Default nowhere; nothing is traced then. Needs pagewire[otel].
     """
 
     model: str
@@ -70,6 +74,8 @@ class WorkerConfig:
     profile_steps: int = 50
     null_step_ms: float = 0.0
     null_prompt_us: float = 0.0
+    log_format: str = "text"
+    otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
@@ -80,6 +86,7 @@ class WorkerConfig:
             self.device,
             "auto, cpu, cuda or cuda:N",
         )
+        check_observed(self)
         require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         require(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import time
 
+from pagewire.telemetry.logs import about
+
 logger = logging.getLogger("frontend.access")
 
 
@@ -39,6 +41,13 @@ class AccessLog:
             _on_one_line(what),
             outcome,
             milliseconds,
+            extra=about(
+                request_id,
+                peer=peer,
+                what=_on_one_line(what),
+                outcome=outcome,
+                milliseconds=round(milliseconds, 1),
+            ),
         )
 
 

@@ -22,6 +22,11 @@ def set_caller(identity: str) -> None:
     _caller.set(identity)
 
 
+def caller() -> str:
+    """Whose request it is that this task answers; the first part of `client_of`."""
+    return _caller.get()
+
+
 def client_of(user: str | None) -> str:
     """The client and the user that the request of this task is of, in the scheduler's form."""
     return f"{_caller.get()}/{_hash(user.encode('utf-8', 'surrogatepass')) if user else ''}"

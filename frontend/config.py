@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frontend.chat.settings import ChatSettings, ConstraintSettings, is_template
+from frontend.metrics_names import CHOICES as METRICS_NAMES
+from pagewire.base.observed import check_observed
 from pagewire.base.settings import require, require_positive
 from pagewire.base.tls import ClientTls, ServerTls
 
@@ -45,8 +47,8 @@ class FrontendConfig:
         trust_request_chat_template: whether requests may bring a chat_template; each is rendered in a process
             of its own, with limits on time and memory.
         tool_call_parser: how the model writes calls of tools: harmony, chatglm3, glm4, cohere, granite,
-            phi4_mini, hermes, mistral, pythonic, llama3_json, generic or a plugin's; auto is what its chat
-            template shows, or else generic, none is not at all.
+            phi4_mini, hermes, mistral, pythonic, llama3_json, react, generic or a plugin's; auto is what its
+            chat template shows, or else generic, none is not at all.
         tool_parser_plugin: a Python file that defines further tool parsers.
         reasoning_parser: how the model marks what it thinks: qwen3, deepseek_r1, mistral or cohere; auto is
             what its chat template shows, none is not at all.
@@ -83,6 +85,13 @@ class FrontendConfig:
         access_log: whether a line is logged for every request, with its id, status and time.
         enable_log_requests: whether the parameters of every request are logged.
         max_log_len: how many characters (or token ids) of its prompt are logged with them; default none.
+        log_format: how logs are written: text, or json, an object a line with the ids of request and trace.
+        metrics_names: what the scheduler's metrics are called in /metrics: both, pagewire, or vllm where
+            vLLM has a name for them and pagewire elsewhere.
+        otlp_traces_endpoint: where spans of traced requests are sent by OTLP: http://HOST:4317 by gRPC,
+            http://HOST:4318/v1/traces by HTTP. Default nowhere; nothing is traced then. Needs pagewire[otel].
+        otlp_traces_sample_ratio: share of the requests without a W3C traceparent that are traced; those that
+            have one are traced as it says.
         admin_socket: path of a Unix socket for this user alone, on which the frontend can be drained (see
             `pagewire drain`); default none.
         max_connection_age: seconds after which a gRPC client is asked to connect anew, so that it reaches
@@ -133,6 +142,10 @@ class FrontendConfig:
     access_log: bool = True
     enable_log_requests: bool = False
     max_log_len: int = 0
+    log_format: str = "text"
+    metrics_names: str = "both"
+    otlp_traces_endpoint: str | None = None
+    otlp_traces_sample_ratio: float = 1.0
     admin_socket: Path | None = None
     max_connection_age: float = 60.0
     reuse_port: bool = True
@@ -185,6 +198,15 @@ class FrontendConfig:
             "at least 0 and less than 1000000",
         )
         require(self.max_log_len >= 0, "max_log_len", self.max_log_len, "at least 0")
+        check_observed(self)
+        require(
+            self.metrics_names in METRICS_NAMES,
+            "metrics_names",
+            self.metrics_names,
+            f"one of {', '.join(METRICS_NAMES)}",
+        )
+        ratio = self.otlp_traces_sample_ratio
+        require(0 <= ratio <= 1, "otlp_traces_sample_ratio", ratio, "between 0 and 1")
         self._check_cors()
         require(self.drain_timeout >= 0, "drain_timeout", self.drain_timeout, "at least 0")
         require(self.reconnect_timeout >= 0, "reconnect_timeout", self.reconnect_timeout, "at least 0")

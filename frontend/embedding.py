@@ -36,10 +36,7 @@ class EmbeddingRequest(PooledRequest[TextPrompt | TokenPrompt]):
 
     def __post_init__(self) -> None:
         PooledRequest.__post_init__(self)
-        if self.dimensions is not None and self.dimensions < 1:
-            raise InvalidRequest(
-                f"dimensions is {self.dimensions}; it must be at least 1", param="dimensions"
-            )
+        check_dimensions(self.dimensions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +71,38 @@ async def embed_admitted(
     if facts.task == CLASSIFY:
         raise Unsupported(why_no_embeddings(), param="model")
     pooling = own.choose(request.pooling, is_decoder_alone=facts.task == EMBED)
-    if request.dimensions is not None and request.dimensions > facts.hidden_size:
-        raise InvalidRequest(
-            f"dimensions is {request.dimensions}; this model's vectors have {facts.hidden_size} numbers",
-            param="dimensions",
-        )
+    check_dimensions(request.dimensions, facts.hidden_size)
     limit = min(filter(None, (facts.max_model_len, own.max_tokens, pipeline.max_prompt_tokens)))
     token_ids = await admitted.in_time(
         pipeline.in_thread(read_inputs, pipeline.model.tokenizer, request, limit, facts.vocab_size)
     )
     states, usage = await pool(pipeline, admitted, request, token_ids, pooling)
     normalize = own.normalize if request.normalize is None else request.normalize
-    vectors = [_vector(state, request.dimensions, normalize=normalize) for state in states]
+    vectors = [vector_of(state, request.dimensions, normalize=normalize) for state in states]
     return Embeddings(vectors, usage)
 
 
-def _vector(state: Vector, dimensions: int | None, *, normalize: bool) -> Vector:
+def check_dimensions(dimensions: int | None, hidden_size: int | None = None) -> None:
+    """Checks how many numbers of a vector are asked for.
+
+    Args:
+        hidden_size: how many there are, if that is known.
+
+    Raises:
+        InvalidRequest: there are not as many, or none are asked for.
+    """
+    if dimensions is None:
+        return
+    if dimensions < 1:
+        raise InvalidRequest(f"dimensions is {dimensions}; it must be at least 1", param="dimensions")
+    if hidden_size is not None and dimensions > hidden_size:
+        raise InvalidRequest(
+            f"dimensions is {dimensions}; this model's vectors have {hidden_size} numbers", param="dimensions"
+        )
+
+
+def vector_of(state: Vector, dimensions: int | None, *, normalize: bool) -> Vector:
+    """A vector of a pooled state."""
     vector = state[:dimensions]
     if normalize:
         vector = vector / max(float(np.linalg.norm(vector)), _LEAST_LENGTH)

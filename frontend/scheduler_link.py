@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -32,6 +32,8 @@ MAX_CHANGED_BYTES = 65_536
 """Submissions and aborts in one message, and bytes after which nothing is added to it: while the scheduler
 takes them in it does nothing else.
 """
+
+_NOTHING = scheduler_pb2.Abort()
 
 UNARY_TIMEOUT = 5.0
 """Seconds that GetLoad and GetMetrics may take."""
@@ -90,8 +92,8 @@ class SchedulerLink:
         self._resubmit_needed = False
         self._give_up: asyncio.TimerHandle | None = None
         self._open: dict[int, OpenRequest] = {}
-        self._unsent: dict[int, bool] = {}
-        """Handle -> True for a submission, False for an abort, in the order they are to be written."""
+        self._unsent: dict[int, scheduler_pb2.Abort | None] = {}
+        """Handle -> None for a submission, else an abort, in the order they are to be written."""
         self._has_unsent = asyncio.Event()
         self._next_handle = 1
         self._heard = asyncio.Event()
@@ -183,7 +185,7 @@ class SchedulerLink:
             loop = asyncio.get_running_loop()
             request.timer = loop.call_at(submission.deadline, self._expire, request)
         self._open[request.handle] = request
-        self._send(request.handle, submit=True)
+        self._send(request.handle)
         return request
 
     def close(self, request: OpenRequest) -> None:
@@ -191,7 +193,7 @@ class SchedulerLink:
         if request.timer is not None:
             request.timer.cancel()
         if self._open.pop(request.handle, None) is not None:
-            self._abort(request.handle)
+            self._abort(request)
 
     def abort_all(self) -> None:
         """Ends every open request with reason ABORT, as at the end of a drain."""
@@ -214,19 +216,21 @@ class SchedulerLink:
     def _end_here(self, request: OpenRequest, ended: scheduler_pb2.Ended) -> None:
         """Ends a request for a reason found in the frontend."""
         if self._open.pop(request.handle, None) is not None:
-            self._abort(request.handle)
+            self._abort(request)
         request.end(ended)
         request.wakeup.tell()
 
-    def _abort(self, handle: int) -> None:
-        if self._unsent.pop(handle, False):
+    def _abort(self, request: OpenRequest) -> None:
+        handle = request.handle
+        if self._unsent.pop(handle, _NOTHING) is None:
             return  # the scheduler never heard of it
-        self._send(handle, submit=False)
+        reason = scheduler_pb2.END_REASON_STOP if request.is_complete else scheduler_pb2.END_REASON_ABORT
+        self._send(handle, scheduler_pb2.Abort(handle=handle, reason=reason))
 
-    def _send(self, handle: int, *, submit: bool) -> None:
+    def _send(self, handle: int, abort: scheduler_pb2.Abort | None = None) -> None:
         if not self._streaming:
             return  # open requests are submitted anew on the next stream, and aborted ones are not
-        self._unsent[handle] = submit
+        self._unsent[handle] = abort
         self._has_unsent.set()
 
     async def _run(self) -> None:
@@ -294,15 +298,17 @@ class SchedulerLink:
         message = scheduler_pb2.ConnectRequest()
         if self.model is None or not self.model.takes_changes:
             handle = next(iter(self._unsent))
-            if self._unsent.pop(handle):
+            abort = self._unsent.pop(handle)
+            if abort is None:
                 self._open[handle].submit_in(message.submit, now)
             else:
-                message.abort.handle = handle
+                message.abort.CopyFrom(abort)
             return message
         num_bytes = 0
         for handle in list(islice(self._unsent, MAX_CHANGES)):
-            if not self._unsent.pop(handle):
-                message.changes.aborts.add(handle=handle)
+            abort = self._unsent.pop(handle)
+            if abort is not None:
+                message.changes.aborts.append(abort)
                 continue
             submit = message.changes.submits.add()
             self._open[handle].submit_in(submit, now)
@@ -326,8 +332,14 @@ class SchedulerLink:
             request.handle = handle
         self._next_handle = len(self._open) + 1
 
+    def _note(self, event: str) -> None:
+        """Adds an event to the spans of all open requests."""
+        for request in self._open.values():
+            request.note(event)
+
     def _stream_ended(self) -> None:
         self._streaming = False
+        self._note("scheduler lost")
         self._unsent.clear()
         self._resubmit_needed = True
         if self._give_up is None:
@@ -349,8 +361,9 @@ class SchedulerLink:
             self._give_up.cancel()
             self._give_up = None
         self._resubmit_needed = False
+        self._note("resubmitted")
         for handle in self._open:
-            self._send(handle, submit=True)
+            self._send(handle)
         logger.info("connected to the scheduler again; resubmitted %d requests", len(self._open))
 
     def _receive(self, message: scheduler_pb2.ConnectResponse) -> None:
@@ -358,6 +371,8 @@ class SchedulerLink:
             self._spread(message.deltas)
         elif message.HasField("model"):
             self._heard.set()
+            if self._engine_ready != message.model.ready:
+                self._note("engine attached" if message.model.ready else "engine lost")
             self._engine_ready = message.model.ready
             if message.model.vocab_size:  # 0 from a scheduler that has not seen an engine yet
                 self.model = message.model
@@ -427,6 +442,24 @@ class SchedulerLink:
             )
             return load
 
+    async def get_timeline(self, request_id: str, client: str) -> Sequence[scheduler_pb2.Timeline]:
+        """What happened to a client's request, part by part.
+
+        Args:
+            request_id: its public id.
+            client: the client's part of `Submission.client`.
+
+        Raises:
+            NotFound: the scheduler knows of no such request of this client.
+            Unavailable: the scheduler cannot be reached.
+        """
+        assert self._stub is not None
+        with _status_as_error():
+            response = await self._stub.GetTimeline(
+                scheduler_pb2.GetTimelineRequest(request_id=request_id, client=client), timeout=UNARY_TIMEOUT
+            )
+            return list(response.parts)
+
     async def get_metrics(self) -> bytes:
         """The scheduler's metrics in Prometheus text format.
 
@@ -437,6 +470,22 @@ class SchedulerLink:
         with _status_as_error():
             response = await self._stub.GetMetrics(scheduler_pb2.GetMetricsRequest(), timeout=UNARY_TIMEOUT)
             return bytes(response.exposition)
+
+    async def observe(self, interval: float) -> AsyncGenerator[scheduler_pb2.ObserveResponse, None]:
+        """What the scheduler does, told every `interval` seconds until the generator is closed.
+
+        Raises:
+            Unavailable: the scheduler cannot be reached, or is lost.
+            PagewireError: it cannot be observed.
+        """
+        assert self._stub is not None
+        call = self._stub.Observe(scheduler_pb2.ObserveRequest(interval=interval))
+        try:
+            with _status_as_error():
+                async for message in call:
+                    yield message
+        finally:
+            call.cancel()
 
 
 async def _within(seconds: float, awaited: Coroutine[Any, Any, Any]) -> bool:

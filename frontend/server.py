@@ -19,10 +19,12 @@ from frontend.metrics import FrontendMetrics
 from frontend.request_log import RequestLog
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
+from frontend.tracing import FrontendTracing
 from pagewire.base.gc_freeze import spare_what_is_loaded
 from pagewire.base.notify import notify_ready
 from pagewire.hub import resolve_model
 from pagewire.hub.names.model_name import default_model_name
+from pagewire.telemetry.spans import span_writer
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class Frontend:
     def __init__(self, config: FrontendConfig) -> None:
         self._config = config
         self.metrics = FrontendMetrics()
+        self._spans = span_writer(config.otlp_traces_endpoint, "frontend")
+        self._tracing = FrontendTracing(self._spans, config.otlp_traces_sample_ratio)
         self._admin: AdminServer | None = None
         tls = config.tls()
         self._tls = None if tls is None else tls.reloading()
@@ -79,13 +83,15 @@ class Frontend:
             request_log=RequestLog(enabled=config.enable_log_requests, max_log_len=config.max_log_len),
             max_prompt_tokens=config.max_prompt_tokens,
             constraints=config.constraints(),
+            tracing=self._tracing,
         )
         # Who listens and refuses everything, because it has yet to reach a scheduler that is there, takes
         # requests from frontends that would serve them.
         await self.link.heard_within(_FIRST_NEWS)
         access_log = AccessLog(enabled=self._config.access_log)
-        self.http = HttpServer(self._config, self.pipeline, self.metrics, access_log, self._tls)
-        self.grpc = GrpcServer(self._config, self.pipeline, self.metrics, access_log, self._tls)
+        parts = (self._config, self.pipeline, self.metrics, access_log, self._tracing, self._tls)
+        self.http = HttpServer(*parts)
+        self.grpc = GrpcServer(*parts)
         await self.http.start()
         await self.grpc.start()
         self.link.on_change(self.grpc.report_health)
@@ -119,6 +125,8 @@ class Frontend:
             await self._admin.stop()
         await self.link.stop()
         self.pipeline.close()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
     def _show_link(self) -> None:
         self.metrics.scheduler_ready.set(self.link.ready)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagewire.base.observed import check_observed
 from pagewire.base.settings import require, require_positive
 from pagewire.base.tls import ServerTls
 from scheduler.settings import INFLIGHT, CoreSettings
@@ -37,6 +38,11 @@ class SchedulerConfig:
             batch; by default a second with static, and not at all with dynamic.
         step_timeout: seconds after which a worker that has not finished a step counts as hung and is killed;
             five times as many for its first steps.
+        request_history: of how many requests that ended GET /v1/requests/{id} can tell; 0 is of none, nor of
+            those that are open.
+        log_format: how logs are written: text, or json, an object a line with the ids of request and trace.
+        otlp_traces_endpoint: where spans of traced requests are sent by OTLP: http://HOST:4317 by gRPC,
+            http://HOST:4318/v1/traces by HTTP. Default nowhere; nothing is traced then. Needs pagewire[otel].
     """
 
     listen: tuple[str, ...]
@@ -52,6 +58,9 @@ class SchedulerConfig:
     batching_strategy: str = INFLIGHT
     max_queue_delay_microseconds: int | None = None
     step_timeout: float = 120.0
+    request_history: int = 1000
+    log_format: str = "text"
+    otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
@@ -71,6 +80,8 @@ class SchedulerConfig:
         )
         timeout = self.step_timeout
         require(0 < timeout < float("inf"), "step_timeout", timeout, "more than 0")
+        require(self.request_history >= 0, "request_history", self.request_history, "at least 0")
+        check_observed(self)
 
     def core(self) -> CoreSettings:
         """The settings of the scheduler core."""

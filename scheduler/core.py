@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepPlan, StepResult
@@ -42,6 +42,9 @@ class Scheduler:
     """Continuous batching over one KV pool.
 
     Every accepted request ends exactly once: in the `ended` of an `update`, or by `abort`.
+
+    Attributes:
+        on_preempted: called with every request that is preempted for others; it may not change the core.
     """
 
     def __init__(self, limits: EngineLimits, settings: CoreSettings | None = None) -> None:
@@ -69,6 +72,7 @@ class Scheduler:
         self._num_arrivals = 0
         self._next_step_id = 0
         self._is_held_up = self._is_full = self._has_arrivals = False
+        self.on_preempted: Callable[[Request], None] | None = None
 
     def _new_queue(self) -> WaitingQueue:
         strategy = self.settings.batching_strategy
@@ -127,6 +131,15 @@ class Scheduler:
     def all_are_constrained(self) -> bool:
         """Whether requests hold rows and all of them are constrained."""
         return self._rows.num_constrained == self.num_running > 0
+
+    def some_requests(self, most: int) -> tuple[list[Request], list[Request]]:
+        """(running requests in order of service, waiting ones), up to `most` in all, for people who look."""
+        running = [*self._suspects.running, *self.running][:most]
+        return running, self._waiting.some(most - len(running))
+
+    def num_computed(self, request: Request) -> int:
+        """Tokens of a running request whose KV is computed, or will be by the steps in flight."""
+        return self._rows.num_computed.item(request.row)
 
     def add(self, request: Request, *, resumed: bool = False, timeout: float | None = None) -> Request | None:
         """Queues a request.
@@ -262,6 +275,8 @@ class Scheduler:
         request.num_preemptions += 1
         self.counters.num_preemptions += 1
         self._queue(request)
+        if self.on_preempted is not None:
+            self.on_preempted(request)
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step and counts it as in flight. Returns None if nothing can be computed now, or

@@ -103,6 +103,8 @@ class Placement:
             self._in_plan(hits + blocks),
             request.sampling,
             request.adapter_id,
+            request.request_id,
+            request.trace,
         )
         if new.num_words > draft.words:
             pool.release(shared + blocks)

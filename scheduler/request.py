@@ -67,6 +67,7 @@ class Request:
             submitter provides: see `allow`.
         group: names the client's request that this one is a part of; "" for one that has no other parts.
         part: its number among these parts. The first one, 0, is submitted first.
+        trace: sent to the worker; see NewRequest. Empty if the request is not traced.
         share: the fairness account of its client's user, while a scheduler has the request.
         num_tokens_at_entry: length of `token_ids` when it was last admitted.
         num_billed_tokens: how many of `token_ids` were charged to `share`, while it runs.
@@ -99,6 +100,7 @@ class Request:
     constraint: StructuredOutput | None = None
     group: str = ""
     part: int = 0
+    trace: bytes = b""
 
     status: Status = Status.WAITING
     arrival: int = 0

@@ -36,6 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--base-url", help="the server's address, such as http://localhost:8000/v1")
     group.addoption("--model", help="the model to ask for; by default the first that the server lists")
     group.addoption("--api-key", default="unused", help="the key to send")
+    parser.addoption(
+        "--pictures", help="where tests/e2e/test_console.py puts its pictures; by default nowhere"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.ops import TritonLayerOps
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
+from engine.cuda.step_cost import step_cost
 from engine.dispatch.limits import EngineLimits
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods, SameMethod
@@ -36,10 +37,9 @@ SLACK_BYTES = 256 * 1024**2
 # The smallest batch of decodes for which a graph with a shared prefix is captured.
 _FEWEST_SHARING = 8
 
-# The cost of launching a layer without a graph, and the device's floating-point rate; for one H200.
+# The cost of launching a layer without a graph.
 _LAUNCHES_PER_LAYER = 10
 _LAUNCH_SECONDS = 25e-6
-_FLOPS = 6e14
 
 
 class CudaPlatform(Platform):
@@ -145,12 +145,9 @@ class CudaPlatform(Platform):
         sizes = [GraphSize(size, 0, 0, False) for size in decodes]
         if not self._config.deterministic and runner.rows.can_share_prefix:
             sizes += [GraphSize(size, 0, 0, True) for size in decodes if size >= _FEWEST_SHARING]
-        parameters = list(runner.model.parameters())
-        num_weights = sum(parameter.numel() for parameter in parameters)
         host_seconds = len(runner.kv_pool.layers) * _LAUNCHES_PER_LAYER * _LAUNCH_SECONDS
         for size in mixed_graph_sizes(max_num_seqs, runner.rows.limits.max_num_batched_tokens):
-            device_seconds = 2 * num_weights * size.num_tokens / _FLOPS
-            if device_seconds < host_seconds:
+            if step_cost(runner.model, size.num_tokens).seconds < host_seconds:
                 sizes.append(size)
         return sizes
 

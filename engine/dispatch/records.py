@@ -34,8 +34,11 @@ from engine.dispatch.sampling import (
     unpack,
 )
 
-DISPATCH_VERSION = 7
+DISPATCH_VERSION = 8
 MAX_ERROR_BYTES = 4096
+TRACE_BYTES = 24
+# What of a request's id a worker is told, for its logs.
+MAX_REQUEST_ID_BYTES = 64
 
 NO_COPIES: U32Array = np.zeros((0, 2), U32)
 
@@ -53,6 +56,9 @@ class NewRequest:
             group's window say nothing: they are 0, and nothing of them is read.
         sampling: how its tokens are sampled.
         adapter_id: of the adapter that its tokens are computed with; 0 is the base model alone.
+        request_id: the request's public id, for logs; its first MAX_REQUEST_ID_BYTES arrive.
+        trace: the span that the worker's spans of the request belong to, TRACE_BYTES of trace id and span id;
+            empty if the request is not traced.
     """
 
     row: int
@@ -61,6 +67,8 @@ class NewRequest:
     block_ids: U32Array
     sampling: SamplingRecord
     adapter_id: int = 0
+    request_id: str = ""
+    trace: bytes = b""
 
     @property
     def num_words(self) -> int:
@@ -196,8 +204,9 @@ class StepResult:
 # version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask,
 # num_copied_blocks, num_kv_groups, work_ahead
 _PLAN_HEADER = struct.Struct("<IIQIIIIIIIIIxxxx")
-# row, tokens, prompt tokens, blocks of all groups, adapter; a SamplingRecord's numbers and its lists' counts
-_NEW_REQUEST = struct.Struct(f"<5I{SCALARS_FORMAT}{NUM_COUNTS}I")
+# row, tokens, prompt tokens, blocks of all groups, adapter, request id, trace; a SamplingRecord's numbers and
+# its lists' counts
+_NEW_REQUEST = struct.Struct(f"<5I{MAX_REQUEST_ID_BYTES}s{TRACE_BYTES}s{SCALARS_FORMAT}{NUM_COUNTS}I")
 # version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes, num_prompt_logprobs,
 # num_pooled, hidden_size (0 where nothing is pooled), is_last + 2 * more_ahead, launch_us,
 # requests with a number of tokens
@@ -236,6 +245,8 @@ def _pack_new(request: NewRequest) -> tuple[bytes, list[U32Array]]:
         request.num_prompt_tokens,
         len(request.block_ids),
         request.adapter_id,
+        request.request_id.encode(errors="replace"),
+        request.trace,
         *scalars_of(request.sampling),
         *counts,
     )
@@ -306,11 +317,20 @@ def _header(record: bytes, layout: struct.Struct) -> tuple[int, ...]:
 
 
 def _take_new(fixed: tuple[Any, ...], words: _Words) -> NewRequest:
-    row, num_tokens, num_prompt_tokens, num_blocks, adapter_id, *rest = fixed
+    row, num_tokens, num_prompt_tokens, num_blocks, adapter_id, request_id, trace, *rest = fixed
     token_ids, block_ids = words.take(num_tokens), words.take(num_blocks)
     scalars, counts = tuple(rest[: len(SCALARS)]), tuple(rest[len(SCALARS) :])
     sampling = unpack(scalars, counts, words.take)
-    return NewRequest(row, token_ids, num_prompt_tokens, block_ids, sampling, adapter_id)
+    return NewRequest(
+        row,
+        token_ids,
+        num_prompt_tokens,
+        block_ids,
+        sampling,
+        adapter_id,
+        request_id.rstrip(b"\0").decode(errors="replace"),
+        trace if any(trace) else b"",
+    )
 
 
 def decode_plan(record: bytes) -> StepPlan:

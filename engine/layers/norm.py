@@ -9,7 +9,8 @@ from torch import nn
 
 from engine.layers.norm_config import NormConfig
 from engine.layers.ops import LayerOps
-from engine.layers.weights import LoadableModule, copy_checked
+from engine.layers.parallel import FeatureRange
+from engine.layers.weights import LoadableModule, copy_checked, take_part
 
 
 class Norm(LoadableModule):
@@ -77,6 +78,45 @@ class LayerNorm(Norm):
         if residual is None:
             return self.ops.layer_norm(x, self.weight, self.bias, self.eps), x
         return self.ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps), residual
+
+
+class LayerNormOfHeads(LoadableModule):
+    """The layer norm of each head for itself, with weights of its own and no bias.
+
+    Args:
+        name: the full name in the model, such as "model.layers.3.self_attn.q_norm".
+        heads: those that this rank holds.
+        is_split: whether checkpoints have a tensor for each head, and not one for all, [heads, head_dim].
+    """
+
+    _ones: torch.Tensor
+
+    def __init__(
+        self, name: str, heads: FeatureRange, head_dim: int, eps: float, ops: LayerOps, *, is_split: bool
+    ) -> None:
+        super().__init__()
+        self.layer_name = name
+        self.eps, self.ops, self._heads = eps, ops, heads
+        if is_split:
+            self.checkpoint_shards = tuple(map(str, range(heads.total)))
+        self.weight = nn.Parameter(torch.empty(heads.size, head_dim), requires_grad=False)
+        self.register_buffer("_ones", torch.ones(head_dim), persistent=False)
+
+    def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
+        heads = self._heads
+        if shard is None:
+            copy_checked(self.weight, take_part(tensor, 0, heads.first, heads.size, heads.total))
+            return
+        held = int(shard) - heads.first
+        is_held = 0 <= held < heads.size
+        # Of another rank's head the shape is checked.
+        copy_checked(self.weight[held if is_held else 0], tensor if is_held else tensor.to("meta"))
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, heads * head_dim] -> the same shape, in x's dtype."""
+        rows = x.reshape(-1, self.weight.shape[1])
+        normed = self.ops.layer_norm(rows, self._ones, None, self.eps).view(len(x), *self.weight.shape)
+        return (normed * self.weight).view(x.shape)
 
 
 def make_norm(size: int, config: NormConfig, ops: LayerOps) -> Norm:

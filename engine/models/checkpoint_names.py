@@ -41,6 +41,7 @@ class CheckpointNames:
         others: beginnings of names of tensors that belong to other parts than the language model.
         left_out: how names here begin, such as "model.", where checkpoints leave that out.
         experts: how they keep the matrices of experts.
+        head_norms_are_split: whether there is a tensor for each head where heads have norms of their own.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -49,16 +50,20 @@ class CheckpointNames:
     others: tuple[str, ...] = ()
     left_out: str = ""
     experts: ExpertTensors = field(default_factory=ExpertTensors)
+    head_norms_are_split: bool = False
 
     def module(self, layer: str, shard: str = "") -> str:
         """What checkpoints call a layer, or one of the matrices of a fused layer.
 
         Args:
             layer: its full name here, such as "model.layers.3.self_attn.qkv_proj".
-            shard: such as "q", or "7.gate" for an expert's; "" where the layer is not fused.
+            shard: such as "q", "7.gate" for an expert's, or "3" for that of a head; "" where the layer is not
+                fused.
         """
         path = layer
-        if shard:
+        if shard.isdecimal():
+            path = f"{layer}.{shard}"
+        elif shard:
             parent, _, own_name = layer.rpartition(".")
             expert, _, matrix = shard.rpartition(".")
             path = f"{parent}.{expert}.".replace("..", ".") + _MATRICES[own_name, matrix]

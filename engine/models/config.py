@@ -89,7 +89,8 @@ class ModelConfig:
         attention_sinks: whether each head has one more score, as of a key whose value is zero.
         qkv_bias, o_bias, mlp_bias: which projections have a bias.
         qk_norm: how queries and keys are normalised before rotation: "heads", each head for itself;
-            "projection", all of a token's queries together, and so its keys; "" for not at all.
+            "layer", so too, but by a layer norm with weights of its own; "projection", all of a token's
+            queries together, and so its keys; "" for not at all.
         log_query_positions: a query at position p from here on is multiplied with the logarithm of p + 1 to
             this base (Qwen's logn attention); 0 for none.
         embedding_scale, residual_scale: what embeddings, and what attention and feed-forward part add to the

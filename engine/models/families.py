@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.layers.expert_config import ExpertTensors
-from engine.models.checkpoint_names import CheckpointNames, gate_then_up, qkv_in_turn
+from engine.models.checkpoint_names import CheckpointNames, gate_then_up, qkv_by_group, qkv_in_turn
 from engine.models.config import ModelConfig
 from engine.models.heads import decoder_of, known_heads, refuse_bidirectional, with_head
 from engine.models.not_supported import why_not
@@ -22,7 +22,14 @@ from engine.models.readers.experts import read_gpt_oss, read_mixtral, read_qwen2
 from engine.models.readers.fields import ConfigFields
 from engine.models.readers.gemma import read_gemma, read_gemma2, read_gemma3
 from engine.models.readers.glm import read_chatglm, read_glm4
-from engine.models.readers.llama import read_granite, read_llama, read_olmo2, read_qwen2, read_qwen3
+from engine.models.readers.llama import (
+    read_granite,
+    read_internlm2,
+    read_llama,
+    read_olmo2,
+    read_qwen2,
+    read_qwen3,
+)
 from engine.models.readers.phi3 import read_phi3
 from engine.models.readers.qwen1 import read_qwen1
 from pagewire.base.errors import ConfigError
@@ -100,12 +107,42 @@ _QWEN1 = Family(
         ignored=(".rotary_emb.inv_freq", ".attn.masked_bias"),
     ),
 )
+_STABLELM = Family(
+    read_stablelm,
+    replace(
+        _LLAMA_NAMES,
+        renamed={
+            **_LLAMA_NAMES.renamed,
+            "q_norm": "q_layernorm.norms",
+            "k_norm": "k_layernorm.norms",
+        },
+        head_norms_are_split=True,
+    ),
+)
 # By the name in config.json's `architectures`.
 FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": _LLAMA,
     "LLaMAForCausalLM": _LLAMA,
     "YiForCausalLM": Family(
         read_llama, replace(_LLAMA_NAMES, renamed={"attn_norm": "ln1", "mlp_norm": "ln2"})
+    ),
+    "InternLM2ForCausalLM": Family(
+        read_internlm2,
+        CheckpointNames(
+            renamed={
+                "model.embed_tokens": "model.tok_embeddings",
+                "lm_head": "output",
+                "self_attn": "attention",
+                "attention.o_proj": "attention.wo",
+                "mlp": "feed_forward",
+                "gate_proj": "w1",
+                "up_proj": "w3",
+                "down_proj": "w2",
+                "attn_norm": "attention_norm",
+                "mlp_norm": "ffn_norm",
+            },
+            split={"wqkv": qkv_by_group},
+        ),
     ),
     "MistralForCausalLM": _LLAMA,
     "MixtralForCausalLM": Family(
@@ -174,8 +211,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "CohereForCausalLM": Family(read_cohere, _LLAMA_NAMES),
     "Cohere2ForCausalLM": Family(read_cohere2, _LLAMA_NAMES),
-    "StableLmForCausalLM": Family(read_stablelm, _LLAMA_NAMES),
-    "StableLMEpochForCausalLM": Family(read_stablelm, _LLAMA_NAMES),
+    "StableLmForCausalLM": _STABLELM,
+    "StableLMEpochForCausalLM": _STABLELM,
 }
 
 

@@ -52,7 +52,7 @@ _NOT_SUPPORTED: Sequence[tuple[str, Sequence[str]]] = (
             "FalconForCausalLM",
             "BloomForCausalLM",
             "MptForCausalLM",
-            "StarCoder2ForCausalLM",
+            "Starcoder2ForCausalLM",
         ),
     ),
     (
@@ -60,6 +60,7 @@ _NOT_SUPPORTED: Sequence[tuple[str, Sequence[str]]] = (
         (
             "PhiForCausalLM",
             "PhiMoEForCausalLM",
+            "PhimoeForCausalLM",
         ),
     ),
     (

@@ -21,25 +21,28 @@ from engine.worker.timeline import Timeline
 from pagewire.base.errors import ConfigError
 from pagewire.base.exit_status import CONFIG_ERROR, DEVICE_LOST
 from pagewire.base.lifeline import end_with_parent
-from pagewire.base.options import build, with_options
+from pagewire.base.options import build, examples, with_options
 from pagewire.hub import resolve_checkpoint
+from pagewire.telemetry.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from engine.worker.build import CompileAhead
 
 logger = logging.getLogger(__name__)
 
+EXAMPLES = examples("engine-worker smollm2-135m --socket /run/pagewire/worker.sock")
+
 app = typer.Typer(
     name="engine-worker", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 
 
-@app.command()
+@app.command(epilog=EXAMPLES)
 @with_options(WorkerConfig)
 def engine_worker(**values: Any) -> None:
     """Load a model and compute steps for a scheduler, in the foreground, until SIGTERM."""
     config = build(WorkerConfig, values)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(config.log_format, "engine-worker")
     timeline = Timeline()
     timeline.mark("Python")
     serve = _serve_nothing if config.engine == "null" else _serve_model

@@ -17,11 +17,13 @@ from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import RecordError, u32
 from engine.step.runner import DeviceLost, FinishedStep, LoadedWorker, PendingStep
+from engine.worker.requests import OpenRequests
 from engine.worker.timeline import Timeline
 from pagewire.base.errors import ConfigError
 from pagewire.base.exit_status import DEVICE_LOST
 from pagewire.base.gc_freeze import spare_what_is_loaded
 from pagewire.base.notify import notify_ready
+from pagewire.telemetry.spans import span_writer
 
 if TYPE_CHECKING:
     from engine.worker.profiling import StepProfiler
@@ -82,6 +84,9 @@ def run(config: WorkerConfig, build: Callable[[], LoadedWorker], timeline: Timel
         termination = _Termination()
         worker = build()
         profiler = _profiler(config)
+        # All ranks compute the same requests: one of them tells.
+        spans = span_writer(None if config.rank else config.otlp_traces_endpoint, "engine-worker")
+        requests = OpenRequests(spans)
         path = rank_socket(config.socket, config.rank)
         try:
             endpoint = WorkerEndpoint(path)
@@ -92,11 +97,14 @@ def run(config: WorkerConfig, build: Callable[[], LoadedWorker], timeline: Timel
             notify_ready(f"{worker.facts.model} on {worker.facts.device}")
             logger.info("listening on %s", path)
             logger.info("%s", timeline)
-            serving = _Serving(worker, termination, profiler)
+            serving = _Serving(worker, termination, profiler, requests)
             while True:
                 serving.serve(endpoint)
         finally:
             endpoint.close()
+            requests.reset()
+            if spans is not None:
+                spans.close()
     except _Terminated:
         logger.info("terminated")
         return 0
@@ -117,11 +125,16 @@ class _Serving:
     """Executes the plans of one scheduler after another."""
 
     def __init__(
-        self, worker: LoadedWorker, termination: _Termination, profiler: StepProfiler | None
+        self,
+        worker: LoadedWorker,
+        termination: _Termination,
+        profiler: StepProfiler | None,
+        requests: OpenRequests,
     ) -> None:
         self._runner, self._facts, self._group = worker.runner, worker.facts, worker.group
         self._termination = termination
         self._profiler = profiler
+        self._requests = requests
         self._more_ahead = True  # as far as is known
         self._pending: deque[PendingStep] = deque()
 
@@ -146,6 +159,7 @@ class _Serving:
                 self._group.leave()
             session.close()
         self._pending.clear()
+        self._requests.reset()
         self._runner.reset()
 
     def _execute_plans(self, session: WorkerSession) -> None:
@@ -165,12 +179,14 @@ class _Serving:
             return FinishedStep(StepResult(plan.step_id, u32([]), more_ahead=self._more_ahead))
         if self._profiler is not None:
             self._profiler.before_step()
+        self._requests.planned(plan)
         return self._runner.launch(plan)
 
     def _send_finished(self, session: WorkerSession) -> None:
         pending = self._pending
         while pending and pending[0].done():
             result = pending.popleft().result()
+            self._requests.finished(result)
             session.send_result(result if self._facts.rank == 0 else _completion(result))
             if result.is_last:
                 raise DeviceLost(result.error)

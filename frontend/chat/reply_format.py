@@ -97,6 +97,8 @@ class ReplyFormat:
             constraint = self._constraint(conversation, sampling, calling, thoughts)
         except RecursionError as error:
             raise InvalidRequest("a tool's parameters are nested too deeply", param="tools") from error
+        if calling and self.tools is not None and not conversation.tool_choice.forced:
+            sampling = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *self.tools.stops))))
         return Reading(
             sampling if constraint is None else replace(sampling, structured_output=constraint),
             self._parser_factory(conversation, calling, thoughts),

@@ -73,6 +73,7 @@ class Completion:
         stop_string = self._text.stop_string
         if stop_string is not None:
             # Before the client gets to read the rest: the scheduler must not generate for nothing.
+            request.is_complete = True
             self._close(request)
             del logprobs[len(token_ids) :]
         self.num_output_tokens += len(token_ids)

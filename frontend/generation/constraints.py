@@ -30,6 +30,9 @@ MAX_CHECKING = 64
 _FAULTS_SECONDS = 5.0
 """How long the tools at fault are looked for, one by one; those not tried by then count as at fault."""
 
+_MAX_LINE = 2048
+"""Characters. Clients and proxies take no headers of more than 4 or 8 KiB in all."""
+
 
 class Constraints:
     """Owns the thread and the process in which constraints are made and tried. They have a thread of their
@@ -218,4 +221,10 @@ def _bare(message: str) -> str:
 
 def _log(request: GenerationRequest, names: Collection[str], what: str) -> None:
     if names:
-        logger.warning("request %s: %s that are not enforced: %s", request.request_id, what, ", ".join(names))
+        logger.warning("request %s: %s that are not enforced: %s", request.request_id, what, in_a_line(names))
+
+
+def in_a_line(names: Collection[str]) -> str:
+    """What is not enforced, for a header or the log: "..." stands for what is too much."""
+    told = ", ".join(names)
+    return told if len(told) <= _MAX_LINE else f"{told[:_MAX_LINE].rpartition(', ')[0]}, ..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pagewire.base.errors import PagewireError
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
+from pagewire.telemetry.context import CURRENT_REQUEST
 
 MAX_UNREAD_LOGPROBS = 8192
 """How many positions with log probabilities wait for a client that reads too slowly. (Bare token ids are
@@ -111,6 +113,8 @@ class OpenRequest:
         num_cached_tokens: prompt tokens found in the prefix cache, None until admitted.
         admitted_at: `time.perf_counter` when this was first heard of.
         ended: the terminal message; nothing is appended after it is set.
+        context: of the call that it is for, if there is one.
+        is_complete: whether its text has ended, at a stop string, before the scheduler has ended it.
     """
 
     __slots__ = (
@@ -118,8 +122,10 @@ class OpenRequest:
         "_num_taken",
         "_submitted",
         "admitted_at",
+        "context",
         "ended",
         "handle",
+        "is_complete",
         "num_cached_tokens",
         "output_ids",
         "pooled",
@@ -143,10 +149,19 @@ class OpenRequest:
         self._logprobs: deque[scheduler_pb2.TokenLogprobs] = deque()
         self._submitted = False
         self._num_taken = 0
+        self.is_complete = False
+        self.context = CURRENT_REQUEST.get()
+        if self.context is not None and submission.part == 0:
+            self.context.request_id = submission.request_id  # the message may have named it
 
     @property
     def prompt_ids(self) -> Sequence[int]:
         return self.submission.prompt_ids
+
+    def note(self, event: str) -> None:
+        """Adds an event to the call's span, if that is traced."""
+        if self.context is not None and self.context.trace is not None:
+            self.context.events.append((event, time.time()))
 
     def add_logprobs(self, logprobs: scheduler_pb2.TokenLogprobs) -> bool:
         """Appends the log probabilities of a token; False if more wait for the consumer than may."""
@@ -196,6 +211,10 @@ class OpenRequest:
         submit.pooling = asked.pooling
         submit.client = asked.client
         submit.part = asked.part
+        if self.context is not None:
+            submit.received = self.context.received
+            if self.context.trace is not None:
+                submit.traceparent = self.context.trace.traceparent
         self._submitted = True
         if asked.deadline is not None:
             submit.timeout = max(0.0, asked.deadline - now)

@@ -22,6 +22,7 @@ from frontend.metrics import FrontendMetrics
 from frontend.request_log import RequestLog
 from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
+from frontend.tracing import FrontendTracing
 from pagewire.base.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -61,6 +62,7 @@ class GenerationPipeline:
         request_log: RequestLog,
         max_prompt_tokens: int | None = None,
         constraints: ConstraintSettings | None = None,
+        tracing: FrontendTracing | None = None,
     ) -> None:
         self.model = model
         self.link = link
@@ -70,6 +72,7 @@ class GenerationPipeline:
         self.on_drain: Callable[[], None] = lambda: None
         self._request_log = request_log
         self._metrics = metrics
+        self._tracing = tracing or FrontendTracing()
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._num_tokenizing = 0
         self._constraints = Constraints(constraints or ConstraintSettings())
@@ -255,6 +258,15 @@ class GenerationPipeline:
                 scheduled_at=admitted.scheduled_at,
                 num_prompts=admitted.num_prompts,
             )
+            if self._tracing.is_on:
+                answer = admitted.answer
+                self._tracing.answered(
+                    outcome,
+                    began=admitted.began,
+                    submitted_at=admitted.submitted_at,
+                    first_token_at=admitted.first_token_at,
+                    num_output_tokens=0 if answer is None else answer.usage.completion_tokens,
+                )
             self.num_open -= 1
             if self.num_open == 0:
                 self._idle.set()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +18,11 @@ from frontend.access_log import AccessLog
 from frontend.api_keys import ApiKeys
 from frontend.caller import set_caller
 from frontend.generation.request import check_request_id
+from frontend.tracing import FrontendTracing
 from frontend.triton.request import id_for_logs
 from pagewire.base.errors import Code, InvalidRequest, PagewireError, Unauthenticated
+from pagewire.telemetry.context import TRACEPARENT, TRACESTATE, RequestContext
+from pagewire.telemetry.spans import Attributes
 from pagewire.triton import triton_pb2
 from pagewire.triton.triton_pb2 import ModelInferRequest
 
@@ -29,6 +32,9 @@ TRITON_SERVICE_NAME = triton_pb2.DESCRIPTOR.services_by_name["GRPCInferenceServi
 
 MAX_STATUS_MESSAGE = 512
 """Characters. Statuses travel in HTTP/2 headers, percent-encoded, which clients limit to 8 KiB."""
+
+MAX_PARAM = 256
+"""Characters of a field's name, which may be the client's own, in metadata; a longer one is cut off."""
 
 REQUEST_ID_METADATA = "x-request-id"
 """Metadata that may name a request whose message does not, and that tells every call's id at its end."""
@@ -71,9 +77,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     Every call of the inference service ends with trailing metadata "x-request-id" and a line in the log.
     """
 
-    def __init__(self, api_keys: ApiKeys, access_log: AccessLog) -> None:
+    def __init__(self, api_keys: ApiKeys, access_log: AccessLog, tracing: FrontendTracing) -> None:
         self._api_keys = api_keys
         self._access_log = access_log
+        self._tracing = tracing
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -84,22 +91,30 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return None
         method = handler_call_details.method
         metadata = dict(handler_call_details.invocation_metadata)
-        call = _Call(method, _text(metadata.get(REQUEST_ID_METADATA)), self._access_log)
+        traceparent, tracestate = _text(metadata.get(TRACEPARENT)), _text(metadata.get(TRACESTATE))
+        call = _Call(
+            method,
+            _text(metadata.get(REQUEST_ID_METADATA)),
+            self._access_log,
+            self._tracing,
+            (traceparent, tracestate),
+        )
         if not method.startswith(_WITHOUT_KEY):
             authorization, x_api_key = _text(metadata.get("authorization")), _text(metadata.get("x-api-key"))
             try:
                 call.caller = self._api_keys.check(authorization, x_api_key)
             except Unauthenticated as error:
                 return call.refuse(error)
+        behave = handler.stream_stream or handler.unary_stream or handler.unary_unary
         if handler.request_streaming and not method.startswith(_TRITON):
-            return handler  # only reflection, which does its own checks
+            behave = _writing(behave)  # only reflection is written as a generator
         make = grpc.unary_unary_rpc_method_handler
         if handler.request_streaming:
             make = grpc.stream_stream_rpc_method_handler
         elif handler.response_streaming:
             make = grpc.unary_stream_rpc_method_handler
         return make(
-            call.answering(handler.stream_stream or handler.unary_stream or handler.unary_unary),
+            call.answering(behave),
             request_deserializer=_catching_undecodable(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -111,14 +126,21 @@ class _Call:
 
     Attributes:
         offered_id: what the metadata call the request.
+        caller_trace: the caller's traceparent and tracestate.
         request_id: its id, once it is known.
+        peer: the client's address, which the library forgets when the client leaves.
         caller: whose it is; see frontend/caller.py.
+        context: the context of its task, once that runs.
     """
 
     method: str
     offered_id: str | None
     access_log: AccessLog
+    tracing: FrontendTracing
+    caller_trace: tuple[str | None, str | None]
+    context: RequestContext | None = None
     request_id: str = ""
+    peer: str = ""
     caller: str = ""
     began: float = field(default_factory=time.perf_counter)
 
@@ -127,28 +149,31 @@ class _Call:
 
         async def answering(request: Any, context: grpc.aio.ServicerContext) -> Any:
             set_caller(self.caller)
+            self._begin()
             try:
                 self._identify(request, context)
                 call_id.set(self.request_id)
                 if isinstance(request, Undecodable):
                     raise request.error()
                 answer = await behave(request, context)
-                self._log(context, "OK")
+                self._log("OK")
                 return answer
             except PagewireError as error:
-                self._log(context, error.code.name)
+                self._log(error.code.name)
                 await _abort(context, self.request_id, error)
             except grpc.aio.AbortError:
                 raise
             except asyncio.CancelledError:
-                self._log(context, "client closed")
+                self._log("client closed")
                 raise
+            except grpc.aio.InternalError as error:  # nothing can be sent any more
+                self._log("client closed")
+                raise asyncio.CancelledError("the call has ended") from error
             except Exception:
                 logger.exception("request %s failed unexpectedly", self.request_id)
-                self._log(context, "INTERNAL")
-                await context.abort(
-                    grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
-                )
+                self._log("INTERNAL")
+                text = "internal error; the server's log has the details"
+                await _end(context, grpc.StatusCode.INTERNAL, text, ())
 
         return answering
 
@@ -156,11 +181,19 @@ class _Call:
         """A handler that answers before it reads anything, whatever the kind of the method."""
 
         async def refuse(_requests: Any, context: grpc.aio.ServicerContext) -> None:
+            self._begin()
             self._identify(None, context)
-            self._log(context, error.code.name)
+            self._log(error.code.name)
             await _abort(context, self.request_id, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+    @property
+    def _is_probe(self) -> bool:
+        return not self.method.startswith(_LOGGED) or self.method.endswith("/GetLoad")
+
+    def _begin(self) -> None:
+        self.context = self.tracing.begin(self.request_id, *self.caller_trace, traced=not self._is_probe)
 
     def _identify(self, request: Any, context: grpc.aio.ServicerContext) -> None:
         """Decides on the request's id, and gives it to a message that could name it and does not.
@@ -168,6 +201,7 @@ class _Call:
         Raises:
             InvalidRequest: the id offered is too long or does not print.
         """
+        self.peer = context.peer()
         own = getattr(request, "request_id", None)
         self.request_id = check_request_id(None)
         if isinstance(request, ModelInferRequest) and request.id and not self.offered_id:
@@ -176,12 +210,24 @@ class _Call:
             self.request_id = check_request_id(own or self.offered_id)
         finally:
             context.set_trailing_metadata(((REQUEST_ID_METADATA, self.request_id),))
+            if self.context is not None:
+                self.context.request_id = self.request_id
         if own == "":
             request.request_id = self.request_id
 
-    def _log(self, context: grpc.aio.ServicerContext, outcome: str) -> None:
-        probe = not self.method.startswith(_LOGGED) or self.method.endswith("/GetLoad")
-        self.access_log.ended(self.request_id, context.peer(), self.method, outcome, self.began, probe=probe)
+    def _log(self, outcome: str) -> None:
+        self.access_log.ended(
+            self.request_id, self.peer, self.method, outcome, self.began, probe=self._is_probe
+        )
+        if self.context is not None and self.context.trace is not None:
+            service, _, method = self.method[1:].rpartition("/")
+            attributes: Attributes = {
+                "rpc.system": "grpc",
+                "rpc.service": service,
+                "rpc.method": method,
+                "rpc.grpc.status": outcome,
+            }
+            self.tracing.ended(self.context, self.method[1:], attributes, "" if outcome == "OK" else outcome)
 
 
 def _text(value: str | bytes | None) -> str | None:
@@ -198,6 +244,23 @@ def _catching_undecodable(deserialize: Callable[[bytes], Any]) -> Callable[[byte
     return catching
 
 
+def _writing(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A handler that writes what a generator yields for requests. The library would do so too, and log a
+    traceback for every call that has ended meanwhile."""
+
+    async def decodable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            if isinstance(request, Undecodable):
+                raise request.error()
+            yield request
+
+    async def write(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        async for response in generate(decodable(requests), context):
+            await context.write(response)
+
+    return write
+
+
 async def _abort(context: grpc.aio.ServicerContext, request_id: str, error: PagewireError) -> None:
     message = error.message
     if len(message) > MAX_STATUS_MESSAGE:
@@ -206,8 +269,28 @@ async def _abort(context: grpc.aio.ServicerContext, request_id: str, error: Page
         logger.error("request %s failed: %s", request_id, message)
     metadata = [(REQUEST_ID_METADATA, request_id)]
     if error.param:
-        metadata.append((PARAM_METADATA, error.param.encode("ascii", "backslashreplace").decode()))
+        # Metadata are printable ASCII, or the call ends as an internal error.
+        param = error.param[:MAX_PARAM].encode("unicode_escape").decode()
+        metadata.append((PARAM_METADATA, param[:MAX_PARAM]))
     if error.retry_after is not None:
         seconds = math.ceil(error.retry_after)
         metadata += [(RETRY_AFTER_METADATA, str(seconds)), (RETRY_PUSHBACK_METADATA, str(1000 * seconds))]
-    await context.abort(_STATUS[int(error.code)], message, tuple(metadata))
+    await _end(context, _STATUS[int(error.code)], message, tuple(metadata))
+
+
+async def _end(
+    context: grpc.aio.ServicerContext,
+    status: grpc.StatusCode,
+    message: str,
+    metadata: tuple[tuple[str, str], ...],
+) -> None:
+    """Ends a call with a status.
+
+    Raises:
+        AbortError: always, as the library has it, unless
+        CancelledError: the call has ended already, of which its task may not have been told yet.
+    """
+    try:
+        await context.abort(status, message, metadata)
+    except grpc.aio.InternalError as ended:
+        raise asyncio.CancelledError("the call has ended") from ended

@@ -15,6 +15,7 @@ from frontend.api_keys import ApiKeys
 from frontend.caller import client_of
 from frontend.config import FrontendConfig
 from frontend.generation.answer import Answer
+from frontend.generation.constraints import in_a_line
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.generation.request import (
     GenerationRequest,
@@ -34,6 +35,7 @@ from frontend.grpc.stall import StallWatch
 from frontend.grpc.triton.service import TritonService
 from frontend.listeners import num_connections, stop_listening
 from frontend.metrics import FrontendMetrics
+from frontend.tracing import FrontendTracing
 from frontend.triton.model import TritonModel
 from pagewire.base.errors import ConfigError, InvalidRequest
 from pagewire.base.tls import ReloadingTls
@@ -170,7 +172,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 async def _tell_relaxed(context: grpc.aio.ServicerContext, answer: Answer) -> None:
     if answer.relaxed:
-        await context.send_initial_metadata(((RELAXED_METADATA, ", ".join(answer.relaxed)),))
+        await context.send_initial_metadata(((RELAXED_METADATA, in_a_line(answer.relaxed)),))
 
 
 def _prompt(
@@ -211,13 +213,16 @@ class GrpcServer:
         pipeline: GenerationPipeline,
         metrics: FrontendMetrics,
         access_log: AccessLog,
+        tracing: FrontendTracing,
         tls: ReloadingTls | None = None,
     ) -> None:
         self._pipeline = pipeline
         self.health = health.aio.HealthServicer()
         self._reports: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
-            interceptors=(ErrorInterceptor(ApiKeys.load(config.api_keys, config.api_key_file), access_log),),
+            interceptors=(
+                ErrorInterceptor(ApiKeys.load(config.api_keys, config.api_key_file), access_log, tracing),
+            ),
             options=_options(config),
         )
         service = InferenceService(pipeline, config.stall_timeout)

@@ -11,6 +11,7 @@ from aiohttp import web
 from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.http.anthropic.endpoints import ANTHROPIC
+from frontend.http.console.endpoints import CONSOLE
 from frontend.http.endpoint import Api, Endpoint, Handler
 from frontend.http.ollama.endpoints import OLLAMA
 from frontend.http.openai.endpoints import OPENAI
@@ -48,6 +49,6 @@ def _openapi_handlers(
     return {"openapi": openapi}
 
 
-APIS = (OPENAI, ANTHROPIC, OLLAMA, TRITON, SCORING, OPERATIONS, Api((_OPENAPI,), _openapi_handlers))
+APIS = (OPENAI, ANTHROPIC, OLLAMA, TRITON, SCORING, OPERATIONS, CONSOLE, Api((_OPENAPI,), _openapi_handlers))
 
 ENDPOINTS = tuple(endpoint for api in APIS for endpoint in api.endpoints)

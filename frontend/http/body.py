@@ -128,8 +128,10 @@ def _refuse_extra(body: Body, param: str, name: str, value: object) -> None:
 def _log_unknown(body: Body, name: str) -> None:
     """Logs a field that is ignored, once in this process: clients may send it with every request, and may
     think of any number of names."""
+    if len(_names_logged) >= _MAX_NAMES_LOGGED:
+        return
     shown = f"{type(body).__name__}.{name[:64]!r}"
-    if shown not in _names_logged and len(_names_logged) < _MAX_NAMES_LOGGED:
+    if shown not in _names_logged:
         _names_logged.add(shown)
         logger.warning("an unknown field is ignored in requests (--allow-unknown-fields): %s", shown)
 

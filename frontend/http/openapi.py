@@ -63,7 +63,7 @@ def openapi_document(endpoints: Sequence[Endpoint], *, with_keys: bool) -> Json:
                 "RequestId": {"description": "The request's id.", "schema": {"type": "string"}},
                 "RelaxedSchemas": {
                     "description": "What was asked for and is not enforced, if anything: tools.NAME or "
-                    "response_format.KEYWORD, separated by commas.",
+                    "response_format.KEYWORD, separated by commas; ... where they are too many.",
                     "schema": {"type": "string"},
                 },
             },

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from frontend.generation.constraints import in_a_line
+
 RELAXED_HEADER = "X-Pagewire-Relaxed-Schemas"
 """Tools, as tools.NAME, and keywords, as response_format.KEYWORD, separated by commas."""
 
@@ -18,7 +20,7 @@ _RELAXED: web.RequestKey[str] = (
 def note_relaxed(http_request: web.Request, relaxed: Sequence[str]) -> None:
     """Notes what is not enforced, before anything is answered."""
     if relaxed:
-        http_request[_RELAXED] = ", ".join(relaxed)
+        http_request[_RELAXED] = in_a_line(relaxed)
 
 
 def add_relaxed_header(http_request: web.Request, response: web.StreamResponse) -> None:

@@ -17,6 +17,7 @@ from frontend.generation.request import check_request_id
 from frontend.http.apis import APIS, ENDPOINTS
 from frontend.http.body import ALLOW_UNKNOWN_FIELDS
 from frontend.http.connection import REQUEST_ID_HEADER, ApiRunner
+from frontend.http.console.endpoints import ASSETS
 from frontend.http.content import ContentRefused, check_content_type, read_content, too_large
 from frontend.http.cors import CorsPolicy
 from frontend.http.endpoint import Handler
@@ -26,8 +27,11 @@ from frontend.http.failure import Failure
 from frontend.http.relaxed import add_relaxed_header
 from frontend.http.request_id import REQUEST_ID
 from frontend.metrics import FrontendMetrics
+from frontend.tracing import FrontendTracing
 from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError
 from pagewire.base.tls import ReloadingTls
+from pagewire.telemetry.context import TRACEPARENT, TRACESTATE, RequestContext
+from pagewire.telemetry.spans import Attributes
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +67,14 @@ class HttpServer:
         pipeline: GenerationPipeline,
         metrics: FrontendMetrics,
         access_log: AccessLog,
+        tracing: FrontendTracing,
         tls: ReloadingTls | None = None,
     ) -> None:
         self._tls = tls
         self._config = config
         self._pipeline = pipeline
         self._access_log = access_log
+        self._tracing = tracing
         self._api_keys = ApiKeys.load(config.api_keys, config.api_key_file)
         self._cors = CorsPolicy(config)
         self.port = config.port
@@ -136,9 +142,17 @@ class HttpServer:
         """Gives the request its id, turns what is raised into a response, and notes the end."""
         began = time.perf_counter()
         request[REQUEST_ID] = check_request_id(None)
+        is_probe = request.path in _PROBES
+        headers = request.headers
+        context = self._tracing.begin(
+            request[REQUEST_ID],
+            headers.get(TRACEPARENT),
+            headers.get(TRACESTATE),
+            traced=request.method == "POST",
+        )
         outcome = "client closed"  # what it is if this is cancelled
         try:
-            response = await self._answer(request, handler)
+            response = await self._answer(request, handler, context)
             outcome = str(response.status)
             return response
         finally:
@@ -148,12 +162,32 @@ class HttpServer:
                 f"{request.method} {request.path}",
                 outcome,
                 began,
-                probe=request.path in _PROBES,
+                probe=is_probe,
             )
+            context.request_id = request[REQUEST_ID]
+            self._end_span(request, context, outcome)
 
-    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    def _end_span(self, request: web.Request, context: RequestContext, outcome: str) -> None:
+        if context.trace is None:
+            return
+        resource = request.match_info.route.resource
+        route = request.path if resource is None else resource.canonical
+        attributes: Attributes = {
+            "http.request.method": request.method,
+            "http.route": route,
+            "url.path": request.path,
+        }
+        if outcome.isdecimal():
+            attributes["http.response.status_code"] = int(outcome)
+        error = "" if outcome.isdecimal() and int(outcome) < 500 else outcome
+        self._tracing.ended(context, f"{request.method} {route}", attributes, error)
+
+    async def _answer(
+        self, request: web.Request, handler: Handler, context: RequestContext
+    ) -> web.StreamResponse:
         try:
             request[REQUEST_ID] = check_request_id(request.headers.get(REQUEST_ID_HEADER))
+            context.request_id = request[REQUEST_ID]
             return await handler(request)
         except PagewireError as error:
             return error_response(request.path, error, request[REQUEST_ID])
@@ -176,7 +210,7 @@ class HttpServer:
         preflight = self._cors.preflight(request)
         if preflight is not None:
             return preflight  # browsers send it without a key
-        if request.path not in _WITHOUT_KEY:
+        if request.path not in _WITHOUT_KEY and not request.path.startswith(ASSETS):
             headers = request.headers
             set_caller(self._api_keys.check(headers.get("authorization"), headers.get("x-api-key")))
         if self._config.allow_unknown_fields:

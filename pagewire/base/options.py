@@ -57,6 +57,11 @@ def with_options(*configs: type, without: Sequence[str] = ()) -> Callable[[Calla
     return decorate
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help: what to type, line by line as it stands here."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
 def build(config: type[Config], values: dict[str, Any]) -> Config:
     """A configuration from option values; values of other classes' options are left out.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ import typer
 
 from engine.config import WorkerConfig
 from pagewire.base.command_line import arguments
-from pagewire.base.errors import ConfigError
+from pagewire.base.errors import ConfigError, NotFound, Unavailable, Unsupported
 from pagewire.base.options import build, with_options
+from pagewire.cli.completion import complete_hub, complete_model
 from pagewire.cli.service import ServiceConfig
+from pagewire.hub.names.aliases import DEFAULT_MODEL
 from pagewire.wire.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A directory in Hugging Face layout, a .gguf file, a model on a hub (owner/name) or an alias.",
+        autocompletion=complete_model,
     ),
 ]
 Hub = Annotated[
@@ -32,6 +36,7 @@ Hub = Annotated[
     typer.Option(
         metavar="HUB",
         help="Where the model is: huggingface (the default), or modelscope. Also $PAGEWIRE_HUB.",
+        autocompletion=complete_hub,
     ),
 ]
 Revision = Annotated[
@@ -99,25 +104,64 @@ def connected(
     the end.
 
     Raises:
-        PagewireError: the server cannot be started, or engine options were given for one at `url`.
+        PagewireError: the server cannot be started, engine options were given for one at `url`, nothing
+            answers there, or it serves other models.
     """
     from pagewire.client import Client
 
     if url is not None:
-        _refuse_engine_options(values)
-        with Client(url, api_key) as client:
-            yield client, model
+        refuse_engine_options(values)
+        if not url.strip():
+            raise ConfigError("--url is empty; give a server's gRPC address, such as localhost:50051")
+        with Client(url, api_key, max_retries=0) as client:  # a person sees the error
+            yield client, _served_name(client, model, url)
         return
 
     from pagewire.cli.background import background_service
 
     config = ServiceConfig.resolve(model, {**values, **OWN_SERVER})
     print(f"starting {model} ...", file=sys.stderr, flush=True)
-    with background_service(config) as service, Client(service.grpc_address) as client:
+    with background_service(config) as service, Client(service.grpc_address, max_retries=0) as client:
         yield client, service.model
 
 
-def _refuse_engine_options(values: dict[str, Any]) -> None:
+def _served_name(client: Client, model: str, url: str) -> str:
+    """The model's name at a server. Where none was asked for and it does not serve the default one, its own.
+
+    Raises:
+        Unavailable: nothing answers.
+        NotFound: it has no such model.
+    """
+    try:
+        names = [each.id for each in client.models()]
+    except Unsupported:
+        return model  # a server of the same protocol that does not list its models
+    except Unavailable as error:
+        raise Unavailable(
+            f"no server answers at {url} ({_why(error.message)}). 'pagewire ps' lists those that run here, "
+            f"'pagewire serve {model}' starts one; without --url this command starts its own"
+        ) from error
+    if model in names or not names:
+        return model
+    if model == DEFAULT_MODEL:
+        print(f"talking to {names[0]}", file=sys.stderr)
+        return names[0]
+    close = difflib.get_close_matches(model, names, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    raise NotFound(f"{url} does not serve '{model}'{hint}; it serves {', '.join(names)}")
+
+
+def _why(message: str) -> str:
+    """The last part of gRPC's message, which says what the system said."""
+    return message.rpartition("last error: ")[2].rpartition("remote host: ")[2]
+
+
+def refuse_engine_options(values: dict[str, Any]) -> None:
+    """Refuses options of an engine where none is started.
+
+    Raises:
+        ConfigError: one was given.
+    """
     plain = WorkerConfig(model="", socket=Path())
     given = build(WorkerConfig, {**values, "model": "", "socket": Path()})
     if given != plain:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +14,22 @@ import typer
 from engine.config import WorkerConfig
 from pagewire.base.command_line import arguments
 from pagewire.base.errors import ConfigError
-from pagewire.base.options import build, with_options
+from pagewire.base.options import build, examples, with_options
 from pagewire.bench.shapes import SHAPES, shape_directory
 from pagewire.bench.targets import peer, settings, startup_targets, throughput_targets
 from pagewire.bench.workloads import NAMED, Lengths, Workload, named
 from pagewire.cli import bench_serve, bench_strategies
+from pagewire.cli.completion import complete_model
 from pagewire.hub.names.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+def _complete_model(incomplete: str) -> Iterator[tuple[str, str]]:
+    shapes = ((name, "random weights") for name in SHAPES if name.startswith(incomplete))
+    return chain(shapes, complete_model(incomplete))
+
 
 BenchModel = Annotated[
     str,
@@ -29,6 +37,7 @@ BenchModel = Annotated[
         metavar="MODEL",
         help="A directory in Hugging Face layout, a .gguf file, a model on a hub, an alias, or one of the "
         f"shapes {', '.join(SHAPES)}, which have random weights and the peer's engine options.",
+        autocompletion=_complete_model,
     ),
 ]
 WorkloadNames = Annotated[
@@ -69,6 +78,16 @@ DEFAULT_NUM_REQUESTS, DEFAULT_PROMPT_LEN, DEFAULT_OUTPUT_LEN = 64, "512", "128"
 MAX_COLUMNS = 250
 with_worker_options = with_options(WorkerConfig, without=("socket", "rank", "world_size"))
 
+THROUGHPUT_EXAMPLES = (
+    "pagewire bench throughput smollm2-135m --num-requests 16",
+    "pagewire bench throughput llama8b --workload W1,W2 --json results.json",
+)
+LATENCY_EXAMPLES = (
+    "pagewire bench latency smollm2-135m --prompt-len 128 --output-len 32",
+    "pagewire bench latency smollm2-135m --batch-size 1 --repeat 3",
+)
+STARTUP_EXAMPLES = ("pagewire bench startup smollm2-135m --repeat 1",)
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the app."""
@@ -76,11 +95,12 @@ def register(app: typer.Typer) -> None:
         help="Measure an engine: throughput, latency, start-up; or any server under load.",
         no_args_is_help=True,
         rich_markup_mode=None,
+        epilog=examples(*THROUGHPUT_EXAMPLES[:1], *LATENCY_EXAMPLES[:1], *bench_serve.EXAMPLES[:1]),
     )
-    bench.command()(with_worker_options(throughput))
-    bench.command()(with_worker_options(latency))
-    bench.command()(with_worker_options(startup))
-    bench.command()(bench_serve.serve)
+    bench.command(epilog=examples(*THROUGHPUT_EXAMPLES))(with_worker_options(throughput))
+    bench.command(epilog=examples(*LATENCY_EXAMPLES))(with_worker_options(latency))
+    bench.command(epilog=examples(*STARTUP_EXAMPLES))(with_worker_options(startup))
+    bench.command(epilog=examples(*bench_serve.EXAMPLES))(bench_serve.serve)
     bench_strategies.register(bench)
     app.add_typer(bench, name="bench")
 

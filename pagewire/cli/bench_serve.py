@@ -190,6 +190,12 @@ class _Choices:
         return self.dataset == "trace" and self.rate is None and self.concurrency is None
 
 
+EXAMPLES = (
+    "pagewire bench serve --url http://localhost:8000 --rate 1,2,4",
+    "pagewire bench serve --url grpc://localhost:50051 --rate 2",
+)
+
+
 def serve(
     url: Url,
     workload: WorkloadName = None,

@@ -14,7 +14,7 @@ import typer
 
 from engine.config import WorkerConfig
 from pagewire.base.errors import ConfigError
-from pagewire.base.options import with_options
+from pagewire.base.options import examples, with_options
 from pagewire.bench.serve.load import Load
 from pagewire.bench.serve.target import Target
 from pagewire.bench.workloads import Lengths
@@ -57,10 +57,13 @@ Picture = Annotated[
 ]
 
 
+EXAMPLES = examples("pagewire bench strategies smollm2-135m")
+
+
 def register(bench: typer.Typer) -> None:
     """Adds the command to `pagewire bench`."""
     options = with_options(WorkerConfig, without=("socket", "rank", "world_size"))
-    bench.command("strategies")(options(strategies))
+    bench.command("strategies", epilog=EXAMPLES)(options(strategies))
 
 
 def strategies(

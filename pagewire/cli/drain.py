@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import stat
-import tempfile
-from os import environ, getuid
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pagewire.base.errors import ConfigError, from_code
+from pagewire.base.options import examples
+from pagewire.cli.registry import ServiceRecord, running_services
+
+EXAMPLES = examples(
+    "pagewire drain              # the service that runs here",
+    "pagewire drain --pid 4711   # one of several; 'pagewire ps' lists them",
+    "pagewire drain --socket /run/pagewire/frontend.sock --timeout 30",
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app."""
-    app.command("drain")(drain)
+    app.command("drain", epilog=EXAMPLES)(drain)
 
 
 def drain(
     socket: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="A frontend's --admin-socket. Default: those of every service that this user runs here."
-        ),
+        typer.Option(help="A frontend's --admin-socket. Default: those of the service that runs here."),
     ] = None,
+    pid: Annotated[
+        int | None,
+        typer.Option(help="The service with this process id; needed where this user runs several here."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every service that this user runs here.")] = False,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds that open requests get. Default: the --drain-timeout.")
+        float | None,
+        typer.Option(min=0, help="Seconds that open requests get. Default: the --drain-timeout."),
     ] = None,
 ) -> None:
     """Take frontends out of service: no new requests, and open ones finish.
@@ -35,27 +44,45 @@ def drain(
     Ends with status 0 when none is open any more, 1 if some had to be ended. The processes stay until
     SIGTERM.
     """
-    sockets = socket or _sockets()
-    if not sockets:
-        raise ConfigError("no frontend of this user runs here; name one's --admin-socket with --socket")
+    if sum((bool(socket), pid is not None, every)) > 1:
+        raise ConfigError("--socket, --pid and --all exclude each other")
+    sockets = socket or _sockets(_chosen(pid, every=every))
+    for path in sockets:
+        if not path.is_socket():
+            raise ConfigError(
+                f"{path} is no socket; --socket takes the --admin-socket of a frontend that runs, and "
+                "without it the service is drained that 'pagewire ps' lists"
+            )
     num_aborted = asyncio.run(_drain_all(sockets, timeout))
     typer.echo(f"drained; {num_aborted} requests were ended" if num_aborted else "drained")
     raise typer.Exit(1 if num_aborted else 0)
 
 
-def _sockets() -> list[Path]:
-    """The admin sockets in the runtime directories of `pagewire serve`, of this user's alone."""
-    parent = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    found = sorted(parent.glob("pagewire-*/frontend*.sock"))
-    return [path for path in found if _is_ours(path)]
+def _chosen(pid: int | None, *, every: bool) -> list[ServiceRecord]:
+    """The services to drain.
+
+    Raises:
+        ConfigError: none runs, none has the process id, or there are several to choose from.
+    """
+    services = running_services()
+    if not services:
+        raise ConfigError(
+            "no service of this user runs here; 'pagewire serve' starts one, and --socket names "
+            "the --admin-socket of a frontend that was started by itself"
+        )
+    chosen = services if pid is None else [each for each in services if each.pid == pid]
+    if len(chosen) == 1 or every:
+        return chosen
+    listed = ", ".join(f"{each.pid} ({each.model} at {each.http})" for each in services)
+    if not chosen:
+        raise ConfigError(f"no service of this user has the process id {pid}; there is {listed}")
+    raise ConfigError(f"several services run here: {listed}; name one with --pid, or drain --all of them")
 
 
-def _is_ours(path: Path) -> bool:
-    try:
-        facts = path.stat()
-    except OSError:  # it ended meanwhile
-        return False
-    return stat.S_ISSOCK(facts.st_mode) and facts.st_uid == getuid()
+def _sockets(services: list[ServiceRecord]) -> list[Path]:
+    """The admin sockets of services."""
+    directories = [Path(service.directory) for service in services]
+    return [path for directory in directories for path in sorted(directory.glob("frontend*.sock"))]
 
 
 async def _drain_all(sockets: list[Path], timeout: float | None) -> int:

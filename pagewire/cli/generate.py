@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pagewire.base.options import examples
 from pagewire.cli.arguments import (
     ApiKey,
     MaxTokens,
@@ -21,10 +22,15 @@ from pagewire.cli.arguments import (
     with_engine_options,
 )
 
+EXAMPLES = examples(
+    "pagewire generate smollm2-135m 'Once upon a time' --max-tokens 32",
+    "pagewire generate smollm2-135m - --url localhost:50051 < prompt.txt",
+)
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app."""
-    app.command("generate")(with_engine_options(generate))
+    app.command("generate", epilog=EXAMPLES)(with_engine_options(generate))
 
 
 def generate(

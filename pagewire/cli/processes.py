@@ -5,20 +5,25 @@ For systemd, Kubernetes and the like; `pagewire serve` starts its processes by t
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import typer
 
 from frontend.config import FrontendConfig
-from pagewire.base.options import build, with_options
+from pagewire.base.options import build, examples, with_options
+from pagewire.telemetry.logs import log_to_stderr
 from scheduler.config import SchedulerConfig
+
+FRONTEND_EXAMPLES = examples("pagewire frontend smollm2-135m --scheduler unix:/run/pagewire/scheduler.sock")
+SCHEDULER_EXAMPLES = examples(
+    "pagewire scheduler --listen unix:/run/pagewire/scheduler.sock --worker-socket /run/pagewire/worker.sock"
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the app."""
-    app.command("frontend")(with_options(FrontendConfig)(frontend))
-    app.command("scheduler")(with_options(SchedulerConfig)(scheduler))
+    app.command("frontend", epilog=FRONTEND_EXAMPLES)(with_options(FrontendConfig)(frontend))
+    app.command("scheduler", epilog=SCHEDULER_EXAMPLES)(with_options(SchedulerConfig)(scheduler))
     app.command(
         "engine-worker",
         add_help_option=False,
@@ -36,7 +41,7 @@ def frontend(**values: Any) -> None:
 
     from frontend.server import run
 
-    _log_to_stderr()
+    log_to_stderr(config.log_format, "frontend")
     raise typer.Exit(run(config))
 
 
@@ -46,7 +51,7 @@ def scheduler(**values: Any) -> None:
 
     from scheduler.serve.server import run
 
-    _log_to_stderr()
+    log_to_stderr(config.log_format, "scheduler")
     raise typer.Exit(run(config))
 
 
@@ -55,7 +60,3 @@ def engine_worker(context: typer.Context) -> None:
     from engine.worker.cli import main
 
     main(context.args)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -13,9 +13,9 @@ from engine.config import WorkerConfig
 from frontend.config import FrontendConfig
 from pagewire import __version__
 from pagewire.base.notify import notify_ready
-from pagewire.base.options import with_options
+from pagewire.base.options import examples, with_options
 from pagewire.cli.arguments import File, Hub, Model, Revision
-from pagewire.cli.service import WIRING, RunningService, ServiceConfig, running_service
+from pagewire.cli.service import WIRING, RunningService, ServiceConfig, http_url, running_service
 from pagewire.hub.names.aliases import DEFAULT_MODEL
 from pagewire.hub.names.reference import located
 from scheduler.config import SchedulerConfig
@@ -23,10 +23,17 @@ from scheduler.config import SchedulerConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXAMPLES = examples(
+    "pagewire serve                                             # the default model on ports 8000 and 50051",
+    "pagewire serve Qwen/Qwen3-0.6B --port 9000 --grpc-port 0   # another, fetched if need be",
+    "pagewire serve ./model.Q4_K_M.gguf --host 127.0.0.1        # a file, for this machine alone",
+)
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app."""
-    app.command("serve")(with_options(FrontendConfig, WorkerConfig, SchedulerConfig, without=WIRING)(serve))
+    options = with_options(FrontendConfig, WorkerConfig, SchedulerConfig, without=WIRING)
+    app.command("serve", epilog=EXAMPLES)(options(serve))
 
 
 def serve(
@@ -46,20 +53,28 @@ def serve(
 async def _serve(config: ServiceConfig) -> int:
     from rich.console import Console
 
-    from pagewire.cli.report import ConsoleReport
+    from pagewire.cli.report import ConsoleReport, JsonReport
 
     console = Console(highlight=False)
-    console.print(f"pagewire {__version__} serves {config.frontend.served_model_names[0]}", soft_wrap=True)
     width = max(len(spec.name) for stage in config.stages() for spec in stage)
+    is_json = config.frontend.log_format == "json"
+    report = JsonReport() if is_json else ConsoleReport(console, width)
+    report.say(f"pagewire {__version__} serves {config.frontend.served_model_names[0]}")
     started = time.monotonic()
-    async with running_service(config, ConsoleReport(console, width)) as service:
+    async with running_service(config, report) as service:
 
         async def announce() -> None:
             await service.until_serving()
-            _announce(console, service, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            if is_json:
+                notify_ready(f"serving {service.model}")
+                addresses = f"{http_url(service.config.frontend)}/v1, gRPC {service.grpc_address}"
+                report.say(f"ready after {seconds:.1f} s: {addresses}")
+            else:
+                _announce(console, service, seconds)
 
         await service.supervisor.serve(announce)
-    console.print("killed" if service.supervisor.killed else "stopped")
+    report.say("killed" if service.supervisor.killed else "stopped")
     return 1 if service.supervisor.killed else 0
 
 
@@ -70,7 +85,7 @@ def _announce(console: Console, service: RunningService, seconds: float) -> None
     body = {"model": service.model, "messages": [message], "max_tokens": 64, "temperature": 0}
     keys = service.config.frontend.api_keys or service.config.frontend.api_key_file
     key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if keys else ""
-    url = f"{'http' if service.config.frontend.ssl_certfile is None else 'https'}://{service.http_address}/v1"
+    url = f"{http_url(service.config.frontend)}/v1"
     lines = f"""
 ready after {seconds:.1f} s; Ctrl-C stops it
   HTTP  {url}

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from os import environ
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +17,9 @@ from pagewire.base.command_line import arguments, environment
 from pagewire.base.errors import ConfigError
 from pagewire.base.options import build
 from pagewire.base.own_packages import python_command, python_path
+from pagewire.base.version import __version__
 from pagewire.cli.ports import ReservedPort
+from pagewire.cli.registry import PREFIX, RecordingReport, ServiceRecord, runtime_parent
 from pagewire.hub.names.model_name import default_model_name
 from pagewire.supervisor import ProcessSpec, Report, Supervisor
 from scheduler.config import SchedulerConfig
@@ -137,12 +138,12 @@ class RunningService:
     @property
     def http_address(self) -> str:
         """host:port of the HTTP API, as seen from this machine."""
-        return f"{_reachable(self.config.frontend.host)}:{self.config.frontend.port}"
+        return http_address(self.config.frontend)
 
     @property
     def grpc_address(self) -> str:
         """host:port of the gRPC API, as seen from this machine."""
-        return f"{_reachable(self.config.frontend.host)}:{self.config.frontend.grpc_port}"
+        return grpc_address(self.config.frontend)
 
     @property
     def model(self) -> str:
@@ -175,7 +176,8 @@ async def running_service(config: ServiceConfig, report: Report) -> AsyncIterato
         try:
             with _runtime_directory() as runtime_dir:
                 placed = config.placed(Path(runtime_dir), port.port, grpc_port.port)
-                async with Supervisor(placed.stages(), Path(runtime_dir), report) as supervisor:
+                recording = RecordingReport(_record(placed, runtime_dir), report)
+                async with Supervisor(placed.stages(), Path(runtime_dir), recording) as supervisor:
                     yield RunningService(supervisor, placed)
         finally:
             grpc_port.release()
@@ -201,9 +203,9 @@ async def watch_until_serving(grpc_address: str) -> None:
 
 def _runtime_directory() -> tempfile.TemporaryDirectory[str]:
     """A directory for sockets that only this user can enter (mode 0700)."""
-    parent = environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    parent = runtime_parent()
     try:
-        return tempfile.TemporaryDirectory(prefix="pagewire-", dir=parent, ignore_cleanup_errors=True)
+        return tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise ConfigError(
             f"cannot make a runtime directory in {parent}: {error.strerror}; set XDG_RUNTIME_DIR to a "
@@ -224,6 +226,32 @@ def _process(
         command=(*python_command(command[0]), *command[1:], *arguments(config)),
         environment={**python_path(), **more, **environment(config)},
         **settings,
+    )
+
+
+def http_address(frontend: FrontendConfig) -> str:
+    """host:port of the HTTP API, as seen from this machine."""
+    return f"{_reachable(frontend.host)}:{frontend.port}"
+
+
+def grpc_address(frontend: FrontendConfig) -> str:
+    """host:port of the gRPC API, as seen from this machine."""
+    return f"{_reachable(frontend.host)}:{frontend.grpc_port}"
+
+
+def http_url(frontend: FrontendConfig) -> str:
+    """The address of the HTTP API with its scheme."""
+    return f"{'http' if frontend.ssl_certfile is None else 'https'}://{http_address(frontend)}"
+
+
+def _record(config: ServiceConfig, directory: str) -> ServiceRecord:
+    """What `pagewire ps` is to know of the service, whose ports are decided."""
+    return ServiceRecord.of_this_process(
+        directory=directory,
+        model=config.frontend.served_model_names[0],
+        version=__version__,
+        http=http_url(config.frontend),
+        grpc=grpc_address(config.frontend),
     )
 
 

@@ -10,13 +10,19 @@ import typer
 
 from engine.config import WorkerConfig
 from engine.warmup.target import choose_target
-from pagewire.base.options import build, with_options
+from pagewire.base.options import build, examples, with_options
 from pagewire.cli.arguments import Model
+
+EXAMPLES = examples(
+    "pagewire warmup Qwen/Qwen3-8B                   # for the GPU that is here",
+    "pagewire warmup Qwen/Qwen3-8B --target sm_90    # where there is none, as in the build of an image",
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app."""
-    app.command("warmup")(with_options(WorkerConfig, without=("socket", "rank", "world_size"))(warmup))
+    options = with_options(WorkerConfig, without=("socket", "rank", "world_size"))
+    app.command("warmup", epilog=EXAMPLES)(options(warmup))
 
 
 def warmup(

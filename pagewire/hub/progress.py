@@ -9,17 +9,33 @@ from contextlib import contextmanager
 Advance = Callable[[int], None]
 """Called with the number of bytes done so far (not since the last call)."""
 
+_WORTH_A_WORD = 0.01
+"""Small files are always there already."""
+
 
 @contextmanager
-def report_progress(label: str, total_bytes: int, *, enabled: bool) -> Iterator[Advance]:
-    """Shows the progress of `total_bytes` of work, if enabled."""
+def report_progress(
+    label: str, total_bytes: int, *, enabled: bool, done_before: int = 0
+) -> Iterator[Advance]:
+    """Shows the progress of `total_bytes` of work, if enabled.
+
+    Args:
+        done_before: how much of it an earlier run has done. What is told then is how much this one has done.
+    """
     if not enabled:
         yield _silent
-    elif sys.stderr.isatty():
-        with _bar(label, total_bytes) as advance:
+        return
+    if done_before > total_bytes * _WORTH_A_WORD:
+        say(
+            f"{label}: {done_before / 1e6:,.1f} of {total_bytes / 1e6:,.1f} MB are here, going on from there",
+            enabled=True,
+        )
+    if sys.stderr.isatty():
+        with _bar(label, total_bytes, done_before) as advance:
             yield advance
     else:
-        yield _Lines(label, total_bytes)
+        lines = _Lines(label, total_bytes, done_before)
+        yield lambda done: lines(done_before + done)
 
 
 def say(message: str, *, enabled: bool) -> None:
@@ -33,26 +49,32 @@ def _silent(_done: int) -> None:
 
 
 @contextmanager
-def _bar(label: str, total_bytes: int) -> Iterator[Advance]:
+def _bar(label: str, total_bytes: int, done_before: int) -> Iterator[Advance]:
     # Imported here because a cached model, the usual case, needs no bar.
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total_bytes)
-        yield lambda done: bar.update(task, completed=min(done, total_bytes))
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total_bytes, completed=done_before)
+        yield lambda done: bar.update(task, completed=min(done_before + done, total_bytes))
         bar.update(task, completed=total_bytes)
 
 
 class _Lines:
     """Prints when the work starts and at every further quarter."""
 
-    def __init__(self, label: str, total_bytes: int) -> None:
+    def __init__(self, label: str, total_bytes: int, done: int) -> None:
         self._label = label
         self._total_bytes = total_bytes
         self._next_quarter = 0
-        self(0)
+        self(done)
 
     def __call__(self, done: int) -> None:
         quarter = 4 * min(done, self._total_bytes) // max(self._total_bytes, 1)

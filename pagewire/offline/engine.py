@@ -191,6 +191,7 @@ class OfflineEngine:
                 if self.core.num_in_flight == 1:
                     self._began = time.monotonic()
                 self._link.send_plan(plan)
+            self.core.take_admitted()  # which would be kept for ever; what was cached is told with the output
             self._plan_ahead()
             if self.core.num_in_flight:
                 result = self._next_result()

@@ -20,6 +20,9 @@ from pagewire.wire.sampling_params import SamplingParams, seed_of_completion
 from scheduler.request import EndReason, Request
 from scheduler.serve.intake import make_request
 
+Piece = tuple[int, str, list[int], str | None, RequestOutput | None]
+"""The fields of a `StreamOutput` but the first."""
+
 
 class Job(ABC):
     """One prompt. It owns the requests that it is made of, and is their `owner`, or their owner's.
@@ -66,6 +69,14 @@ class Job(ABC):
     def catch_up(self, request: Request) -> bool:
         """Looks for stop strings in what a request has generated; True if one ended it."""
         return False
+
+    def pieces(self) -> list[Piece]:
+        """What was generated since the last call. Of completions that are ranked, that is everything at the
+        end."""
+        return [
+            (each.index, each.text, each.token_ids, each.finish_reason, self.output)
+            for each in self.output.outputs
+        ]
 
     @abstractmethod
     def ended(self, request: Request) -> list[Request]:
@@ -146,6 +157,14 @@ class SamplingJob(Job):
     def catch_up(self, request: Request) -> bool:
         return self.watches and self._by_request[id(request)].catch_up()
 
+    def pieces(self) -> list[Piece]:
+        if self._ranked:
+            return super().pieces()
+        whole = self.output if self._num_open == 0 else None
+        pieces = [(number, *sample.news()) for number, sample in enumerate(self._samples)]
+        told = [piece for piece in pieces if any(piece[1:])]
+        return [(*piece, whole if piece is told[-1] else None) for piece in told]
+
     def ended(self, request: Request) -> list[Request]:
         self._by_request[id(request)].finish()
         self._num_open -= 1
@@ -193,6 +212,17 @@ class _Sample:
         self._sampling = sampling
         self._text = text
         self._eos_token_ids = () if sampling.ignore_eos else eos_token_ids
+        self._told = (0, 0, False)
+
+    def news(self) -> tuple[str, list[int], str | None]:
+        """Text and ids since the last call, and, once, why it ended."""
+        completion = self.completion
+        if completion.finish_reason is None:
+            self.catch_up()
+        num_chars, num_ids, end_told = self._told
+        self._told = (len(completion.text), len(completion.token_ids), completion.finish_reason is not None)
+        reason = None if end_told else completion.finish_reason
+        return completion.text[num_chars:], completion.token_ids[num_ids:], reason
 
     def catch_up(self) -> bool:
         """Takes the tokens generated since the last call; True if a stop string ended the output. Without

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 from engine.config import WorkerConfig
 from frontend.chat.conversation import Conversation as Turns
 from frontend.scoring.score import pair_up
 from frontend.served_model import ServedModel
+from frontend.text.template_renderer import RENDERER
 from pagewire.base.errors import InvalidRequest
 from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
 from pagewire.hub.names.model_name import default_model_name
@@ -21,16 +23,22 @@ from pagewire.offline.jobs import Job, open_job
 from pagewire.offline.outputs import ClassificationOutput as ClassificationOutput
 from pagewire.offline.outputs import CompletionOutput as CompletionOutput
 from pagewire.offline.outputs import RequestOutput as RequestOutput
+from pagewire.offline.outputs import StreamOutput as StreamOutput
 from pagewire.offline.outputs import TokenLogprobs as TokenLogprobs
-from pagewire.offline.pooled import Prompts, classify, score
+from pagewire.offline.pooled import Prompts, Vectors, classify, embed, score
 from pagewire.offline.prompts import Prompt, read_prompt
+from pagewire.offline.streams import Follower, cumulative
 from pagewire.structured.closing import with_closed_objects
+from pagewire.wire.query_history import QueryRequest, QueryResponse, to_answer, to_messages
 from pagewire.wire.sampling_params import SamplingParams
 from scheduler.request import EndReason, Request
 from scheduler.settings import INFLIGHT, CoreSettings
+from scheduler.step import StepOutput
 
 Conversation = Sequence[Mapping[str, Any]]
 _UNBOUNDED = 2**31
+_open: set[int] = set()
+"""Ids of the LLMs that are not closed, which share the process that renders chat templates."""
 
 
 class LLM:
@@ -73,10 +81,12 @@ class LLM:
         wanted = WorkerConfig(**worker_options, model=model, socket=Path())
         directory, load_format = resolve_checkpoint(model, wanted.load_format, progress=True)
         config = replace(wanted, model=str(directory), load_format=load_format)
+        _open.add(id(self))
         self._text = ServedModel.load(directory, (default_model_name(model),), None)
         self._engine = OfflineEngine(config, settings=settings, step_timeout=step_timeout)
         self._ids = count()
         self._open_schemas = open_schemas
+        self._is_generating = False
 
     def __enter__(self) -> LLM:
         return self
@@ -90,10 +100,13 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Stops the worker. Closing twice is fine."""
+        """Stops the worker, and what else was started for this LLM. Closing twice is fine."""
         engine, self._engine = getattr(self, "_engine", None), None
         if engine is not None:
             engine.close()
+        _open.discard(id(self))
+        if not _open:
+            RENDERER.close()
 
     @property
     def default_sampling_params(self) -> SamplingParams:
@@ -121,14 +134,39 @@ class LLM:
             InvalidRequest: a prompt or parameter is wrong; nothing is generated then.
             Unavailable: the worker died.
         """
-        batch = _as_batch(prompts)
-        params = self._as_params(sampling_params, len(batch))
-        jobs = [
-            self._job(prompt, each, truncate_prompt_tokens)
-            for prompt, each in zip(batch, params, strict=True)
-        ]
-        self._run(jobs)
+        jobs = self._jobs(_as_batch(prompts), sampling_params, truncate_prompt_tokens)
+        for _ in self._steps(jobs):
+            pass
         return [job.output for job in jobs]
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        messages: Conversation | Sequence[Conversation] | None = None,
+        truncate_prompt_tokens: int | None = None,
+    ) -> Generator[StreamOutput, None, None]:
+        """Completes prompts as `generate` does, or answers conversations as `chat` does, and yields pieces as
+        soon as they have been generated. Pieces of all prompts come mixed: `StreamOutput.prompt_index` says
+        to which each belongs.
+
+        The engine works while the pieces are read. Closing the generator, or leaving it, ends the requests.
+        Until then nothing else can be asked of this LLM.
+
+        Args:
+            prompts, sampling_params, truncate_prompt_tokens: see `generate`.
+            messages: one conversation or several, instead of prompts.
+
+        Raises:
+            InvalidRequest: a prompt or parameter is wrong; nothing is generated then.
+            Unavailable: the worker died (on iteration).
+        """
+        if (prompts is None) == (messages is None):
+            raise InvalidRequest("give either prompts or messages", param="prompts")
+        batch = self._rendered(messages or ()) if prompts is None else _as_batch(prompts)
+        jobs = self._jobs(batch, sampling_params, truncate_prompt_tokens)
+        return self._pieces(jobs)
 
     def chat(
         self,
@@ -140,18 +178,101 @@ class LLM:
         Raises:
             InvalidRequest: the model has no template, or the template refuses a conversation.
         """
+        return self.generate(self._rendered(messages), sampling_params)
+
+    @overload
+    def infer(
+        self,
+        request_list: Sequence[QueryRequest],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: Literal[False] = False,
+    ) -> list[QueryResponse]: ...
+
+    @overload
+    def infer(
+        self,
+        request_list: Sequence[QueryRequest],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: Literal[True],
+    ) -> Generator[list[QueryResponse], None, None]: ...
+
+    def infer(
+        self,
+        request_list: Sequence[QueryRequest],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: bool = False,
+    ) -> list[QueryResponse] | Generator[list[QueryResponse], None, None]:
+        """Answers queries that bring their history, in the form of ms-swift.
+
+        Args:
+            request_list: each {"query": text, "history": [[query, response], ...], "system": text}; the last
+                two may be left out.
+            sampling_params: for all requests, or one for each; default the model's recommendation.
+            stream: whether to return an iterator of all answers as far as they have come, list after list.
+
+        Returns:
+            For each request {"response": text, "history": ...}, whose history is the request's with this turn
+            added: what the next request sends.
+
+        Raises:
+            InvalidRequest: a request is wrong, or the model has no chat template; nothing is generated then.
+        """
+        turns = [to_messages(each, f"request_list[{place}]") for place, each in enumerate(request_list)]
+        if stream:
+            jobs = self._jobs(self._rendered(turns), sampling_params, None)
+            return cumulative(request_list, self._followed(jobs))
+        outputs = self.chat(turns, sampling_params)
+        return [
+            to_answer(request, output.outputs[0].text)
+            for request, output in zip(request_list, outputs, strict=True)
+        ]
+
+    def _rendered(self, messages: Conversation | Sequence[Conversation]) -> list[Prompt]:
+        """The prompts of one conversation or several."""
         if self._text.template is None:
             raise InvalidRequest(
                 "the model has no chat template; use generate() with a text", param="messages"
             )
         one = bool(messages) and isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Conversation], [messages] if one else messages)
-        prompts = []
+        prompts: list[Prompt] = []
         for conversation in conversations:
             turns = [dict(message) for message in conversation]
             rendered = self._text.template.render_prompt(Turns(messages=turns))
             prompts.append(self._text.encode_prompt(rendered))
-        return self.generate(prompts, sampling_params)
+        return prompts
+
+    def embed(
+        self,
+        prompts: Prompts,
+        *,
+        pooling: Literal["last", "mean", "cls"] | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+    ) -> Vectors:
+        """Turns texts or lists of token ids into vectors, from the model's hidden states.
+
+        Args:
+            pooling: how a vector is made of the tokens' states: the last one's, their mean or the first one's
+                ("cls"); None for the model's own way.
+            normalize: whether vectors are scaled to length 1; None for the model's own way.
+            dimensions: keeps this many numbers of each vector, from its beginning.
+
+        Returns:
+            [prompts, numbers of a vector], float32.
+
+        Raises:
+            Unsupported: the model classifies.
+            InvalidRequest: a prompt or option is wrong, or the model has no way of its own and none was asked
+                for; nothing is computed then.
+            Unavailable: the worker died.
+        """
+        return embed(
+            self._idle(), self._text, prompts, pooling=pooling, normalize=normalize, dimensions=dimensions
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -169,7 +290,7 @@ class LLM:
             InvalidRequest: a prompt is wrong; nothing is computed then.
             Unavailable: the worker died.
         """
-        return classify(self._running(), self._text, prompts, use_activation=use_activation)
+        return classify(self._idle(), self._text, prompts, use_activation=use_activation)
 
     def score(
         self, first: str | Sequence[str], second: str | Sequence[str], *, use_activation: bool = True
@@ -188,7 +309,7 @@ class LLM:
         """
         sides = [[each] if isinstance(each, str) else each for each in (first, second)]
         pairs = pair_up(sides[0], sides[1], ("first", "second"))
-        return score(self._running(), self._text, pairs, use_activation=use_activation)
+        return score(self._idle(), self._text, pairs, use_activation=use_activation)
 
     def _as_params(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int
@@ -203,8 +324,20 @@ class LLM:
             )
         return sampling_params
 
+    def _jobs(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        truncate_prompt_tokens: int | None,
+    ) -> list[Job]:
+        params = self._as_params(sampling_params, len(prompts))
+        return [
+            self._job(prompt, each, truncate_prompt_tokens)
+            for prompt, each in zip(prompts, params, strict=True)
+        ]
+
     def _job(self, prompt: Prompt, sampling: SamplingParams, truncate_prompt_tokens: int | None) -> Job:
-        engine, tokenizer = self._running(), self._text.tokenizer
+        engine, tokenizer = self._idle(), self._text.tokenizer
         if sampling.structured_output is not None and not self._open_schemas:
             sampling = replace(sampling, structured_output=with_closed_objects(sampling.structured_output))
         read = read_prompt(
@@ -215,8 +348,23 @@ class LLM:
             engine.check(request)
         return job
 
-    def _run(self, jobs: list[Job]) -> None:
-        engine = self._running()
+    def _pieces(self, jobs: Sequence[Job]) -> Generator[StreamOutput, None, None]:
+        with closing(self._followed(jobs)) as steps:
+            for news in steps:
+                yield from news
+
+    def _followed(self, jobs: Sequence[Job]) -> Generator[list[StreamOutput], None, None]:
+        """Runs jobs, and yields what each step adds to them."""
+        follower = Follower(jobs)
+        with closing(self._steps(jobs)) as steps:
+            for step in steps:
+                yield follower.news(step)
+                self._running()  # the reader may have closed it
+
+    def _steps(self, jobs: Sequence[Job]) -> Generator[StepOutput, None, None]:
+        """Runs jobs, and yields each step after they have taken it."""
+        engine = self._idle()
+        self._is_generating = True
         running = {id(request): request for job in jobs for request in job.requests}
         watching = any(job.watches for job in jobs)
         try:
@@ -236,8 +384,19 @@ class LLM:
                     for further in _job_of(request).ended(request):
                         running[id(further)] = further
                         engine.add(further)
+                yield step
         finally:
+            self._is_generating = False
             engine.abort(list(running.values()))
+
+    def _idle(self) -> OfflineEngine:
+        """The engine, to ask something new of it."""
+        engine = self._running()
+        if self._is_generating:
+            raise InvalidRequest(
+                "this LLM has a stream open; read it to its end, or close() it, before asking something else"
+            )
+        return engine
 
     def _running(self) -> OfflineEngine:
         if self._engine is None:

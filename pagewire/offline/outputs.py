@@ -63,6 +63,27 @@ class RequestOutput:
 
 
 @dataclass(slots=True)
+class StreamOutput:
+    """More of a completion, from `LLM.stream`.
+
+    Attributes:
+        prompt_index: which of the prompts, or conversations, it belongs to.
+        index: which of that prompt's completions.
+        text: newly completed text. It lags the ids while a character or a possible stop string is incomplete.
+        token_ids: newly generated ids.
+        finish_reason: "stop" or "length" with the last piece of a completion; None before.
+        output: with the last piece of a prompt, everything that came of it.
+    """
+
+    prompt_index: int
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+    output: RequestOutput | None
+
+
+@dataclass(slots=True)
 class ClassificationOutput:
     """What a classifier says of one text.
 

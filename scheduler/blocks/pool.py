@@ -10,9 +10,10 @@ first tokens; only a few such blocks are kept while they are free.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from scheduler.blocks.hashes import BlockHash
+from scheduler.blocks.hashes import ROOT_HASH, BlockHash
 from scheduler.blocks.partial import PartialBlocks, Place
 
 # At most one in _KEPT_SHARE blocks, but at least _MIN_KEPT, may be free and kept only for its first tokens.
@@ -21,15 +22,34 @@ _KEPT_SHARE = 32
 _MIN_KEPT = 8
 
 
+@dataclass(slots=True)
+class CachedBlock:
+    """A copy of what is known of a block that can be found by its content, for those who look at the pool.
+
+    Attributes:
+        block_hash: what it is found by.
+        parent: what the block before it is, or was, found by.
+        num_hits: how often requests found it.
+    """
+
+    block_id: int
+    block_hash: BlockHash
+    parent: BlockHash
+    ref_count: int
+    num_hits: int
+
+
 class _Block:
     """A block's state. `prev` and `next` link it into the free queue while nobody holds it."""
 
-    __slots__ = ("block_hash", "block_id", "next", "prev", "ref_count")
+    __slots__ = ("block_hash", "block_id", "next", "num_hits", "parent", "prev", "ref_count")
 
     def __init__(self, block_id: int) -> None:
         self.block_id = block_id
         self.ref_count = 0
         self.block_hash: BlockHash | None = None
+        self.parent: BlockHash = ROOT_HASH
+        self.num_hits = 0
         self.prev: _Block = self
         self.next: _Block = self
 
@@ -84,6 +104,7 @@ class BlockPool:
         taken, block, partial = [], self._queue.next, self.partial
         for _ in range(count):
             block.ref_count = 1
+            block.num_hits = 0
             if block.block_hash is not None:
                 del self._by_hash[block.block_hash]
                 block.block_hash = None
@@ -123,16 +144,35 @@ class BlockPool:
                 self._unlink(block)
                 self._kept.pop(block_id, None)
             block.ref_count += 1
+            block.num_hits += 1
 
-    def publish(self, block_id: int, block_hash: BlockHash) -> None:
-        """Makes a held, full block findable by its hash. Of blocks with equal content only the first is."""
+    def publish(self, block_id: int, block_hash: BlockHash, parent: BlockHash = ROOT_HASH) -> None:
+        """Makes a held, full block findable by its hash. Of blocks with equal content only the first is.
+        `parent` is the hash of the block before it.
+        """
         if not self._enable_caching or block_hash in self._by_hash:
             return
         block = self._blocks[block_id]
         assert block.ref_count > 0, block_id
         if block.block_hash is None:
             block.block_hash = block_hash
+            block.parent = parent
             self._by_hash[block_hash] = block
+
+    def sample(self, stride: int) -> tuple[bytes, bytes]:
+        """(reference counts, up to 255; whether content is cached, 1 or 0) of every `stride`-th block."""
+        blocks = self._blocks[::stride]
+        ref_counts = bytes([min(block.ref_count, 255) for block in blocks])
+        return ref_counts, bytes([block.block_hash is not None for block in blocks])
+
+    def recently_cached(self) -> Iterator[CachedBlock]:
+        """The cached blocks, those published last first. Nothing may change meanwhile."""
+        return map(_as_cached, reversed(self._by_hash.values()))
+
+    def cached(self, block_hash: BlockHash) -> CachedBlock | None:
+        """The cached block that has this hash, if there is one."""
+        block = self._by_hash.get(block_hash)
+        return None if block is None else _as_cached(block)
 
     def remember(self, block_id: int, place: Place, token_ids: array[int]) -> None:
         """Makes a held block findable by its first tokens; see `PartialBlocks.put`."""
@@ -203,3 +243,8 @@ class BlockPool:
         kept = {i for i in free if i in self.partial and self._blocks[i].block_hash is None}
         assert set(self._kept) == kept
         assert len(kept) <= self._max_kept
+
+
+def _as_cached(block: _Block) -> CachedBlock:
+    assert block.block_hash is not None
+    return CachedBlock(block.block_id, block.block_hash, block.parent, block.ref_count, block.num_hits)

@@ -122,17 +122,22 @@ class Prefixes:
             return
         request.hash_up_to(full, self._block_size)
         if self._groups.is_plain:
+            parent = request.block_hashes[first - 1] if first else request.root_hash
             for index in range(first, full):
-                self._pool.publish(request.block_ids[index], request.block_hashes[index])
+                block_hash = request.block_hashes[index]
+                self._pool.publish(request.block_ids[index], block_hash, parent)
+                parent = block_hash
         else:
             self._publish_in_groups(request, range(first, full))
         request.num_published_blocks = full
 
     def _publish_in_groups(self, request: Request, indices: range) -> None:
         for index in indices:
+            parent = request.block_hashes[index - 1] if index else request.root_hash
             for group, block_id in enumerate(self._groups.blocks_at(request.block_ids, index)):
                 if block_id != NO_BLOCK:
-                    self._pool.publish(block_id, self._groups.key(request.block_hashes[index], group))
+                    key = self._groups.key(request.block_hashes[index], group)
+                    self._pool.publish(block_id, key, self._groups.key(parent, group))
 
     def publish_chunk(self, request: Request) -> None:
         """Publishes the blocks that a prefill chunk filled, for sharing and for copying in part. Blocks that

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count, islice
 
 import numpy as np
 
@@ -90,6 +90,11 @@ class Order:
     def live(self) -> list[Request]:
         """The requests that have not ended, in no order."""
         return [request for level in self._levels.values() for request in level.live()]
+
+    def some(self, most: int) -> list[Request]:
+        """Up to `most` requests that have not ended, those of the first priorities, else in no order."""
+        levels = (self._levels[priority] for priority in sorted(self._levels))
+        return list(islice(chain.from_iterable(level.live() for level in levels), most))
 
     def clear(self) -> None:
         """Removes everything."""

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WORK_AHEAD_STEP, is_warm, rank_socket
@@ -23,13 +24,18 @@ from engine.dispatch.ring import RingError
 from engine.dispatch.sampling import RecordError
 from pagewire.base.errors import Code, Overloaded, PagewireError, Unavailable
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from pagewire.telemetry.logs import about
+from pagewire.telemetry.spans import SpanWriter
 from scheduler.config import SchedulerConfig
 from scheduler.core import Scheduler
 from scheduler.masks.relay import LEAST_SECONDS, MaskRelay
 from scheduler.request import EndReason, Request
 from scheduler.serve.metrics import SchedulerMetrics
-from scheduler.serve.outbox import Outbox, Ticket, by_outbox, ticket_of
+from scheduler.serve.observation import Observer
+from scheduler.serve.outbox import WORKER_LOST, Outbox, Ticket, by_outbox, ticket_of
 from scheduler.serve.status import load_message, model_message
+from scheduler.serve.timelines import Timelines
+from scheduler.serve.tracing import trace_id_of, write_spans
 from scheduler.step import StepOutput
 from scheduler.workers.attach import attach
 from scheduler.workers.group import WorkerGroup
@@ -52,9 +58,11 @@ class EngineDriver:
         facts: the attached worker's facts; the last one's while none is attached; None before the first.
         metrics: the scheduler's metrics.
         attached, detached: events that are set while an engine is attached, and while none is.
+        timelines: what happened to open requests and the last ones that ended.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, spans: SpanWriter | None = None) -> None:
+        """`spans` takes the spans of traced requests; None if there is no tracing."""
         self._config = config
         self._batch_delay = config.batch_delay
         self._group: WorkerGroup | None = None
@@ -67,6 +75,7 @@ class EngineDriver:
         self._watchdog: Watchdog | None = None
         self._orphans: list[Request] = []
         self._outboxes: set[Outbox] = set()
+        self._observers: set[Observer] = set()
         self._pump_scheduled = False
         self._pump_timer: asyncio.TimerHandle | None = None
         self._masks = MaskRelay(self._apply_mask, self._pump)
@@ -75,6 +84,8 @@ class EngineDriver:
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
         self.detached.set()
         self.metrics = SchedulerMetrics(lambda: self._core, config.batching_strategy)
+        self.timelines = Timelines(config.request_history)
+        self._spans = spans
 
     @property
     def core(self) -> Scheduler | None:
@@ -133,6 +144,7 @@ class EngineDriver:
         self._ahead = WorkAhead(facts.more_ahead)
         self._one_hangs = False
         self._core = Scheduler(self._limits(facts), self._config.core())
+        self._core.on_preempted = _note_preempted
         self._lost.clear()
         self._cause = ""
         loop = asyncio.get_running_loop()
@@ -153,7 +165,9 @@ class EngineDriver:
             facts.limits.block_size,
         )
         orphans, self._orphans = self._orphans, []
+        now = time.perf_counter()
         for request in orphans:
+            ticket_of(request).note(now, "worker attached", f"pid {group.ranks[0].worker_pid}")
             self._resume(request)
         self._tell_model()
         self._pump()
@@ -190,8 +204,11 @@ class EngineDriver:
         assert self._watchdog is not None
         self._watchdog.close()
         self._orphans, quarantined = self._core.evacuate(self._cause)
+        now = time.perf_counter()
+        for request in self._orphans + quarantined:
+            ticket_of(request).note(now, WORKER_LOST, self._cause)
         for request in quarantined:
-            logger.error("request %s is quarantined: %s", request.request_id, self._cause)
+            _log_quarantine(request, self._cause)
             self._finish(request)
             ticket_of(request).outbox.flush(0)
         self.metrics.retire(self._core)
@@ -249,6 +266,7 @@ class EngineDriver:
                 self.metrics.refused(Code.RESOURCE_EXHAUSTED.name.lower())
                 self._finish(refused, Code.RESOURCE_EXHAUSTED, retry_after=self._core.retry_after(refused))
                 ticket_of(refused).outbox.flush(0)
+        self.timelines.opened(request)
         if self._batch_delay is not None:
             asyncio.get_running_loop().call_later(self._batch_delay, self._on_overdue, request)
         if request.constraint is not None:
@@ -300,9 +318,9 @@ class EngineDriver:
             self._finish(request, error.code, error.param)
         ticket_of(request).outbox.flush(0)
 
-    def abort(self, request: Request) -> None:
+    def abort(self, request: Request, reason: EndReason = EndReason.ABORT) -> None:
         """Ends a request at once, without an event in its outbox."""
-        if self._end(request, EndReason.ABORT):
+        if self._end(request, reason):
             self._settle(request)
             self._schedule_pump()
 
@@ -412,7 +430,10 @@ class EngineDriver:
                     self._ahead.finished(result.more_ahead)
                     self._pacing.began(time.perf_counter())
                     continue
+                work = self._core.oldest_work
                 output = self._core.update(result)
+                for observer in self._observers:
+                    observer.step(result, work, self._group.execute_us or [result.execute_us])
                 self._masks.advance(output)
                 self._pacing.ran(result.execute_us, result.launch_us)
                 self._pacing.began(time.perf_counter())
@@ -427,7 +448,7 @@ class EngineDriver:
             if result.error:
                 logger.error("step %d failed: %s", result.step_id, result.error)
                 for request in output.ended:
-                    logger.error("request %s is quarantined: %s", request.request_id, result.error)
+                    _log_quarantine(request, result.error)
             self._hand_out(result, output)
 
     def _hand_out(self, result: StepResult, output: StepOutput) -> None:
@@ -471,7 +492,11 @@ class EngineDriver:
         if ticket.deadline is not None:
             ticket.deadline.cancel()
         self._masks.forget(request)
-        self.metrics.ended(request, ticket, time.perf_counter())
+        now = time.perf_counter()
+        self.metrics.ended(request, ticket, now)
+        self.timelines.ended(request, now)
+        if ticket.trace is not None and self._spans is not None:
+            write_spans(self._spans, request, ticket, now)
 
     def _tell_model(self) -> None:
         model = self.model()
@@ -491,11 +516,34 @@ class EngineDriver:
             max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
         )
 
+    @contextmanager
+    def observed_by(self, observer: Observer) -> Iterator[None]:
+        """Tells an observer what happens."""
+        self._observers.add(observer)
+        try:
+            with observer.measuring(self.metrics):
+                yield
+        finally:
+            self._observers.discard(observer)
+
     def load(self) -> pb.GetLoadResponse:
         """Current queue lengths and memory use."""
         if self._core is None:
             return pb.GetLoadResponse(num_requests_waiting=len(self._orphans))
         return load_message(self._core)
+
+
+def _note_preempted(request: Request) -> None:
+    ticket_of(request).note(time.perf_counter(), "preempted")
+
+
+def _log_quarantine(request: Request, cause: str) -> None:
+    logger.error(
+        "request %s is quarantined: %s",
+        request.request_id,
+        cause,
+        extra=about(request.request_id, trace_id_of(ticket_of(request).trace)),
+    )
 
 
 def _is_same_model(facts: WorkerFacts, others: WorkerFacts) -> bool:

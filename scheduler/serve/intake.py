@@ -35,6 +35,7 @@ def make_request(
     adapter_id: int = 0,
     group: str = "",
     part: int = 0,
+    trace: bytes = b"",
 ) -> Request:
     """Makes a request; fills in defaults for the seed, max_tokens and the tokens that end the output.
 
@@ -52,7 +53,7 @@ def make_request(
         cache_salt: cached prefixes are shared only between requests of the same salt.
         pooling: a Pooling; if not NONE, the request returns a pooled state and `sampling` is ignored.
         adapter_id: the adapter that its tokens are computed with; 0 is the base model alone.
-        group, part: see `Request`.
+        group, part, trace: see `Request`.
 
     Raises:
         InvalidRequest: a value does not suit the model.
@@ -72,7 +73,7 @@ def make_request(
     root = root_hash(cache_salt, adapter_id)
     if pooling != Pooling.NONE:
         request = _pooling_request(request_id, known, pooling, priority, client, owner, root, adapter_id)
-        request.group, request.part = group, part
+        request.group, request.part, request.trace = group, part, trace
         return request
     if facts.task != "generate":
         raise Unsupported(why_no_generation(facts.task), param="model")
@@ -96,6 +97,7 @@ def make_request(
         constraint=sampling.structured_output,
         group=group,
         part=part,
+        trace=trace,
     )
 
 

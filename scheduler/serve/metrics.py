@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,26 +18,35 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from pagewire.telemetry.gpus import GpuReading, Gpus
 from scheduler.core import Scheduler
 from scheduler.request import EndReason, Request
 from scheduler.serve.outbox import Ticket
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKENS = tuple(float(2**power) for power in range(15))
+_REQUEST_TOKENS = tuple(float(2**power) for power in range(18))
 
 
 class Histogram:
-    """A histogram: observations counted per bucket."""
+    """A histogram: observations counted per bucket.
+
+    Attributes:
+        watchers: called with each value and how often it was observed.
+    """
 
     def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
         self._name, self._documentation, self._bounds = name, documentation, bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self.watchers: list[Callable[[float, int], None]] = []
 
     def observe(self, value: float, times: int = 1) -> None:
         """Counts an observation, or several of the same value."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
+        for watcher in self.watchers:
+            watcher(value, times)
 
     def family(self) -> HistogramMetricFamily:
         """The histogram as a Prometheus metric family."""
@@ -67,15 +77,25 @@ class SchedulerMetrics(Collector):
         self.queue_time = _seconds("request_queue_time", "From submission to the first step")
         self.prefill_time = _seconds("request_prefill_time", "From the first step to the first token")
         self.decode_time = _seconds("request_decode_time", "From the first to the last token")
+        self.inference_time = _seconds("request_inference_time", "From the first step to the last token")
         self.step_time = _seconds("step_execute_time", "What the worker spent on a step")
         self.iteration_tokens = Histogram(
             "pagewire:iteration_tokens_total", "Tokens computed in a step", _TOKENS
         )
+        self.request_prompt_tokens = Histogram(
+            "pagewire:request_prompt_tokens", "Prompt tokens of an ended request", _REQUEST_TOKENS
+        )
+        self.request_generation_tokens = Histogram(
+            "pagewire:request_generation_tokens", "Tokens generated for an ended request", _REQUEST_TOKENS
+        )
+        self._gpus = Gpus()
+        self._gpu_readings: list[GpuReading] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def exposition(self) -> bytes:
+    async def exposition(self) -> bytes:
         """Everything in Prometheus text format."""
+        self._gpu_readings = await asyncio.to_thread(self._gpus.read)
         return generate_latest(self._registry)
 
     def scheduled(self, ticket: Ticket, now: float) -> None:
@@ -108,7 +128,10 @@ class SchedulerMetrics(Collector):
         self._finished[reason.name.lower()] += 1
         self._prompt_tokens += request.num_prompt_tokens
         self.e2e_request_latency.observe(now - ticket.submitted_at)
+        self.request_prompt_tokens.observe(request.num_prompt_tokens)
+        self.request_generation_tokens.observe(request.num_output_tokens)
         if ticket.first_token_at:
+            self.inference_time.observe(ticket.last_token_at - ticket.scheduled_at)
             self.decode_time.observe(ticket.last_token_at - ticket.first_token_at)
 
     def refused(self, code: str) -> None:
@@ -119,10 +142,20 @@ class SchedulerMetrics(Collector):
         """Adds up the totals of a core that is replaced, so that counters never decrease."""
         self._totals.update(_totals(core))
 
+    def totals(self) -> Counter[str]:
+        """The counters of this scheduler's cores, by name without prefix."""
+        core = self._core()
+        return self._totals + Counter(_totals(core) if core else {})
+
+    @property
+    def num_ended(self) -> int:
+        """Requests that ended, however they did."""
+        return self._finished.total()
+
     def collect(self) -> Iterator[Any]:
         """Called by prometheus_client at every scrape."""
         core = self._core()
-        totals = self._totals + Counter(_totals(core) if core else {})
+        totals = self.totals()
         for name, documentation in _COUNTERS.items():
             yield CounterMetricFamily(f"pagewire:{name}", documentation, value=totals[name])
         yield CounterMetricFamily(
@@ -138,6 +171,7 @@ class SchedulerMetrics(Collector):
         yield _labelled("request_refused", "Refused submissions", "code", self._refused)
         for name, documentation, value in _gauges(core):
             yield GaugeMetricFamily(f"pagewire:{name}", documentation, value=value)
+        yield from _gpu_gauges(self._gpu_readings)
         for histogram in vars(self).values():
             if isinstance(histogram, Histogram):
                 yield histogram.family()
@@ -188,6 +222,25 @@ def _gauges(core: Scheduler | None) -> Iterator[tuple[str, str, float]]:
     yield "kv_cache_used_blocks", "KV blocks held by requests", used
     yield "kv_cache_cached_blocks", "KV blocks that can be found by content", cached
     yield "kv_cache_blocks", "KV blocks in the pool", total
+
+
+def _gpu_gauges(readings: list[GpuReading]) -> Iterator[GaugeMetricFamily]:
+    """Nothing without a GPU or NVML."""
+    if not readings:
+        return
+    for name, documentation in _GPU_GAUGES.items():
+        family = GaugeMetricFamily(f"pagewire:gpu_{name}", documentation, labels=["gpu", "gpu_uuid"])
+        for reading in readings:
+            value = getattr(reading, name.removesuffix("_bytes"))
+            family.add_metric([str(reading.index), reading.uuid], value)
+        yield family
+
+
+_GPU_GAUGES = {
+    "utilization": "Share of the last moments in which a kernel ran on the GPU, 0 to 1",
+    "memory_used_bytes": "Memory of the GPU that is in use, by all processes",
+    "memory_total_bytes": "Memory that the GPU has",
+}
 
 
 def _seconds(name: str, documentation: str) -> Histogram:

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.dispatch.records import PromptLogprobs, TokenLogprobs
 from engine.dispatch.sampling import F32Array
 from pagewire.base.errors import Code, PagewireError
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
+from pagewire.telemetry.context import TraceContext
 from scheduler.request import EndReason, Request
 
-_END_REASONS = {
+END_REASONS = {
     EndReason.STOP: pb.END_REASON_STOP,
     EndReason.LENGTH: pb.END_REASON_LENGTH,
     EndReason.ABORT: pb.END_REASON_ABORT,
     EndReason.ERROR: pb.END_REASON_ERROR,
 }
+
+
+WORKER_LOST = "worker lost"
+MAX_EVENTS = 64
+"""What happened to a request is told up to so many events; preemptions are counted beyond."""
+
+
+class TicketEvent(NamedTuple):
+    """Something that happened to a request at `time` (perf_counter seconds)."""
+
+    time: float
+    name: str
+    detail: str
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +44,9 @@ class Ticket:
         handle: identifies the request on that stream.
         submitted_at, scheduled_at, first_token_at, last_token_at: perf_counter seconds; 0 until it happens.
         deadline: the timer that ends the request at its deadline.
+        received: Unix time at which the frontend got the request; 0 if unknown.
+        trace: the request's span, if it is traced.
+        events: what else happened to it.
     """
 
     outbox: Outbox
@@ -38,6 +56,14 @@ class Ticket:
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     deadline: asyncio.TimerHandle | None = None
+    received: float = 0.0
+    trace: TraceContext | None = None
+    events: list[TicketEvent] = field(default_factory=list)
+
+    def note(self, time: float, name: str, detail: str = "") -> None:
+        """Adds an event."""
+        if len(self.events) < MAX_EVENTS:
+            self.events.append(TicketEvent(time, name, detail))
 
 
 class Outbox:
@@ -103,7 +129,7 @@ class Outbox:
         """
         ended = pb.Ended(
             handle=handle,
-            reason=_END_REASONS[request.end_reason or EndReason.ABORT],
+            reason=END_REASONS[request.end_reason or EndReason.ABORT],
             stop_token_id=request.stop_token_id,
             num_cached_tokens=max(request.num_cached_tokens, 0),
             num_output_tokens=request.num_output_tokens,

@@ -18,6 +18,7 @@ from pagewire.base.errors import ConfigError
 from pagewire.base.gc_freeze import spare_what_is_loaded
 from pagewire.base.notify import notify_ready
 from pagewire.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from pagewire.telemetry.spans import span_writer
 from scheduler.config import SchedulerConfig
 from scheduler.serve.driver import EngineDriver
 from scheduler.serve.service import SchedulerService
@@ -42,7 +43,8 @@ class SchedulerServer:
         self._config = config
         tls = config.tls()
         self._tls = None if tls is None else tls.reloading()
-        self._driver = EngineDriver(config)
+        self._spans = span_writer(config.otlp_traces_endpoint, "scheduler")
+        self._driver = EngineDriver(config, self._spans)
         self._server = grpc.aio.server(options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
@@ -111,6 +113,8 @@ class SchedulerServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
 
 async def _serve(config: SchedulerConfig) -> int:

@@ -23,18 +23,22 @@ from pagewire.base.errors import (
 )
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.scheduler.v1 import scheduler_pb2_grpc
+from pagewire.telemetry.context import of_traceparent
 from pagewire.wire.ended_messages import error_in
 from pagewire.wire.sampling_messages import given_fields
 from pagewire.wire.sampling_params import SamplingParams
-from scheduler.request import Request
+from scheduler.request import EndReason, Request
 from scheduler.serve.driver import EngineDriver
 from scheduler.serve.intake import make_request
+from scheduler.serve.observation import Observer
 from scheduler.serve.outbox import Outbox, Ticket
 
 logger = logging.getLogger(__name__)
 
 _TEXT_FIELDS = ("stop", "include_stop_str_in_output", "skip_special_tokens", "bad_words")
 _LAST_WRITE_SECONDS = 1.0
+_OBSERVE_SECONDS = (0.1, 0.5, 10.0)
+"""Between two messages of Observe: at least, by default, at most."""
 # Parameters that only frontends serve, and their neutral values.
 _FRONTEND_FIELDS = {"n": 1, "best_of": 1, "beam_search": None, "prompt_logprobs": None}
 
@@ -103,7 +107,28 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, request: pb.GetMetricsRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetMetricsResponse:
         """Prometheus text."""
-        return pb.GetMetricsResponse(exposition=self._driver.metrics.exposition())
+        return pb.GetMetricsResponse(exposition=await self._driver.metrics.exposition())
+
+    async def GetTimeline(  # noqa: N802
+        self, request: pb.GetTimelineRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetTimelineResponse:
+        """What happened to a request."""
+        parts = self._driver.timelines.find(request.client, request.request_id)
+        if not parts:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no request {request.request_id!r} is known")
+        return pb.GetTimelineResponse(parts=parts)
+
+    async def Observe(  # noqa: N802
+        self, request: pb.ObserveRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ObserveResponse]:
+        """The state, again and again."""
+        least, default, most = _OBSERVE_SECONDS
+        interval = min(max(least, request.interval or default), most)
+        driver, observer = self._driver, Observer()
+        with driver.observed_by(observer):
+            while True:
+                yield observer.take(driver.core, driver.load(), driver.metrics)
+                await asyncio.sleep(interval)
 
 
 class Connection:
@@ -153,7 +178,8 @@ class Connection:
     def _abort(self, abort: pb.Abort) -> None:
         request = self._requests.pop(abort.handle, None)
         if request is not None:
-            self._driver.abort(request)
+            is_complete = abort.reason == pb.END_REASON_STOP
+            self._driver.abort(request, EndReason.STOP if is_complete else EndReason.ABORT)
 
     def _try_submit(self, submit: pb.Submit) -> None:
         """Submits a request, or adds its refusal to the outbox."""
@@ -175,7 +201,16 @@ class Connection:
         timeout = submit.timeout if submit.HasField("timeout") else None
         if timeout is not None and not timeout > 0:
             raise DeadlineExceeded("the request's deadline had passed when it arrived")
-        ticket = Ticket(self.outbox, submit.handle, time.perf_counter())
+        ticket = Ticket(self.outbox, submit.handle, time.perf_counter(), received=submit.received)
+        trace = b""
+        if submit.traceparent:
+            try:
+                ticket.trace = of_traceparent(submit.traceparent).child()
+                trace = ticket.trace.to_bytes()
+            except ValueError as error:
+                raise InvalidRequest(str(error), param="traceparent") from None
+        if submit.resumed:
+            ticket.note(ticket.submitted_at, "resumed")
         request = make_request(
             submit.request_id,
             submit.token_ids[:],  # a list, which is read twice as fast
@@ -191,6 +226,7 @@ class Connection:
             pooling=submit.pooling,
             group=submit.request_id.removesuffix(f"-{submit.part}") if submit.part else submit.request_id,
             part=submit.part,
+            trace=trace,
         )
         self._driver.submit(request, ticket, timeout, resumed=submit.resumed)
         self._requests[submit.handle] = request

@@ -33,6 +33,8 @@ class WorkerGroup:
         poll_result: the result of the next step if every rank has completed it, or if one rank reports its
             last result; else None. Raises RecordError or RingError if a worker wrote something malformed,
             and ValueError if ranks report different steps.
+        execute_us: microseconds that each rank spent on the step polled last; empty for a group of one, whose
+            result says it.
     """
 
     def __init__(self, link: WorkerLink, leave: Callable[[str], None]) -> None:
@@ -47,6 +49,7 @@ class WorkerGroup:
         # Each rank's results of steps that other ranks have not completed yet.
         self._completed: list[deque[StepResult]] = [deque() for _ in link.ranks]
         self._num_complete = 0
+        self.execute_us: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def _poll_all(self) -> StepResult | None:
@@ -61,7 +64,9 @@ class WorkerGroup:
             self._watch_failure()
             return None
         self._num_complete += 1
-        return _merge([completed.popleft() for completed in self._completed])
+        results = [completed.popleft() for completed in self._completed]
+        self.execute_us = [result.execute_us for result in results]
+        return _merge(results)
 
     def _watch_failure(self) -> None:
         """Starts a timer that gives the group up if some ranks failed a step and others do not finish it."""

@@ -50,6 +50,7 @@ def test_throughput_of_a_workload_of_ones_own(model: Path, tmp_path: Path) -> No
     assert written["engine"]["load_s"] > 0
 
 
+@pytest.mark.slow  # the same engine as for throughput
 def test_latency_of_a_workload_by_name(model: Path, tmp_path: Path) -> None:
     directory = write_model(tmp_path / "longer", max_position_embeddings=512)
     path = tmp_path / "latency.json"
@@ -60,6 +61,7 @@ def test_latency_of_a_workload_by_name(model: Path, tmp_path: Path) -> None:
     assert [line.split()[-6] for line in run.stdout.splitlines()[1:]] == ["ttft", "tpot", "itl", "e2e"]
 
 
+@pytest.mark.slow  # starts the service four times
 def test_startup_with_empty_caches_and_with_full_ones(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "startup.json"
     run = bench("startup", str(model), "--device", "cpu", "--repeat", "1", "--json", str(path))

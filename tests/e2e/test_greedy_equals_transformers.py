@@ -100,9 +100,8 @@ async def test_one_at_a_time_then_all_at_once_with_prefix_hits(
     )
 
 
-@pytest.mark.parametrize(
-    "budget", [pytest.param(7, marks=pytest.mark.slow), pytest.param(33, marks=pytest.mark.slow), 100]
-)
+@pytest.mark.slow  # tests/integration/test_greedy_matches_transformers.py says the same in seconds
+@pytest.mark.parametrize("budget", [7, 33, 100])
 async def test_odd_token_budgets_that_cut_prompts_into_chunks(
     budget: int, tmp_path: Path, reference: Reference, prompts: list[list[int]]
 ) -> None:

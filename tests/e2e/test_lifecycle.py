@@ -76,7 +76,7 @@ async def test_a_deadline_ends_the_request_everywhere(
     await until_idle(server)
 
 
-@pytest.mark.parametrize("num_requests", [48, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_requests", [24, pytest.param(200, marks=pytest.mark.slow)])
 async def test_requests_that_are_started_and_dropped_leave_nothing_behind(
     server: Service, stub: inference_pb2_grpc.InferenceServiceStub, num_requests: int
 ) -> None:

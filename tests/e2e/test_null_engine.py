@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 
 import grpc
 import httpx
 
+from pagewire.base.own_packages import python_command, python_path
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 from tests.e2e.test_lifecycle import until_idle
@@ -66,3 +69,28 @@ async def test_every_call_of_a_burst_is_answered_or_refused_for_a_reason(null_se
     codes = {answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
     assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert sum(isinstance(answer, pb.GenerateOnceResponse) for answer in answers) > 256
+
+
+def test_what_runs_here_is_listed_and_watched(null_service: Service) -> None:
+    listed = json.loads(pagewire("ps", "--json"))
+    [mine] = [each for each in listed if each["pid"] == null_service.process.pid]
+    assert (mine["http"], mine["grpc"], mine["state"]) == (
+        null_service.http_url,
+        null_service.grpc_target,
+        "ready",
+    )
+    pids = {each["name"]: each["pid"] for each in mine["processes"]}
+    running = {role: process.pid for role, process in null_service.processes().items()}
+    assert {**pids, "supervisor": mine["pid"]} == running
+    table = pagewire("top", "--once", "--interval", "0.2", "--url", null_service.http_url)
+    assert null_service.model in table
+    assert "0 running, 0 waiting" in table
+
+
+def pagewire(*arguments: str) -> str:
+    """What `pagewire ARGUMENTS` prints."""
+    command = [*python_command("pagewire"), *arguments]
+    environment = {**os.environ, **python_path()}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout

@@ -1,59 +1,34 @@
-"""The README does what it says: its examples are run as they stand, against a real service."""
+"""The README and the pages on which it matters what a model says do what they say: their snippets are run as
+they stand, against a real service of the default model. The other pages' are in test_docs.py."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.snippets import ROOT, Snippet, check_commands, missing_program, run, snippets
 from tools.service import Service
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/index.md", "docs/quick-start.md", "docs/clients.md", "docs/chat.md")
+FOUND = [snippet for page in PAGES for snippet in snippets(ROOT / page)]
 
 
-def blocks(language: str, containing: str) -> list[str]:
-    """The README's code blocks in a language that contain a text."""
-    found = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return [block for block in found if containing in block]
-
-
-def run(command: list[str], block: str, service: Service) -> str:
-    """Runs a block with the README's addresses replaced by the service's; returns what it printed."""
-    block = block.replace("http://localhost:8000", service.http_url)
-    block = block.replace("localhost:50051", service.grpc_target)
-    done = subprocess.run(
-        [*command, block], capture_output=True, text=True, cwd=ROOT, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_curl(server: Service) -> None:
-    [block] = blocks("sh", "curl ")
-    assert "Paris" in run(["bash", "-c"], block, server)
-
-
-@pytest.mark.parametrize(
-    ("containing", "expected"),
-    [
-        ("haiku", ""),
-        ("structured_outputs", ""),
-        ("import Client", ""),
-        ("import grpc", " Paris"),
-        ("import LLM", " Paris"),
-    ],
-    ids=["openai", "constrained", "client", "grpc", "offline"],
-)
-def test_python(server: Service, containing: str, expected: str) -> None:
-    [block] = blocks("python", containing)
-    output = run([sys.executable, "-c"], block, server)
+@pytest.mark.parametrize("snippet", [each for each in FOUND if each.action != "parsed"], ids=str)
+def test_snippet(snippet: Snippet, server: Service, tmp_path: Path) -> None:
+    program = missing_program(snippet)
+    if program is not None:
+        pytest.skip(f"{program} is not installed")
+    output = run(snippet, server, tmp_path)
     assert output.strip()
-    assert expected in output
+    if snippet.action == "prints":
+        assert snippet.detail in output
 
 
-def test_every_python_example_is_covered() -> None:
-    assert len(blocks("python", "")) == 5
+@pytest.mark.parametrize("snippet", [each for each in FOUND if each.action == "parsed"], ids=str)
+def test_commands_that_install_and_serve_exist(snippet: Snippet) -> None:
+    assert check_commands(snippet.text) > 0
+
+
+def test_all_of_them_are_found() -> None:
+    assert [sum(each.page == page for each in FOUND) for page in PAGES] == [3, 1, 8, 8, 1]

@@ -52,13 +52,13 @@ class Load:
         await asyncio.gather(*self._tasks)
 
     async def _grpc(self) -> None:
-        async with AsyncClient(self._service.grpc_target) as client:
+        async with AsyncClient(self._service.grpc_target, max_retries=0) as client:
             while not self._stopping:
                 await self._ask_grpc(client)
 
     async def _grpc_anew(self) -> None:
         while not self._stopping:
-            async with AsyncClient(self._service.grpc_target) as client:
+            async with AsyncClient(self._service.grpc_target, max_retries=0) as client:
                 await self._ask_grpc(client)
 
     async def _ask_grpc(self, client: AsyncClient) -> None:

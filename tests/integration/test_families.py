@@ -32,6 +32,16 @@ BOUNDS = {"max_num_batched_tokens": 37, "num_blocks": 160}
 SAMPLING = SamplingRecord(temperature=0.0, logprobs=NUM_TOP)
 
 
+INTERNLM2 = {
+    "embed_tokens": "tok_embeddings",
+    "lm_head": "output",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 DEPEND_ON_LENGTH = {"phi4-mini", "llama-dynamic"}
 Logits = Callable[[list[int]], torch.Tensor]
 
@@ -112,3 +122,28 @@ def test_the_language_model_of_a_multimodal_gemma_is_served(tmp_path: Path) -> N
     renamed = {f"language_model.{name}": tensor for name, tensor in weights.items()}
     save_file({**renamed, "vision_tower.patch.weight": torch.ones(3)}, whole / "model.safetensors")
     compare(CoreDriver(whole, **BOUNDS), reference(text), PROMPTS)
+
+
+def test_internlm2_is_llama_with_other_names(tmp_path: Path) -> None:
+    """Of each key-value head first its query heads are stored, then itself and its value head."""
+    llama, own = (
+        write_tiny("llama", tmp_path / "llama", attention_bias=False, mlp_bias=False),
+        tmp_path / "own",
+    )
+    own.mkdir()
+    values = json.loads((llama / "config.json").read_text())
+    changes = {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
+    (own / "config.json").write_text(json.dumps(values | changes))
+    weights = load_file(llama / "model.safetensors")
+    head_dim = values["hidden_size"] // values["num_attention_heads"]
+    for layer in range(values["num_hidden_layers"]):
+        q, k, v = (
+            weights.pop(f"model.layers.{layer}.self_attn.{name}_proj.weight").unflatten(0, (-1, head_dim))
+            for name in "qkv"
+        )
+        grouped = torch.cat((q.unflatten(0, (len(k), -1)), k[:, None], v[:, None]), 1)
+        weights[f"model.layers.{layer}.attention.wqkv.weight"] = grouped.flatten(0, 2).contiguous()
+    for theirs, name in INTERNLM2.items():
+        weights = {key.replace(theirs, name): tensor for key, tensor in weights.items()}
+    save_file(weights, own / "model.safetensors")
+    compare(CoreDriver(own, **BOUNDS), reference(llama), PROMPTS)

@@ -72,7 +72,9 @@ def assert_same_tokens(
             return  # What follows a tie may differ.
 
 
-@pytest.mark.parametrize(("budget", "steps_ahead"), [(7, 0), (33, 1), (256, 0)])
+@pytest.mark.parametrize(
+    ("budget", "steps_ahead"), [pytest.param(7, 0, marks=pytest.mark.slow), (33, 1), (256, 0)]
+)
 def test_requests_together_under_any_token_budget(runner, prompts, references, budget, steps_ahead) -> None:
     runner.reset()
     requests = PlanDriver(runner, budget=budget, steps_ahead=steps_ahead).generate(prompts, OUTPUT_TOKENS)

@@ -244,7 +244,7 @@ def test_the_command_sends_what_it_is_told_and_keeps_no_keys(
     assert "6 of 6 requests complete" in run.stdout
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_ctrl_c_prints_what_is_known(tmp_path: Path, processes: str) -> None:
     path = tmp_path / "serve.json"
     with StreamServer(gap=0.05) as server:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
@@ -46,10 +46,11 @@ REQUESTS = [
 
 
 class Workers:
-    """The ranks of one group, as processes."""
+    """The ranks of one group, as processes. Of `options` and OPTIONS the former count."""
 
-    def __init__(self, model: Path, directory: Path, world_size: int) -> None:
+    def __init__(self, model: Path, directory: Path, world_size: int, options: Sequence[str] = ()) -> None:
         directory.mkdir()
+        self._options = (*OPTIONS, *options)
         self.socket = directory / "worker.sock"
         self._model, self._world_size = model, world_size
         self._logs: list[IO[bytes]] = []
@@ -57,7 +58,7 @@ class Workers:
 
     def _start(self, rank: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "engine", str(self._model), "--socket", str(self.socket)]
-        command += ["--rank", str(rank), "--world-size", str(self._world_size), *OPTIONS]
+        command += ["--rank", str(rank), "--world-size", str(self._world_size), *self._options]
         self._logs.append((self.socket.parent / f"{len(self._logs)}.log").open("w+b"))
         return subprocess.Popen(
             command, stderr=self._logs[-1], env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True

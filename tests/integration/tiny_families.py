@@ -102,8 +102,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("glm", {"head_dim": 16, "partial_rotary_factor": 0.5}),
     "glm4": ("glm4", {"head_dim": 16, "partial_rotary_factor": 0.5}),
     "cohere": ("cohere", {}),
+    "cohere-plus": ("cohere", {"use_qk_norm": True}),
     "cohere2": ("cohere2", {**_WINDOWS, "head_dim": 16}),
     "stablelm": ("stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.25}),
+    "stablelm-12b": (
+        "stablelm",
+        {"qk_layernorm": True, "use_parallel_residual": True, "partial_rotary_factor": 0.25},
+    ),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "partial_rotary_factor": 0.5}),
 }
 
@@ -129,16 +134,17 @@ CASES |= {
 }
 
 
-def write_tiny(case: str, directory: Path) -> Path:
-    """Writes a checkpoint and returns its directory."""
+def write_tiny(case: str, directory: Path, **changes: Any) -> Path:
+    """Writes a checkpoint, with `changes` of its configuration, and returns its directory."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     model_type, values = CASES[case]
-    config = AutoConfig.for_model(model_type, **{**SHAPE, **values})
+    config = AutoConfig.for_model(model_type, **{**SHAPE, **values, **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:  # transformers makes norms 1 and biases 0
+        is_norm = name.endswith(("q_norm.weight", "k_norm.weight"))  # may have several heads
+        if parameter.dim() == 1 or is_norm:  # transformers makes norms 1 and biases 0
             centre = 1.0 if "norm" in name and not name.endswith("bias") else 0.0
             parameter.data.normal_(centre if "gemma" not in model_type else 0.0, 0.3)
     model.save_pretrained(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
+# Of a test's cases, `make test` takes the first few, and of the others one of so many.
+ALL_CASES, EACH_OF = 3, 3
+
 
 def pytest_configure() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -21,11 +25,19 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With a GPU every test here is one of the GPU's; without, each is one of `make test`."""
-    if torch.cuda.is_available():
-        for item in items:
-            if item.path.is_relative_to(Path(__file__).parent):
-                item.add_marker(pytest.mark.gpu)
+    """With a GPU every test here is the GPU's. Without, `make test` takes some of each test's cases, and
+    `make test-all` the others too, since the interpreter takes minutes over them."""
+    cases: Counter[str] = Counter()
+    for item in items:
+        if not item.path.is_relative_to(Path(__file__).parent):
+            continue
+        if torch.cuda.is_available():
+            item.add_marker(pytest.mark.gpu)
+            continue
+        test = item.nodeid.partition("[")[0]
+        if cases[test] >= ALL_CASES and cases[test] % EACH_OF:
+            item.add_marker(pytest.mark.slow)
+        cases[test] += 1
 
 
 def _hasten_interpreter() -> None:

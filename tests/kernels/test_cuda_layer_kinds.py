@@ -37,7 +37,9 @@ def test_log_probabilities_are_those_of_the_cpu_runner(
             assert list(told.top_logprobs) == pytest.approx(list(wanted.top_logprobs), abs=1e-4)
 
 
-@pytest.mark.parametrize("case", ["gemma3", "cohere2"])
+@pytest.mark.parametrize(
+    "case", ["gemma3", *(pytest.param(case, marks=pytest.mark.slow) for case in ("cohere2", "stablelm-12b"))]
+)
 def test_a_family_is_by_the_kernels_what_it_is_by_torch(tmp_path: Path, case: str) -> None:
     """Norms of other kinds and places, gelu, layers that differ in window and rotation, scales."""
     directory, sampling = write_tiny(case, tmp_path), SamplingRecord(temperature=0.0, logprobs=3)

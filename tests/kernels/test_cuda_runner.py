@@ -80,7 +80,7 @@ def runner(directory: Path) -> CudaModelRunner:
     return runner
 
 
-@pytest.mark.parametrize(("budget", "steps_ahead"), [(7, 1), (64, 0)])
+@pytest.mark.parametrize(("budget", "steps_ahead"), [pytest.param(7, 1, marks=pytest.mark.slow), (64, 0)])
 def test_greedy_tokens_are_those_of_the_cpu_runner(reference, runner, budget, steps_ahead) -> None:
     outputs = []
     for each in (reference, runner):
@@ -200,7 +200,7 @@ def test_classifications_are_those_of_the_cpu_runner(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize(("budget", "steps_ahead"), [(7, 1), (64, 0)])
+@pytest.mark.parametrize(("budget", "steps_ahead"), [pytest.param(7, 1, marks=pytest.mark.slow), (64, 0)])
 def test_prompts_are_told_of_as_by_the_cpu_runner(reference, runner, budget, steps_ahead) -> None:
     records = [
         replace(GREEDY, prompt_logprobs=3, logprobs=1),

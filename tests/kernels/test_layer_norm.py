@@ -7,7 +7,7 @@ import torch
 
 from engine.kernels.layer_norm.kernel import add_layer_norm, layer_norm
 from engine.kernels.layer_norm.naive import naive_add_layer_norm, naive_layer_norm
-from engine.kernels.rms_norm.kernel import launch_shape
+from engine.kernels.norm_launch import launch_shape
 from tests.kernels.hopper import compile_overlapping
 
 ON_GPU = torch.cuda.is_available()

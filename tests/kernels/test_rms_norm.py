@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels.rms_norm import kernel
-from engine.kernels.rms_norm.kernel import add_rms_norm, launch_shape, rms_norm
+from engine.kernels import norm_launch
+from engine.kernels.norm_launch import launch_shape
+from engine.kernels.rms_norm.kernel import add_rms_norm, rms_norm
 from engine.kernels.rms_norm.naive import naive_add_rms_norm, naive_rms_norm
 from tests.kernels.hopper import compile_overlapping
 
@@ -64,7 +65,7 @@ def test_rows_that_share_a_program_are_normalised_as_they_are_alone(
     alone_stream = residual.clone()
     alone = rms_norm(x, weight, 1e-5)
     alone_added = add_rms_norm(x, alone_stream, weight, 1e-5)
-    monkeypatch.setattr(kernel, "_MANY_ROWS", 4)
+    monkeypatch.setattr(norm_launch, "_MANY_ROWS", 4)
     assert launch_shape(9, width)[1] > 1
     assert torch.equal(rms_norm(x, weight, 1e-5, out=out), alone)
     assert torch.equal(add_rms_norm(x, residual, weight, 1e-5, out=out.fill_(torch.nan)), alone_added)

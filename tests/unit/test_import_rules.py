@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pagewire", "frontend", "scheduler", "engine")
 
 STUBS = ("pagewire.admin", "pagewire.inference", "pagewire.scheduler", "pagewire.triton", "pagewire.worker")
-GROUND = ("pagewire.base", "pagewire.wire", "pagewire.hub", "pagewire.structured", *STUBS)
+GROUND = (
+    *("pagewire.base", "pagewire.telemetry", "pagewire.wire", "pagewire.hub", "pagewire.structured"),
+    *STUBS,
+)
 ROOF = ("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench")
 
 # What each part may import of ours besides itself. A module belongs to the longest name that it is under.
@@ -23,6 +26,7 @@ ROOF = ("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # The ground: what everything stands on.
     "pagewire.base": (),
+    "pagewire.telemetry": ("pagewire.base",),
     **dict.fromkeys(STUBS, STUBS),
     "pagewire.wire": ("pagewire.base", *STUBS),
     "pagewire.hub": ("pagewire.base", "pagewire.wire"),
@@ -40,7 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scheduler.masks": (*GROUND, "engine.dispatch", "scheduler.request", "scheduler.step"),
     "scheduler.workers": ("pagewire.base", "engine.dispatch", "scheduler.core", "scheduler.masks"),
     "scheduler.serve": (*GROUND, "engine.dispatch", "scheduler"),
-    "scheduler.__main__": ("pagewire.base", "scheduler.config", "scheduler.serve"),
+    "scheduler.__main__": ("pagewire.base", "pagewire.telemetry", "scheduler.config", "scheduler.serve"),
     # Inside the engine, from the ground up.
     "engine.config": ("pagewire.base",),
     "engine.dispatch": ("pagewire.worker",),
@@ -74,7 +78,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.loader", "engine.cuda"),
     ),
     "engine.worker": (
-        *("pagewire.base", "pagewire.hub", "engine.config", "engine.dispatch", "engine.models"),
+        *("pagewire.base", "pagewire.telemetry", "pagewire.hub"),
+        *("engine.config", "engine.dispatch", "engine.models"),
         *("engine.step", "engine.platform", "engine.loader", "engine.cpu", "engine.cuda", "engine.null"),
         *("engine.layers", "engine.parallel", "engine.warmup"),
     ),
@@ -117,11 +122,13 @@ def within(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
+@cache
 def part_of(module: str) -> str:
     """The part that a module belongs to."""
     return max((part for part in MAY_IMPORT if within(module, (part,))), key=len)
 
 
+@cache
 def may_import(part: str, imported: str) -> bool:
     """Whether what is imported belongs to the part itself or one that it may import. A name that is allowed
     whole covers all that lies under it."""

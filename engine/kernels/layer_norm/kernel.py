@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from engine.kernels.launch import overlap_options, wait_for_previous
-from engine.kernels.rms_norm.kernel import launch_shape
+from engine.kernels.launch import wait_for_previous
+from engine.kernels.norm_launch import launch_norm
 
 if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
     import torch
@@ -66,7 +66,7 @@ def layer_norm(
         weight, bias: [N].
         out: [T, N], written and returned; may be x itself. Allocated if absent.
     """
-    return _launch(x, None, weight, bias, eps, out)
+    return launch_norm(layer_norm_kernel, x, None, (weight, bias), eps, out)
 
 
 def add_layer_norm(
@@ -84,38 +84,4 @@ def add_layer_norm(
         weight, bias: [N].
         out: [T, N], written and returned; may be x itself. Allocated if absent.
     """
-    return _launch(x, residual, weight, bias, eps, out)
-
-
-def _launch(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    eps: float,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
-    num_rows, width = x.shape
-    if out is None:
-        out = x.new_empty((num_rows, width))
-    if num_rows == 0:
-        return out
-    block, rows, num_warps = launch_shape(num_rows, width)
-    layer_norm_kernel[(-(-num_rows // rows),)](
-        x,
-        residual,
-        weight,
-        bias,
-        out,
-        num_rows,
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        out.stride(0),
-        eps,
-        N=width,
-        BLOCK_N=block,
-        ROWS=rows,
-        **overlap_options(),
-        num_warps=num_warps,
-    )
-    return out
+    return launch_norm(layer_norm_kernel, x, residual, (weight, bias), eps, out)

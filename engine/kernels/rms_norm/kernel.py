@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from engine.kernels.launch import overlap_options, wait_for_previous
+from engine.kernels.launch import wait_for_previous
+from engine.kernels.norm_launch import launch_norm
 
 if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
     import torch
-
-# With fewer rows than this every row gets a program of its own, for latency; with more, narrow rows share
-# one, so that enough bytes are in flight per program. Both variants are compiled at most once per width.
-_MANY_ROWS = 2048
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -61,7 +58,7 @@ def rms_norm(
         weight: [N].
         out: [T, N], written and returned; may be x itself. Allocated if absent.
     """
-    return _launch(x, None, weight, eps, out)
+    return launch_norm(rms_norm_kernel, x, None, (weight,), eps, out)
 
 
 def add_rms_norm(
@@ -78,48 +75,4 @@ def add_rms_norm(
         weight: [N].
         out: [T, N], written and returned; may be x itself. Allocated if absent.
     """
-    return _launch(x, residual, weight, eps, out)
-
-
-def _launch(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    eps: float,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
-    num_rows, width = x.shape
-    if out is None:
-        out = x.new_empty((num_rows, width))
-    if num_rows == 0:
-        return out
-    block, rows, num_warps = launch_shape(num_rows, width)
-    rms_norm_kernel[(-(-num_rows // rows),)](
-        x,
-        residual,
-        weight,
-        out,
-        num_rows,
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        out.stride(0),
-        eps,
-        N=width,
-        BLOCK_N=block,
-        ROWS=rows,
-        **overlap_options(),
-        num_warps=num_warps,
-    )
-    return out
-
-
-def launch_shape(num_rows: int, width: int) -> tuple[int, int, int]:
-    """(BLOCK_N, ROWS, num_warps) for so many rows of so many channels.
-
-    A row is spread over as many threads however many rows there are, so that its sum is taken in the same
-    order: a request's result does not depend on what else is in its step.
-    """
-    block = triton.next_power_of_2(width)
-    num_warps = min(max(block // 256, 1), max(block // 512, 8), 16)
-    rows = min(4096 // block, 4) if num_rows >= _MANY_ROWS and 256 <= block <= 2048 else 1
-    return block, rows, num_warps
+    return launch_norm(rms_norm_kernel, x, residual, (weight,), eps, out)

@@ -9,12 +9,13 @@ from engine.attention.interface import AttentionSpec, HeadLayout, LayerKVCache, 
 from engine.layers.alibi import alibi_slopes
 from engine.layers.attention import Attention
 from engine.layers.linear import QKVParallelLinear, RowParallelLinear
-from engine.layers.norm import RMSNorm
-from engine.layers.parallel import SplitError
+from engine.layers.norm import LayerNormOfHeads, RMSNorm
+from engine.layers.parallel import FeatureRange, SplitError
 from engine.layers.step_context import StepContext
 from engine.layers.weights import LoadableModule, copy_checked, take_part
 from engine.models.base import ModelContext
 from engine.models.config import LayerConfig
+from engine.models.families import checkpoint_names
 
 
 class SelfAttention(LoadableModule):
@@ -62,18 +63,12 @@ class SelfAttention(LoadableModule):
         self._q_size, self._kv_size = (
             count * heads.head_dim for count in (heads.num_heads, heads.num_kv_heads)
         )
-        self.q_norm: RMSNorm | None = None
-        self.k_norm: RMSNorm | None = None
+        self.q_norm: RMSNorm | LayerNormOfHeads | None = None
+        self.k_norm: RMSNorm | LayerNormOfHeads | None = None
         self._norms_heads = config.qk_norm == "heads"
         if config.qk_norm:
-            q_size = k_size = config.head_dim
-            if config.qk_norm == "projection":
-                if parallel.size > 1:
-                    raise SplitError("queries are normalised together, and ranks have some of the heads each")
-                q_size, k_size = self._q_size, self._kv_size
-            eps, one_plus = config.norm.eps, config.norm.one_plus
-            self.q_norm = RMSNorm(q_size, eps, context.ops, one_plus=one_plus)
-            self.k_norm = RMSNorm(k_size, eps, context.ops, one_plus=one_plus)
+            self.q_norm = _make_norm(context, f"{name}.q_norm", self.qkv_proj.parts["q"].outputs)
+            self.k_norm = _make_norm(context, f"{name}.k_norm", self.qkv_proj.parts["k"].outputs)
 
     def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
         assert self.sinks is not None, name
@@ -93,3 +88,16 @@ class SelfAttention(LoadableModule):
         attended = self.attention(qkv, norm, kv_cache, context)
         output: torch.Tensor = self.o_proj(attended, context)
         return output
+
+
+def _make_norm(context: ModelContext, name: str, held: FeatureRange) -> RMSNorm | LayerNormOfHeads:
+    """The norm of queries, or of keys, of which this rank holds these channels."""
+    config, head_dim = context.config, context.config.head_dim
+    if config.qk_norm == "layer":
+        heads = FeatureRange(held.first // head_dim, held.size // head_dim, held.total // head_dim)
+        is_split = checkpoint_names(config.architecture).head_norms_are_split
+        return LayerNormOfHeads(name, heads, head_dim, config.norm.eps, context.ops, is_split=is_split)
+    if config.qk_norm == "projection" and context.parallel.size > 1:
+        raise SplitError("queries are normalised together, and ranks have some of the heads each")
+    size = head_dim if config.qk_norm == "heads" else held.size
+    return RMSNorm(size, config.norm.eps, context.ops, one_plus=config.norm.one_plus)

@@ -16,11 +16,11 @@ EosSources = Mapping[str, Mapping[str, Any]]
 
 
 def read_cohere(fields: ConfigFields, architecture: str, eos_sources: EosSources) -> ModelConfig:
-    """See families.ReadConfig. Command R; that Command R+ normalises queries and keys is not implemented."""
-    fields.require("use_qk_norm", False, False)
+    """See families.ReadConfig. Command R; Command R+ normalises queries and keys too."""
     _, _, head_dim = read_heads(fields)
     rotary = read_rotary(fields, head_dim, interleaved=True)
-    return read_decoder(fields, architecture, eos_sources, rotary, **_parts(fields))
+    qk_norm = "layer" if fields.flag("use_qk_norm") else ""
+    return read_decoder(fields, architecture, eos_sources, rotary, qk_norm=qk_norm, **_parts(fields))
 
 
 def read_cohere2(fields: ConfigFields, architecture: str, eos_sources: EosSources) -> ModelConfig:
@@ -50,7 +50,6 @@ def _parts(fields: ConfigFields) -> dict[str, Any]:
 
 def read_stablelm(fields: ConfigFields, architecture: str, eos_sources: EosSources) -> ModelConfig:
     """See families.ReadConfig."""
-    fields.require("qk_layernorm", False, False)
     _, _, head_dim = read_heads(fields)
     return read_decoder(
         fields,
@@ -60,4 +59,5 @@ def read_stablelm(fields: ConfigFields, architecture: str, eos_sources: EosSourc
         norm=NormConfig(kind="layer", eps=fields.number("layer_norm_eps", 1e-5), bias=True),
         parallel_residual=fields.flag("use_parallel_residual"),
         qkv_bias=fields.flag("use_qkv_bias"),
+        qk_norm="layer" if fields.flag("qk_layernorm") else "",
     )

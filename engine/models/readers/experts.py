@@ -30,7 +30,7 @@ _MXFP4_GROUP = 32
 
 def read_mixtral(fields: ConfigFields, architecture: str, eos_sources: EosSources) -> ModelConfig:
     """See families.ReadConfig."""
-    experts = _read_experts(fields, fields.positive("intermediate_size"), default_top_k=2)
+    experts = _read_experts(fields, fields.positive("intermediate_size"), default_top_k=2, is_local=True)
     num_layers = fields.positive("num_hidden_layers")
     return _read(fields, architecture, eos_sources, experts=[experts] * num_layers)
 
@@ -69,7 +69,7 @@ def read_gpt_oss(fields: ConfigFields, architecture: str, eos_sources: EosSource
     windows = [window if has_window else 0 for has_window in read_layer_types(fields, num_layers, every=2)]
     alpha, limit = fields.number("swiglu_alpha", 1.702), fields.number("swiglu_limit", 7.0)
     experts = replace(
-        _read_experts(fields, fields.positive("intermediate_size")),
+        _read_experts(fields, fields.positive("intermediate_size"), is_local=True),
         activation=GatedActivation("clamped", alpha, limit),
         bias=True,
         router_bias=True,
@@ -98,10 +98,17 @@ def _read(fields: ConfigFields, architecture: str, eos_sources: EosSources, **pa
 
 
 def _read_experts(
-    fields: ConfigFields, intermediate_size: int, *, default_top_k: int = 4, **parts: Any
+    fields: ConfigFields,
+    intermediate_size: int,
+    *,
+    default_top_k: int = 4,
+    is_local: bool = False,
+    **parts: Any,
 ) -> ExpertsConfig:
-    # Which of the two a family's files have depends on the release of transformers.
-    fields = replace(fields, names={"num_experts": ("num_experts", "num_local_experts")})
+    """The experts of a layer. `is_local`: whether the family calls their number num_local_experts."""
+    # Which of the two a file has depends on the release of transformers; errors name the family's own.
+    names = ("num_local_experts", "num_experts") if is_local else ("num_experts", "num_local_experts")
+    fields = replace(fields, names={"num_experts": names})
     num_experts = fields.positive("num_experts")
     top_k = fields.positive("num_experts_per_tok", default_top_k)
     if top_k > num_experts:

@@ -1,4 +1,5 @@
-"""config.json of Llama and of what is Llama but for a detail: Mistral, Yi, Qwen 1.5 to 3, Granite, OLMo 2."""
+"""config.json of Llama and of what is Llama but for a detail: Mistral, Yi, InternLM2, Qwen 1.5 to 3,
+Granite, OLMo 2."""
 
 from __future__ import annotations
 
@@ -18,6 +19,12 @@ def read_llama(fields: ConfigFields, architecture: str, eos_sources: EosSources)
     """See families.ReadConfig. Llama, Mistral, Yi, SmolLM2 and their like."""
     parts = {"mlp_bias": fields.flag("mlp_bias"), **_attention_bias(fields)}
     return _read(fields, architecture, eos_sources, **parts)
+
+
+def read_internlm2(fields: ConfigFields, architecture: str, eos_sources: EosSources) -> ModelConfig:
+    """See families.ReadConfig. Llama with other names."""
+    has_bias = fields.flag("bias")
+    return _read(fields, architecture, eos_sources, qkv_bias=has_bias, o_bias=has_bias)
 
 
 def read_qwen2(fields: ConfigFields, architecture: str, eos_sources: EosSources) -> ModelConfig:

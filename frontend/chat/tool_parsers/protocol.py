@@ -57,12 +57,14 @@ class ToolParser(ABC):
             parser, where otherwise special tokens are left out of a reply.
         is_generic: whether the model does not know the format of itself: it is told of it in the prompt, and
             held to it.
+        stops: texts that end a reply with tools, because what follows is not the model's to say.
         reads_all: whether it reads replies without tools too: such a reply is not its answer as it is.
     """
 
     name: ClassVar[str]
     markers: ClassVar[tuple[str, ...]] = ()
     is_generic: ClassVar[bool] = False
+    stops: ClassVar[tuple[str, ...]] = ()
     reads_all: ClassVar[bool] = False
 
     def __init__(self, tool_names: Collection[str]) -> None:

@@ -21,6 +21,7 @@ from frontend.chat.tool_parsers.marked_list import (
 from frontend.chat.tool_parsers.mistral import MistralToolParser
 from frontend.chat.tool_parsers.protocol import ToolParser
 from frontend.chat.tool_parsers.pythonic import PythonicToolParser
+from frontend.chat.tool_parsers.react import ReactToolParser
 from pagewire.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ _BUILT_IN: tuple[type[ToolParser], ...] = (
     MistralToolParser,
     PythonicToolParser,
     Llama3JsonToolParser,
+    ReactToolParser,
     GenericToolParser,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from frontend.generation.request import require_at_most
 from frontend.triton.model import VERSION
 from frontend.triton.request import InferRequest
 from frontend.triton.responses import Response
@@ -31,6 +32,8 @@ _CONTENTS = {
     "BYTES": "bytes_contents",
 }
 _UNSERVED_PARAMETERS = ("shared_memory_region", "classification")
+_MAX_ENTRIES = 256
+"""Of one kind in a request; the model has a few dozen tensors."""
 _INT64_MAX = 2**63 - 1
 
 
@@ -38,8 +41,10 @@ def read_message(message: pb.ModelInferRequest) -> InferRequest:
     """A request for inference.
 
     Raises:
-        InvalidRequest: a tensor contradicts itself.
+        InvalidRequest: a tensor contradicts itself, or there are far too many.
     """
+    for field in ("inputs", "outputs", "parameters"):
+        require_at_most(_MAX_ENTRIES, len(getattr(message, field)), field)
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequest(

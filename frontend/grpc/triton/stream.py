@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import grpc
 
@@ -19,6 +20,7 @@ from frontend.triton.model import TritonModel
 from frontend.triton.request import Inference, id_for_logs, read_inference
 from frontend.triton.responses import Responses
 from pagewire.base.errors import PagewireError
+from pagewire.telemetry.context import CURRENT_REQUEST
 from pagewire.triton import triton_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class InferStream:
         self._model = model
         self._access_log = access_log
         self._context = context
+        self._peer = context.peer()  # which the library forgets when the client leaves
         self._watch = watch
         self._room = asyncio.Semaphore(MAX_OPEN)
         self._writing = asyncio.Lock()  # a call takes one write at a time
@@ -62,6 +65,9 @@ class InferStream:
         began = time.perf_counter()
         public_id = "" if isinstance(message, Undecodable) else message.id
         request_id, outcome = id_for_logs(public_id), "client closed"
+        call = CURRENT_REQUEST.get()
+        if call is not None:
+            CURRENT_REQUEST.set(replace(call, request_id=request_id, received=time.time()))
         try:
             try:
                 if isinstance(message, Undecodable):
@@ -76,7 +82,7 @@ class InferStream:
                 outcome = "INTERNAL"
                 await self._fail(public_id, "internal error; the server's log has the details")
         finally:
-            self._access_log.ended(request_id, self._context.peer(), _METHOD, outcome, began)
+            self._access_log.ended(request_id, self._peer, _METHOD, outcome, began)
 
     def _read(self, message: pb.ModelInferRequest, request_id: str) -> Inference:
         self._model.check(message.model_name, message.model_version)

@@ -40,39 +40,44 @@ def turns_of(
         collected.say("system", joined([_BILLING.sub("", texts[0], count=1), *texts[1:]]))
     for index, message in enumerate(messages):
         collected.add(message, f"messages[{index}]")
-    return collected.turns
+    return collected.whole()
 
 
 class _Turns:
-    """Turns in the making.
-
-    Attributes:
-        turns: those of the assistant have "content", which may be empty, and perhaps "reasoning_content" and
-            "tool_calls".
-    """
+    """Turns in the making. What they say is kept in pieces, of which there may be tens of thousands."""
 
     def __init__(self) -> None:
-        self.turns: list[dict[str, Any]] = []
+        self._turns: list[dict[str, Any]] = []
         self._names: dict[str, str] = {}
+
+    def whole(self) -> list[dict[str, Any]]:
+        """The turns. Those of the assistant have "content", which may be empty, and perhaps
+        "reasoning_content" and "tool_calls"."""
+        for turn in self._turns:
+            if turn["role"] == "assistant":
+                # Without anything between them: the second may go on with a sentence of the first.
+                turn["content"] = "".join(turn["content"])
+                if "reasoning_content" in turn:
+                    turn["reasoning_content"] = "".join(turn["reasoning_content"])
+            else:
+                turn["content"] = joined(turn["content"])
+        return self._turns
 
     def say(self, role: str, text: str) -> None:
         """Adds text of the system or a user, to the last turn if that is of the same role."""
-        last = self.turns[-1] if self.turns else None
-        if last is not None and last["role"] == role:
-            last["content"] = joined([last["content"], text])
-        else:
-            self.turns.append({"role": role, "content": text})
+        if not self._turns or self._turns[-1]["role"] != role:
+            self._turns.append({"role": role, "content": []})
+        self._turns[-1]["content"].append(text)
 
     def add(self, message: MessageBody, path: str) -> None:
         """Adds a message. Results come before the text that is in the same message."""
         if message.role == "assistant":
             self._assistant()
-        num_before = len(self.turns)
+        num_before = len(self._turns)
         texts = [message.content] if isinstance(message.content, str) else self._add_blocks(message, path)
         if message.role == "assistant":
-            # Without anything between them: the second may go on with a sentence of the first.
-            self._assistant()["content"] += "".join(texts)
-        elif texts or len(self.turns) == num_before:
+            self._assistant()["content"] += texts
+        elif texts or len(self._turns) == num_before:
             self.say(message.role, joined(texts))
 
     def _add_blocks(self, message: MessageBody, path: str) -> list[str]:
@@ -85,8 +90,7 @@ class _Turns:
                 case ForeignBlock():
                     pass
                 case ThinkingBlock():
-                    turn = self._assistant()
-                    turn["reasoning_content"] = turn.get("reasoning_content", "") + block.thinking
+                    self._assistant().setdefault("reasoning_content", []).append(block.thinking)
                 case ToolUseBlock():
                     self._add_call(block)
                 case ToolResultBlock():
@@ -97,9 +101,9 @@ class _Turns:
 
     def _assistant(self) -> dict[str, Any]:
         """The last turn, if it is the assistant's, or a new one."""
-        if not self.turns or self.turns[-1]["role"] != "assistant":
-            self.turns.append({"role": "assistant", "content": ""})
-        return self.turns[-1]
+        if not self._turns or self._turns[-1]["role"] != "assistant":
+            self._turns.append({"role": "assistant", "content": []})
+        return self._turns[-1]
 
     def _add_call(self, block: ToolUseBlock) -> None:
         self._names[block.id] = block.name
@@ -109,7 +113,7 @@ class _Turns:
 
     def _add_result(self, block: ToolResultBlock, path: str) -> None:
         """The call may be missing, where a client has dropped the beginning of the conversation."""
-        turn = {"role": "tool", "tool_call_id": block.tool_use_id, "content": block.to_text(path)}
+        turn = {"role": "tool", "tool_call_id": block.tool_use_id, "content": [block.to_text(path)]}
         if block.tool_use_id in self._names:
             turn["name"] = self._names[block.tool_use_id]
-        self.turns.append(turn)
+        self._turns.append(turn)

@@ -1,1 +1,1 @@
-"""Everything but generation: models, tokens, health, metrics and the front page."""
+"""Everything but generation: models, tokens, health, metrics and the page about the API."""

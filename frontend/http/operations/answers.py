@@ -109,6 +109,53 @@ class EngineAnswer(BaseModel):
     labels: list[str] = Field(description="The names of its classes, if it classifies.")
 
 
+class TimelineEvent(BaseModel):
+    """Something that happened to a request."""
+
+    time: float = Field(description="Seconds of Unix time.")
+    event: str = Field(
+        description="received, queued, scheduled, first token, last token, finished, preempted, worker lost, "
+        "worker attached or resumed."
+    )
+    part: int = Field(description="Which of the request's prompts, completions or beams.")
+    detail: str | None
+
+
+class TimelineDurations(BaseModel):
+    """Seconds; null while one end is missing."""
+
+    tokenize: float | None
+    queue: float | None
+    prefill: float | None
+    decode: float | None
+    total: float | None
+
+
+class TimelineAnswer(BaseModel):
+    """The answer of GET /v1/requests/{id}. Times are in seconds of Unix time, null until they are known."""
+
+    id: str
+    object: Literal["request.timeline"]
+    status: Literal["waiting", "running", "finished"]
+    trace_id: str | None = Field(description="null if the request is not traced.")
+    received: float | None
+    queued: float | None
+    first_scheduled: float | None
+    first_token: float | None
+    last_token: float | None
+    finished: float | None
+    durations: TimelineDurations
+    finish_reasons: list[str] = Field(description="stop, length, abort or error, of each part that ended.")
+    error: str | None
+    prompt_tokens: int
+    cached_tokens: int = Field(description="Prompt tokens found in the prefix cache.")
+    output_tokens: int
+    preemptions: int
+    worker_restarts: int
+    parts: int = Field(description="How many prompts, completions or beams the request consists of.")
+    events: list[TimelineEvent]
+
+
 class LimitsAnswer(BaseModel):
     """This frontend's limits."""
 

@@ -10,6 +10,7 @@ from frontend.http.endpoint import ERRORS_OF_BODIES, ERRORS_OF_QUESTIONS, Api, E
 from frontend.http.operations import answers
 from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
 from frontend.http.operations.handlers import OperationHandlers
+from frontend.http.operations.timelines import TimelineHandlers
 from frontend.metrics import FrontendMetrics
 
 _ENDPOINTS = (
@@ -108,6 +109,17 @@ _ENDPOINTS = (
         media_type="text/plain",
     ),
     Endpoint(
+        name="getRequest",
+        method="GET",
+        path="/v1/requests/{id}",
+        tag="Operation",
+        summary="What happened to a request, and when",
+        description="While it is open and some time after; only to the API key that sent it. The id is the "
+        "answer's header x-request-id, or the id in its body.",
+        answer=answers.TimelineAnswer,
+        errors=(*ERRORS_OF_QUESTIONS, 404, 503),
+    ),
+    Endpoint(
         name="version",
         method="GET",
         path="/version",
@@ -135,16 +147,6 @@ _ENDPOINTS = (
         errors=(400,),
         needs_key=False,
     ),
-    Endpoint(
-        name="index",
-        method="GET",
-        path="/",
-        tag="Documentation",
-        summary="A front page",
-        media_type="text/html",
-        errors=(400,),
-        needs_key=False,
-    ),
 )
 
 
@@ -163,10 +165,10 @@ def _handlers(
         "ready": operations.ready,
         "load": operations.load,
         "metrics": operations.metrics,
+        "getRequest": TimelineHandlers(pipeline).get,
         "version": operations.version,
         "serverInfo": operations.server_info,
         "docs": operations.docs,
-        "index": operations.index,
     }
 
 

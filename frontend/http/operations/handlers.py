@@ -1,4 +1,4 @@
-"""Everything but generation: models, tokens, health, metrics and the front page."""
+"""Everything but generation: models, tokens, health, metrics and the page about the API."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from frontend.http.body import parse
 from frontend.http.json_text import json_response
 from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
+from frontend.metrics_names import named, triton_gpu_lines
 from frontend.text.tokenizer_config import SPECIAL_TOKENS
 from frontend.triton.metrics import exposition as triton_exposition
 from pagewire.base.errors import Unavailable
@@ -49,12 +50,7 @@ class OperationHandlers:
         self._config = config
         self._pipeline = pipeline
         self._metrics = metrics
-        self._index = _STATIC.joinpath("index.html").read_text(encoding="utf-8")
         self._docs = _STATIC.joinpath("docs.html").read_text(encoding="utf-8")
-
-    async def index(self, request: web.Request) -> web.Response:
-        """GET /"""
-        return web.Response(text=self._index, content_type="text/html")
 
     async def docs(self, request: web.Request) -> web.Response:
         """GET /docs"""
@@ -77,14 +73,21 @@ class OperationHandlers:
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics: the scheduler's metrics, as long as it can be reached, and this frontend's own."""
         link = self._pipeline.link
-        exposition, load = b"", None
+        exposition, load = "", None
         with suppress(Unavailable):  # pagewire:frontend_scheduler_ready tells
-            exposition, load = await asyncio.gather(link.get_metrics(), link.get_load())
-        if exposition and not exposition.endswith(b"\n"):
-            exposition += b"\n"
-        triton = triton_exposition(self._metrics, self._pipeline.model.names[0], load, link.model)
+            encoded, load = await asyncio.gather(link.get_metrics(), link.get_load())
+            exposition = encoded.decode()
+        model = self._pipeline.model.names[0]
+        triton = triton_exposition(self._metrics, model, load, link.model)
         return web.Response(
-            body=exposition + self._metrics.exposition() + triton,
+            body=b"".join(
+                (
+                    named(exposition, self._config.metrics_names, model).encode(),
+                    self._metrics.exposition(),
+                    triton,
+                    triton_gpu_lines(exposition).encode(),
+                )
+            ),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.cache import require_free_space, writing_locked
-from pagewire.hub.fetch.selection import gguf_file, has_safetensors, has_weights, small_files, weight_files
+from pagewire.hub.fetch.selection import gguf_files, has_safetensors, has_weights, small_files, weight_files
 from pagewire.hub.fetch.transfer import HubRefused, HubUnreachable, is_disk_full
 from pagewire.hub.model_files import (
     WEIGHT_FILES,
@@ -63,7 +63,8 @@ class Repository(Protocol):
 
 
 def fetch_model(repository: Repository, *, file: str | None, load_format: str, progress: bool) -> Path:
-    """The directory of a model in Hugging Face layout, or a GGUF file, fetched as far as it is not there.
+    """The directory of a model in Hugging Face layout, or a GGUF file, fetched as far as it is not there. Of
+    a GGUF model in several parts all are fetched, and the first is returned.
 
     Without a network what was fetched before is used.
 
@@ -92,21 +93,23 @@ def fetch_model(repository: Repository, *, file: str | None, load_format: str, p
 def _fetch(repository: Repository, file: str | None, load_format: str, *, progress: bool) -> Path:
     files = repository.list_files()
     if _wants_gguf(files, file, load_format):
-        name = gguf_file(repository.name, files, file)
-        return _fetch_files(repository, [name], progress=progress) / name
+        parts = gguf_files(repository.name, files, file)
+        return _fetch_files(repository, files, parts, progress=progress) / parts[0]
     require_format(repository.name, files, load_format)
     small = small_files(files)
     if "config.json" not in small:
         raise _no_config(repository.name)
-    directory = _fetch_files(repository, small, progress=False)
+    directory = _fetch_files(repository, files, small, progress=False)
     check_small_files(directory)
     if load_format == "dummy":
         return directory
     weights = weight_files(repository.name, files, directory)
-    return _fetch_files(repository, [*small, *weights], progress=progress)
+    return _fetch_files(repository, files, [*small, *weights], progress=progress)
 
 
-def _fetch_files(repository: Repository, names: Sequence[str], *, progress: bool) -> Path:
+def _fetch_files(
+    repository: Repository, sizes: Mapping[str, int], names: Sequence[str], *, progress: bool
+) -> Path:
     """The directory that has them. What is there already is read without a lock, whose file needs a disk that
     can be written."""
     if repository.missing_bytes(names) == 0:
@@ -115,7 +118,9 @@ def _fetch_files(repository: Repository, names: Sequence[str], *, progress: bool
     with writing_locked(repository.directory, on_wait=lambda: say(on_wait, enabled=progress)):
         missing = repository.missing_bytes(names)
         require_free_space(repository.directory, missing, f"fetching {repository.name}")
-        with report_progress(f"Fetching {repository.name}", missing, enabled=progress) as advance:
+        whole = sum(sizes[name] for name in set(names))
+        label, done_before = f"Fetching {repository.name}", max(whole - missing, 0)
+        with report_progress(label, whole, enabled=progress, done_before=done_before) as advance:
             try:
                 return repository.fetch(names, advance)
             except OSError as error:
@@ -141,7 +146,7 @@ def _from_cache(repository: Repository, file: str | None, load_format: str, erro
     names = [str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()]
     try:
         if _wants_gguf(names, file, load_format):
-            return directory / gguf_file(repository.name, names, file)
+            return directory / gguf_files(repository.name, names, file)[0]
         require_format(repository.name, names, load_format)
         if load_format == "dummy":
             return _require_config(directory, repository.name)

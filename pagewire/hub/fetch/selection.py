@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from pagewire.base.errors import ConfigError
+from pagewire.hub.gguf.parts import missing_parts, part_names
 from pagewire.hub.model_files import SAFETENSORS, WEIGHT_FILES, WeightFiles, indexed_files
 
 # Of the top folder.
@@ -66,15 +67,15 @@ def has_safetensors(names: Collection[str]) -> bool:
     return _weights(names) is SAFETENSORS
 
 
-def gguf_file(model: str, names: Collection[str], wanted: str | None) -> str:
-    """The GGUF file that is meant.
+def gguf_files(model: str, names: Collection[str], wanted: str | None) -> list[str]:
+    """The GGUF file that is meant, or all parts of the model that it is one of, in order.
 
     Args:
         wanted: a file's path in the repository, its name, or its quantization (in any case); None for the
             only one.
 
     Raises:
-        ConfigError: there is none, there are several, or it is in several parts.
+        ConfigError: there is none, there are several, or the repository lacks a part.
     """
     every = sorted(name for name in names if name.lower().endswith(".gguf"))
     models = [name for name in every if not _matches(name.lower(), _GGUF_EXTRAS)]
@@ -86,18 +87,17 @@ def gguf_file(model: str, names: Collection[str], wanted: str | None) -> str:
         ]
     else:
         found = [name for name in models if wanted.lower() in _quantizations(name)]
-    whole = _whole(found)
-    if len(whole) == 1:
-        return whole[0]
-    if found and not whole:
-        raise ConfigError(
-            f"{model}: {found[0]!r} is one of {len(found)} parts of a model; GGUF models in one file are "
-            "read, so merge them with llama.cpp's llama-gguf-split --merge, or choose another file"
-        )
+    firsts = _first_parts(found)
+    if len(firsts) == 1:
+        parts = part_names(firsts[0])
+        missing = [name for name in parts if name not in names]
+        if missing:
+            raise missing_parts(f"{model}: {found[0]}", missing, len(parts))
+        return parts
     if not every:
         raise _no_weights(model, names) if wanted is None else ConfigError(f"{model}: has no .gguf files")
-    problem = "has several .gguf files" if wanted is None or whole else f"has no .gguf file {wanted!r}"
-    choices = whole or _whole(models) or every
+    problem = "has several .gguf files" if wanted is None or firsts else f"has no .gguf file {wanted!r}"
+    choices = firsts or _first_parts(models) or every
     shown = ", ".join(choices[:_SHOWN]) + (", ..." if len(choices) > _SHOWN else "")
     raise ConfigError(f"{model}: {problem}; name one as {model}:Q4_K_M or with --file, of: {shown}")
 
@@ -112,16 +112,16 @@ def _quantizations(name: str) -> set[str]:
     """The words of a file's name, and its folder's: "q4_k_m" of "model-Q4_K_M.gguf" or
     "Q4_K_M/model.gguf"."""
     path = PurePosixPath(name.lower())
-    stem = _PART.sub("", path.stem)
+    stem = _PART.sub("", path.stem)  # of the model, whichever part of it this is
     words = re.split(r"[-.]", stem)
     # "UD-Q4_K_XL", "i1-Q4_K_M": quantizations whose names have a dash in them.
     pairs = {"-".join(pair) for pair in pairwise(words)}
     return {*words[1:], *pairs, *path.parent.parts}
 
 
-def _whole(names: Collection[str]) -> list[str]:
-    """Those that are no part of a model in several files."""
-    return [name for name in names if not _PART.search(PurePosixPath(name).stem)]
+def _first_parts(names: Collection[str]) -> list[str]:
+    """One name for each model: its file's, or its first part's."""
+    return sorted({part_names(name)[0] for name in names})
 
 
 def _no_weights(model: str, names: Collection[str]) -> ConfigError:

@@ -41,6 +41,7 @@ class Architecture:
         experts: tensor -> module with "{expert}" in its name, of a layer's experts.
         experts_are_apart: whether each expert has tensors of its own, such as "ffn_gate.3"; else one tensor
             has three dimensions, the first of which is the expert.
+        head_norms: tensor -> module with "{head}" in its name, of norms that have a tensor for each head.
         packed: module -> tensors of its layer's experts in MXFP4, which stay so; the rows of several
         alternate. biases: the field of config.json that switches biases on -> the tensors that then have one,
             of which the first of layer 0 shows whether it is so. Those of ALWAYS have one in every file.
@@ -60,6 +61,7 @@ class Architecture:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
     experts_are_apart: bool = False
+    head_norms: Mapping[str, str] = field(default_factory=dict)
     packed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     permuted: tuple[str, ...] = ()
@@ -220,6 +222,12 @@ OLMO2 = Architecture(
     },
     shapes={"attn_q_norm": ("query",), "attn_k_norm": ("key",)},
 )
+# Of StableLM 2 12B and Command R+, whose heads have norms of their own.
+_HEAD_NORM_SHAPES = {"attn_q_norm": ("heads", "head_dim"), "attn_k_norm": ("kv_heads", "head_dim")}
+_STABLELM_HEAD_NORMS = {
+    "attn_q_norm": "self_attn.q_layernorm.norms.{head}",
+    "attn_k_norm": "self_attn.k_layernorm.norms.{head}",
+}
 STABLELM = Architecture(
     class_name="StableLmForCausalLM",
     model_type="stablelm",
@@ -230,6 +238,7 @@ STABLELM = Architecture(
         "use_qkv_bias": ("attn_q", "attn_k", "attn_v"),
     },
     partial_rotary=True,
+    shapes=_HEAD_NORM_SHAPES,
 )
 # The parts of a layer read the same input, so it has one norm.
 STABLELM_PARALLEL = replace(
@@ -243,6 +252,7 @@ COHERE = Architecture(
     add_fields=families.cohere,
     layer={"attn_norm": "input_layernorm", **_ATTENTION, **_MLP},
 )
+COHERE_PLUS = replace(COHERE, layer={**COHERE.layer, **_QK_NORMS}, shapes=_HEAD_NORM_SHAPES)
 COHERE2 = replace(COHERE, class_name="Cohere2ForCausalLM", model_type="cohere2", add_fields=families.cohere2)
 CHATGLM = Architecture(
     class_name="ChatGLMModel",
@@ -366,6 +376,11 @@ def find_architecture(gguf: GgufFile) -> Architecture:
         architecture = GLM
     elif name == "stablelm" and "blk.0.ffn_norm.weight" not in tensors:
         architecture = STABLELM_PARALLEL
+    if families.HEAD_NORM in tensors:
+        if name == "stablelm":
+            architecture = replace(architecture, head_norms=_STABLELM_HEAD_NORMS)
+        elif name == "command-r":
+            architecture = COHERE_PLUS
     if architecture.experts and "blk.0.ffn_gate.0.weight" in tensors:
         architecture = replace(architecture, experts_are_apart=True)
     return architecture

@@ -17,6 +17,8 @@ Fields = dict[str, Any]
 # ConfigError where the file asks for what the family does not have.
 AddFields = Callable[[ModelKeys, ModelSizes, Fields], Fields]
 
+HEAD_NORM = "blk.0.attn_q_norm.weight"
+"""Is there where families that may normalise queries and keys do so."""
 _WINDOW, _FULL = "sliding_attention", "full_attention"
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 _BAICHUAN_13B_LAYERS = 40
@@ -141,21 +143,21 @@ def olmo2(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
 def stablelm(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
     """StableLM. Whether its parts run side by side is told by its norms: old files say that they do,
     wrongly."""
-    if "blk.0.attn_q_norm.weight" in keys.gguf.tensors:
-        raise keys.error("normalises queries and keys, as StableLM 2 12B does; that is not implemented")
     return {
         **_layer_norm(fields),
         "use_parallel_residual": "blk.0.ffn_norm.weight" not in keys.gguf.tensors,
-        "qk_layernorm": False,
+        "qk_layernorm": HEAD_NORM in keys.gguf.tensors,
         "partial_rotary_factor": _rotated_part(sizes),
     }
 
 
 def cohere(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:
-    """Command R."""
-    if "blk.0.attn_q_norm.weight" in keys.gguf.tensors:
-        raise keys.error("normalises queries and keys, as Command R+ does; that is not implemented")
-    return {**_layer_norm(fields), "logit_scale": keys.number("logit_scale"), "use_qk_norm": False}
+    """Command R and R+."""
+    return {
+        **_layer_norm(fields),
+        "logit_scale": keys.number("logit_scale"),
+        "use_qk_norm": HEAD_NORM in keys.gguf.tensors,
+    }
 
 
 def cohere2(keys: ModelKeys, sizes: ModelSizes, fields: Fields) -> Fields:

@@ -17,7 +17,7 @@ from pagewire.hub.gguf.reader import GgufFile, GgufTensor
 from pagewire.hub.gguf.rope import ROPE_TENSORS
 
 # As many as a checkpoint may have tensors.
-_MAX_EXPERT_MATRICES = 2**17
+_MOST_TENSORS = 2**17
 _SHOWN = 3
 _SHOWN_LENGTH = 80
 # Rotary frequencies that old converters copied; they are computed from config.json.
@@ -153,12 +153,15 @@ def place_tensors(
             f"{gguf.path}: the metadata asks for {sizes.layers} layers, and there are "
             f"{len(gguf.tensors)} tensors"
         )
-    matrices = sizes.layers * sizes.experts * len(architecture.experts)
-    if matrices > _MAX_EXPERT_MATRICES:
-        raise ConfigError(
-            f"{gguf.path}: the metadata asks for {matrices} matrices of experts; at most "
-            f"{_MAX_EXPERT_MATRICES} are read"
-        )
+    for count, what in (
+        (sizes.experts * len(architecture.experts), "matrices of experts"),
+        (sizes.heads * len(architecture.head_norms), "norms of heads"),
+    ):
+        if sizes.layers * count > _MOST_TENSORS:
+            raise ConfigError(
+                f"{gguf.path}: the metadata asks for {sizes.layers * count} {what}; at most "
+                f"{_MOST_TENSORS} are read"
+            )
     plans = list(_Planner(architecture, sizes, config).plans())
     _check(gguf, [each for plan in plans for each in plan.wanted])
     _require_mxfp4(gguf, plans)
@@ -246,6 +249,8 @@ class _Planner:
                 yield from self._of_module(f"{path}.{module}", prefix, tensors)
             for tensor, module in self._architecture.experts.items():
                 yield from self._of_experts(f"{path}.{module}", prefix, tensor)
+            for tensor, module in self._architecture.head_norms.items():
+                yield self._of_heads(f"{path}.{module}", prefix, tensor)
             for module, tensors in self._architecture.packed.items():
                 yield from self._of_packed(f"{path}.{module}", prefix, tensors)
 
@@ -280,6 +285,13 @@ class _Planner:
                 yield _Plan((_Wanted(f"{prefix}{tensor}.{expert}.weight", (shape,)),), (target,))
         else:
             yield _Plan((_Wanted(f"{prefix}{tensor}_exps.weight", ((experts, *shape),)),), tuple(targets))
+
+    def _of_heads(self, module: str, prefix: str, tensor: str) -> _Plan:
+        """The norms of all heads of a layer."""
+        wanted = self._wanted(prefix, tensor)
+        heads, *shape = wanted.shapes[0]
+        names = (f"{module.format(head=head)}.weight" for head in range(heads))
+        return _Plan((wanted,), tuple(Target(name, tuple(shape)) for name in names))
 
     def _of_packed(self, module: str, prefix: str, tensors: tuple[str, ...]) -> Iterator[_Plan]:
         """A matrix of all experts of a layer that stays in MXFP4, and its bias."""

@@ -13,6 +13,14 @@ from pagewire.base.errors import ConfigError
 from pagewire.hub.cache import cache_home, publish
 from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes, read_json_object
 from pagewire.hub.tokenizer.document import AddedToken, write_document
+from pagewire.hub.tokenizer.merges_file import (
+    MERGES,
+    VOCABULARY,
+    merges_document,
+    read_merges,
+    read_vocabulary,
+    split_of,
+)
 from pagewire.hub.tokenizer.piece_tokenizer import PieceVocabulary, piece_document
 from pagewire.hub.tokenizer.pre_tokenizers import LLAMA3_PATTERN, QWEN2_PATTERN
 from pagewire.hub.tokenizer.sentencepiece_file import read_sentencepiece
@@ -37,7 +45,7 @@ _IDENTITY_DIGITS = 16
 
 def tokenizer_file(model_dir: Path) -> Path:
     """The tokenizer.json of a model directory: its own, or one that was converted from its SentencePiece
-    model or tiktoken file and lies in the cache. The directory is not changed.
+    model, tiktoken file, or vocab.json and merges.txt, and lies in the cache. The directory is not changed.
 
     Safe to call from several processes at once: one converts, the others wait for it.
 
@@ -51,7 +59,7 @@ def tokenizer_file(model_dir: Path) -> Path:
     if source is None:
         raise ConfigError(
             f"{model_dir}: has no tokenizer that is read: a {TOKENIZER_FILE}, a SentencePiece model "
-            "(tokenizer.model) or a tiktoken file (qwen.tiktoken)"
+            f"(tokenizer.model), a tiktoken file (qwen.tiktoken), or {VOCABULARY} with {MERGES}"
         )
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", model_dir.resolve().name)
     target = cache_home() / "tokenizers" / f"{stem}-{_identity(model_dir, source)}"
@@ -69,13 +77,15 @@ def _source(model_dir: Path) -> Path | None:
         found = sorted(path for path in model_dir.glob(pattern) if path.is_file())
         if found:
             return found[0]
-    return None
+    both = all((model_dir / name).is_file() for name in (VOCABULARY, MERGES))
+    return model_dir / VOCABULARY if both else None
 
 
 def _identity(model_dir: Path, source: Path) -> str:
     """Of the content, so that copies of a model share one conversion and a file that changed gets another."""
     digest = hashlib.sha256(f"{_CONVERTER_VERSION} {source.name} {_model_type(model_dir)}".encode())
-    for path in (source, *(model_dir / name for name in SETTINGS_FILES)):
+    merges = [model_dir / MERGES] if source.name == VOCABULARY else []
+    for path in (source, *merges, *(model_dir / name for name in SETTINGS_FILES)):
         content = read_bytes(path, MAX_TOKENIZER_BYTES) if path.is_file() else b""
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:_IDENTITY_DIGITS]
@@ -90,7 +100,9 @@ def _model_type(model_dir: Path) -> str:
 def _convert(model_dir: Path, source: Path, staging: Path) -> None:
     settings = TokenizerSettings.load(model_dir)
     try:
-        if is_tiktoken(source):
+        if source.name == VOCABULARY:
+            document = _from_merges(source, settings, _model_type(model_dir))
+        elif is_tiktoken(source):
             document = _from_tiktoken(source, settings)
         else:
             document = _from_sentencepiece(source, settings, _model_type(model_dir))
@@ -158,6 +170,13 @@ def _from_tiktoken(source: Path, settings: TokenizerSettings) -> dict[str, Any]:
         f"{source}: a tiktoken file of {settings.tokenizer_class or 'an unknown tokenizer'}; those of "
         "QWenTokenizer (Qwen's first version) and ChatGLM4Tokenizer are read; others need a tokenizer.json"
     )
+
+
+def _from_merges(source: Path, settings: TokenizerSettings, model_type: str) -> dict[str, Any]:
+    pre_tokenizer = split_of(source, settings.tokenizer_class, model_type)
+    vocab = read_vocabulary(source)
+    merges = read_merges(source.with_name(MERGES), vocab)
+    return merges_document(vocab, merges, pre_tokenizer, added=_added(settings, vocab, []))
 
 
 def _numbered(tokens: Sequence[str], first: int) -> list[AddedToken]:

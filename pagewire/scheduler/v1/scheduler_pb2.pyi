@@ -22,7 +22,7 @@ END_REASON_ABORT: EndReason
 END_REASON_ERROR: EndReason
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "timeout", "resumed", "bad_words", "cache_salt", "pooling", "client", "adapter_id", "part")
+    __slots__ = ("handle", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "timeout", "resumed", "bad_words", "cache_salt", "pooling", "client", "adapter_id", "part", "traceparent", "received")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,8 @@ class Submit(_message.Message):
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     handle: int
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -51,13 +53,17 @@ class Submit(_message.Message):
     client: str
     adapter_id: int
     part: int
-    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout: _Optional[float] = ..., resumed: _Optional[bool] = ..., bad_words: _Optional[_Iterable[_Union[_inference_pb2.TokenIds, _Mapping]]] = ..., cache_salt: _Optional[str] = ..., pooling: _Optional[_Union[_inference_pb2.Pooling, str]] = ..., client: _Optional[str] = ..., adapter_id: _Optional[int] = ..., part: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    received: float
+    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout: _Optional[float] = ..., resumed: _Optional[bool] = ..., bad_words: _Optional[_Iterable[_Union[_inference_pb2.TokenIds, _Mapping]]] = ..., cache_salt: _Optional[str] = ..., pooling: _Optional[_Union[_inference_pb2.Pooling, str]] = ..., client: _Optional[str] = ..., adapter_id: _Optional[int] = ..., part: _Optional[int] = ..., traceparent: _Optional[str] = ..., received: _Optional[float] = ...) -> None: ...
 
 class Abort(_message.Message):
-    __slots__ = ("handle",)
+    __slots__ = ("handle", "reason")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     handle: int
-    def __init__(self, handle: _Optional[int] = ...) -> None: ...
+    reason: EndReason
+    def __init__(self, handle: _Optional[int] = ..., reason: _Optional[_Union[EndReason, str]] = ...) -> None: ...
 
 class ConnectRequest(_message.Message):
     __slots__ = ("submit", "abort", "changes")
@@ -266,3 +272,211 @@ class GetMetricsResponse(_message.Message):
     EXPOSITION_FIELD_NUMBER: _ClassVar[int]
     exposition: bytes
     def __init__(self, exposition: _Optional[bytes] = ...) -> None: ...
+
+class GetTimelineRequest(_message.Message):
+    __slots__ = ("request_id", "client")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    client: str
+    def __init__(self, request_id: _Optional[str] = ..., client: _Optional[str] = ...) -> None: ...
+
+class GetTimelineResponse(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[Timeline]
+    def __init__(self, parts: _Optional[_Iterable[_Union[Timeline, _Mapping]]] = ...) -> None: ...
+
+class Timeline(_message.Message):
+    __slots__ = ("part", "received", "queued", "scheduled", "first_token", "last_token", "ended", "reason", "error", "num_prompt_tokens", "num_cached_tokens", "num_output_tokens", "num_preemptions", "num_worker_losses", "running", "trace_id", "events")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LAST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_WORKER_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    part: int
+    received: float
+    queued: float
+    scheduled: float
+    first_token: float
+    last_token: float
+    ended: float
+    reason: EndReason
+    error: str
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    num_preemptions: int
+    num_worker_losses: int
+    running: bool
+    trace_id: str
+    events: _containers.RepeatedCompositeFieldContainer[TimelineEvent]
+    def __init__(self, part: _Optional[int] = ..., received: _Optional[float] = ..., queued: _Optional[float] = ..., scheduled: _Optional[float] = ..., first_token: _Optional[float] = ..., last_token: _Optional[float] = ..., ended: _Optional[float] = ..., reason: _Optional[_Union[EndReason, str]] = ..., error: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_worker_losses: _Optional[int] = ..., running: _Optional[bool] = ..., trace_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[TimelineEvent, _Mapping]]] = ...) -> None: ...
+
+class TimelineEvent(_message.Message):
+    __slots__ = ("time", "name", "detail")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    time: float
+    name: str
+    detail: str
+    def __init__(self, time: _Optional[float] = ..., name: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class ObserveRequest(_message.Message):
+    __slots__ = ("interval",)
+    INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    interval: float
+    def __init__(self, interval: _Optional[float] = ...) -> None: ...
+
+class ObserveResponse(_message.Message):
+    __slots__ = ("ready", "time", "load", "totals", "time_to_first_token", "inter_token_latency", "steps", "num_steps_left_out", "requests", "blocks", "prefixes")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INTER_TOKEN_LATENCY_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    ready: bool
+    time: float
+    load: GetLoadResponse
+    totals: ObservedTotals
+    time_to_first_token: ObservedLatency
+    inter_token_latency: ObservedLatency
+    steps: _containers.RepeatedCompositeFieldContainer[ObservedStep]
+    num_steps_left_out: int
+    requests: _containers.RepeatedCompositeFieldContainer[ObservedRequest]
+    blocks: ObservedBlocks
+    prefixes: ObservedPrefixes
+    def __init__(self, ready: _Optional[bool] = ..., time: _Optional[float] = ..., load: _Optional[_Union[GetLoadResponse, _Mapping]] = ..., totals: _Optional[_Union[ObservedTotals, _Mapping]] = ..., time_to_first_token: _Optional[_Union[ObservedLatency, _Mapping]] = ..., inter_token_latency: _Optional[_Union[ObservedLatency, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[ObservedStep, _Mapping]]] = ..., num_steps_left_out: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[ObservedRequest, _Mapping]]] = ..., blocks: _Optional[_Union[ObservedBlocks, _Mapping]] = ..., prefixes: _Optional[_Union[ObservedPrefixes, _Mapping]] = ...) -> None: ...
+
+class ObservedTotals(_message.Message):
+    __slots__ = ("steps", "computed_tokens", "generated_tokens", "prefix_queries", "prefix_hits", "preemptions", "evictions", "ended_requests", "worker_losses")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_QUERIES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    computed_tokens: int
+    generated_tokens: int
+    prefix_queries: int
+    prefix_hits: int
+    preemptions: int
+    evictions: int
+    ended_requests: int
+    worker_losses: int
+    def __init__(self, steps: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., preemptions: _Optional[int] = ..., evictions: _Optional[int] = ..., ended_requests: _Optional[int] = ..., worker_losses: _Optional[int] = ...) -> None: ...
+
+class ObservedLatency(_message.Message):
+    __slots__ = ("count", "p50", "p95")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    P50_FIELD_NUMBER: _ClassVar[int]
+    P95_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    p50: float
+    p95: float
+    def __init__(self, count: _Optional[int] = ..., p50: _Optional[float] = ..., p95: _Optional[float] = ...) -> None: ...
+
+class ObservedStep(_message.Message):
+    __slots__ = ("step_id", "ended", "execute_us", "num_decodes", "num_prompt_tokens", "failed")
+    STEP_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    EXECUTE_US_FIELD_NUMBER: _ClassVar[int]
+    NUM_DECODES_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    step_id: int
+    ended: float
+    execute_us: _containers.RepeatedScalarFieldContainer[int]
+    num_decodes: int
+    num_prompt_tokens: int
+    failed: bool
+    def __init__(self, step_id: _Optional[int] = ..., ended: _Optional[float] = ..., execute_us: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., failed: _Optional[bool] = ...) -> None: ...
+
+class ObservedRequest(_message.Message):
+    __slots__ = ("number", "request_id", "client", "running", "num_prompt_tokens", "num_cached_tokens", "num_computed_tokens", "num_output_tokens", "max_total_tokens", "num_blocks", "age", "num_preemptions", "adapter_id")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    request_id: str
+    client: str
+    running: bool
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_computed_tokens: int
+    num_output_tokens: int
+    max_total_tokens: int
+    num_blocks: int
+    age: float
+    num_preemptions: int
+    adapter_id: int
+    def __init__(self, number: _Optional[int] = ..., request_id: _Optional[str] = ..., client: _Optional[str] = ..., running: _Optional[bool] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_computed_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., age: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., adapter_id: _Optional[int] = ...) -> None: ...
+
+class ObservedBlocks(_message.Message):
+    __slots__ = ("stride", "ref_counts", "cached", "owners")
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    REF_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    OWNERS_FIELD_NUMBER: _ClassVar[int]
+    stride: int
+    ref_counts: bytes
+    cached: bytes
+    owners: bytes
+    def __init__(self, stride: _Optional[int] = ..., ref_counts: _Optional[bytes] = ..., cached: _Optional[bytes] = ..., owners: _Optional[bytes] = ...) -> None: ...
+
+class ObservedPrefixes(_message.Message):
+    __slots__ = ("nodes", "num_left_out", "roots")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    NUM_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    ROOTS_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[ObservedPrefix]
+    num_left_out: int
+    roots: bytes
+    def __init__(self, nodes: _Optional[_Iterable[_Union[ObservedPrefix, _Mapping]]] = ..., num_left_out: _Optional[int] = ..., roots: _Optional[bytes] = ...) -> None: ...
+
+class ObservedPrefix(_message.Message):
+    __slots__ = ("first_block", "parent", "num_blocks", "num_hits", "num_held")
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HELD_FIELD_NUMBER: _ClassVar[int]
+    first_block: int
+    parent: int
+    num_blocks: int
+    num_hits: int
+    num_held: int
+    def __init__(self, first_block: _Optional[int] = ..., parent: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_hits: _Optional[int] = ..., num_held: _Optional[int] = ...) -> None: ...

@@ -60,6 +60,16 @@ class SchedulerServiceStub(object):
                 request_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetMetricsRequest.SerializeToString,
                 response_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetMetricsResponse.FromString,
                 _registered_method=True)
+        self.GetTimeline = channel.unary_unary(
+                '/pagewire.scheduler.v1.SchedulerService/GetTimeline',
+                request_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetTimelineRequest.SerializeToString,
+                response_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetTimelineResponse.FromString,
+                _registered_method=True)
+        self.Observe = channel.unary_stream(
+                '/pagewire.scheduler.v1.SchedulerService/Observe',
+                request_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveRequest.SerializeToString,
+                response_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer(object):
@@ -103,6 +113,22 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTimeline(self, request, context):
+        """What happened to a client's request, while it is open and some time after it ended. NOT_FOUND if it is not, or
+        no longer, known, or belongs to another client.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Observe(self, request, context):
+        """What the scheduler does, for people who watch: a message every `interval` seconds until the call ends. A message
+        is bounded in size, however large the pool and the queue are. Nothing is recorded while nobody calls this.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +156,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetMetrics,
                     request_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetMetricsRequest.FromString,
                     response_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetMetricsResponse.SerializeToString,
+            ),
+            'GetTimeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTimeline,
+                    request_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetTimelineRequest.FromString,
+                    response_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetTimelineResponse.SerializeToString,
+            ),
+            'Observe': grpc.unary_stream_rpc_method_handler(
+                    servicer.Observe,
+                    request_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveRequest.FromString,
+                    response_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +304,60 @@ class SchedulerService(object):
             '/pagewire.scheduler.v1.SchedulerService/GetMetrics',
             pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetMetricsRequest.SerializeToString,
             pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTimeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pagewire.scheduler.v1.SchedulerService/GetTimeline',
+            pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetTimelineRequest.SerializeToString,
+            pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.GetTimelineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Observe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pagewire.scheduler.v1.SchedulerService/Observe',
+            pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveRequest.SerializeToString,
+            pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -529,10 +529,10 @@ def test_the_schedulers_side_refuses_a_worker_of_another_version(tmp_path: Path)
             sock, _ = server.accept()
             with sock:
                 sock.recv(65536)
-                sock.send(pb.Control(welcome=pb.Welcome(dispatch_version=8)).SerializeToString())
+                sock.send(pb.Control(welcome=pb.Welcome(dispatch_version=99)).SerializeToString())
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(HandshakeError, match="version 8"):
+        with pytest.raises(HandshakeError, match="version 99"):
             WorkerLink.connect(path)
         thread.join()

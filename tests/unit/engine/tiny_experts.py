@@ -48,7 +48,7 @@ MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.sel
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
-def write_gpt_oss(mxfp4: Path, plain: Path) -> None:
+def write_gpt_oss(mxfp4: Path, plain: Path, num_experts: int = NUM_EXPERTS) -> None:
     """Writes the same model twice: with MXFP4 experts, as it is published, and with their values, as
     transformers saves it."""
     torch.manual_seed(0)
@@ -68,21 +68,22 @@ def write_gpt_oss(mxfp4: Path, plain: Path) -> None:
             ("self_attn.k_proj", kv_size, HIDDEN),
             ("self_attn.v_proj", kv_size, HIDDEN),
             ("self_attn.o_proj", HIDDEN, q_size),
-            ("mlp.router", NUM_EXPERTS, HIDDEN),
+            ("mlp.router", num_experts, HIDDEN),
         ):
             common[f"{layer}.{name}.weight"] = torch.randn(rows, columns) / columns**0.5
             common[f"{layer}.{name}.bias"] = 0.3 * torch.randn(rows)
         common[f"{layer}.self_attn.sinks"] = torch.randn(HEADS)
         for name, rows, columns in (("gate_up_proj", 2 * INNER, HIDDEN), ("down_proj", HIDDEN, INNER)):
             experts = f"{layer}.mlp.experts.{name}"
-            common[f"{experts}_bias"] = 0.3 * torch.randn(NUM_EXPERTS, rows)
-            shape = NUM_EXPERTS, rows, columns // 32
+            common[f"{experts}_bias"] = 0.3 * torch.randn(num_experts, rows)
+            shape = num_experts, rows, columns // 32
             blocks = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
             scales = torch.randint(121, 126, shape, dtype=torch.uint8)
             packed[f"{experts}_blocks"], packed[f"{experts}_scales"] = blocks, scales
             values[experts] = dequantized(blocks, scales).transpose(1, 2).contiguous()
-    _write(mxfp4, {**CONFIG, "quantization_config": MXFP4}, {**common, **packed})
-    _write(plain, CONFIG, {**common, **values})
+    config = {**CONFIG, "num_local_experts": num_experts}
+    _write(mxfp4, {**config, "quantization_config": MXFP4}, {**common, **packed})
+    _write(plain, config, {**common, **values})
 
 
 def dequantized(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -37,9 +37,13 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.reply: bytes | None = None
         self.pause_between_tokens = 0.0
         self.pool: Callable[[pb.Submit], Sequence[float]] | None = None
+        self.observation = pb.ObserveResponse(ready=True)
+        self.num_observers = 0
         self.submits: list[pb.Submit] = []
         self.aborts: list[int] = []
+        self.abort_reasons: list[int] = []
         self.num_streams = 0
+        self.timelines: dict[tuple[str, str], list[pb.Timeline]] = {}
         self._changed = asyncio.Condition()
         self._writing = asyncio.Lock()
         self._context: grpc.aio.ServicerContext | None = None
@@ -97,6 +101,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 elif message.HasField("abort"):
                     changes.aborts.append(message.abort)
                 self.aborts += [abort.handle for abort in changes.aborts]
+                self.abort_reasons += [abort.reason for abort in changes.aborts]
                 for submit in changes.submits:
                     self.submits.append(submit)
                     self._answer(submit, context)
@@ -113,6 +118,25 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, request: pb.GetMetricsRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetMetricsResponse:
         return pb.GetMetricsResponse(exposition=b"pagewire:num_requests_running 3.0\n")
+
+    async def GetTimeline(  # noqa: N802
+        self, request: pb.GetTimelineRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetTimelineResponse:
+        parts = self.timelines.get((request.client, request.request_id))
+        if parts is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
+        return pb.GetTimelineResponse(parts=parts)
+
+    async def Observe(  # noqa: N802
+        self, request: pb.ObserveRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ObserveResponse]:
+        self.num_observers += 1
+        try:
+            while True:
+                yield self.observation
+                await asyncio.sleep(0.1)
+        finally:
+            self.num_observers -= 1
 
     async def until(self, condition: Callable[[ScriptedScheduler], bool]) -> None:
         """Waits for what the frontend sends to fulfil a condition."""

@@ -25,7 +25,10 @@ async def test_drain_refuses_new_requests_tells_of_open_ones_and_ends_when_there
     socket = tmp_path / "admin.sock"
     frontend = await start_frontend(admin_socket=socket)
     assert stat.S_IMODE(socket.stat().st_mode) == 0o600
-    async with AsyncClient(frontend.target) as client, grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+    async with (
+        AsyncClient(frontend.target, max_retries=0) as client,
+        grpc.aio.insecure_channel(f"unix:{socket}") as channel,
+    ):
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         assert await stub.GetStatus(admin_pb2.GetStatusRequest()) == admin_pb2.GetStatusResponse(ready=True)
         asking = asyncio.ensure_future(client.generate("abc"))
@@ -50,7 +53,10 @@ async def test_requests_that_outlast_the_drain_are_ended_and_counted(
 ) -> None:
     socket = tmp_path / "admin.sock"
     frontend = await start_frontend(admin_socket=socket)
-    async with AsyncClient(frontend.target) as client, grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+    async with (
+        AsyncClient(frontend.target, max_retries=0) as client,
+        grpc.aio.insecure_channel(f"unix:{socket}") as channel,
+    ):
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         asking = asyncio.ensure_future(client.generate("abc"))
         await scheduler.submitted()
@@ -78,7 +84,7 @@ async def test_one_that_leaves_takes_no_connection_and_serves_those_it_has(
     scheduler.reply = b"done"
     frontend = await start_frontend(max_connection_age=2.0)
     body = {"model": "bytes", "prompt": "abc"}
-    async with aiohttp.ClientSession() as session, AsyncClient(frontend.target) as client:
+    async with aiohttp.ClientSession() as session, AsyncClient(frontend.target, max_retries=0) as client:
         async with session.post(f"{frontend.url}/v1/completions", json=body) as response:
             assert response.headers.get("connection") != "close"
             await response.read()
@@ -101,4 +107,4 @@ def test_drain_without_a_frontend_says_what_to_name(tmp_path: Path, monkeypatch:
 
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     result = CliRunner().invoke(app, ["drain"])
-    assert "name one's --admin-socket" in str(result.exception)
+    assert "names the --admin-socket" in str(result.exception)

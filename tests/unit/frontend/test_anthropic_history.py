@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
@@ -289,3 +290,26 @@ def test_a_message_without_anything_in_it_is_taken(content: Any) -> None:
     assert turns(USER, empty) == [USER]
     assert turns(USER, empty, USER) == [USER, {"role": "assistant", "content": ""}, USER]
     assert turns({"role": "user", "content": content}) == [{"role": "user", "content": ""}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "num_characters"),
+    [
+        ([{"role": "user", "content": "a" * 1000}] * 6000, 6000 * 1001 - 1),
+        (
+            [{"role": "assistant", "content": "a" * 1000}, USER] * 3 + [assistant(text("a" * 1000))] * 6000,
+            None,
+        ),
+        ([USER, assistant(*[{"type": "thinking", "thinking": "a" * 1000}] * 6000)], 2),
+    ],
+    ids=["users", "assistants", "thoughts"],
+)
+def test_what_is_joined_takes_no_longer_than_it_is_long(
+    messages: list[dict[str, Any]], num_characters: int | None
+) -> None:
+    body = parse(CountTokensBody, json.dumps({"messages": messages}).encode())
+    began = time.process_time()
+    [first, *_] = body.to_converse().messages
+    assert time.process_time() - began < 1.0
+    if num_characters is not None:
+        assert len(first["content"]) == num_characters

@@ -28,7 +28,7 @@ async def over_http(frontend: RunningFrontend, key: str, path: str, body: dict[s
 
 
 async def over_grpc(frontend: RunningFrontend, key: str, user: str) -> None:
-    async with AsyncClient(frontend.target, api_key=key) as client:
+    async with AsyncClient(frontend.target, api_key=key, max_retries=0) as client:
         await client.generate("p", user=user)
 
 
@@ -95,7 +95,7 @@ async def test_when_to_come_again_is_told_over_http(
 async def test_when_to_come_again_is_told_over_grpc(
     frontend: RunningFrontend, scheduler: ScriptedScheduler
 ) -> None:
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         asking = asyncio.create_task(client.generate("p"))
         submit = await scheduler.submitted()
         ended = failure(Code.RESOURCE_EXHAUSTED, "it would take too long")
@@ -133,7 +133,7 @@ async def test_a_grpc_client_with_a_retry_policy_comes_again_when_it_is_told_to(
 
 
 async def test_the_field_at_fault_is_told_over_grpc(frontend: RunningFrontend) -> None:
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         with pytest.raises(InvalidRequest) as caught:
             await client.generate("p" * 300)
     assert caught.value.param == "prompt"

@@ -163,6 +163,7 @@ async def test_a_field_left_out_or_null_means_its_default(http, scheduler, path:
         submit = scheduler.submits[-1]
         submit.ClearField("handle")
         submit.ClearField("request_id")
+        submit.ClearField("received")
         submit.sampling.ClearField("seed")
         return submit, without_ids(said)
 

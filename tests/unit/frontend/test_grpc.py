@@ -32,7 +32,7 @@ def stub(channel) -> inference_pb2_grpc.InferenceServiceStub:
 
 @pytest.fixture
 async def client(frontend: RunningFrontend):
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         yield client
 
 
@@ -147,7 +147,7 @@ async def test_a_frontend_that_was_just_started_waits_for_the_engine(
 ) -> None:
     scheduler.ready, scheduler.reply = False, b"x"
     frontend = await start_frontend(wait=False)
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         asking = asyncio.create_task(client.generate("p"))
         await scheduler.until(lambda scheduler: scheduler.num_streams == 1)
         await asyncio.sleep(0.1)
@@ -159,7 +159,10 @@ async def test_a_frontend_that_was_just_started_waits_for_the_engine(
 async def test_health_follows_the_engine(start_frontend: FrontendFactory, scheduler) -> None:
     scheduler.ready = False
     frontend = await start_frontend(wait=False, reconnect_timeout=0.1)
-    async with grpc.aio.insecure_channel(frontend.target) as channel, AsyncClient(frontend.target) as client:
+    async with (
+        grpc.aio.insecure_channel(frontend.target) as channel,
+        AsyncClient(frontend.target, max_retries=0) as client,
+    ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(Unavailable):
@@ -183,7 +186,7 @@ async def test_keys_are_required_once_configured(start_frontend: FrontendFactory
     scheduler.reply = b"x"
     frontend = await start_frontend(api_keys=("one", "two"))
     for key, allowed in ((None, False), ("three", False), ("two", True)):
-        async with AsyncClient(frontend.target, api_key=key) as client:
+        async with AsyncClient(frontend.target, api_key=key, max_retries=0) as client:
             if allowed:
                 assert (await client.generate("p")).text == "x"
             else:

@@ -220,10 +220,10 @@ async def test_connections_beyond_the_limit_are_refused_until_others_end(
 
 async def test_grpc_connections_beyond_the_limit_are_refused(start_frontend: FrontendFactory) -> None:
     frontend = await start_frontend(max_connections=3)
-    clients = [AsyncClient(frontend.target) for _ in range(3)]
+    clients = [AsyncClient(frontend.target, max_retries=0) for _ in range(3)]
     for client in clients:
         await client.models()
-    async with AsyncClient(frontend.target) as refused:
+    async with AsyncClient(frontend.target, max_retries=0) as refused:
         with pytest.raises(Unavailable):
             await refused.models()
     for client in clients:

@@ -92,7 +92,7 @@ async def until_served(url: str) -> None:
 
 
 async def test_sigterm_finishes_open_streams_refuses_new_ones_and_exits_with_0(started, scheduler) -> None:
-    async with started() as frontend, AsyncClient(frontend.target) as client:
+    async with started() as frontend, AsyncClient(frontend.target, max_retries=0) as client:
         await until_served(frontend.url)
         stream = client.generate("p", stream=True)
         first = asyncio.ensure_future(anext(stream))
@@ -144,7 +144,7 @@ async def test_killed_frontend_leaves_the_streams_of_the_other_alone(started, sc
 
 async def whole_or_error(target: str) -> str:
     """One generation over a connection of its own."""
-    async with AsyncClient(target) as client:
+    async with AsyncClient(target, max_retries=0) as client:
         try:
             return (await client.generate("p")).text
         except PagewireError:

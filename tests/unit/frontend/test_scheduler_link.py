@@ -22,7 +22,7 @@ from tests.unit.frontend.scripted_scheduler import EOS, ScriptedScheduler, stop
 async def test_request_goes_on_where_it_was_when_the_scheduler_is_replaced(
     frontend: RunningFrontend, scheduler: ScriptedScheduler
 ) -> None:
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         stream = client.generate("abc", SamplingParams(max_tokens=9, seed=5), stream=True)
         first = asyncio.ensure_future(anext(stream))
         submit = await scheduler.submitted()
@@ -46,7 +46,7 @@ async def test_request_goes_on_where_it_was_when_the_scheduler_is_replaced(
 async def test_requests_open_and_new_wait_for_the_successors_engine(
     frontend: RunningFrontend, scheduler: ScriptedScheduler
 ) -> None:
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         asking = asyncio.ensure_future(client.generate("abc"))
         await scheduler.submitted()
         await scheduler.stop()
@@ -65,7 +65,7 @@ async def test_requests_open_and_new_wait_for_the_successors_engine(
 async def test_request_aborted_while_the_scheduler_was_away_is_not_resubmitted(
     frontend: RunningFrontend, scheduler: ScriptedScheduler
 ) -> None:
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         kept, dropped = (asyncio.ensure_future(client.generate(text)) for text in ("keep", "drop"))
         await scheduler.submitted(2)
         await scheduler.stop()
@@ -83,7 +83,7 @@ async def test_open_requests_end_when_the_scheduler_stays_away(
     start_frontend: FrontendFactory, scheduler: ScriptedScheduler
 ) -> None:
     frontend = await start_frontend(reconnect_timeout=0.2)
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         asking = asyncio.ensure_future(client.generate("p"))
         await scheduler.submitted()
         await scheduler.stop()
@@ -190,7 +190,7 @@ async def test_what_is_opened_together_is_sent_together_to_a_scheduler_that_take
 
 
 async def test_tokens_of_one_step_reach_their_own_requests_in_order(frontend, scheduler) -> None:
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         first, second = (asyncio.ensure_future(client.generate(text)) for text in ("1", "2"))
         handles = {}
         for count in (1, 2):
@@ -239,7 +239,7 @@ async def test_a_client_that_reads_log_probabilities_too_slowly_is_told_so(
 
 async def test_requests_leave_nothing_behind(frontend, scheduler) -> None:
     scheduler.reply = b"some text to stop in"
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         for number in range(200):
             params = SamplingParams(stop=["text"] if number % 2 else [])
             stream = client.generate("p", params, stream=True)

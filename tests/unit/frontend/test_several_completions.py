@@ -129,7 +129,7 @@ async def test_failure_of_one_completion_fails_all_and_aborts_the_others(http, s
 
 
 async def test_cancelled_request_aborts_all_of_its_completions(frontend, scheduler) -> None:
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         stream = client.generate("p", SamplingParams(n=3), stream=True)
         first = asyncio.ensure_future(anext(stream))
         submits = [await scheduler.submitted(count) for count in (1, 2, 3)]
@@ -279,7 +279,7 @@ async def test_beams_ask_for_one_token_each(http, scheduler) -> None:
 
 
 async def test_failed_beam_fails_the_request(frontend, scheduler) -> None:
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         asking = asyncio.ensure_future(client.generate("p", SamplingParams(n=2, beam_search=BeamSearch())))
         submit = await scheduler.submitted()
         await scheduler.say(submit.handle, [], end=failure(Code.RESOURCE_EXHAUSTED, "full"))
@@ -334,7 +334,7 @@ async def test_message_parser_reads_each_completion_by_itself(frontend, schedule
 
 async def test_grpc_tells_of_the_prompt_each_end_and_the_whole(frontend, scheduler) -> None:
     params = SamplingParams(n=2, prompt_logprobs=1)
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
 
         async def play(start: int) -> None:
             first, second = await scheduler.submitted(start), await scheduler.submitted(start + 1)
@@ -370,7 +370,7 @@ async def test_request_that_is_refused_in_part_leaves_nothing_behind(
 ) -> None:
     """The third submission does not fit: the two before it go too."""
     monkeypatch.setattr("frontend.scheduler_link.MAX_UNSENT", 2)
-    async with AsyncClient(frontend.target) as client:
+    async with AsyncClient(frontend.target, max_retries=0) as client:
         with pytest.raises(Overloaded):
             await client.generate("p", SamplingParams(n=3))
     assert scheduler.submits == []

@@ -88,6 +88,7 @@ def test_every_kind_is_understood(body: dict[str, Any], expected: StructuredOutp
             "Unrecognized",
         ),
         ({"guided_json": "{"}, "guided_json", "is no JSON"),
+        ({"guided_json": " " * 2_000_000 + "{}"}, "guided_json", "has 2000002 characters"),
         ({"guided_json": 5}, "guided_json", "guided_json is wrong"),
         ({"guided_choice": []}, "guided_choice", "none empty"),
         ({"guided_choice": ["a", ""]}, "guided_choice", "none empty"),

@@ -140,6 +140,32 @@ async def test_only_the_tool_at_fault_is_relaxed_and_the_answer_says_so(
         await call
 
 
+async def test_of_many_relaxed_tools_the_header_tells_as_many_as_clients_take(
+    start_frontend: FrontendFactory, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.reply = b"[]"
+    frontend = await start_frontend(tool_call_parser="hermes", relax_tool_schemas=True)
+    names = [f"{number:03}".ljust(128, "x") for number in range(80)]
+    tools = [function(name, WILD["not"]) for name in names]
+    told = [f"tools.{name}" for name in names]
+    async with aiohttp.ClientSession(frontend.url) as http:
+        status, answer, relaxed = await ask(http, tools=tools, tool_choice="required")
+        assert status == 200, answer
+    assert relaxed is not None
+    assert relaxed.split(", ") == [*told[:15], "..."]
+    async with grpc.aio.insecure_channel(frontend.target) as channel:
+        messages = pb.ChatMessages(
+            messages=[pb.ChatMessage(role="user", content="hi")],
+            tools=[pb.Tool(name=name, parameters_json='{"not": {}}') for name in names],
+            tool_choice=pb.ToolChoice(required=True),
+        )
+        call = inference_pb2_grpc.InferenceServiceStub(channel).GenerateOnce(
+            pb.GenerateRequest(messages=messages)
+        )
+        assert dict(await call.initial_metadata())[HEADER.lower()] == relaxed
+        await call
+
+
 async def test_a_format_that_is_not_strict_is_relaxed_where_the_operator_says_so(
     start_frontend: FrontendFactory, scheduler: ScriptedScheduler
 ) -> None:

@@ -191,6 +191,7 @@ async def test_wrong_requests_are_refused_with_their_status(
         ([*prompt("a"), tensor("nothing", [[1]], "INT32")], "unexpected inference input"),
         ([*prompt("a"), tensor("top_p", [[3.0]], "FP32")], "top_p is 3"),
         ([*prompt("a"), tensor("top_p", [[True]], "BOOL")], "must be FP32"),
+        ([*prompt("a"), *[tensor("top_k", [[1]], "INT32")] * 255], "inputs has 257 entries"),
     ):
         with pytest.raises(InferenceServerException, match=part) as raised:
             await client.infer("ensemble", inputs)

@@ -141,7 +141,13 @@ CASES = {
     "stablelm-parallel": Case(
         MODEL_ARCH.STABLELM, "stablelm", {"use_parallel_residual": True, "partial_rotary_factor": 0.5}
     ),
+    "stablelm-12b": Case(
+        MODEL_ARCH.STABLELM,
+        "stablelm",
+        {"use_parallel_residual": True, "partial_rotary_factor": 0.25, "qk_layernorm": True},
+    ),
     "command-r": Case(MODEL_ARCH.COMMAND_R, "cohere", {"logit_scale": 0.0625}),
+    "command-r-plus": Case(MODEL_ARCH.COMMAND_R, "cohere", {"use_qk_norm": True}),
     "cohere2": Case(
         MODEL_ARCH.COHERE2, "cohere2", {"sliding_window": 11, "head_dim": 16, "num_hidden_layers": 5}
     ),
@@ -358,7 +364,7 @@ def _convert(case: Case, config: Fields, tensors: Tensors) -> Tensors:
     layers = _first(config, "num_hidden_layers", "num_layers")
     names = gguf.get_tensor_name_map(case.arch, layers)
     converted: Tensors = {}
-    for name, values in _stack_experts(_unpack(_split_packed(tensors))):
+    for name, values in _stack_heads(_stack_experts(_unpack(_split_packed(tensors)))):
         values = _permute(case, config, name, values)
         if case.name in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             values = values + np.float32(1)
@@ -417,6 +423,19 @@ def _stack_experts(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterable[tuple[
         merged = name.replace("model.layers", "layers") if "block_sparse_moe" in name else name
         merged = merged.replace("block_sparse_moe", "feed_forward")
         yield merged, np.stack([values for _, values in sorted(experts, key=lambda entry: entry[0])])
+
+
+def _stack_heads(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterable[tuple[str, np.ndarray]]:
+    """The norms of StableLM's heads become one tensor."""
+    stacks: dict[str, dict[int, np.ndarray]] = {}
+    for name, values in tensors:
+        found = re.fullmatch(r"(.*_layernorm)\.norms\.([0-9]+)(\.weight)", name)
+        if found is None:
+            yield name, values
+        else:
+            stacks.setdefault(found[1] + found[3], {})[int(found[2])] = values
+    for name, heads in stacks.items():
+        yield name, np.stack([heads[head] for head in range(len(heads))])
 
 
 def _permute(case: Case, config: Fields, name: str, values: np.ndarray) -> np.ndarray:

@@ -113,8 +113,6 @@ def test_qwens_experts_say_whether_their_weights_add_up_to_one() -> None:
     [
         (gguf_file("olmo2", attention__sliding_window=16), "OLMo 3"),
         (gguf_file("granite", rope__scaling__finetuned=False), "without rotation"),
-        (gguf_file("stablelm", "blk.0.attn_q_norm.weight"), "StableLM 2 12B"),
-        (gguf_file("command-r", "blk.0.attn_q_norm.weight"), r"Command R\+"),
         (gguf_file("glm4", rope__dimension_sections=[2, 3, 3, 0]), "GLM-4V"),
         (gguf_file("chatglm", "blk.0.attn_qkv.weight", rope__dimension_count=16), "ChatGLM rotates half"),
         (gguf_file("qwen", feed_forward_length=97), "must be even"),

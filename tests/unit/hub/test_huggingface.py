@@ -21,6 +21,7 @@ from pagewire.hub.fetch import transfer
 from pagewire.hub.fetch.repository import require_complete
 from tests.unit.hub.conftest import BuildGguf
 from tests.unit.hub.hub_server import COMMIT, TOKEN, FakeHub, running
+from tests.unit.hub.test_gguf_parts import split
 
 LARGE = bytes(range(256)) * 8192  # 2 MiB
 FILES = {
@@ -343,7 +344,9 @@ def test_a_killed_process_loses_nothing_that_had_arrived(
     directory = resolve_model("owner/model", progress=True)
     assert (directory / "model.safetensors").read_bytes() == LARGE
     assert ask.started_at("model.safetensors") == [1_500_000]
-    assert "Fetching owner/model: 0% of 1 MB" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "Fetching owner/model: 1.5 of 2.1 MB are here, going on from there" in said
+    assert "Fetching owner/model: 0%" not in said
 
 
 def test_the_environment_names_the_hub_and_can_forbid_it(hub: FakeHub, home: Path) -> None:
@@ -364,8 +367,8 @@ def gguf_hub(ask: FakeHub, build_gguf: BuildGguf) -> FakeHub:
         "tiny-Q4_K_M.gguf": content,
         "tiny-Q8_0.gguf": content,
         "mmproj-tiny-F16.gguf": b"",
-        "BF16/tiny-BF16-00001-of-00002.gguf": b"",
-        "BF16/tiny-BF16-00002-of-00002.gguf": b"",
+        "BF16/tiny-BF16-00001-of-00003.gguf": b"",
+        "BF16/tiny-BF16-00003-of-00003.gguf": b"",
         "UD/tiny-UD-Q4_K_XL.gguf": content,
     }
     return ask
@@ -394,15 +397,31 @@ def test_one_gguf_file_of_a_repository_is_chosen_fetched_and_converted(
     ("model", "said"),
     [
         ("owner/tiny-GGUF", r"several \.gguf files; name one as owner/tiny-GGUF:Q4_K_M or with --file, of: "),
-        ("owner/tiny-GGUF:Q5_K_M", r"no \.gguf file 'Q5_K_M'.* of: UD/tiny-UD-Q4_K_XL\.gguf, tiny-Q4_K_M"),
+        ("owner/tiny-GGUF:Q5_K_M", r"no \.gguf file 'Q5_K_M'.* of: BF16/.*00001.*UD/tiny-UD-Q4_K_XL"),
         ("owner/tiny-GGUF:Q4_K", r"has no \.gguf file 'Q4_K'"),
-        ("owner/tiny-GGUF:BF16", "is one of 2 parts of a model.*llama-gguf-split --merge"),
+        ("owner/tiny-GGUF:BF16", "1 of its model's 3 parts are missing: BF16/tiny-BF16-00002-of-00003"),
         ("owner/model:Q4_K_M", r"has no \.gguf files"),
     ],
 )  # fmt: skip
 def test_an_unclear_choice_of_a_gguf_file_lists_them(gguf_hub: FakeHub, model: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         resolve_model(model)
+
+
+@pytest.mark.parametrize("file", ["", ":Q8_0", ":Q8_0/tiny-00001-of-00003.gguf", ":tiny-00003-of-00003.gguf"])
+def test_all_parts_of_a_gguf_model_are_fetched_whichever_is_named(
+    ask: FakeHub, build_gguf: BuildGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    parts = split(build_gguf(), tmp_path)
+    files = {f"Q8_0/{part.name}": part.read_bytes() for part in parts}
+    ask.models["owner/parts-GGUF"] = {"README.md": b"", **files}
+    directory = resolve_model(f"owner/parts-GGUF{file}")
+    assert (directory / "model.safetensors").is_file()
+    assert {name for name, _ in ask.fetched} == files.keys()
+    asked(monkeypatch, NO_NETWORK, tmp_path)
+    assert resolve_model("owner/parts-GGUF") == directory
+    next((tmp_path / "home").rglob(f"snapshots/*/Q8_0/{parts[1].name}")).unlink()
+    assert f"1 of its model's 3 parts are missing: Q8_0/{parts[1].name}" in refusal("owner/parts-GGUF")
 
 
 def test_the_only_gguf_file_need_not_be_named_and_is_there_without_a_network(

@@ -217,5 +217,7 @@ def test_models_of_words_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_tokenizer_says_which_files_are_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tokenizer\.json, a SentencePiece model .* or a tiktoken file"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.json, a SentencePiece model .* a tiktoken file .* or vocab\.json with"
+    ):
         read_tokenizer(tmp_path)

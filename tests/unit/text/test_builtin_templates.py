@@ -213,6 +213,68 @@ def test_chatglm3_is_told_of_tools_as_its_own_code_does_it(tmp_path: Path) -> No
     assert ids_of(model, talk, tools=[Tool(definition=tool)]) == expected
 
 
+def react(messages: Messages, tool: dict[str, Any]) -> tuple[Messages, bool]:
+    """parse_messages of Qwen's openai_api.py: what make_context gets, and whether the last turn is open."""
+    name, schema = tool["name"], json.dumps(tool["parameters"], ensure_ascii=False)
+    described = f"{name}: Call this tool to interact with the {name} API. What is the {name} API useful for? "
+    described += f"{tool['description']} Parameters: {schema}"
+    format_ = (
+        "Question: the input question you must answer\nThought: you should always think about what to do\n"
+    )
+    format_ += f"Action: the action to take, should be one of [{tool['name']}]\n"
+    format_ += "Action Input: the input to the action\nObservation: the result of the action\n"
+    format_ += "... (this Thought/Action/Action Input/Observation can be repeated zero or more times)\n"
+    format_ += "Thought: I now know the final answer\n"
+    format_ += "Final Answer: the final answer to the original input question"
+    told = "Answer the following questions as best you can. You have access to the following APIs:"
+    told = f"{told}\n\n{described}\n\nUse the following format:\n\n{format_}\n\nBegin!"
+    turns: Messages = []
+    for message in messages:
+        content = message.get("content") or ""
+        if message["role"] == "user":
+            turns.append({"role": "user", "content": content})
+            continue
+        if message["role"] == "tool":
+            turns[-1]["content"] += f"\nObservation: {content}"
+            continue
+        if "tool_calls" in message:
+            function = message["tool_calls"][0]["function"]
+            content = f"Thought: {content}\nAction: {function['name']}\nAction Input: {function['arguments']}"
+        else:
+            content = f"Thought: I now know the final answer.\nFinal Answer: {content}"
+        if turns[-1]["role"] == "assistant":
+            turns[-1]["content"] += f"\n{content}"
+        else:
+            turns.append({"role": "assistant", "content": content})
+    is_open = messages[-1]["role"] == "tool"
+    if is_open:
+        turns[-1]["content"] += "\nThought:"
+    asked = [turn for turn in turns if turn["role"] == "user"][-1]
+    asked["content"] = f"{told}\n\nQuestion: {asked['content']}"
+    return turns, is_open
+
+
+def test_qwen1_is_told_of_tools_as_its_own_code_does_it(tmp_path: Path) -> None:
+    model = load(tmp_path, {"model_type": "qwen"}, generation_config={"chat_format": "chatml"})
+    tool = {"name": "get_weather", "description": "天气", "parameters": {"type": "object", "properties": {}}}
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city": "Köln"}'},
+    }
+    asks = {"role": "assistant", "content": "I look.", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "1", "content": '{"t": 3}'}
+    # A prompt that is left open ends where another would end the turn and open the next.
+    after = qwen1([USER])[len(qwen1([USER])) - qwen1([USER])[::-1].index(258) - 1 :]
+    for talk in ([USER], [USER, ANSWER, USER], [USER, asks, result], [USER, asks, result, ANSWER, USER]):
+        turns, is_open = react(talk, tool)
+        expected = qwen1(turns)
+        if is_open:
+            assert expected[-len(after) :] == after
+            expected = expected[: -len(after)]
+        assert ids_of(model, talk, tools=[Tool(definition=tool)]) == expected
+
+
 def test_llama2_refuses_turns_that_do_not_alternate(tmp_path: Path) -> None:
     model = load(tmp_path, {"model_type": "llama", "vocab_size": 32000})
     with pytest.raises(InvalidRequest, match="must alternate"):

@@ -51,7 +51,7 @@ def test_any_ids_in_any_portions_give_the_tokenizers_own_text(
     tokenizer = TextTokenizer.load(save_tokenizer(reference))
     some_ids = st.integers(0, tokenizer.vocab_size + 5) | st.sampled_from(reference.encode(TEXT).ids)
 
-    @settings(deadline=None, max_examples=300)
+    @settings(deadline=None, max_examples=100)
     @given(st.lists(some_ids, max_size=30), st.data())
     def check(ids: list[int], data: st.DataObject) -> None:
         cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=8))
@@ -67,7 +67,7 @@ def test_smollm2_texts_and_random_ids_come_out_whole(
 ) -> None:
     reference = Tokenizer.from_file(str(smollm2_dir / "tokenizer.json"))
 
-    @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+    @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
     @given(
         st.text().map(lambda text: smollm2_tokenizer.encode(text))
         | st.lists(st.integers(0, smollm2_tokenizer.vocab_size - 1))

@@ -9,9 +9,12 @@ from pydantic import Field
 
 from frontend.http.body import Body
 from pagewire.base.errors import InvalidRequest
-from pagewire.wire.sampling_params import STRUCTURED_OUTPUTS, StructuredOutput
+from pagewire.wire.sampling_params import MAX_CONSTRAINT_LENGTH, STRUCTURED_OUTPUTS, StructuredOutput
 
 Schema = dict[str, Any]
+
+_MAX_TEXT = 4 * MAX_CONSTRAINT_LENGTH
+"""Characters of a schema that comes as text, which may be indented. It is read on the event loop."""
 
 
 class JsonSchemaFormat(Body):
@@ -127,6 +130,10 @@ def _json(param: str, schema: Schema | str | None) -> StructuredOutput | None:
     if schema is None:
         return None
     if isinstance(schema, str):
+        if len(schema) > _MAX_TEXT:
+            raise InvalidRequest(
+                f"{param} has {len(schema)} characters; it must have at most {_MAX_TEXT}", param=param
+            )
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:

@@ -24,8 +24,10 @@ from frontend.chat.tool_parsers.marked_list import (
     Phi4MiniToolParser,
 )
 from frontend.chat.tool_parsers.protocol import ToolParser
+from frontend.chat.tool_parsers.react import ReactToolParser
 from frontend.chat.tools import Tool, ToolChoice
 from frontend.generation.message_parser import MessagePart
+from frontend.text import builtin_templates
 from pagewire.base.errors import Unsupported
 from pagewire.structured.translate import to_grammar
 from pagewire.structured.vocabulary import Vocabulary
@@ -41,6 +43,8 @@ CODE = "get_weather\n ```python\ntool_call(city='Paris')\n```"
 ANALYSIS = "<|channel|>analysis<|message|>Hm, {so}?<|end|>"
 FINAL = "<|start|>assistant<|channel|>final<|message|>It rains."
 COMMENTARY = "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>" + PARIS
+
+STEP = f"Action: get_weather\nAction Input: {PARIS}"
 
 Message = tuple[str, str, list[tuple[str, str]]]
 """Thoughts, content, and name and arguments of each call."""
@@ -100,6 +104,19 @@ REPLIES: list[tuple[type[ToolParser], str, Message]] = [
     ),
     (HarmonyToolParser, "<|channel|>analysis<|message|>Cut o", ("Cut o", "", [])),
     (HarmonyToolParser, '{"plain": 1}', ("", '{"plain": 1}', [])),
+    (ReactToolParser, f"Thought: Hm.\n{STEP}", ("", "Hm.", [WEATHER])),
+    (ReactToolParser, f" I look.\n{STEP}\nObservation: 3\nThought: x", ("", "I look.", [WEATHER])),
+    (ReactToolParser, STEP, ("", "", [WEATHER])),
+    (ReactToolParser, STEP[:-3], ("", "", [("get_weather", PARIS[:-3])])),
+    (ReactToolParser, "Thought: Now I know.\nFinal Answer: It\nrains.", ("Now I know.", "It\nrains.", [])),
+    (ReactToolParser, "Hello!\nAction films are fun.", ("", "Hello!\nAction films are fun.", [])),
+    (ReactToolParser, "x\nAction: none\nFinal Answer: y", ("x\nAction: none", "y", [])),
+    (ReactToolParser, "x\nAction: get_time\nAction", ("", "x\nAction: get_time\nAction", [])),
+    (
+        ReactToolParser,
+        f"x\nAction: get_time\nAction Input: now\n{STEP}",
+        ("", "x\nAction: get_time\nAction Input: now", [WEATHER]),
+    ),
 ]
 
 
@@ -132,7 +149,7 @@ def test_replies_are_read_however_they_are_cut(
 
 
 PARSERS = [GraniteToolParser, Phi4MiniToolParser, CohereToolParser]
-FRAMED = [ChatGlm3ToolParser, Glm4ToolParser, HarmonyToolParser]
+FRAMED = [ChatGlm3ToolParser, Glm4ToolParser, HarmonyToolParser, ReactToolParser]
 PIECES = [
     *("<|tool_call|>", "<|/tool_call|>", "functools", "<|START_ACTION|>", "Action: ```json", "```", "[", "]"),
     *(
@@ -151,6 +168,7 @@ PIECES = [
     ),
     *("<|assistant|>", "```python\n", "<|channel|>", "analysis", "<|message|>", "<|end|>", "<|start|>", "x"),
     *(" to=functions.get_time", "<|call|>", "final"),
+    *("Thought:", "\nAction:", "Action Input: {", "Final Answer:"),
 ]
 
 
@@ -173,6 +191,7 @@ def test_thoughts_can_be_left_out() -> None:
     assert read(reply, [ANALYSIS + FINAL]) == ("", "It rains.", [])
 
 
+TEMPLATE_FOLDER = Path(builtin_templates.__file__).parent / "templates"
 TEMPLATES = [
     ("<|start_of_role|>{{ x }} write <|tool_call|>", "granite", None),
     ("<|system|><|tool|>{{ tools }}<|/tool|>", "phi4_mini", None),
@@ -181,6 +200,7 @@ TEMPLATES = [
     ("[gMASK]sop<|user|>", "chatglm3", None),
     ("[gMASK]<sop><|observation|>", "glm4", None),
     ("<|start|>assistant<|channel|>final<|message|>", "harmony", None),
+    ((TEMPLATE_FOLDER / "qwen1.jinja").read_text(), "react", None),
 ]
 
 
@@ -251,6 +271,11 @@ def held(
         ),
         (Glm4ToolParser, "get_weather\n{}", "\nA text."),
         (
+            ReactToolParser,
+            "Action: get_weather\nAction Input: {}",
+            "Thought: I know.\nFinal Answer: A text.",
+        ),
+        (
             HarmonyToolParser,
             "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant"
             "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{}",
@@ -293,3 +318,13 @@ def test_chatglm3s_answers_lose_their_first_line_even_without_tools_and_its_call
     assert plain.new_parser().push("\n 你好", last=True).content == "你好"
     with pytest.raises(Unsupported, match="chatglm3"):
         held(ChatGlm3ToolParser, choice=ToolChoice())
+
+
+def test_a_reply_that_may_call_ends_before_it_makes_up_a_result(accepts: Accepts) -> None:
+    assert held(ReactToolParser).sampling.stop == ()
+    may_call = held(ReactToolParser, choice=ToolChoice()).sampling
+    assert may_call.stop == ("Observation:",)
+    assert accepts(may_call.structured_output, f"Thought: Hm.\n{STEP}")
+    assert not accepts(may_call.structured_output, f"Thought: Hm.\n{STEP.replace('Paris', 'Bonn')}")
+    forced = held(ReactToolParser, choice=ToolChoice(kind="required")).sampling
+    assert forced.stop == ()

@@ -1,0 +1,1 @@
+"""A conversation at the terminal: what `pagewire chat` is made of."""

@@ -1,0 +1,1 @@
+"""What processes tell about their work: spans of traces, logs with the ids of requests, GPU readings."""
