@@ -12,6 +12,7 @@ from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.expert_method import PackedCpuExperts
 from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.native import NativeAttentionBackend, NativeLayerOps, open_native
+from engine.cpu.native_linear import NativeMethods
 from engine.cpu.ops import TorchLayerOps
 from engine.cpu.rows import RequestRows
 from engine.cpu.runner import CpuModelRunner
@@ -40,6 +41,8 @@ class CpuPlatform(Platform):
             raise ConfigError("deterministic needs a GPU; on the CPU sums depend on the batch")
         self._kv_cache_memory = config.kv_cache_memory
         self._native = open_native() if dtype == torch.float32 else None
+        # A dtype that the user names is that of weights too.
+        self._keeps_formats = config.dtype == "auto"
 
     def attention(self, heads: HeadLayout, max_num_seqs: int) -> AttentionBackend:
         if self._native is not None:
@@ -52,7 +55,10 @@ class CpuPlatform(Platform):
         return TorchLayerOps(self.device)
 
     def linear_methods(self) -> LinearMethods:
-        return SameMethod(PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod())
+        plain = PackedCpuMethod() if PackedCpuMethod.is_available(self.dtype) else DenseMethod()
+        if self._native is not None and self._keeps_formats:
+            return NativeMethods(self._native, plain)
+        return SameMethod(plain)
 
     def expert_methods(self) -> Mapping[str, ExpertMethod]:
         can_pack = PackedCpuMethod.is_available(self.dtype)

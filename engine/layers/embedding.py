@@ -4,46 +4,71 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from engine.layers.linear import LinearLayer
-from engine.layers.linear_method import LinearMethods, LinearShape
-from engine.layers.linear_weight import OutputShard
+from engine.layers.linear_method import LinearMethod, LinearMethods, LinearShape
+from engine.layers.linear_weight import FeatureDim, LinearWeight, MatrixPart, OutputShard
 from engine.layers.ops import LayerOps
 from engine.layers.parallel import FeatureRange, TensorParallel
 from engine.layers.step_context import StepContext
-from engine.layers.weights import LoadableModule, copy_checked, take_part
+from engine.layers.weights import LoadableModule
 
 
 class VocabParallelEmbedding(LoadableModule):
-    """token_ids [T] -> [T, hidden]. Each rank looks up its own range; the sum over ranks is complete."""
+    """token_ids [T] -> [T, hidden]. Each rank looks up its own range; the sum over ranks is complete.
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, ops: LayerOps, parallel: TensorParallel) -> None:
+    Attributes:
+        table: how its rows are stored; None for plain weights.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        ops: LayerOps,
+        parallel: TensorParallel,
+        table: LinearMethod | None = None,
+    ) -> None:
         super().__init__()
         self.ops = ops
         self.parallel = parallel
         self.held = parallel.part(vocab_size, "vocab_size")
-        self.weight = nn.Parameter(torch.empty(self.held.size, hidden_size), requires_grad=False)
+        self.table = table
+        self.part = MatrixPart(0, self.held, FeatureRange.whole(hidden_size), ())
+        if table is None:
+            data = torch.empty(self.held.size, hidden_size)
+            self.weight = LinearWeight.make(data, output=FeatureDim(0))
+        else:
+            table.create_weights(self, LinearShape((OutputShard("", self.held),), self.part.inputs))
 
     def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
-        held = self.held
-        copy_checked(self.weight, take_part(tensor, 0, held.first, held.size, held.total))
+        self.get_parameter(name).load(tensor, self.part)  # type: ignore[operator]
+
+    def finish_loading(self) -> None:
+        if self.table is not None:
+            self.table.finish_loading(self)
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         if self.parallel.size == 1:
-            return self.ops.embed(token_ids, self.weight)
+            return self._rows(token_ids)
         local = token_ids - self.held.first
         elsewhere = (local < 0) | (local >= self.held.size)
         local = local.masked_fill(elsewhere, 0)
-        hidden = self.ops.embed(local, self.weight).masked_fill(elsewhere.unsqueeze(-1), 0)
+        hidden = self._rows(local).masked_fill(elsewhere.unsqueeze(-1), 0)
         return self.parallel.all_reduce(hidden)
+
+    def _rows(self, local: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            return self.ops.embed(local, self.weight)
+        return self.table.look_up(self, local)
 
 
 class ParallelLMHead(LinearLayer):
     """hidden [S, hidden] -> logits [S, vocab] in the model's dtype, complete on every rank.
 
-    Where the model ties its embeddings, the weight is the embedding's and nothing is loaded here; the layer's
-    method must then be one for plain weights.
+    Where the model ties its embeddings, the weight is the embedding's and nothing is loaded here. It is multiplied
+    by as the embedding's own method does where it has one; otherwise the layer's method must be one for plain weights.
 
     Args:
         normalised: whether the weight's rows are scaled to length 1 as they are loaded.
@@ -63,8 +88,12 @@ class ParallelLMHead(LinearLayer):
         shards = (OutputShard("", parallel.part(vocab_size, "vocab_size")),)
         shape = LinearShape(shards, FeatureRange.whole(hidden_size))
         shared = None if tied_to is None else tied_to.weight
-        super().__init__(name, shape, methods.for_matrix(name, ""), bias=False, shared_weight=shared)
+        table = None if tied_to is None else tied_to.table
+        method = methods.for_matrix(name, "") if table is None else table
+        super().__init__(name, shape, method, bias=False, shared_weight=shared)
         self.parallel = parallel
+        # In a tuple, so that it is not a module of this one too.
+        self._table = (tied_to,) if table is not None else ()
         self._normalised = normalised
 
     def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
@@ -72,5 +101,12 @@ class ParallelLMHead(LinearLayer):
             tensor = F.normalize(tensor.float())
         super().load_parameter(name, tensor, shard)
 
+    def finish_loading(self) -> None:
+        if self._table:
+            self.register_parameter("weight", None)  # the embedding finishes it
+        else:
+            super().finish_loading()
+
     def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
-        return self.parallel.all_gather_last_dim(self.method.apply(self, x, None))
+        layer = self._table[0] if self._table else self
+        return self.parallel.all_gather_last_dim(self.method.apply(layer, x, None))

@@ -7,6 +7,7 @@ quantized format is another LinearMethod, and models do not change. LinearMethod
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,14 @@ class LinearShape:
 
 class LinearMethod(ABC):
     """Creates, loads, finishes and applies the weights of any number of linear layers; has no state of its
-    own."""
+    own.
+
+    Attributes:
+        serves_tables: whether it looks up rows of a weight that products share: of an embedding that is tied to
+            the output projection.
+    """
+
+    serves_tables = False
 
     @abstractmethod
     def create_weights(self, layer: nn.Module, shape: LinearShape) -> None:
@@ -79,6 +87,10 @@ class LinearMethod(ABC):
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [T, in_features] -> [T, out_features]."""
 
+    def look_up(self, layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight, [T] -> [T, in_features], where the method serves tables."""
+        raise NotImplementedError
+
 
 class DenseMethod(LinearMethod):
     """Plain weights in the model's dtype."""
@@ -90,6 +102,11 @@ class DenseMethod(LinearMethod):
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return F.linear(x, layer.weight, bias)  # type: ignore[arg-type]
+
+
+# A layer's full name and a shard's, as for_matrix takes them -> the format that the checkpoint has the matrix in, such as
+# "F32", "BF16" or "Q4_K"; "" where it does not say.
+FormatOf = Callable[[str, str], str]
 
 
 class LinearMethods(ABC):
@@ -104,6 +121,14 @@ class LinearMethods(ABC):
             shard: which of a fused layer's matrices, such as "q"; "" where the layer is not fused. What
                 checkpoints call it, CheckpointNames.module says.
         """
+
+    def for_table(self, name: str) -> LinearMethod | None:
+        """The method of a token embedding, by its name; None for plain weights that LayerOps.embed looks up."""
+        return None
+
+    def for_checkpoint(self, format_of: FormatOf) -> LinearMethods:
+        """These methods for a model of this checkpoint, before any layer of it is created."""
+        return self
 
 
 class SameMethod(LinearMethods):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from engine.layers.weights import LoadableModule
 from engine.loader.backbone import drop_missing_head, names_in
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.dummy import load_dummy
+from engine.loader.formats import MatrixFormats
 from engine.loader.tied import untie_own_head
 from engine.loader.weights import load_weights
 from engine.models.base import CausalLM, ModelContext
@@ -49,6 +51,8 @@ def load_model(
         checkpoint = None if load_format == "dummy" else open_checkpoint(directory)
         if checkpoint is not None:
             context = drop_missing_head(untie_own_head(context, checkpoint, dtype), checkpoint)
+            formats = MatrixFormats(checkpoint, names_in(checkpoint, context.config), context.config)
+            context = replace(context, linear_methods=context.linear_methods.for_checkpoint(formats))
         try:
             model = create_model(context, device, dtype)
         except SplitError as error:

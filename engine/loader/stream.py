@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from engine.loader.blocks import blocks_by_tensor, require_blocks
+
 NUM_READERS = 8
 BUFFERS_PER_READER = 2
 CHUNK_BYTES = 8 * 1024**2
@@ -56,6 +58,7 @@ class StoredTensor:
     Attributes:
         begin, num_bytes: where its bytes lie in the file.
         strides: from element to element along each dimension, in elements; None where they lie in order.
+        blocks: of a matrix whose rows are in blocks, as bytes, the blocks' format, such as "Q4_K"; see blocks.py.
     """
 
     path: Path
@@ -65,6 +68,7 @@ class StoredTensor:
     begin: int
     num_bytes: int
     strides: tuple[int, ...] | None = None
+    blocks: str = ""
 
     def view(self, data: torch.Tensor) -> torch.Tensor:
         """The tensor, of the bytes that the file has for it."""
@@ -95,9 +99,9 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
         raise SafetensorError(f"its header has {len(header)} tensors; at most {MAX_TENSORS} are read")
     with safe_open(path, framework="pt"):
         pass  # checks the header: that the tensors fit their shapes and the file, and leave no gap
-    header.pop("__metadata__", None)
+    blocks = blocks_by_tensor(header.pop("__metadata__", {}))
     first = 8 + header_bytes
-    tensors = [_stored(path, name, entry, first) for name, entry in header.items()]
+    tensors = [_stored(path, name, entry, first, blocks.get(name, "")) for name, entry in header.items()]
     return sorted(tensors, key=lambda tensor: tensor.begin)
 
 
@@ -115,7 +119,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _stored(path: Path, name: str, entry: dict[str, Any], first: int) -> StoredTensor:
+def _stored(path: Path, name: str, entry: dict[str, Any], first: int, blocks: str) -> StoredTensor:
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise SafetensorError(f"tensor {name!r} is of {entry['dtype']}; known are {', '.join(DTYPES)}")
@@ -126,7 +130,9 @@ def _stored(path: Path, name: str, entry: dict[str, Any], first: int) -> StoredT
             f"tensor {name!r} has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are read"
         )
     assert end - begin == math.prod(shape) * dtype.itemsize
-    return StoredTensor(path, name, dtype, shape, first + begin, end - begin)
+    if blocks:
+        require_blocks(name, dtype, shape, blocks)
+    return StoredTensor(path, name, dtype, shape, first + begin, end - begin, blocks=blocks)
 
 
 def stream_tensors(

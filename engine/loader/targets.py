@@ -12,6 +12,7 @@ from torch import nn
 from engine.layers.experts import ExpertWeights
 from engine.layers.linear_weight import LinearWeight
 from engine.layers.weights import LoadableModule, ShardError
+from engine.loader.blocks import dequantize
 from engine.loader.misfits import Misfits, NotInModel, WrongTensor
 from engine.loader.stream import StoredTensor
 from engine.models.base import CausalLM
@@ -56,7 +57,7 @@ class LoadTargets:
                 try:
                     if self.wants(stored.name, str(path)):
                         shape_only = torch.empty(stored.shape, dtype=stored.dtype, device="meta")
-                        self.load(stored.name, shape_only, str(path))
+                        self.load(stored, shape_only, str(path))
                 except NotInModel as error:
                     misfits.add(error)
                 except WrongTensor as error:
@@ -84,31 +85,35 @@ class LoadTargets:
             raise WrongTensor(name, source, f"is in {self._loaded[name]} already", (name,))
         return True
 
-    def load(self, name: str, tensor: torch.Tensor, source: str) -> None:
-        """Puts a checkpoint tensor that is wanted where it belongs.
+    def load(self, stored: StoredTensor, tensor: torch.Tensor, source: str) -> None:
+        """Puts a checkpoint tensor that is wanted where it belongs. One in blocks is dequantized where the
+        parameter does not keep blocks.
 
         Raises:
             WrongTensor: its shape or the kind of its numbers is not the parameter's.
         """
+        name = stored.name
         if name in self._fused:
             for part, piece in self._take_apart(name, tensor, source):
-                self._load(part, piece, source, name)
+                self._load(part, piece, source, stored)
         elif name in self._stacked:
             parts = self._stacked[name]
-            self._put(replace(self._targets[parts[0]], shard=None), tensor, source, name, parts)
+            self._put(replace(self._targets[parts[0]], shard=None), tensor, source, stored, parts)
             self._loaded.update(dict.fromkeys(parts, source))
         else:
-            self._load(name, tensor, source, name)
+            self._load(name, tensor, source, stored)
 
-    def _load(self, target_name: str, tensor: torch.Tensor, source: str, name: str) -> None:
-        self._put(self._targets[target_name], tensor, source, name, (target_name,))
+    def _load(self, target_name: str, tensor: torch.Tensor, source: str, stored: StoredTensor) -> None:
+        self._put(self._targets[target_name], tensor, source, stored, (target_name,))
         self._loaded[target_name] = source
 
     def _put(
-        self, target: _Target, tensor: torch.Tensor, source: str, name: str, parts: Sequence[str]
+        self, target: _Target, tensor: torch.Tensor, source: str, stored: StoredTensor, parts: Sequence[str]
     ) -> None:
-        """Loads a checkpoint's tensor `name`, which makes up the tensors `parts` of the model."""
-        kept = getattr(target.module, target.parameter)
+        """Loads a checkpoint's tensor, which makes up the tensors `parts` of the model."""
+        name, kept = stored.name, getattr(target.module, target.parameter)
+        if stored.blocks and _is_plain_float(kept.dtype):
+            tensor = dequantize(tensor, stored.blocks, kept.dtype)
         # A conversion between kinds would go through, and give numbers that mean nothing.
         if not _converts(tensor.dtype, kept.dtype):
             needed = "floating-point numbers" if _is_plain_float(kept.dtype) else _short(kept.dtype)

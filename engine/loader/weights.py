@@ -44,7 +44,7 @@ def _load_mapped(targets: LoadTargets, checkpoint: Checkpoint) -> None:
         with readable(path), _mapped(path) as tensor_of:
             for stored in tensors:
                 if targets.wants(stored.name, str(path)):
-                    targets.load(stored.name, tensor_of(stored), str(path))
+                    targets.load(stored, tensor_of(stored), str(path))
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def _load_streamed(targets: LoadTargets, checkpoint: Checkpoint, device: torch.d
         wanted = [stored for stored in tensors if targets.wants(stored.name, str(path))]
         with readable(path), closing(stream_tensors(wanted, device)) as arriving:
             for stored, tensor in arriving:
-                targets.load(stored.name, tensor, str(path))
+                targets.load(stored, tensor, str(path))
                 num_bytes += stored.num_bytes
     if device.type == "cuda":
         torch.cuda.synchronize(device)

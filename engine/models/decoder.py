@@ -97,7 +97,11 @@ class DecoderModel(nn.Module):
         super().__init__()
         config = context.config
         self.embed_tokens = VocabParallelEmbedding(
-            config.vocab_size, config.hidden_size, ops=context.ops, parallel=context.parallel
+            config.vocab_size,
+            config.hidden_size,
+            ops=context.ops,
+            parallel=context.parallel,
+            table=context.linear_methods.for_table("model.embed_tokens"),
         )
         self.layers = nn.ModuleList(
             DecoderLayer(context, f"model.layers.{index}", layer) for index, layer in enumerate(config.layers)

@@ -24,7 +24,7 @@ from pagewire.hub.names.reference import HUGGINGFACE, ModelReference
 from pagewire.hub.progress import say
 
 _IDENTITY_DIGITS = 12
-_CONVERTER_VERSION = 1
+_CONVERTER_VERSION = 2
 """Part of the identity of a converted model: raise it when the output for the same file changes."""
 
 

@@ -21,12 +21,18 @@ _TOKENIZER_ROOM = 64 * 1024 * 1024
 
 
 def convert_gguf(
-    path: Path, directory: Path, sampling: Mapping[str, float] | None = None, *, progress: bool
+    path: Path,
+    directory: Path,
+    sampling: Mapping[str, float] | None = None,
+    *,
+    progress: bool,
+    dequantized: bool = False,
 ) -> None:
-    """Fills `directory` with config, tokenizer and float32 weights; experts in MXFP4 stay so. The GGUF file
-    is not changed.
+    """Fills `directory` with config, tokenizer and weights, matrices in the file's own format where it is one that
+    is computed on; experts in MXFP4 stay so. The GGUF file is not changed.
 
     Args:
+        dequantized: whether weights become float32, as other programs read them.
         sampling: default sampling parameters for generation_config.json, which GGUF has no place for.
 
     Raises:
@@ -39,7 +45,7 @@ def convert_gguf(
     vocab_size = len(tokens(gguf))
     sizes = model_sizes(keys, vocab_size)
     config = model_config(keys, architecture, sizes)
-    placements = place_tensors(gguf, architecture, sizes, config)
+    placements = place_tensors(gguf, architecture, sizes, config, dequantized=dequantized)
     size = weights_size(placements)
     require_free_space(directory, size + _TOKENIZER_ROOM, f"converting {path.name}")
     _write_json(directory / "config.json", config)

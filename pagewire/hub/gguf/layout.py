@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -12,6 +12,7 @@ from gguf.constants import GGMLQuantizationType
 
 from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf.architectures import ALWAYS, Architecture
+from pagewire.hub.gguf.blocks import KEPT, block_size
 from pagewire.hub.gguf.keys import ModelSizes
 from pagewire.hub.gguf.reader import GgufFile, GgufTensor
 from pagewire.hub.gguf.rope import ROPE_TENSORS
@@ -59,7 +60,8 @@ _ROWS_OF_ONE = {"ffn_gate_inp_shexp"}
 # This is a parameter in Hugging Face layout, and no module.
 _PARAMETERS = {"attn_sinks"}
 MXFP4_GROUP = 32
-_BYTES = {"F32": 4, "U8": 1}
+_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1}
+_PLAIN = {"F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,16 @@ class Target:
     """A tensor in Hugging Face layout.
 
     Attributes:
-        dtype: as safetensors names it, of dequantized values: "F32"; "U8" for a part of what stays packed.
+        dtype: as safetensors names it: "F32", or "BF16" and "F16" of matrices; "U8" for a part of what stays
+            packed.
+        blocks: the format of a matrix whose rows stay in blocks, such as "Q4_K"; its shape is [rows, bytes of a
+            row].
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "F32"
+    blocks: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -141,9 +147,13 @@ class _Plan:
 
 
 def place_tensors(
-    gguf: GgufFile, architecture: Architecture, sizes: ModelSizes, config: dict[str, Any]
+    gguf: GgufFile, architecture: Architecture, sizes: ModelSizes, config: dict[str, Any], *, dequantized: bool
 ) -> list[Placement]:
     """Every tensor of the file, in the order of the file.
+
+    Args:
+        dequantized: whether every number becomes float32. Otherwise matrices in blocks that are computed on stay
+            in them, those in 16 bits stay so, and those in other blocks become bfloat16.
 
     Raises:
         ConfigError: tensors are missing, of the wrong shape, or have no place in the model; it lists them.
@@ -167,7 +177,7 @@ def place_tensors(
     _require_mxfp4(gguf, plans)
     order = {name: index for index, name in enumerate(gguf.tensors)}
     plans.sort(key=lambda plan: order[plan.wanted[0].name])
-    return [
+    placements = [
         Placement(
             tuple(Source(gguf.tensors[each.name], each.paired_heads, each.added) for each in plan.wanted),
             plan.targets,
@@ -175,6 +185,31 @@ def place_tensors(
         )
         for plan in plans
     ]
+    return placements if dequantized else [_in_own_format(placement) for placement in placements]
+
+
+def _in_own_format(placement: Placement) -> Placement:
+    """The placement with its matrices in the format that the file has them in, as far as it is kept."""
+    is_matrix = all(len(target.shape) == 2 for target in placement.targets)
+    if placement.arrangement is not Arrangement.IN_TURN or not is_matrix:
+        return placement
+    kinds = {source.tensor.type.name for source in placement.sources}
+    is_same = len(kinds) == 1 and not any(source.added for source in placement.sources)
+    kind = kinds.pop() if is_same else ""
+    targets = placement.targets
+    if kind in KEPT and all(target.shape[1] % block_size(kind)[0] == 0 for target in targets):
+        values, num_bytes = block_size(kind)
+        shapes = [(target.shape[0], target.shape[1] // values * num_bytes) for target in targets]
+        kept = (
+            replace(target, shape=shape, dtype="U8", blocks=kind)
+            for target, shape in zip(targets, shapes, strict=True)
+        )
+        return replace(placement, targets=tuple(kept))
+    if kind in _PLAIN or any(source.tensor.type.name in _PLAIN for source in placement.sources):
+        dtype = kind or "F32"
+    else:
+        dtype = "BF16"
+    return replace(placement, targets=tuple(replace(target, dtype=dtype) for target in targets))
 
 
 def _check(gguf: GgufFile, wanted: list[_Wanted]) -> None:

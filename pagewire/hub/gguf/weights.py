@@ -1,5 +1,4 @@
-"""Writes the tensors of a GGUF file into one safetensors file, dequantized to float32; experts in MXFP4
-stay so."""
+"""Writes the tensors of a GGUF file into one safetensors file, each in the format that its placement says."""
 
 from __future__ import annotations
 
@@ -18,12 +17,12 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from pagewire.base.errors import ConfigError
+from pagewire.hub.gguf.blocks import METADATA_KEY
 from pagewire.hub.gguf.layout import Arrangement, Placement, Source
 from pagewire.hub.gguf.reader import GgufFile, GgufTensor
 from pagewire.hub.progress import Advance
 
 _CHUNK_VALUES = 1 << 20  # 4 MB of float32: amortises the calls and stays near the cache
-_FLOAT32_BYTES = 4
 
 
 # Makes a few megabytes of weights: where they go among all weights, in bytes, and what they are.
@@ -36,7 +35,7 @@ def weights_size(placements: Sequence[Placement]) -> int:
 
 
 def write_weights(gguf: GgufFile, placements: Sequence[Placement], target: Path, advance: Advance) -> None:
-    """Writes model.safetensors, dequantizing a few megabytes at a time.
+    """Writes model.safetensors, a few megabytes at a time.
 
     Raises:
         ConfigError: a tensor is of a type that cannot be dequantized.
@@ -63,7 +62,9 @@ def write_weights(gguf: GgufFile, placements: Sequence[Placement], target: Path,
 
 def _safetensors_header(placements: Sequence[Placement]) -> bytes:
     """The header of the safetensors format: its length, then JSON padded to 8 bytes."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    blocks = {target.name: target.blocks for place in placements for target in place.targets if target.blocks}
+    metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(blocks)} if blocks else {})
+    entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for placement in placements:
         for target in placement.targets:
@@ -94,21 +95,36 @@ def _jobs(gguf: GgufFile, placements: Sequence[Placement]) -> Iterator[_Job]:
 def _jobs_of_rows(gguf: GgufFile, placement: Placement, offset: int) -> Iterator[_Job]:
     for source in placement.sources:
         rows = _unpaired(gguf, source)
-        row_values = math.prod(source.tensor.shape) // rows.shape[0]
-        step = max(1, _CHUNK_VALUES // row_values)
+        step = max(1, _CHUNK_VALUES // (math.prod(source.tensor.shape) // rows.shape[0]))
+        source_bytes = placement.nbytes * math.prod(source.tensor.shape) // _num_values(placement)
+        row_bytes = source_bytes // rows.shape[0]
         for first in range(0, rows.shape[0], step):
             chunk = rows[first : first + step]
-            yield partial(_dequantize_rows, gguf, source, chunk, offset)
-            offset += chunk.shape[0] * row_values * _FLOAT32_BYTES
+            yield partial(_convert_rows, gguf, source, placement.targets[0].dtype, chunk, offset)
+            offset += chunk.shape[0] * row_bytes
 
 
-def _dequantize_rows(
-    gguf: GgufFile, source: Source, rows: npt.NDArray[np.uint8], offset: int
+def _num_values(placement: Placement) -> int:
+    return sum(math.prod(source.tensor.shape) for source in placement.sources)
+
+
+def _convert_rows(
+    gguf: GgufFile, source: Source, dtype: str, rows: npt.NDArray[np.uint8], offset: int
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    if dtype in ("U8", source.tensor.type.name):
+        yield offset, np.ascontiguousarray(rows)
+        return
     values = _dequantize(gguf, source.tensor, rows)
     if source.added:
         values = values + np.float32(source.added)  # not in place: they may be the file's
-    yield offset, values
+    yield offset, _to_bfloat16(values) if dtype == "BF16" else values
+
+
+def _to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The upper halves of the numbers, rounded to the nearest, ties to even; NaN stays NaN."""
+    bits = values.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
 def _alternate(gguf: GgufFile, placement: Placement, offset: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
