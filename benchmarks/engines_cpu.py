@@ -53,7 +53,7 @@ class Transformers:
     def __init__(self, dtype: str) -> None:
         from transformers import AutoModelForCausalLM
 
-        directory = resolve_model(DEFAULT_MODEL)
+        directory = resolve_model(DEFAULT_MODEL, dequantized=True)
         self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> None:

@@ -43,8 +43,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Service]:
-    """A real `pagewire serve` of SmolLM2 in float32 with default limits, shared by the session."""
+    """A real `pagewire serve` of SmolLM2 with default settings, shared by the session."""
     with Service(tmp_path_factory.mktemp("serve")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def float32_server(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Service]:
+    """A real `pagewire serve --dtype float32` of SmolLM2, shared by the session: for what is compared with
+    transformers on the same dequantized weights."""
+    with Service(tmp_path_factory.mktemp("float32"), options=("--dtype", "float32")) as service:
         yield service
 
 
@@ -61,6 +69,12 @@ def null_service(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) ->
 def smollm2_dir() -> Path:
     """SmolLM2-135M-Instruct in Hugging Face layout. It comes from the user's cache, and is fetched once."""
     return resolve_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def smollm2_float32_dir() -> Path:
+    """The same with its weights dequantized to float32, as other programs read them."""
+    return resolve_model(DEFAULT_MODEL, dequantized=True)
 
 
 @pytest.fixture(scope="session")

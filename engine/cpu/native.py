@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 def open_native() -> NativeLibrary | None:
-    """The kernels for as many threads as torch uses, compiled first if they are not in the cache; None, with a line
-    in the log, where they cannot be."""
+    """The kernels for as many threads as torch uses, compiled first if they are not in the cache; None, with
+    a line in the log, where they cannot be."""
     try:
         return NativeLibrary(build(cache_home() / "native"), torch.get_num_threads())
     except (BuildError, OSError) as error:

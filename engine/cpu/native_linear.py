@@ -56,8 +56,9 @@ class NativeMethods(LinearMethods):
         self._native, self._otherwise, self._format_of = native, otherwise, format_of
         self._methods: dict[str, NativeMethod] = {}
 
-    def for_matrix(self, layer: str, shard: str) -> LinearMethod:
-        return self._native_method(layer, shard) or self._otherwise
+    def for_matrix(self, layer: str, shard: str, *, changes: bool = False) -> LinearMethod:
+        native = None if changes else self._native_method(layer, shard)
+        return native or self._otherwise
 
     def for_table(self, name: str) -> LinearMethod | None:
         return self._native_method(name, "")

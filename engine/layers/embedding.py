@@ -67,8 +67,9 @@ class VocabParallelEmbedding(LoadableModule):
 class ParallelLMHead(LinearLayer):
     """hidden [S, hidden] -> logits [S, vocab] in the model's dtype, complete on every rank.
 
-    Where the model ties its embeddings, the weight is the embedding's and nothing is loaded here. It is multiplied
-    by as the embedding's own method does where it has one; otherwise the layer's method must be one for plain weights.
+    Where the model ties its embeddings, the weight is the embedding's and nothing is loaded here. It is
+    multiplied by as the embedding's own method does where it has one; otherwise the layer's method must be
+    one for plain weights.
 
     Args:
         normalised: whether the weight's rows are scaled to length 1 as they are loaded.
@@ -89,7 +90,7 @@ class ParallelLMHead(LinearLayer):
         shape = LinearShape(shards, FeatureRange.whole(hidden_size))
         shared = None if tied_to is None else tied_to.weight
         table = None if tied_to is None else tied_to.table
-        method = methods.for_matrix(name, "") if table is None else table
+        method = table or methods.for_matrix(name, "", changes=normalised)
         super().__init__(name, shape, method, bias=False, shared_weight=shared)
         self.parallel = parallel
         # In a tuple, so that it is not a module of this one too.

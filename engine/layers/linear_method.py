@@ -60,8 +60,8 @@ class LinearMethod(ABC):
     own.
 
     Attributes:
-        serves_tables: whether it looks up rows of a weight that products share: of an embedding that is tied to
-            the output projection.
+        serves_tables: whether it looks up rows of a weight that products share: of an embedding that is tied
+            to the output projection.
     """
 
     serves_tables = False
@@ -104,7 +104,8 @@ class DenseMethod(LinearMethod):
         return F.linear(x, layer.weight, bias)  # type: ignore[arg-type]
 
 
-# A layer's full name and a shard's, as for_matrix takes them -> the format that the checkpoint has the matrix in, such as
+# A layer's full name and a shard's, as for_matrix takes them -> the format that the checkpoint has the matrix
+# in, such as
 # "F32", "BF16" or "Q4_K"; "" where it does not say.
 FormatOf = Callable[[str, str], str]
 
@@ -113,17 +114,19 @@ class LinearMethods(ABC):
     """Chooses the method of each linear layer of one model, by the layer's name."""
 
     @abstractmethod
-    def for_matrix(self, layer: str, shard: str) -> LinearMethod:
+    def for_matrix(self, layer: str, shard: str, *, changes: bool = False) -> LinearMethod:
         """The method of one checkpoint matrix. Matrices with the same method share one object.
 
         Args:
             layer: its layer's full name, such as "model.layers.3.self_attn.qkv_proj" or "lm_head".
             shard: which of a fused layer's matrices, such as "q"; "" where the layer is not fused. What
                 checkpoints call it, CheckpointNames.module says.
+            changes: whether its numbers are changed as they are loaded, so that they must be plain ones.
         """
 
     def for_table(self, name: str) -> LinearMethod | None:
-        """The method of a token embedding, by its name; None for plain weights that LayerOps.embed looks up."""
+        """The method of a token embedding, by its name; None for plain weights that LayerOps.embed looks
+        up."""
         return None
 
     def for_checkpoint(self, format_of: FormatOf) -> LinearMethods:
@@ -137,5 +140,5 @@ class SameMethod(LinearMethods):
     def __init__(self, method: LinearMethod) -> None:
         self._method = method
 
-    def for_matrix(self, layer: str, shard: str) -> LinearMethod:
+    def for_matrix(self, layer: str, shard: str, *, changes: bool = False) -> LinearMethod:
         return self._method

@@ -1,4 +1,5 @@
-"""Matrices in GGML's blocks, as checkpoints converted from GGUF files keep them: bytes [rows, bytes of a row].
+"""Matrices in GGML's blocks, as checkpoints converted from GGUF files keep them: bytes [rows, bytes of a
+row].
 
 The formats are those of https://github.com/ggml-org/ggml, ggml-common.h and ggml-quants.c.
 """
@@ -43,14 +44,14 @@ def require_blocks(name: str, dtype: torch.dtype, shape: tuple[int, ...], kind: 
     _, num_bytes = block_size(kind)
     if dtype != torch.uint8 or len(shape) != 2 or shape[1] % num_bytes:
         raise SafetensorError(
-            f"tensor {name!r} is of {dtype} and shape {list(shape)}; a matrix in blocks of {kind} has rows of "
-            f"bytes, a multiple of {num_bytes}"
+            f"tensor {name!r} is of {dtype} and shape {list(shape)}; a matrix in blocks of {kind} has rows "
+            f"of bytes, a multiple of {num_bytes}"
         )
 
 
 def dequantize(matrix: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers of a matrix in blocks, bytes [rows, bytes of a row] -> [rows, columns], computed in fp32, on the
-    matrix's device."""
+    """The numbers of a matrix in blocks, bytes [rows, bytes of a row] -> [rows, columns], computed in fp32,
+    on the matrix's device."""
     values, num_bytes = block_size(kind)
     rows, row_bytes = matrix.shape
     out = torch.empty(rows, row_bytes // num_bytes * values, dtype=dtype, device=matrix.device)
@@ -100,8 +101,9 @@ def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _six_bit_scales(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 8 scales and 8 minima in 12 bytes, [B, 12] -> twice [B, 8, 1] fp32: the low six bits of the first eight
-    bytes hold those of the first four groups, their upper two bits and the last four bytes' halves the rest."""
+    """The 8 scales and 8 minima in 12 bytes, [B, 12] -> twice [B, 8, 1] fp32: the low six bits of the first
+    eight bytes hold those of the first four groups, their upper two bits and the last four bytes' halves the
+    rest."""
     scales, minima, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scale = torch.cat((scales & 63, rest & 15 | scales >> 6 << 4), dim=1)
     minimum = torch.cat((minima & 63, rest >> 4 | minima >> 6 << 4), dim=1)

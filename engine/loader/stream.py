@@ -58,7 +58,8 @@ class StoredTensor:
     Attributes:
         begin, num_bytes: where its bytes lie in the file.
         strides: from element to element along each dimension, in elements; None where they lie in order.
-        blocks: of a matrix whose rows are in blocks, as bytes, the blocks' format, such as "Q4_K"; see blocks.py.
+        blocks: of a matrix whose rows are in blocks, as bytes, the blocks' format, such as "Q4_K"; see
+            blocks.py.
     """
 
     path: Path

@@ -28,7 +28,9 @@ _CONVERTER_VERSION = 2
 """Part of the identity of a converted model: raise it when the output for the same file changes."""
 
 
-def resolve_model(model: str, *, load_format: str = "auto", progress: bool = False) -> Path:
+def resolve_model(
+    model: str, *, load_format: str = "auto", progress: bool = False, dequantized: bool = False
+) -> Path:
     """The directory in Hugging Face layout of a model, fetched and converted if need be.
 
     Safe to call from several processes at once: one works, the others wait for it.
@@ -39,6 +41,7 @@ def resolve_model(model: str, *, load_format: str = "auto", progress: bool = Fal
         load_format: of a model on a hub, "gguf" or "safetensors" insist on that; for "dummy" no weights in
             Hugging Face layout are fetched.
         progress: whether to show long work on stderr.
+        dequantized: whether the weights of a GGUF file become float32, as other programs read them.
 
     Raises:
         ConfigError: there is no such model, it cannot be fetched, or its files are wrong.
@@ -48,13 +51,16 @@ def resolve_model(model: str, *, load_format: str = "auto", progress: bool = Fal
         return _local_directory(path)
     if model in ALIASES:
         alias = ALIASES[model]
-        return _converted(gguf_file(alias, progress=progress), alias.sampling, progress=progress)
+        file = gguf_file(alias, progress=progress)
+        return _converted(file, alias.sampling, progress=progress, dequantized=dequantized)
     reference = None if path.exists() else ModelReference.parse(model)
     if reference is not None and not _is_missing_file(path, reference):
         fetched = _fetch(reference, load_format, progress=progress)
-        return _converted(fetched, progress=progress) if fetched.suffix.lower() == ".gguf" else fetched
+        if fetched.suffix.lower() != ".gguf":
+            return fetched
+        return _converted(fetched, progress=progress, dequantized=dequantized)
     if path.suffix == ".gguf":
-        return _converted(path, progress=progress)
+        return _converted(path, progress=progress, dequantized=dequantized)
     raise ConfigError(
         f"unknown model '{model}'{did_you_mean(model)}; name a directory in Hugging Face layout, a .gguf "
         f"file, a model on a hub (owner/name) or one of: {', '.join(ALIASES)} ('pagewire models --aliases' "
@@ -179,15 +185,18 @@ def _local_directory(path: Path) -> Path:
     raise ConfigError(f"{path}: has no config.json, so it is not a model in Hugging Face layout{hint}")
 
 
-def _converted(path: Path, sampling: Mapping[str, float] | None = None, *, progress: bool) -> Path:
+def _converted(
+    path: Path, sampling: Mapping[str, float] | None = None, *, progress: bool, dequantized: bool
+) -> Path:
     parts = gguf_parts(path)
     path = parts[0]
     identity = "|".join([*map(_file_identity, parts), str(_CONVERTER_VERSION), str(sampling or {})])
+    identity += "|float32" if dequantized else ""
     digest = hashlib.sha256(identity.encode()).hexdigest()[:_IDENTITY_DIGITS]
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)
     return publish(
         cache_home() / "converted" / f"{stem}-{digest}",
-        lambda staging: _convert(path, staging, sampling or {}, progress=progress),
+        lambda staging: _convert(path, staging, sampling or {}, progress=progress, dequantized=dequantized),
         on_wait=lambda: say(f"Waiting for another process to convert {path.name}", enabled=progress),
     )
 
@@ -202,7 +211,9 @@ def _file_identity(path: Path) -> str:
     return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
 
 
-def _convert(path: Path, directory: Path, sampling: Mapping[str, float], *, progress: bool) -> None:
+def _convert(
+    path: Path, directory: Path, sampling: Mapping[str, float], *, progress: bool, dequantized: bool
+) -> None:
     from pagewire.hub.gguf.convert import convert_gguf  # slow, and seldom needed
 
-    convert_gguf(path, directory, sampling, progress=progress)
+    convert_gguf(path, directory, sampling, progress=progress, dequantized=dequantized)

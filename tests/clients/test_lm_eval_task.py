@@ -34,10 +34,10 @@ metric_list: [{metric: acc}]
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2_dir: Path) -> list[list[float]]:
+def expected(smollm2_float32_dir: Path) -> list[list[float]]:
     """The log likelihood of every choice after its question, by transformers in float32."""
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
-    model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_float32_dir)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_float32_dir, dtype=torch.float32).eval()
 
     def likelihood(question: str, choice: str) -> float:
         prompt, whole = tokenizer(question).input_ids, tokenizer(question + choice).input_ids

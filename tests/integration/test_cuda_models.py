@@ -271,11 +271,11 @@ def test_real_text_is_the_cpus_in_float32(
 
 
 def test_real_text_is_the_cpus_in_bfloat16_up_to_ties(
-    smollm2_dir: Path, cpu_answers: list[RequestOutput]
+    smollm2_dir: Path, smollm2_float32_dir: Path, cpu_answers: list[RequestOutput]
 ) -> None:
     """Every token is the float32 choice or a tie with it: where a text parts from the CPU's, it is at a tie,
     and texts without one are the CPU's."""
-    reference = Reference.load(smollm2_dir, "cuda")
+    reference = Reference.load(smollm2_float32_dir, "cuda")
     tie = reference.tie([output.prompt_token_ids for output in cpu_answers])
     with LLM(str(smollm2_dir), device="cuda", dtype="bfloat16", max_model_len=512, num_blocks=512) as llm:
         outputs = llm.generate(TEXTS, greedy(48))

@@ -28,12 +28,12 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def references(smollm2_dir: Path, prompts: list[list[int]]) -> list[torch.Tensor]:
+def references(smollm2_float32_dir: Path, prompts: list[list[int]]) -> list[torch.Tensor]:
     """transformers' sequences of prompt and greedy tokens, with the logits that follow each token."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        smollm2_dir, dtype=torch.float32, attn_implementation="eager"
+        smollm2_float32_dir, dtype=torch.float32, attn_implementation="eager"
     )
     sequences = []
     with torch.inference_mode():

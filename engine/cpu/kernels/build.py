@@ -22,7 +22,10 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wno-psabi")
 # What a file is compiled for beyond the least that all processors of its kind have. Which of them run is decided
 # when the library is opened.
-EXTRA_FLAGS = {"products_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"), "layers_avx2.cpp": ("-mavx2", "-mfma", "-mf16c")}
+EXTRA_FLAGS = {
+    "products_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
+    "layers_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
+}
 X86_ONLY = ("_avx2",)
 TIMEOUT_S = 300.0
 
@@ -51,7 +54,9 @@ def find_compiler() -> Compiler:
         BuildError: there is none, or it does not run.
     """
     configured = os.environ.get("CXX", "")
-    command = shlex.split(configured) if configured else [found for found in COMPILERS if shutil.which(found)][:1]
+    command = (
+        shlex.split(configured) if configured else [found for found in COMPILERS if shutil.which(found)][:1]
+    )
     if not command:
         raise BuildError(f"there is no C++ compiler: neither $CXX nor {', '.join(COMPILERS)}")
     try:

@@ -28,8 +28,8 @@ def convert_gguf(
     progress: bool,
     dequantized: bool = False,
 ) -> None:
-    """Fills `directory` with config, tokenizer and weights, matrices in the file's own format where it is one that
-    is computed on; experts in MXFP4 stay so. The GGUF file is not changed.
+    """Fills `directory` with config, tokenizer and weights, matrices in the file's own format where it is one
+    that is computed on; experts in MXFP4 stay so. The GGUF file is not changed.
 
     Args:
         dequantized: whether weights become float32, as other programs read them.

@@ -86,8 +86,8 @@ class Target:
     Attributes:
         dtype: as safetensors names it: "F32", or "BF16" and "F16" of matrices; "U8" for a part of what stays
             packed.
-        blocks: the format of a matrix whose rows stay in blocks, such as "Q4_K"; its shape is [rows, bytes of a
-            row].
+        blocks: the format of a matrix whose rows stay in blocks, such as "Q4_K"; its shape is [rows, bytes of
+            a row].
     """
 
     name: str
@@ -147,13 +147,18 @@ class _Plan:
 
 
 def place_tensors(
-    gguf: GgufFile, architecture: Architecture, sizes: ModelSizes, config: dict[str, Any], *, dequantized: bool
+    gguf: GgufFile,
+    architecture: Architecture,
+    sizes: ModelSizes,
+    config: dict[str, Any],
+    *,
+    dequantized: bool = False,
 ) -> list[Placement]:
     """Every tensor of the file, in the order of the file.
 
     Args:
-        dequantized: whether every number becomes float32. Otherwise matrices in blocks that are computed on stay
-            in them, those in 16 bits stay so, and those in other blocks become bfloat16.
+        dequantized: whether every number becomes float32. Otherwise matrices in blocks that are computed on
+            stay in them, those in 16 bits stay so, and those in other blocks become bfloat16.
 
     Raises:
         ConfigError: tensors are missing, of the wrong shape, or have no place in the model; it lists them.

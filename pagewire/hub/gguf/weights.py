@@ -111,7 +111,7 @@ def _num_values(placement: Placement) -> int:
 def _convert_rows(
     gguf: GgufFile, source: Source, dtype: str, rows: npt.NDArray[np.uint8], offset: int
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    if dtype in ("U8", source.tensor.type.name):
+    if dtype in ("U8", source.tensor.type.name) and not source.added:
         yield offset, np.ascontiguousarray(rows)
         return
     values = _dequantize(gguf, source.tensor, rows)

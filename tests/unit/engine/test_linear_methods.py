@@ -240,7 +240,7 @@ class ByModule(LinearMethods):
         self._excluded = ExcludedModules(excluded, "config.json")
         self._quantized, self._dense = PackedInt4(), DenseMethod()
 
-    def for_matrix(self, layer: str, shard: str) -> LinearMethod:
+    def for_matrix(self, layer: str, shard: str, *, changes: bool = False) -> LinearMethod:
         module = checkpoint_names("LlamaForCausalLM").module(layer, shard)
         return self._dense if module in self._excluded else self._quantized
 

@@ -42,7 +42,7 @@ QUANTIZED_CASES = ("llama", "mixtral", "phi3", "gemma", "baichuan")
 
 def convert(path: Path, directory: Path) -> tuple[dict[str, Any], Tensors]:
     directory.mkdir()
-    convert_gguf(path, directory, progress=False)
+    convert_gguf(path, directory, progress=False, dequantized=True)
     config = json.loads((directory / "config.json").read_text())
     return config, load_file(directory / "model.safetensors")
 

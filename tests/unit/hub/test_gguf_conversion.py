@@ -9,10 +9,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 from gguf.constants import GGMLQuantizationType
 from safetensors.numpy import load_file
 
 from engine.layers.rope_scaling import RopeScaling
+from engine.loader.blocks import dequantize
+from engine.loader.stream import stored_tensors
 from engine.models.families import load_model_config
 from pagewire.base.errors import ConfigError
 from pagewire.hub.gguf.convert import convert_gguf
@@ -35,25 +38,26 @@ CONFIG_FIELDS = (
 
 def convert(path: Path, directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     directory.mkdir()
-    convert_gguf(path, directory, progress=False)
+    convert_gguf(path, directory, progress=False, dequantized=True)
     config = json.loads((directory / "config.json").read_text())
     return config, load_file(directory / "model.safetensors")
 
 
 @pytest.mark.usefixtures("reading_once")
-def test_weights_and_configuration_equal_those_of_transformers(smollm2_dir: Path, smollm2_gguf: Path) -> None:
+def test_weights_and_configuration_equal_those_of_transformers(
+    smollm2_float32_dir: Path, smollm2_gguf: Path
+) -> None:
     transformers = pytest.importorskip("transformers", minversion="5")
-    import torch
 
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
     )
-    ours = load_file(smollm2_dir / "model.safetensors")
+    ours = load_file(smollm2_float32_dir / "model.safetensors")
     expected = {name: tensor for name, tensor in reference.state_dict().items() if name != "lm_head.weight"}
     assert ours.keys() == expected.keys()
     for name, tensor in expected.items():
         assert np.array_equal(ours[name], tensor.numpy()), name
-    config = transformers.AutoConfig.from_pretrained(smollm2_dir)
+    config = transformers.AutoConfig.from_pretrained(smollm2_float32_dir)
     assert config.tie_word_embeddings
     assert config.architectures == ["LlamaForCausalLM"]
     for field in CONFIG_FIELDS:
@@ -61,9 +65,13 @@ def test_weights_and_configuration_equal_those_of_transformers(smollm2_dir: Path
     assert config.rms_norm_eps == pytest.approx(reference.config.rms_norm_eps)
 
 
-def test_transformers_loads_the_directory_without_missing_or_unknown_weights(smollm2_dir: Path) -> None:
+def test_transformers_loads_the_directory_without_missing_or_unknown_weights(
+    smollm2_float32_dir: Path,
+) -> None:
     transformers = pytest.importorskip("transformers")
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(smollm2_dir, output_loading_info=True)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2_float32_dir, output_loading_info=True
+    )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert model.generation_config.eos_token_id == 2
@@ -105,6 +113,26 @@ def test_every_type_is_dequantized_as_gguf_does(
     for ours, theirs in (("embed_tokens", "token_embd"), ("layers.1.mlp.down_proj", "blk.1.ffn_down")):
         quantized = gguf.quants.quantize(original[f"{theirs}.weight"], kind)
         assert np.array_equal(weights[f"model.{ours}.weight"], gguf.quants.dequantize(quantized, kind))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_blocks_that_are_computed_on_stay_as_the_file_has_them(
+    build_gguf: BuildGguf, tmp_path: Path, kind: str
+) -> None:
+    path = build_gguf(quantize=GGMLQuantizationType[kind])
+    dequantized = convert(path, tmp_path / "out")[1]
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    convert_gguf(path, kept, progress=False)
+    in_blocks = 0
+    for stored in stored_tensors(kept / "model.safetensors"):
+        tensor = torch.from_numpy(load_file(kept / "model.safetensors")[stored.name])
+        if stored.blocks:
+            assert stored.blocks == kind
+            in_blocks += 1
+            tensor = dequantize(tensor, stored.blocks, torch.float32)
+        assert np.array_equal(tensor.numpy(), dequantized[stored.name]), stored.name
+    assert in_blocks >= 2
 
 
 def test_an_output_matrix_of_its_own_is_kept(build_gguf: BuildGguf, tmp_path: Path) -> None:

@@ -37,13 +37,17 @@ def rounded(x: torch.Tensor) -> np.ndarray:
     return steps.reshape(x.shape)
 
 
-def packed(native: NativeLibrary, kind: BlockKind, rows: int, columns: int) -> tuple[PackedMatrix, np.ndarray]:
+def packed(
+    native: NativeLibrary, kind: BlockKind, rows: int, columns: int
+) -> tuple[PackedMatrix, np.ndarray]:
     data, weights = random_rows(kind, rows, columns)
     return native.pack(kind, data, columns), weights
 
 
 @pytest.mark.parametrize("kind", BLOCK_KINDS.values(), ids=BLOCK_KINDS)
-@pytest.mark.parametrize("shape", [(48, 256, 1), (37, 512, 2), (5, 768, 3), (100, 256, 9), (1, 256, 64)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(48, 256, 1), (37, 512, 2), (5, 768, 3), (100, 256, 9), (1, 256, 64)], ids=str
+)
 def test_products_are_those_of_the_files_numbers(
     native: NativeLibrary, kind: BlockKind, shape: tuple[int, int, int]
 ) -> None:
@@ -70,7 +74,9 @@ def test_a_product_reads_rows_apart_from_each_other(native: NativeLibrary) -> No
 def test_extreme_bits_do_not_overflow(native: NativeLibrary, kind: BlockKind) -> None:
     """All weights at their largest and smallest, and all activations at theirs."""
     columns = 256
-    data = torch.stack([torch.full((kind.row_bytes(columns),), bits, dtype=torch.uint8) for bits in (255, 0, 128)])
+    data = torch.stack(
+        [torch.full((kind.row_bytes(columns),), bits, dtype=torch.uint8) for bits in (255, 0, 128)]
+    )
     blocks = data.view(3, -1, kind.num_bytes)
     for at in HALVES[kind.name]:
         blocks[:, :, at : at + 2] = torch.from_numpy(np.array([0.01], np.float16).view(np.uint8))
