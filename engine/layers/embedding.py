@@ -43,7 +43,8 @@ class VocabParallelEmbedding(LoadableModule):
             table.create_weights(self, LinearShape((OutputShard("", self.held),), self.part.inputs))
 
     def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
-        self.get_parameter(name).load(tensor, self.part)  # type: ignore[operator]
+        parameter: LinearWeight = getattr(self, name)
+        parameter.load(tensor, self.part)
 
     def finish_loading(self) -> None:
         if self.table is not None:
@@ -94,7 +95,7 @@ class ParallelLMHead(LinearLayer):
         super().__init__(name, shape, method, bias=False, shared_weight=shared)
         self.parallel = parallel
         # In a tuple, so that it is not a module of this one too.
-        self._table = (tied_to,) if table is not None else ()
+        self._table = () if tied_to is None or table is None else (tied_to,)
         self._normalised = normalised
 
     def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
@@ -109,5 +110,5 @@ class ParallelLMHead(LinearLayer):
             super().finish_loading()
 
     def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
-        layer = self._table[0] if self._table else self
+        layer: LoadableModule = self._table[0] if self._table else self
         return self.parallel.all_gather_last_dim(self.method.apply(layer, x, None))

@@ -15,4 +15,5 @@ KEPT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 
 def block_size(kind: str) -> tuple[int, int]:
     """Values of a block, and the bytes that they take (https://github.com/ggml-org/ggml, ggml-common.h)."""
-    return GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    values, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return int(values), int(num_bytes)
