@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 
-from engine.attention.interface import AttentionSpec, BatchLayout, HeadLayout, LayerKVCache, QKNorm, RotaryTable
+from engine.attention.interface import (
+    AttentionSpec,
+    BatchLayout,
+    HeadLayout,
+    LayerKVCache,
+    QKNorm,
+    RotaryTable,
+)
 from engine.cpu.kernels.blocks import BlockKind
 
 _POINTER, _INT, _LONG, _TEXT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
@@ -51,6 +58,8 @@ _Attending = _structure(
 
 def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
 # Arguments and result of each function of src/library.cpp.
 _FUNCTIONS = {
     "pagewire_open": ((_INT, _TEXT), _POINTER),
@@ -140,7 +149,9 @@ class NativeLibrary:
         )
         return PackedMatrix(kind, len(rows), columns, panels)
 
-    def multiply(self, x: torch.Tensor, matrix: PackedMatrix, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def multiply(
+        self, x: torch.Tensor, matrix: PackedMatrix, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """x [T, columns] fp32 -> x @ matrix.T + bias, [T, rows] fp32.
 
         Each 32 numbers of x are rounded to 8 bits with a scale of their own; everything else is exact or fp32.
