@@ -1,4 +1,4 @@
-"""The block formats of GGUF files that products are computed on as they are."""
+"""The formats of matrices in files that products are computed on as they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BlockKind:
-    """A format of blocks (https://github.com/ggml-org/ggml, ggml-common.h).
+    """A format of blocks (https://github.com/ggml-org/ggml, ggml-common.h), or of single numbers in 16 bits.
 
     Attributes:
         name: as GGUF files call it.
@@ -37,5 +37,7 @@ BLOCK_KINDS = {
         BlockKind("Q4_K", 5, 256, 144),
         BlockKind("Q5_K", 6, 256, 176),
         BlockKind("Q6_K", 7, 256, 210),
+        BlockKind("BF16", 8, 1, 2),
+        BlockKind("F16", 9, 1, 2),
     )
 }

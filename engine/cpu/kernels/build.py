@@ -19,6 +19,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "src"
 COMPILERS = ("c++", "g++", "clang++")
+<<<<<<< HEAD
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wno-psabi")
 # What a file is compiled for beyond the least that all processors of its kind have. Which of them run is decided
 # when the library is opened.
@@ -27,6 +28,28 @@ EXTRA_FLAGS = {
     "layers_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
 }
 X86_ONLY = ("_avx2",)
+=======
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-pthread",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+)
+# Instruction sets of x86-64 beyond the least that all processors have, with the flags that a file whose name ends in
+# them is compiled with: each processor that has a set has those before it, but for AVX-VNNI. A compiler that does not
+# know the flags builds a library without the set. Which of them computes is decided when the library is opened.
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+INSTRUCTION_SETS = {
+    "avx2": AVX2,
+    "avxvnni": (*AVX2, "-mavxvnni"),
+    "avx512": AVX512,
+}
+>>>>>>> w/avx
 TIMEOUT_S = 300.0
 
 
@@ -92,32 +115,49 @@ def build(cache: Path, flags: tuple[str, ...] = ()) -> Path:
     return library
 
 
-def sources() -> list[Path]:
-    """The files that this machine's library is made of."""
-    is_x86 = platform.machine() in ("x86_64", "AMD64")
-    return [
-        path
-        for path in sorted(SOURCES.glob("*.cpp"))
-        if is_x86 or not any(mark in path.stem for mark in X86_ONLY)
-    ]
-
-
 def _fingerprint(compiler: Compiler, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(repr((compiler, FLAGS, EXTRA_FLAGS, flags, platform.machine())).encode())
-    for path in [*sources(), *sorted(SOURCES.glob("*.h"))]:
+    digest = hashlib.sha256(repr((compiler, FLAGS, INSTRUCTION_SETS, flags, platform.machine())).encode())
+    for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 def _compile(compiler: Compiler, flags: tuple[str, ...], scratch: Path) -> list[Path]:
+    """The library's parts, those for the least processor first: a function that several have is linked from the first
+    of them, and so runs wherever the library does."""
+    known = {name: extra for name, extra in _instruction_sets().items() if _knows(compiler, extra)}
+    macros = [f"-DPAGEWIRE_{name.upper()}" for name in known]
+
     def compile_one(source: Path) -> Path:
         target = scratch / f"{source.stem}.o"
-        extra = EXTRA_FLAGS.get(source.name, ())
-        _run([*compiler.command, *FLAGS, *flags, *extra, "-c", str(source), "-o", str(target)])
+        extra = known.get(_instruction_set(source), ())
+        _run([*compiler.command, *FLAGS, *flags, *macros, *extra, "-c", str(source), "-o", str(target)])
         return target
 
+    order = ["", *known]
+    chosen = [path for path in SOURCES.glob("*.cpp") if _instruction_set(path) in order]
+    chosen.sort(key=lambda path: (order.index(_instruction_set(path)), path.name))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(compile_one, sources()))
+        return list(pool.map(compile_one, chosen))
+
+
+def _instruction_set(source: Path) -> str:
+    """The one that a file is for, or none."""
+    suffix = source.stem.rpartition("_")[2]
+    return suffix if suffix in INSTRUCTION_SETS else ""
+
+
+def _instruction_sets() -> dict[str, tuple[str, ...]]:
+    return INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else {}
+
+
+def _knows(compiler: Compiler, extra: tuple[str, ...]) -> bool:
+    """Whether the compiler compiles an empty file with these flags."""
+    try:
+        _run([*compiler.command, *extra, "-fsyntax-only", "-x", "c++", os.devnull])
+    except BuildError:
+        return False
+    return True
 
 
 def _run(command: list[str]) -> None:

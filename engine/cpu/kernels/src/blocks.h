@@ -3,6 +3,9 @@
 // A panel holds ROWS rows of a matrix, cut along the columns into blocks of 32. Inside a block, what the rows have
 // at the same four columns lies side by side, four bytes a row, so that one vector instruction multiplies the
 // same columns of many rows. Nothing is rounded on the way: a panel has the numbers of the file.
+//
+// Matrices in 16 bits have no blocks. What the rows have at the same column (F16), or at the same two columns (BF16),
+// lies side by side; BF16 has a column of zeros behind an odd number of columns.
 #pragma once
 
 #include <cstdint>
@@ -24,10 +27,15 @@ enum Kind : int32_t {
     Q4K = 5,   // d * scale * q - dmin * min, 4 bits: Q4_K; d and dmin for 256 columns
     Q5K = 6,   // the same with 5 bits: Q5_K
     Q6K = 7,   // d * scale * (q - 32), 6 bits, a scale for 16 columns: Q6_K
-    NUM_KINDS = 8,
+    BF16 = 8,  // the upper half of an fp32
+    F16 = 9,   // IEEE half precision
+    NUM_KINDS = 10,
 };
 
-// Bytes of one block of a panel: scales of its rows, then their values.
+// Whether a kind is multiplied with fp32 activations, not with those in 8 bits.
+constexpr bool is_16_bit(int kind) { return kind == BF16 || kind == F16; }
+
+// Bytes of one block of a panel of blocks: scales of its rows, then their values.
 constexpr int block_bytes(int kind) {
     switch (kind) {
         case Q4: return ROWS * 2 + ROWS * 16;
@@ -52,7 +60,10 @@ constexpr int super_bytes(int kind) {
 }
 
 // Columns that a file's format keeps together.
-constexpr int unit_columns(int kind) { return super_bytes(kind) ? 256 : BLOCK; }
+constexpr int unit_columns(int kind) {
+    if (is_16_bit(kind)) return 1;
+    return super_bytes(kind) ? 256 : BLOCK;
+}
 
 // Bytes that a file has for them.
 constexpr int file_bytes(int kind) {
@@ -65,12 +76,15 @@ constexpr int file_bytes(int kind) {
         case Q4K: return 144;
         case Q5K: return 176;
         case Q6K: return 210;
+        case BF16: case F16: return 2;
     }
     return 0;
 }
 
 // Bytes of a panel of so many columns.
 inline int64_t panel_bytes(int kind, int64_t columns) {
+    if (kind == BF16) return (columns + 1) / 2 * ROWS * 4;
+    if (kind == F16) return columns * ROWS * 2;
     int64_t blocks = columns / BLOCK;
     return blocks * block_bytes(kind) + (super_bytes(kind) ? columns / 256 * super_bytes(kind) : 0);
 }

@@ -66,6 +66,7 @@ struct Layers {
 const Layers& plain_layers();
 #if defined(__x86_64__)
 const Layers& avx2_layers();
+const Layers& avx512_layers();
 #endif
 
 }  // namespace pagewire

@@ -4,6 +4,7 @@
 
 #include "pagewire.h"
 #include "pool.h"
+#include "processor.h"
 
 using namespace pagewire;
 
@@ -11,8 +12,14 @@ namespace {
 
 const Instructions* choose(const char* wanted) {
     const Instructions* known[] = {
+#if defined(PAGEWIRE_AVX512)
+        has_avx512() ? &avx512_instructions() : nullptr,
+#endif
+#if defined(PAGEWIRE_AVXVNNI)
+        has_avxvnni() ? &avxvnni_instructions() : nullptr,
+#endif
 #if defined(__x86_64__)
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &avx2_instructions() : nullptr,
+        has_avx2() ? &avx2_instructions() : nullptr,
 #endif
         &plain_instructions(),
     };
@@ -42,12 +49,18 @@ void pack(void* argument, int, Pool& pool) {
     }
 }
 
+void need(std::vector<uint8_t>& memory, size_t bytes) {
+    if (memory.size() < bytes) memory.resize(bytes);
+}
+
+size_t rounded_bytes(const Tokens& x) {
+    return static_cast<size_t>(x.num_tokens * (x.columns / BLOCK)) * sizeof(Rounded);
+}
+
 struct Multiplying {
     const Instructions* instructions;
     int kind;
     Product product;
-    const float* x;
-    int64_t x_stride;
     std::atomic<int64_t> next{0};
 };
 
@@ -57,26 +70,22 @@ constexpr int64_t FEW_TOKENS = 2;
 void multiply(void* argument, int thread, Pool& pool) {
     auto& job = *static_cast<Multiplying*>(argument);
     Product product = job.product;
-    int64_t tokens = product.num_tokens, columns = product.x.columns, blocks = columns / BLOCK;
-    size_t bytes = static_cast<size_t>(tokens * (columns + blocks * 12));
-    bool alone = tokens <= FEW_TOKENS;
-    auto& memory = alone ? pool.scratch(thread) : pool.shared();
-    if (alone && memory.size() < bytes) memory.resize(bytes);
-    auto* q = reinterpret_cast<int8_t*>(memory.data());
-    auto* d = reinterpret_cast<float*>(q + tokens * columns);
-    auto* sums = d + tokens * blocks;
-    int64_t first = 0, last = tokens;
-    if (!alone) {
-        first = tokens * thread / pool.size();
-        last = tokens * (thread + 1) / pool.size();
+    const int64_t tokens = product.x.num_tokens;
+    if (!is_16_bit(job.kind)) {
+        const bool alone = tokens <= FEW_TOKENS;
+        auto& memory = alone ? pool.scratch(thread) : pool.shared();
+        if (alone) need(memory, rounded_bytes(product.x));
+        product.x.blocks = reinterpret_cast<Rounded*>(memory.data());
+        if (alone) {
+            job.instructions->quantize(product, 0, tokens);
+        } else {
+            job.instructions->quantize(product, tokens * thread / pool.size(), tokens * (thread + 1) / pool.size());
+            pool.barrier();
+        }
     }
-    job.instructions->quantize(job.x, job.x_stride, columns, first, last, q, d, sums);
-    if (!alone) pool.barrier();
-    product.x.q = q;
-    product.x.d = d;
-    product.x.sums = sums;
-    int64_t panels = (product.rows + ROWS - 1) / ROWS;
-    int64_t most = std::max<int64_t>(1, panels / (pool.size() * 8));
+    const int64_t panels = (product.rows + ROWS - 1) / ROWS;
+    const int64_t most = std::max<int64_t>(1, panels / (pool.size() * 8));
+    int64_t first, last;
     while (pool.take(job.next, panels, most, &first, &last)) {
         job.instructions->multiply[job.kind](product, first, last);
     }
@@ -177,11 +186,8 @@ void pagewire_multiply(PagewireLibrary* library, int kind, const uint8_t* panels
     Multiplying job;
     job.instructions = library->instructions;
     job.kind = kind;
-    job.product = {panels, rows, {nullptr, nullptr, nullptr, columns}, tokens, bias, out, out_stride};
-    job.x = x;
-    job.x_stride = x_stride;
-    size_t bytes = static_cast<size_t>(tokens * (columns + columns / BLOCK * 12));
-    if (library->pool.shared().size() < bytes) library->pool.shared().resize(bytes);
+    job.product = {panels, rows, {nullptr, columns, tokens}, x, x_stride, bias, out, out_stride};
+    if (!is_16_bit(kind)) need(library->pool.shared(), rounded_bytes(job.product.x));
     library->pool.run(multiply, &job);
 }
 

@@ -110,6 +110,16 @@ void interleave(uint8_t* panel, int row, const uint8_t* from, int size) {
 
 void pack_panel(int kind, const uint8_t* rows, int64_t row_bytes, int num_rows, int64_t columns, uint8_t* panel) {
     memset(panel, 0, static_cast<size_t>(panel_bytes(kind, columns)));
+    if (is_16_bit(kind)) {
+        const int together = kind == BF16 ? 2 : 1;  // columns of a row side by side
+        for (int row = 0; row < num_rows; ++row) {
+            for (int64_t column = 0; column < columns; ++column) {
+                int64_t place = (column / together * ROWS + row) * together + column % together;
+                memcpy(panel + place * 2, rows + row * row_bytes + column * 2, 2);
+            }
+        }
+        return;
+    }
     int scale_bytes = kind == Q4M || kind == Q5M ? 4 : 2;
     int per_unit = unit_columns(kind) / BLOCK;
     for (int row = 0; row < num_rows; ++row) {

@@ -8,12 +8,33 @@
 
 namespace pagewire {
 
-// Activations in 8 bits: q * d for each 32 columns of a token.
+// What a token has at a block of columns, in 8 bits: q * d.
+struct Rounded {
+    int8_t q[BLOCK];
+    float d;
+    float sum;        // d * the sum of q: for a minimum that is added to weights
+    int32_t less[2];  // minus the sum of q over 16 columns: for weights stored with an offset
+};
+
+// Tokens whose blocks lie side by side: a kernel that multiplies a few of them walks one line of memory.
+constexpr int64_t TOGETHER = 16;
+
+// Activations in 8 bits. By each TOGETHER tokens, or those that are left of them at the end: for each block of columns
+// what the tokens have there.
 struct Tokens {
-    const int8_t* q;     // [tokens, columns]
-    const float* d;      // [tokens, columns / 32]
-    const float* sums;   // [tokens, columns / 16], of d * q over 16 columns: for what is subtracted from weights
-    int64_t columns;
+    Rounded* blocks;
+    int64_t columns, num_tokens;
+
+    // How many lie together with a token.
+    int64_t width(int64_t token) const {
+        int64_t left = num_tokens - token / TOGETHER * TOGETHER;
+        return left < TOGETHER ? left : TOGETHER;
+    }
+
+    // A token's first block. Its next one is `width` further on, and the next token with it 1.
+    Rounded* at(int64_t token) const {
+        return blocks + token / TOGETHER * TOGETHER * (columns / BLOCK) + token % TOGETHER;
+    }
 };
 
 // A part of a product: out[t, row] = sum over columns of weight[row, column] * x[t, column] + bias[row].
@@ -21,26 +42,39 @@ struct Product {
     const uint8_t* panels;
     int64_t rows;
     Tokens x;
-    int64_t num_tokens;
+    const float* numbers;  // [tokens, columns], what x was rounded from; kinds of 16 bits have only this
+    int64_t numbers_stride;  // elements from a token to the next
     const float* bias;  // or null
     float* out;
-    int64_t out_stride;  // elements from a token to the next
+    int64_t out_stride;  // likewise
+};
+
+// Panels first to last of a product with a matrix in 16 bits.
+struct Matrices {
+    void (*bf16)(const Product& product, int64_t first, int64_t last);
+    void (*f16)(const Product& product, int64_t first, int64_t last);
 };
 
 // What is compiled once for each instruction set.
 struct Instructions {
     const char* name;
-    // x [tokens, columns] -> q, d, sums, for tokens first to last.
-    void (*quantize)(const float* x, int64_t x_stride, int64_t columns, int64_t first, int64_t last, int8_t* q,
-                     float* d, float* sums);
-    // Panels first to last of a product.
+    // product.numbers -> product.x, for tokens first to last.
+    void (*quantize)(const Product& product, int64_t first, int64_t last);
+    // Panels first to last of a product, by kind.
     void (*multiply[NUM_KINDS])(const Product& product, int64_t first, int64_t last);
     const Layers& layers;
 };
 
 const Instructions& plain_instructions();
+const Matrices& plain_matrices();
 #if defined(__x86_64__)
 const Instructions& avx2_instructions();
+const Matrices& avx2_matrices();
+// There are those that the compiler knows: build.py defines PAGEWIRE_AVXVNNI and so on.
+const Instructions& avxvnni_instructions();
+const Instructions& avx512_instructions();
+const Matrices& avx512_matrices();
+const Instructions& amx_instructions();
 #endif
 
 // Row `row` of a panel, as numbers.

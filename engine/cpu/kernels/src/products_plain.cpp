@@ -6,24 +6,24 @@
 namespace pagewire {
 namespace {
 
-void quantize(const float* x, int64_t x_stride, int64_t columns, int64_t first, int64_t last, int8_t* q, float* d,
-              float* sums) {
+void quantize(const Product& product, int64_t first, int64_t last) {
+    const Tokens& x = product.x;
     for (int64_t token = first; token < last; ++token) {
-        for (int64_t block = 0; block < columns / BLOCK; ++block) {
-            const float* from = x + token * x_stride + block * BLOCK;
-            int8_t* to = q + token * columns + block * BLOCK;
+        const float* from = product.numbers + token * product.numbers_stride;
+        Rounded* to = x.at(token);
+        for (int64_t block = 0; block < x.columns / BLOCK; ++block, from += BLOCK, to += x.width(token)) {
             float most = 0;
             for (int i = 0; i < BLOCK; ++i) most = std::fmax(most, std::fabs(from[i]));
-            float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
+            const float inverse = most > 0 ? 127 / most : 0;
             int totals[2] = {0, 0};
             for (int i = 0; i < BLOCK; ++i) {
-                to[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
-                totals[i / 16] += to[i];
+                to->q[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
+                totals[i / 16] += to->q[i];
             }
-            int64_t at = token * (columns / BLOCK) + block;
-            d[at] = scale;
-            sums[at * 2] = scale * static_cast<float>(totals[0]);
-            sums[at * 2 + 1] = scale * static_cast<float>(totals[1]);
+            to->d = most / 127;
+            to->sum = to->d * static_cast<float>(totals[0] + totals[1]);
+            to->less[0] = -totals[0];
+            to->less[1] = -totals[1];
         }
     }
 }
@@ -46,25 +46,23 @@ void multiply(const Product& product, int64_t first, int64_t last) {
     int64_t columns = product.x.columns, blocks = columns / BLOCK;
     int64_t stride = panel_bytes(KIND, columns);
     for (int64_t panel = first; panel < last; ++panel) {
-        for (int64_t token = 0; token < product.num_tokens; ++token) {
+        for (int64_t token = 0; token < product.x.num_tokens; ++token) {
             float out[ROWS] = {};
             const uint8_t* at = product.panels + panel * stride;
             const uint8_t* super = at;
-            for (int64_t block = 0; block < blocks; ++block, at += block_bytes(KIND)) {
+            const Rounded* x = product.x.at(token);
+            for (int64_t block = 0; block < blocks; ++block, at += block_bytes(KIND), x += product.x.width(token)) {
                 if (super_bytes(KIND) && block % 8 == 0) {
                     super = at;
                     at += super_bytes(KIND);
                 }
-                const int8_t* q = product.x.q + token * columns + block * BLOCK;
-                float d = product.x.d[token * blocks + block];
-                const float* sums = product.x.sums + (token * blocks + block) * 2;
                 const uint8_t* values = at + ROWS * (KIND == Q4M || KIND == Q5M ? 4 : 2);
                 for (int row = 0; row < ROWS; ++row) {
                     int dots[2] = {0, 0};
                     for (int column = 0; column < BLOCK; ++column) {
-                        dots[column / 16] += weight<KIND>(values, row, column) * q[column];
+                        dots[column / 16] += weight<KIND>(values, row, column) * x->q[column];
                     }
-                    float whole = d * static_cast<float>(dots[0] + dots[1]), sum = sums[0] + sums[1];
+                    float whole = x->d * static_cast<float>(dots[0] + dots[1]), sum = x->sum;
                     float scale = half_to_float((super_bytes(KIND) ? super : at) + row * 2);
                     if (KIND == Q4) {
                         out[row] += scale * (whole - 8 * sum);
@@ -80,7 +78,7 @@ void multiply(const Product& product, int64_t first, int64_t last) {
                     } else {
                         for (int half = 0; half < 2; ++half) {
                             float own = scale * static_cast<float>(static_cast<int8_t>(at[half * ROWS + row]));
-                            out[row] += own * (d * static_cast<float>(dots[half]) - 32 * sums[half]);
+                            out[row] += own * x->d * static_cast<float>(dots[half] + 32 * x->less[half]);
                         }
                     }
                 }
@@ -122,11 +120,25 @@ void unpack(const uint8_t* at, int row, int64_t columns, float* out) {
     }
 }
 
+void unpack_bf16(const uint8_t* at, int row, int64_t columns, float* out) {
+    for (int64_t column = 0; column < columns; ++column) {
+        uint16_t upper;
+        memcpy(&upper, at + (column / 2 * ROWS + row) * 4 + column % 2 * 2, 2);
+        uint32_t bits = static_cast<uint32_t>(upper) << 16;
+        memcpy(out + column, &bits, 4);
+    }
+}
+
+void unpack_f16(const uint8_t* at, int row, int64_t columns, float* out) {
+    for (int64_t column = 0; column < columns; ++column) out[column] = half_to_float(at + (column * ROWS + row) * 2);
+}
+
 }  // namespace
 
 void unpack_row(int kind, const uint8_t* panel, int row, int64_t columns, float* out) {
     static constexpr decltype(&unpack<Q4>) unpackers[NUM_KINDS] = {
-        unpack<Q4>, unpack<Q4M>, unpack<Q5>, unpack<Q5M>, unpack<Q8>, unpack<Q4K>, unpack<Q5K>, unpack<Q6K>,
+        unpack<Q4>,  unpack<Q4M>, unpack<Q5>,  unpack<Q5M>, unpack<Q8>,
+        unpack<Q4K>, unpack<Q5K>, unpack<Q6K>, unpack_bf16, unpack_f16,
     };
     unpackers[kind](panel, row, columns, out);
 }
@@ -136,7 +148,7 @@ const Instructions& plain_instructions() {
         "plain",
         quantize,
         {multiply<Q4>, multiply<Q4M>, multiply<Q5>, multiply<Q5M>, multiply<Q8>, multiply<Q4K>, multiply<Q5K>,
-         multiply<Q6K>},
+         multiply<Q6K>, plain_matrices().bf16, plain_matrices().f16},
         plain_layers(),
     };
     return instructions;

@@ -1,4 +1,4 @@
-// Eight floats as one value: the compiler makes of them what the instruction set has.
+// Eight or sixteen floats as one value: the compiler makes of them what the instruction set has.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,11 @@
 namespace pagewire {
 namespace {
 
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
 constexpr int LANES = 8;
+#endif
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cpu.kernels.build import BuildError, build
+from engine.cpu.kernels.build import INSTRUCTION_SETS, BuildError, build
 from engine.cpu.kernels.library import NativeLibrary, UnknownInstructionsError
 from pagewire.hub.cache import cache_home
 
@@ -20,7 +20,7 @@ def library_path() -> Path:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session", params=["avx2", "plain", "plain, 3 threads"])
+@pytest.fixture(scope="session", params=[*INSTRUCTION_SETS, "plain", "plain, 3 threads"])
 def native(library_path: Path, request: pytest.FixtureRequest) -> Iterator[NativeLibrary]:
     instructions, _, threads = request.param.partition(", ")
     try:

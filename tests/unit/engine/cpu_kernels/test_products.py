@@ -1,4 +1,4 @@
-"""Products of matrices in GGUF's blocks, against the numbers that the gguf package reads from the same bytes."""
+"""Products of matrices as files have them, against the numbers that the gguf package reads from the same bytes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ HALVES = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2],
     "Q6_K": [208],
 }  # fmt: skip
+
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
+BLOCKS = {name: kind for name, kind in BLOCK_KINDS.items() if name in HALVES}
+SIXTEEN_BITS = [BLOCK_KINDS["BF16"], BLOCK_KINDS["F16"]]
 
 
 def random_rows(kind: BlockKind, rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -44,9 +49,9 @@ def packed(
     return native.pack(kind, data, columns), weights
 
 
-@pytest.mark.parametrize("kind", BLOCK_KINDS.values(), ids=BLOCK_KINDS)
+@pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize(
-    "shape", [(48, 256, 1), (37, 512, 2), (5, 768, 3), (100, 256, 9), (1, 256, 64)], ids=str
+    "shape", [(48, 256, 1), (37, 512, 2), (5, 768, 3), (100, 256, 25), (1, 256, 64)], ids=str
 )
 def test_products_are_those_of_the_files_numbers(
     native: NativeLibrary, kind: BlockKind, shape: tuple[int, int, int]
@@ -70,7 +75,7 @@ def test_a_product_reads_rows_apart_from_each_other(native: NativeLibrary) -> No
     assert np.abs(out - expected).max() < 1e-6 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", BLOCK_KINDS.values(), ids=BLOCK_KINDS)
+@pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
 def test_extreme_bits_do_not_overflow(native: NativeLibrary, kind: BlockKind) -> None:
     """All weights at their largest and smallest, and all activations at theirs."""
     columns = 256
@@ -93,7 +98,7 @@ def test_zeros_and_the_largest_numbers_stay_finite(native: NativeLibrary) -> Non
     assert native.multiply(torch.full((1, 64), 1e30), matrix).isfinite().all()
 
 
-@pytest.mark.parametrize("kind", BLOCK_KINDS.values(), ids=BLOCK_KINDS)
+@pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
 def test_rows_are_looked_up_exactly(native: NativeLibrary, kind: BlockKind) -> None:
     matrix, weights = packed(native, kind, 50, 256)
     ids = torch.tensor([0, 49, 16, 15, 16])
@@ -106,3 +111,34 @@ def test_rows_of_another_length_are_refused(native: NativeLibrary) -> None:
         native.pack(kind, torch.zeros(4, 162, dtype=torch.uint8), 288)
     with pytest.raises(ValueError, match="a row of 256 columns has 144 bytes in Q4_K, not 100"):
         native.pack(kind, torch.zeros(4, 100, dtype=torch.uint8), 256)
+
+
+@pytest.mark.parametrize("kind", SIXTEEN_BITS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "shape", [(48, 61, 1), (37, 1100, 22), (5, 96, 3), (33, 513, 130), (1, 2, 64), (100, 1, 7)], ids=str
+)
+def test_products_with_16_bits_are_those_of_fp32(
+    native: NativeLibrary, kind: BlockKind, shape: tuple[int, int, int]
+) -> None:
+    rows, columns, num_tokens = shape
+    torch.manual_seed(0)
+    weights = torch.randn(rows, columns).to(DTYPES[kind.name])
+    matrix = native.pack(kind, weights.view(torch.uint8), columns)
+    wide, bias = torch.randn(num_tokens, columns + 3), torch.randn(rows)
+    x = wide[:, 2 : columns + 2]
+    exact = x.double() @ weights.double().T
+    scale = x.double().abs() @ weights.double().abs().T + 1
+    for added in (None, bias):
+        expected = exact if added is None else exact + added
+        assert ((native.multiply(x, matrix, added) - expected).abs() < 1e-6 * scale).all()
+
+
+@pytest.mark.parametrize("kind", SIXTEEN_BITS, ids=lambda kind: kind.name)
+def test_every_number_of_16_bits_is_read_exactly(native: NativeLibrary, kind: BlockKind) -> None:
+    numbers = torch.arange(65536).to(torch.uint16).view(DTYPES[kind.name])[:, None]
+    matrix = native.pack(kind, numbers.contiguous().view(torch.uint8), 1)
+    expected = numbers.float().nan_to_num(12345.0, torch.inf, -torch.inf)
+    embedded = native.embed(torch.arange(65536), matrix).nan_to_num(12345.0, torch.inf, -torch.inf)
+    product = native.multiply(torch.ones(1, 1), matrix).T.nan_to_num(12345.0, torch.inf, -torch.inf)
+    assert torch.equal(embedded, expected)
+    assert torch.equal(product, expected)

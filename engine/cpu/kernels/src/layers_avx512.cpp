@@ -1,0 +1,7 @@
+#include "layers.inc.h"
+
+namespace pagewire {
+
+const Layers& avx512_layers() { return LAYERS; }
+
+}  // namespace pagewire

@@ -1,0 +1,151 @@
+// Products with matrices in 16 bits, in fp32. Included once for each instruction set, by a file compiled for it.
+#include <algorithm>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "pagewire.h"
+#include "vectors.h"
+
+namespace pagewire {
+namespace {
+
+constexpr int VECTORS = ROWS / LANES;               // of a panel
+constexpr int MOST_PANELS = LANES == 16 ? 2 : 1;    // at a time
+constexpr int MOST_TOKENS = LANES == 16 ? 12 : 6;   // at a time: as many sums as registers hold
+constexpr int64_t PART_COLUMNS = 512;               // of a panel, which stay in the first cache
+constexpr int64_t PART_TOKENS = 128;                // whose columns stay in the second
+
+inline Vector load_halves(const uint8_t* at) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
+#elif defined(__F16C__)
+    return reinterpret_cast<Vector>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+#else
+    typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+    Halves halves;
+    memcpy(&halves, at, sizeof halves);
+    const Whole bits = __builtin_convertvector(halves, Whole), size = (bits & 0x7fff) << 13;
+    // As an fp32 its exponent is 112 too small, also for those that are not normal.
+    Vector value = reinterpret_cast<Vector>(size) * all(0x1p112f);
+    const Whole endless = size >= (0x7c00 << 13);
+    value = select(endless, reinterpret_cast<Vector>(size | 0x7f800000), value);
+    return reinterpret_cast<Vector>(reinterpret_cast<Whole>(value) | (bits & 0x8000) << 16);
+#endif
+}
+
+inline Whole load_whole(const uint8_t* at) {
+    Whole value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+// Some rows' sums of a token to where they belong: added to what is there, or else to the bias.
+__attribute__((noinline)) void finish(const Product& product, int64_t row, int64_t token, Vector sum, bool adds) {
+    const int64_t left = product.rows - row;
+    float* to = product.out + token * product.out_stride + row;
+    const float* other = adds ? to : product.bias ? product.bias + row : nullptr;
+    if (left >= LANES) {
+        store(to, other ? sum + load(other) : sum);
+        return;
+    }
+    for (int64_t i = 0; i < left; ++i) to[i] = other ? sum[i] + other[i] : sum[i];
+}
+
+// Columns first to last, first being even, of some panels and tokens: added to `out`, or written there if first is 0.
+template <int KIND, int PANELS, int T>
+void multiply_part(const Product& product, int64_t panel, int64_t token, int64_t first, int64_t last) {
+    constexpr int V = PANELS * VECTORS;
+    constexpr int CHAINS = T * V < 8 ? 2 : 1;  // sums that do not wait for each other
+    const int64_t bytes = panel_bytes(KIND, product.x.columns);
+    const uint8_t* at[PANELS];
+    const float* x[T];
+    for (int p = 0; p < PANELS; ++p) at[p] = product.panels + (panel + p) * bytes + first * ROWS * 2;
+    for (int t = 0; t < T; ++t) x[t] = product.numbers + (token + t) * product.numbers_stride;
+    Vector sums[CHAINS][T][V] = {};
+    auto add = [&](int chain, const Vector (&weights)[V], int64_t column) {
+#pragma GCC unroll 12
+        for (int t = 0; t < T; ++t) {
+            const Vector number = all(x[t][column]);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) sums[chain][t][v] += weights[v] * number;
+        }
+    };
+    auto load_at = [&](int v) { return at[v / VECTORS] + v % VECTORS * LANES * (KIND == BF16 ? 4 : 2); };
+    int64_t column = first;
+    if (KIND == BF16) {
+        Vector even[V], odd[V];
+        auto load_pair = [&] {
+            for (int v = 0; v < V; ++v) {
+                const Whole pair = load_whole(load_at(v));
+                even[v] = reinterpret_cast<Vector>(pair << 16);
+                odd[v] = reinterpret_cast<Vector>(pair & static_cast<int32_t>(0xffff0000));
+            }
+            for (int p = 0; p < PANELS; ++p) at[p] += ROWS * 4;
+        };
+        for (; column + 2 <= last; column += 2) {
+            load_pair();
+            add(0, even, column);
+            add(CHAINS - 1, odd, column + 1);
+        }
+        if (column < last) {
+            load_pair();
+            add(0, even, column);
+        }
+    } else {
+        for (; column < last; ++column) {
+            Vector weights[V];
+            for (int v = 0; v < V; ++v) weights[v] = load_halves(load_at(v));
+            for (int p = 0; p < PANELS; ++p) at[p] += ROWS * 2;
+            if (CHAINS == 1 || column % 2 == 0) {
+                add(0, weights, column);
+            } else {
+                add(CHAINS - 1, weights, column);
+            }
+        }
+    }
+#pragma GCC unroll 12
+    for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            Vector sum = sums[0][t][v];
+            if (CHAINS == 2) sum += sums[1][t][v];
+            finish(product, panel * ROWS + v * LANES, token + t, sum, first > 0);
+        }
+    }
+}
+
+template <int KIND, int PANELS>
+void multiply_tokens(const Product& product, int64_t panel, int64_t token, int64_t end, int64_t first, int64_t last) {
+    auto pass = [&]<int T>() {
+        for (; token + T <= end; token += T) multiply_part<KIND, PANELS, T>(product, panel, token, first, last);
+    };
+    pass.template operator()<MOST_TOKENS>();
+    if (MOST_TOKENS > 8) pass.template operator()<8>();
+    pass.template operator()<4>();
+    pass.template operator()<2>();
+    pass.template operator()<1>();
+}
+
+template <int KIND>
+void multiply_matrix(const Product& product, int64_t first, int64_t last) {
+    const int64_t columns = product.x.columns, tokens = product.x.num_tokens;
+    const int64_t part = tokens > MOST_TOKENS ? PART_COLUMNS : columns;
+    for (int64_t token = 0; token < tokens; token += PART_TOKENS) {
+        const int64_t end = std::min(token + PART_TOKENS, tokens);
+        for (int64_t column = 0; column < columns; column += part) {
+            const int64_t column_end = std::min(column + part, columns);
+            int64_t panel = first;
+            for (; panel + MOST_PANELS <= last; panel += MOST_PANELS) {
+                multiply_tokens<KIND, MOST_PANELS>(product, panel, token, end, column, column_end);
+            }
+            for (; panel < last; ++panel) multiply_tokens<KIND, 1>(product, panel, token, end, column, column_end);
+        }
+    }
+}
+
+const Matrices MATRICES = {multiply_matrix<BF16>, multiply_matrix<F16>};
+
+}  // namespace
+}  // namespace pagewire
