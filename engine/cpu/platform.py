@@ -14,6 +14,7 @@ from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.native import NativeAttentionBackend, NativeLayerOps, open_native
 from engine.cpu.native_linear import NativeMethods
 from engine.cpu.ops import TorchLayerOps
+from engine.cpu.recorded_steps import RecordedSteps
 from engine.cpu.rows import RequestRows
 from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.limits import EngineLimits
@@ -73,7 +74,10 @@ class CpuPlatform(Platform):
     ) -> Runner:
         assert isinstance(backend, TorchAttentionBackend)
         rows = RequestRows(limits, self.device)
-        return CpuModelRunner(model, backend, kv_pool, rows)
+        recorded = None
+        if self._native is not None:
+            recorded = RecordedSteps(self._native, model, backend, kv_pool, limits)
+        return CpuModelRunner(model, backend, kv_pool, rows, recorded)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         return default_cpu_bytes() if self._kv_cache_memory is None else self._kv_cache_memory

@@ -10,6 +10,7 @@ import torch
 
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.prompt_states import NotFinite, PooledStates, compute_prompt_logprobs
+from engine.cpu.recorded_steps import RecordedSteps
 from engine.cpu.results import NO_PROMPT_RESULTS, PromptResults, SampledStep
 from engine.cpu.rows import RequestRows
 from engine.cpu.step_layout import StepInputs, prepare_inputs
@@ -40,8 +41,11 @@ class CpuModelRunner:
         backend: TorchAttentionBackend,
         kv_pool: KVPool,
         rows: RequestRows,
+        recorded: RecordedSteps | None = None,
     ) -> None:
+        """`recorded`: what runs steps of few tokens faster, if anything does."""
         self.model = model
+        self.recorded = recorded
         self.backend = backend
         self.kv_pool = kv_pool
         self.rows = rows
@@ -79,6 +83,10 @@ class CpuModelRunner:
             copied = torch.from_numpy(plan.copied_blocks.astype(np.int64))
             self.kv_pool.copy(copied[:, 0].to(self.device), copied[:, 1].to(self.device))
         work = find_prompt_work(plan, self.rows)
+        if not work and self.recorded is not None:
+            logits = self.recorded.logits(inputs, self.rows.token_ids.view(-1))
+            if logits is not None:
+                return self._sample(plan, started, inputs, logits, NO_PROMPT_RESULTS)
         hidden = self._run_model(inputs)
         prompts = self._tell(work, hidden, inputs) if work else NO_PROMPT_RESULTS
         if not len(inputs.logits_indices):
@@ -86,7 +94,17 @@ class CpuModelRunner:
             result.prompt_logprobs, result.pooled = prompts.logprobs, prompts.pooled
             return FinishedStep(result)
         last = hidden.index_select(0, torch.from_numpy(inputs.logits_indices).to(self.device))
-        logits = self.model.compute_logits(last).float()
+        return self._sample(plan, started, inputs, self.model.compute_logits(last).float(), prompts)
+
+    def _sample(
+        self,
+        plan: StepPlan,
+        started: float,
+        inputs: StepInputs,
+        logits: torch.Tensor,
+        prompts: PromptResults,
+    ) -> PendingStep:
+        """Samples from the logits of the requests that sample, in the plan's order."""
         batch = self.rows.sampling.select(inputs.sampling_rows, inputs.sampling_positions)
         if plan.masks:
             everyone = np.arange(len(batch.rows))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def _all(names: str, kind: type) -> dict[str, type]:
     return dict.fromkeys(names.split(), kind)
 
 
-# The structures of src/layers.h.
+# The structures of src/layers.h and src/program.cpp.
 _Norm = _structure(
     "_Norm", **_all("x residual weight out", _POINTER), **_all("tokens size x_stride", _LONG), eps=_FLOAT
 )
@@ -56,6 +58,33 @@ _Attending = _structure(
 )
 
 
+_Multiplying = _structure(
+    "_Multiplying",
+    kind=_LONG,
+    panels=_POINTER,
+    **_all("rows columns", _LONG),
+    x=_POINTER,
+    **_all("x_stride tokens", _LONG),
+    **_all("bias out", _POINTER),
+)
+_Embedding = _structure(
+    "_Embedding",
+    **{
+        "kind": _LONG,
+        "panels": _POINTER,
+        "columns": _LONG,
+        "ids": _POINTER,
+        "tokens": _LONG,
+        "out": _POINTER,
+    },
+)
+_Gathering = _structure("_Gathering", **_all("x index out", _POINTER), **_all("count size", _LONG))
+_Step = _structure("_Step", operation=_LONG, job=_POINTER)
+
+# Operation of src/program.cpp.
+_MULTIPLY, _EMBED, _NORM, _GATE, _ROTATE, _ATTEND, _GATHER = range(7)
+
+
 def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -67,15 +96,8 @@ _FUNCTIONS = {
     "pagewire_instructions": ((_POINTER,), _TEXT),
     "pagewire_packed_bytes": ((_INT, _LONG, _LONG), _LONG),
     "pagewire_pack": ((_POINTER, _INT, _POINTER, _LONG, _LONG, _POINTER), None),
-    "pagewire_multiply": (
-        (_POINTER, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG),
-        None,
-    ),
-    "pagewire_norm": ((_POINTER, _POINTER), None),
-    "pagewire_gate": ((_POINTER, _POINTER), None),
-    "pagewire_rotate": ((_POINTER, _POINTER), None),
-    "pagewire_attend": ((_POINTER, _POINTER), None),
-    "pagewire_embed": ((_POINTER, _INT, _POINTER, _LONG, _POINTER, _LONG, _POINTER), None),
+    "pagewire_do": ((_POINTER, _LONG, _POINTER), None),
+    "pagewire_run": ((_POINTER, _POINTER, _LONG), None),
 }
 
 
@@ -95,6 +117,28 @@ class PackedMatrix:
     rows: int
     columns: int
     panels: torch.Tensor
+
+
+class Program:
+    """Operations that were recorded, with everything that they read and write; they can be run again at
+    once."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, ctypes.Structure]] = []
+        self._kept: list[object] = []
+        self._array: ctypes.Array[ctypes.Structure] | None = None
+
+    def add(self, operation: int, job: ctypes.Structure, kept: tuple[object, ...]) -> None:
+        """Appends an operation, and keeps alive what its job points to."""
+        self._steps.append((operation, job))
+        self._kept.extend(kept)
+
+    def array(self) -> ctypes.Array[ctypes.Structure]:
+        """The operations as the library takes them."""
+        if self._array is None:
+            steps = ((operation, ctypes.addressof(job)) for operation, job in self._steps)
+            self._array = (_Step * len(self._steps))(*steps)
+        return self._array
 
 
 class NativeLibrary:
@@ -123,11 +167,33 @@ class NativeLibrary:
         if not self._handle:
             raise UnknownInstructionsError(f"this processor or library has no kernels for {instructions}")
         self.instructions: str = self._functions.pagewire_instructions(self._handle).decode()
+        self._recording: Program | None = None
         self._finalizer = weakref.finalize(self, self._functions.pagewire_close, self._handle)
 
     def close(self) -> None:
         """Ends the threads. The library cannot be used after it."""
         self._finalizer()
+
+    @contextmanager
+    def recording(self) -> Iterator[Program]:
+        """Records what is computed inside, beside computing it."""
+        assert self._recording is None
+        self._recording = Program()
+        try:
+            yield self._recording
+        finally:
+            self._recording = None
+
+    def run(self, program: Program) -> None:
+        """Computes again what was recorded: from what its inputs hold now, into the same outputs."""
+        steps = program.array()
+        self._functions.pagewire_run(self._handle, ctypes.addressof(steps), len(steps))
+
+    def _do(self, operation: int, job: ctypes.Structure, *kept: object) -> None:
+        """Runs an operation. A recorded one needs what its job points to for longer: `kept`."""
+        if self._recording is not None:
+            self._recording.add(operation, job, kept)
+        self._functions.pagewire_do(self._handle, operation, ctypes.addressof(job))
 
     def pack(self, kind: BlockKind, rows: torch.Tensor, columns: int) -> PackedMatrix:
         """Rows as a GGUF file has them, bytes [rows, kind.row_bytes(columns)], as panels.
@@ -154,30 +220,26 @@ class NativeLibrary:
     ) -> torch.Tensor:
         """x [T, columns] fp32 -> x @ matrix.T + bias, [T, rows] fp32.
 
-        Each 32 numbers of x are rounded to 8 bits with a scale of their own; everything else is exact or fp32.
+        Each 32 numbers of x are rounded to 8 bits with a scale of their own; everything else is exact or
+        fp32.
         """
-        assert x.dtype == torch.float32 and x.shape[1] == matrix.columns and x.stride(1) == 1
+        assert x.dtype == torch.float32
+        assert x.shape[1] == matrix.columns
+        assert x.stride(1) == 1
         assert bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
         out = torch.empty(len(x), matrix.rows, dtype=torch.float32)
-        self._functions.pagewire_multiply(
-            self._handle,
-            matrix.kind.code,
-            matrix.panels.data_ptr(),
-            matrix.rows,
-            matrix.columns,
-            x.data_ptr(),
-            x.stride(0),
-            len(x),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            matrix.rows,
-        )
+        job = _Multiplying(
+            matrix.kind.code, matrix.panels.data_ptr(), matrix.rows, matrix.columns,
+            x.data_ptr(), x.stride(0), len(x), _address(bias), out.data_ptr(),
+        )  # fmt: skip
+        self._do(_MULTIPLY, job, x, matrix, bias, out)
         return out
 
     def rms_norm(
         self, residual: torch.Tensor, weight: torch.Tensor, eps: float, x: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """residual / rms(residual) * weight over the last dimension, in the shape of `residual`, which is contiguous.
+        """residual / rms(residual) * weight over the last dimension, in the shape of `residual`, which is
+        contiguous.
 
         Args:
             x: [T, size], added to the residual [T, size] first, in place.
@@ -189,7 +251,7 @@ class NativeLibrary:
             _address(x), residual.data_ptr(), weight.data_ptr(), out.data_ptr(),
             residual.numel() // size, size, stride, eps,
         )  # fmt: skip
-        self._functions.pagewire_norm(self._handle, ctypes.byref(job))
+        self._do(_NORM, job, x, residual, weight, out)
         return out
 
     def activate_and_mul(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
@@ -197,7 +259,7 @@ class NativeLibrary:
         num_tokens, size = len(gate_up), gate_up.shape[1] // 2
         out = torch.empty(num_tokens, size, dtype=torch.float32)
         job = _Gating(gate_up.data_ptr(), out.data_ptr(), num_tokens, size, ACTIVATIONS[activation])
-        self._functions.pagewire_gate(self._handle, ctypes.byref(job))
+        self._do(_GATE, job, gate_up, out)
         return out
 
     def rotate_and_store(
@@ -222,7 +284,7 @@ class NativeLibrary:
             0 if table is None else table.angles.shape[1], table is not None and table.interleaved,
             key.shape[1], key.stride(0), key.stride(1), key.stride(2), 0.0 if norm is None else norm.eps,
         )  # fmt: skip
-        self._functions.pagewire_rotate(self._handle, ctypes.byref(job))
+        self._do(_ROTATE, job, qkv, norm, rotation, kv_cache, slot_mapping, query)
         return query
 
     def attend(
@@ -231,7 +293,8 @@ class NativeLibrary:
         """See AttentionBackend.forward: query [T, H, D] -> [T, H, D]."""
         out = torch.empty_like(query)
         key, table = kv_cache.key, layout.block_table
-        assert table.strides[1] == table.itemsize and query.is_contiguous()
+        assert table.strides[1] == table.itemsize
+        assert query.is_contiguous()
         job = _Attending(
             query.data_ptr(), key.data_ptr(), kv_cache.value.data_ptr(), out.data_ptr(),
             layout.counts.ctypes.data, layout.seq_lens.ctypes.data, table.ctypes.data,
@@ -240,20 +303,26 @@ class NativeLibrary:
             key.shape[1], key.stride(0), key.stride(1), key.stride(2), spec.sliding_window,
             spec.scale, spec.soft_cap, 0,
         )  # fmt: skip
-        self._functions.pagewire_attend(self._handle, ctypes.byref(job))
+        self._do(_ATTEND, job, query, kv_cache, layout, spec, out)
         return out
 
     def embed(self, token_ids: torch.Tensor, matrix: PackedMatrix) -> torch.Tensor:
         """Rows of the matrix, [T, columns] fp32. Ids [T] int64 must be below `matrix.rows`."""
-        assert token_ids.dtype == torch.int64 and token_ids.is_contiguous()
+        assert token_ids.dtype == torch.int64
+        assert token_ids.is_contiguous()
         out = torch.empty(len(token_ids), matrix.columns, dtype=torch.float32)
-        self._functions.pagewire_embed(
-            self._handle,
-            matrix.kind.code,
-            matrix.panels.data_ptr(),
-            matrix.columns,
-            token_ids.data_ptr(),
-            len(token_ids),
-            out.data_ptr(),
-        )
+        job = _Embedding(
+            matrix.kind.code, matrix.panels.data_ptr(), matrix.columns,
+            token_ids.data_ptr(), len(token_ids), out.data_ptr(),
+        )  # fmt: skip
+        self._do(_EMBED, job, token_ids, matrix, out)
+        return out
+
+    def gather(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Rows of x [T, size] fp32, contiguous: [len(index), size]. The index [any] int64 is below T."""
+        assert x.is_contiguous()
+        assert index.dtype == torch.int64
+        out = torch.empty(len(index), x.shape[1], dtype=torch.float32)
+        job = _Gathering(x.data_ptr(), index.data_ptr(), out.data_ptr(), len(index), x.shape[1])
+        self._do(_GATHER, job, x, index, out)
         return out

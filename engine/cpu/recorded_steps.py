@@ -1,0 +1,167 @@
+"""Steps in which every request computes one token: recorded for each number of requests, then run again in
+one call.
+
+What Python does between the kernels of a step takes as long as the kernels themselves when there is one
+token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.attention.interface import AttentionBackend, BatchLayout
+from engine.cpu.kernels.library import NativeLibrary, Program
+from engine.cpu.step_layout import StepInputs
+from engine.dispatch.limits import EngineLimits
+from engine.layers.step_context import StepContext
+from engine.models.base import CausalLM
+from engine.platform.kv_cache import KVPool
+
+# With more requests the kernels take so long that what lies between them does not matter.
+MOST_REQUESTS = 16
+# Operators that compute nothing: they make tensors that share another's memory, or memory that is not read
+# yet.
+_COMPUTE_NOTHING = {
+    *(
+        "empty",
+        "empty_like",
+        "view",
+        "_unsafe_view",
+        "_reshape_alias",
+        "reshape",
+        "as_strided",
+        "detach",
+        "alias",
+    ),
+    *(
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "narrow",
+        "t",
+        "transpose",
+        "permute",
+    ),
+    *("unsqueeze", "squeeze", "expand", "flatten", "unflatten", "lift_fresh"),
+}
+
+
+class RecordedSteps:
+    """Runs a model on steps of one token for each request."""
+
+    def __init__(
+        self,
+        native: NativeLibrary,
+        model: CausalLM,
+        backend: AttentionBackend,
+        kv_pool: KVPool,
+        limits: EngineLimits,
+    ) -> None:
+        self._native, self._model, self._backend = native, model, backend
+        self._kv_pool, self._limits = kv_pool, limits
+        self._recorded: dict[int, _Recorded] = {}
+        self._can_record = True
+
+    def logits(self, inputs: StepInputs, token_ids: torch.Tensor) -> torch.Tensor | None:
+        """The logits of a step's requests in the plan's order, [S, vocab], which the next call overwrites;
+        None where the step is not one of those, or the model computes something by other than native kernels.
+
+        Args:
+            token_ids: every row's, flattened.
+        """
+        count = len(inputs.positions)
+        is_one_each = count == len(inputs.logits_indices) == len(inputs.layouts[0].counts)
+        if not self._can_record or not is_one_each or count > MOST_REQUESTS:
+            return None
+        recorded = self._recorded.get(count)
+        if recorded is not None:
+            recorded.fill(inputs, token_ids)
+            self._native.run(recorded.program)
+            return recorded.logits
+        recorded = _Recorded(inputs, self._limits)
+        recorded.fill(inputs, token_ids)
+        with _ForeignOperators() as foreign, self._native.recording() as program:
+            recorded.record(program, self._native, self._model, self._backend, self._kv_pool)
+        if foreign.seen:
+            self._can_record = False
+        else:
+            self._recorded[count] = recorded
+        return recorded.logits
+
+
+class _Recorded:
+    """The inputs, operations and logits of steps with so many requests."""
+
+    program: Program
+    logits: torch.Tensor
+
+    def __init__(self, inputs: StepInputs, limits: EngineLimits) -> None:
+        count = len(inputs.positions)
+        self._token_ids = torch.zeros(count, dtype=torch.int64)
+        self._positions, self._index = torch.zeros_like(self._token_ids), torch.zeros_like(self._token_ids)
+        self._layouts = [
+            BatchLayout(
+                counts=np.ones(count, np.int64),
+                seq_lens=np.zeros(count, np.int64),
+                block_table=np.zeros((count, limits.max_blocks), np.int64),
+                slot_mapping=np.zeros(count, np.int64),
+                block_size=layout.block_size,
+            )
+            for layout in inputs.layouts
+        ]
+
+    def fill(self, inputs: StepInputs, token_ids: torch.Tensor) -> None:
+        """Puts a step's inputs where the operations read them."""
+        self._token_ids.numpy()[:] = token_ids.numpy()[inputs.token_index]
+        self._positions.numpy()[:] = inputs.positions
+        self._index.numpy()[:] = inputs.logits_indices
+        for kept, layout in zip(self._layouts, inputs.layouts, strict=True):
+            kept.seq_lens[:] = layout.seq_lens
+            kept.slot_mapping[:] = layout.slot_mapping
+            kept.block_table[:, : layout.block_table.shape[1]] = layout.block_table
+
+    def record(
+        self,
+        program: Program,
+        native: NativeLibrary,
+        model: CausalLM,
+        backend: AttentionBackend,
+        kv_pool: KVPool,
+    ) -> None:
+        """Computes the logits of the inputs, and keeps how."""
+        context = StepContext(
+            self._positions,
+            attention=[backend.prepare(layout) for layout in self._layouts],
+            rotations=[backend.rotation(table, self._positions) for table in model.rotary_tables],
+        )
+        hidden = model(self._token_ids, context, kv_pool.layers)
+        self.logits = model.compute_logits(native.gather(hidden, self._index))
+        self.program = program
+
+
+class _ForeignOperators(TorchDispatchMode):
+    """Sees whether torch computes something itself, which a program would not compute again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in _COMPUTE_NOTHING:
+            self.seen.add(name)
+        return func(*args, **(kwargs or {}))
