@@ -1,11 +1,13 @@
-"""Compiles the kernels with the machine's own C++ compiler, once for each compiler and each state of the sources.
+"""Compiles the kernels with the machine's own C++ compiler, once for each compiler, each processor and each
+state of the sources.
 
-What it builds lies in the cache directory, so that the second start finds it. Without a compiler there are no native
-kernels, and torch computes everything.
+What it builds lies in the cache directory, so that the second start finds it. Without a compiler there are
+no native kernels, and torch computes everything.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -19,19 +21,11 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "src"
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = (
-    "-std=c++20",
-    "-O3",
-    "-fPIC",
-    "-pthread",
-    "-Wall",
-    "-Wextra",
-    "-Wno-psabi",
-    "-Wno-maybe-uninitialized",
-)
-# Instruction sets of x86-64 beyond the least that all processors have, with the flags that a file whose name ends in
-# them is compiled with: each processor that has a set has those before it, but for AVX-VNNI. A compiler that does not
-# know the flags builds a library without the set. Which of them computes is decided when the library is opened.
+WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized")
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-pthread", *WARNINGS)
+# Instruction sets of x86-64 beyond the least that all processors have, with the flags that a file whose name
+# ends in them is compiled with; from the least to the most. The library has those that the processor has and
+# the compiler knows.
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 INSTRUCTION_SETS = {
@@ -105,16 +99,26 @@ def build(cache: Path, flags: tuple[str, ...] = ()) -> Path:
 
 
 def _fingerprint(compiler: Compiler, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(repr((compiler, FLAGS, INSTRUCTION_SETS, flags, platform.machine())).encode())
+    given = (compiler, FLAGS, INSTRUCTION_SETS, flags, platform.machine(), _processor())
+    digest = hashlib.sha256(repr(given).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
+def _processor() -> str:
+    """What the system says that the processor has: a cache may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
 def _compile(compiler: Compiler, flags: tuple[str, ...], scratch: Path) -> list[Path]:
-    """The library's parts, those for the least processor first: a function that several have is linked from the first
-    of them, and so runs wherever the library does."""
-    known = {name: extra for name, extra in _instruction_sets().items() if _knows(compiler, extra)}
+    """The library's parts, those for the least processor first: a function that several have is linked from
+    the first of them, and so runs wherever the library does."""
+    known = {name: INSTRUCTION_SETS[name] for name in _instruction_sets(compiler, scratch)}
     macros = [f"-DPAGEWIRE_{name.upper()}" for name in known]
 
     def compile_one(source: Path) -> Path:
@@ -136,8 +140,16 @@ def _instruction_set(source: Path) -> str:
     return suffix if suffix in INSTRUCTION_SETS else ""
 
 
-def _instruction_sets() -> dict[str, tuple[str, ...]]:
-    return INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else {}
+def _instruction_sets(compiler: Compiler, scratch: Path) -> list[str]:
+    """Those that the processor has and the compiler knows."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    probe = scratch / "processor.so"
+    _run([*compiler.command, *FLAGS, "-shared", str(SOURCES / "processor.cpp"), "-o", str(probe)])
+    has = ctypes.CDLL(str(probe)).pagewire_processor_has
+    return [
+        name for name, extra in INSTRUCTION_SETS.items() if has(name.encode()) and _knows(compiler, extra)
+    ]
 
 
 def _knows(compiler: Compiler, extra: tuple[str, ...]) -> bool:
