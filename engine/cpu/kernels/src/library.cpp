@@ -18,7 +18,7 @@ const Instructions* choose(const char* wanted) {
 #if defined(PAGEWIRE_AVXVNNI)
         has_avxvnni() ? &avxvnni_instructions() : nullptr,
 #endif
-#if defined(__x86_64__)
+#if defined(PAGEWIRE_AVX2)
         has_avx2() ? &avx2_instructions() : nullptr,
 #endif
         &plain_instructions(),

@@ -122,7 +122,6 @@ void multiply_tokens(const Product& product, int64_t panel, int64_t token, int64
         for (; token + T <= end; token += T) multiply_part<KIND, PANELS, T>(product, panel, token, first, last);
     };
     pass.template operator()<MOST_TOKENS>();
-    if (MOST_TOKENS > 8) pass.template operator()<8>();
     pass.template operator()<4>();
     pass.template operator()<2>();
     pass.template operator()<1>();

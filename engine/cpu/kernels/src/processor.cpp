@@ -1,5 +1,7 @@
 #include "processor.h"
 
+#include <cstring>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 
@@ -63,3 +65,15 @@ bool has_amx() {
 
 }  // namespace pagewire
 #endif
+
+// Also built alone, to ask which instruction sets to compile for.
+extern "C" int pagewire_processor_has([[maybe_unused]] const char* instructions) {
+#if defined(__x86_64__)
+    using namespace pagewire;
+    if (!strcmp(instructions, "avx2")) return has_avx2();
+    if (!strcmp(instructions, "avxvnni")) return has_avxvnni();
+    if (!strcmp(instructions, "avx512")) return has_avx512();
+    if (!strcmp(instructions, "amx")) return has_amx();
+#endif
+    return 0;
+}
