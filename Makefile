@@ -102,12 +102,15 @@ $(BIN)/python:
 	  echo "Name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Torch comes first where there is no GPU, so that the rest resolves against the build chosen here.
+# Torch comes first where there is no GPU, so that the rest resolves against the build chosen here. Kernels for the CPU
+# are compiled beside it; where they cannot be, the first start says why.
 $(VENV)/.torch: | $(BIN)/python
 	@if command -v nvidia-smi >/dev/null; then \
 	  echo "nvidia-smi found: torch comes with the package"; \
 	else \
-	  echo "no NVIDIA GPU found: installing $(TORCH)"; $(PIP) install $(TORCH_PIP_ARGS) '$(TORCH)'; \
+	  echo "no NVIDIA GPU found: installing $(TORCH)"; \
+	  { $(PYTHON) -m engine.cpu.kernels.build >/dev/null 2>&1 & }; \
+	  $(PIP) install $(TORCH_PIP_ARGS) '$(TORCH)'; \
 	fi
 	@touch $@
 

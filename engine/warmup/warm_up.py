@@ -14,9 +14,9 @@ from engine.cuda.gpu import GpuTarget
 from engine.models.families import load_model_config
 from engine.platform.device import pick_dtype
 from engine.warmup.compile_ahead import AheadCompiler, CompiledKernel, use_kernel_cache
+from pagewire.base.cache_home import cache_home
 from pagewire.base.errors import ConfigError, PagewireError
 from pagewire.hub import resolve_checkpoint
-from pagewire.hub.cache import cache_home
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from engine.config import WorkerConfig
+from engine.cpu.kernels.build import build_ahead
 from engine.cuda.gpu import GpuTarget
 from engine.cuda.head_start import HeadStart
 from engine.models.families import load_model_config
@@ -53,6 +54,7 @@ def _serve_model(config: WorkerConfig, timeline: Timeline) -> int:
     _check_model(config)
     _set_thread_policy()
     head_start = HeadStart(config.device)
+    build_ahead(config.device)
 
     from engine.worker.build import build_worker
     from engine.worker.loop import run
@@ -90,7 +92,7 @@ def _serve_nothing(config: WorkerConfig, timeline: Timeline) -> int:
 def _compiler(target: GpuTarget) -> CompileAhead | None:
     """What compiles into the cache of kernels; None where that cannot be written."""
     from engine.warmup.compile_ahead import AheadCompiler, use_kernel_cache
-    from pagewire.hub.cache import cache_home
+    from pagewire.base.cache_home import cache_home
 
     try:
         directory = use_kernel_cache(cache_home(), target)

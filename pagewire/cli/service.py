@@ -70,8 +70,11 @@ class ServiceConfig:
         frontend = build(FrontendConfig, {**values, "scheduler": scheduler_address})
         frontend.tls()  # its files are looked at before anything is started
 
+        from engine.cpu.kernels.build import build_ahead
         from pagewire.hub import resolve_checkpoint
 
+        if worker.engine == "model":
+            build_ahead(worker.device)
         directory, load_format = resolve_checkpoint(model, worker.load_format, progress=True)
         return cls(
             worker=replace(worker, model=str(directory), load_format=load_format),

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pagewire.base.cache_home import cache_home
 from pagewire.base.errors import ConfigError
-
-
-def cache_home() -> Path:
-    """`$PAGEWIRE_HOME`, or `~/.cache/pagewire`. It need not exist."""
-    configured = os.environ.get("PAGEWIRE_HOME")
-    return Path(configured).expanduser().absolute() if configured else Path.home() / ".cache" / "pagewire"
 
 
 def publish(target: Path, build: Callable[[Path], None], *, on_wait: Callable[[], None]) -> Path:

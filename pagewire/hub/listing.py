@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagewire.hub.cache import cache_home
+from pagewire.base.cache_home import cache_home
 from pagewire.hub.names.aliases import ALIASES
 from pagewire.hub.names.reference import HUB_TITLES, HUGGINGFACE, MODELSCOPE
 

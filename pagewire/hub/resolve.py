@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from pagewire.base.cache_home import cache_home
 from pagewire.base.errors import ConfigError
-from pagewire.hub.cache import cache_home, publish
+from pagewire.hub.cache import publish
 from pagewire.hub.fetch.huggingface import HuggingFaceRepository
 from pagewire.hub.fetch.modelscope import ModelScopeRepository, cached_by_modelscope
 from pagewire.hub.fetch.pip_download import fetch_from_package

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pagewire.hub.cache import cache_home
+from pagewire.base.cache_home import cache_home
 
 SOURCE = Path(__file__).parent / "node"
 PROTOS = Path(__file__).parents[2] / "protos"

@@ -62,8 +62,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.loader": ("pagewire.base", "pagewire.hub", "engine.layers", "engine.models", "engine.platform"),
     "engine.cpu": (
-        *("pagewire.base", "pagewire.hub", "engine.config", "engine.dispatch", "engine.attention"),
-        *("engine.sampling", "engine.step", "engine.layers", "engine.models", "engine.platform"),
+        *("pagewire.base", "engine.config", "engine.dispatch", "engine.attention", "engine.sampling"),
+        *("engine.step", "engine.layers", "engine.models", "engine.platform"),
     ),
     "engine.cuda": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.kernels", "engine.attention"),

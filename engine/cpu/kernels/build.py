@@ -8,16 +8,23 @@ no native kernels, and torch computes everything.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from pagewire.base.cache_home import cache_home
 
 SOURCES = Path(__file__).parent / "src"
 COMPILERS = ("c++", "g++", "clang++")
@@ -34,6 +41,12 @@ INSTRUCTION_SETS = {
     "avx512": AVX512,
 }
 TIMEOUT_S = 300.0
+# In the cache directory.
+DIRECTORY = "native"
+# There is a driver of GPUs.
+_NVIDIA = "/dev/nvidiactl"
+
+logger = logging.getLogger(__name__)
 
 
 class BuildError(Exception):
@@ -90,12 +103,42 @@ def build(cache: Path, flags: tuple[str, ...] = ()) -> Path:
     if library.exists():
         return library
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as scratch:
+    with _alone(cache), tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as scratch:
+        if library.exists():  # another process made it meanwhile
+            return library
+        logger.info("compiling native kernels, once for this machine")
         objects = _compile(compiler, flags, Path(scratch))
         made = Path(scratch) / library.name
         _run([*compiler.command, *FLAGS, *flags, "-shared", *map(str, objects), "-o", str(made)])
-        made.replace(library)  # whole or not at all; of two that build at once, the last one stays
+        made.replace(library)  # whole or not at all
     return library
+
+
+def build_ahead(device: str) -> None:
+    """Begins to build, in the background, what `build` will be asked for in this user's cache directory. What
+    goes wrong `build` says then.
+
+    Args:
+        device: as in WorkerConfig; nothing is built where that will be a GPU.
+    """
+    if device != "cpu" and Path(_NVIDIA).exists():
+        return
+
+    def work() -> None:
+        try:
+            build(cache_home() / DIRECTORY)
+        except (BuildError, OSError) as error:
+            logger.debug("no native kernels: %s", error)
+
+    threading.Thread(target=work, name="native kernels", daemon=True).start()
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """One process or thread builds at a time: the others wait, and find what it made."""
+    with (cache / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _fingerprint(compiler: Compiler, flags: tuple[str, ...]) -> str:
@@ -169,3 +212,7 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{command[0]} failed: {said}") from error
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{command[0]} failed: {error}") from error
+
+
+if __name__ == "__main__":
+    build(cache_home() / DIRECTORY)

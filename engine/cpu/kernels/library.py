@@ -69,14 +69,12 @@ _Multiplying = _structure(
 )
 _Embedding = _structure(
     "_Embedding",
-    **{
-        "kind": _LONG,
-        "panels": _POINTER,
-        "columns": _LONG,
-        "ids": _POINTER,
-        "tokens": _LONG,
-        "out": _POINTER,
-    },
+    kind=_LONG,
+    panels=_POINTER,
+    columns=_LONG,
+    ids=_POINTER,
+    tokens=_LONG,
+    out=_POINTER,
 )
 _Gathering = _structure("_Gathering", **_all("x index out", _POINTER), **_all("count size", _LONG))
 _Step = _structure("_Step", operation=_LONG, job=_POINTER)
@@ -205,7 +203,8 @@ class NativeLibrary:
             raise ValueError(f"{kind.name} keeps {kind.columns} columns together; these are {columns}")
         if rows.shape[1] != kind.row_bytes(columns):
             raise ValueError(
-                f"a row of {columns} columns has {kind.row_bytes(columns)} bytes in {kind.name}, not {rows.shape[1]}"
+                f"a row of {columns} columns has {kind.row_bytes(columns)} bytes in {kind.name}, "
+                f"not {rows.shape[1]}"
             )
         rows = rows.contiguous()
         num_bytes = self._functions.pagewire_packed_bytes(kind.code, len(rows), columns)
@@ -299,7 +298,8 @@ class NativeLibrary:
             query.data_ptr(), key.data_ptr(), kv_cache.value.data_ptr(), out.data_ptr(),
             layout.counts.ctypes.data, layout.seq_lens.ctypes.data, table.ctypes.data,
             _address(spec.alibi_slopes), _address(spec.sinks),
-            len(layout.counts), query.shape[1], key.shape[2], query.shape[2], table.strides[0] // table.itemsize,
+            len(layout.counts), query.shape[1], key.shape[2], query.shape[2],
+            table.strides[0] // table.itemsize,
             key.shape[1], key.stride(0), key.stride(1), key.stride(2), spec.sliding_window,
             spec.scale, spec.soft_cap, 0,
         )  # fmt: skip

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pagewire.base.cache_home import cache_home
 from pagewire.base.errors import ConfigError
 from pagewire.hub import ALIASES, resolve_model
-from pagewire.hub.cache import cache_home
 from pagewire.hub.names.reference import is_repository_id
 from pagewire.hub.tokenizer.files import tokenizer_file
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pagewire.base.cache_home import cache_home
 from pagewire.cli.talk.commands import completions, is_command, run_command
 from pagewire.cli.talk.exchange import Exchange
 from pagewire.cli.talk.reader import Reader, make_reader
-from pagewire.hub.cache import cache_home
 
 HINT = "/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves"
 HISTORY = "chat_history"

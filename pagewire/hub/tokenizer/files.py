@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pagewire.base.cache_home import cache_home
 from pagewire.base.errors import ConfigError
-from pagewire.hub.cache import cache_home, publish
+from pagewire.hub.cache import publish
 from pagewire.hub.model_files import MAX_TOKENIZER_BYTES, read_bytes, read_json_object
 from pagewire.hub.tokenizer.document import AddedToken, write_document
 from pagewire.hub.tokenizer.merges_file import (

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from pagewire.base.cache_home import cache_home
 from pagewire.base.errors import ConfigError
-from pagewire.hub.cache import cache_home, publish, require_free_space
+from pagewire.hub.cache import publish, require_free_space
 
 # Builds cache/things/one slowly, and says on stdout that it has begun.
 BUILDER = """
 import sys, time
 from pathlib import Path
-from pagewire.hub.cache import cache_home, publish
+from pagewire.base.cache_home import cache_home
+from pagewire.hub.cache import publish
 
 def build(staging):
     print("building", flush=True)

@@ -1,4 +1,5 @@
-"""The native kernels, compiled once for all tests: with each instruction set, and with one and several threads."""
+"""The native kernels, compiled once for all tests: with each instruction set, and with one and several
+threads."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import pytest
 
 from engine.cpu.kernels.build import INSTRUCTION_SETS, BuildError, build
 from engine.cpu.kernels.library import NativeLibrary, UnknownInstructionsError
-from pagewire.hub.cache import cache_home
+from pagewire.base.cache_home import cache_home
 
 
 @pytest.fixture(scope="session")

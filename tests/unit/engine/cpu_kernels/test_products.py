@@ -1,4 +1,5 @@
-"""Products of matrices as files have them, against the numbers that the gguf package reads from the same bytes."""
+"""Products of matrices as files have them, against the numbers that the gguf package reads from the same
+bytes."""
 
 from __future__ import annotations
 
