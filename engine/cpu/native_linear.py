@@ -16,6 +16,14 @@ from engine.layers.linear_weight import FeatureDim, LinearWeight
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
+def format_dtype(kind: BlockKind) -> tuple[torch.dtype, FeatureDim]:
+    """What a matrix in a format is kept in before it is packed, and how its last of two dimensions counts."""
+    dtype = _DTYPES.get(kind.name)
+    if dtype is None:
+        return torch.uint8, FeatureDim(1, kind.columns, kind.num_bytes)
+    return dtype, FeatureDim(1)
+
+
 class NativeMethod(LinearMethod):
     """Weights in one format: rows as the checkpoint has them while they are loaded, panels afterwards."""
 
@@ -25,13 +33,8 @@ class NativeMethod(LinearMethod):
         self._native, self._kind = native, kind
 
     def create_weights(self, layer: nn.Module, shape: LinearShape) -> None:
-        kind, dtype = self._kind, _DTYPES.get(self._kind.name)
-        if dtype is None:
-            data = torch.empty(shape.out_features, kind.row_bytes(shape.in_features), dtype=torch.uint8)
-            inputs = FeatureDim(1, kind.columns, kind.num_bytes)
-        else:
-            data = torch.empty(shape.out_features, shape.in_features, dtype=dtype)
-            inputs = FeatureDim(1)
+        dtype, inputs = format_dtype(self._kind)
+        data = torch.empty(shape.out_features, inputs.count(shape.in_features), dtype=dtype)
         layer.register_parameter("weight", LinearWeight.make(data, output=FeatureDim(0), input=inputs))
 
     def finish_loading(self, layer: nn.Module) -> None:

@@ -12,6 +12,7 @@ from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.expert_method import PackedCpuExperts
 from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.native import NativeAttentionBackend, NativeLayerOps, open_native
+from engine.cpu.native_experts import NativeExperts
 from engine.cpu.native_linear import NativeMethods
 from engine.cpu.ops import TorchLayerOps
 from engine.cpu.recorded_steps import RecordedSteps
@@ -20,7 +21,7 @@ from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.limits import EngineLimits
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import DenseMethod, LinearMethods, SameMethod
-from engine.layers.looped_experts import DenseExperts
+from engine.layers.looped_experts import DenseExperts, LoopedExperts
 from engine.layers.mxfp4 import Mxfp4Experts
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
@@ -63,7 +64,10 @@ class CpuPlatform(Platform):
 
     def expert_methods(self) -> Mapping[str, ExpertMethod]:
         can_pack = PackedCpuMethod.is_available(self.dtype)
-        return {"": PackedCpuExperts() if can_pack else DenseExperts(), "mxfp4": Mxfp4Experts()}
+        plain: LoopedExperts = PackedCpuExperts() if can_pack else DenseExperts()
+        if self._native is not None and self._keeps_formats:
+            plain = NativeExperts(self._native, plain)
+        return {"": plain, "mxfp4": Mxfp4Experts()}
 
     def make_runner(
         self,

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.attention.interface import AttentionBackend, BatchLayout
+from engine.attention.interface import BatchLayout
+from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.kernels.library import NativeLibrary, Program
 from engine.cpu.step_layout import StepInputs
 from engine.dispatch.limits import EngineLimits
@@ -61,7 +62,7 @@ class RecordedSteps:
         self,
         native: NativeLibrary,
         model: CausalLM,
-        backend: AttentionBackend,
+        backend: TorchAttentionBackend,
         kv_pool: KVPool,
         limits: EngineLimits,
     ) -> None:
@@ -133,7 +134,7 @@ class _Recorded:
         program: Program,
         native: NativeLibrary,
         model: CausalLM,
-        backend: AttentionBackend,
+        backend: TorchAttentionBackend,
         kv_pool: KVPool,
     ) -> None:
         """Computes the logits of the inputs, and keeps how."""
@@ -147,11 +148,11 @@ class _Recorded:
         self.program = program
 
 
-class _ForeignOperators(TorchDispatchMode):
+class _ForeignOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees whether torch computes something itself, which a program would not compute again."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[str] = set()
 
     def __torch_dispatch__(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from engine.layers.expert_config import ExpertTensors, GatedActivation
-from engine.layers.linear_method import LinearShape
+from engine.layers.linear_method import FormatOf, LinearShape
 from engine.layers.linear_weight import FeatureDim, LinearWeight, OutputShard
 from engine.layers.ops import LayerOps, Routing
 from engine.layers.parallel import FeatureRange, TensorParallel
@@ -40,6 +40,10 @@ class ExpertShape:
 class ExpertMethod(ABC):
     """Creates, loads, finishes and applies the weights of any number of layers of experts; has no state of
     its own."""
+
+    def for_checkpoint(self, format_of: FormatOf) -> ExpertMethod:
+        """This method for a model of this checkpoint, before any layer of it is created."""
+        return self
 
     @abstractmethod
     def create_weights(self, weights: ExpertWeights, shape: ExpertShape) -> None:

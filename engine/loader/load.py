@@ -52,7 +52,9 @@ def load_model(
         if checkpoint is not None:
             context = drop_missing_head(untie_own_head(context, checkpoint, dtype), checkpoint)
             formats = MatrixFormats(checkpoint, names_in(checkpoint, context.config), context.config)
-            context = replace(context, linear_methods=context.linear_methods.for_checkpoint(formats))
+            experts = {name: each.for_checkpoint(formats) for name, each in context.expert_methods.items()}
+            linear = context.linear_methods.for_checkpoint(formats)
+            context = replace(context, linear_methods=linear, expert_methods=experts)
         try:
             model = create_model(context, device, dtype)
         except SplitError as error:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 
 import torch
@@ -135,7 +136,7 @@ class Program:
         """The operations as the library takes them."""
         if self._array is None:
             steps = ((operation, ctypes.addressof(job)) for operation, job in self._steps)
-            self._array = (_Step * len(self._steps))(*steps)
+            self._array = (_Step * len(self._steps))(*starmap(_Step, steps))
         return self._array
 
 
