@@ -28,7 +28,8 @@ class WorkerConfig:
         world_size: how many workers share the model, each with a part of every matrix.
         engine: "model", or "null" to measure everything else: tokens come at a set rate from no model at all.
         device: "auto", "cpu" or "cuda" (optionally "cuda:N").
-        dtype: "auto", "float32", "bfloat16" or "float16".
+        dtype: "auto", "float32", "bfloat16" or "float16". On a CPU "auto" computes on weights in the format
+            that the file has them in; any other is that of the weights too.
         load_format: "auto", "safetensors", "gguf" or "dummy" (random weights from config.json alone).
         max_model_len: the longest request in tokens; default the model's own, cut to what the pool holds.
         max_num_seqs: request rows.
