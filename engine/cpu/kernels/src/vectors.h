@@ -23,7 +23,14 @@ inline Vector load(const float* at) {
 
 inline void store(float* at, Vector value) { memcpy(at, &value, sizeof value); }
 
-inline Vector all(float value) { return Vector{} + value; }
+inline Vector all(float value) {
+#if defined(__AVX512F__)
+    return Vector{value, value, value, value, value, value, value, value,
+                  value, value, value, value, value, value, value, value};
+#else
+    return Vector{value, value, value, value, value, value, value, value};
+#endif
+}
 
 inline float sum(Vector value) {
     float total = 0;
