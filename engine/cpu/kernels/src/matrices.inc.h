@@ -53,7 +53,26 @@ __attribute__((noinline)) void finish(const Product& product, int64_t row, int64
     for (int64_t i = 0; i < left; ++i) to[i] = other ? sum[i] + other[i] : sum[i];
 }
 
-// Columns first to last, first being even, of some panels and tokens: added to `out`, or written there if first is 0.
+// The last of an odd number of BF16 columns.
+void add_last_column(const Product& product, int64_t first, int64_t last) {
+    const int64_t column = product.x.columns - 1, rows = std::min(last * ROWS, product.rows);
+    const uint8_t* panels = product.panels + column * ROWS * 2;
+    for (int64_t token = 0; token < product.x.num_tokens; ++token) {
+        const float number = product.numbers[token * product.numbers_stride + column];
+        float* out = product.out + token * product.out_stride;
+        for (int64_t row = first * ROWS; row < rows; ++row) {
+            uint16_t upper;
+            memcpy(&upper, panels + row / ROWS * panel_bytes(BF16, product.x.columns) + row % ROWS * 4, 2);
+            const uint32_t bits = static_cast<uint32_t>(upper) << 16;
+            float weight;
+            memcpy(&weight, &bits, 4);
+            out[row] += weight * number;
+        }
+    }
+}
+
+// Columns first to last of some panels and tokens: added to `out`, or written there if first is 0. Of BF16 both are
+// even.
 template <int KIND, int PANELS, int T>
 void multiply_part(const Product& product, int64_t panel, int64_t token, int64_t first, int64_t last) {
     constexpr int V = PANELS * VECTORS;
@@ -64,7 +83,7 @@ void multiply_part(const Product& product, int64_t panel, int64_t token, int64_t
     for (int p = 0; p < PANELS; ++p) at[p] = product.panels + (panel + p) * bytes + first * ROWS * 2;
     for (int t = 0; t < T; ++t) x[t] = product.numbers + (token + t) * product.numbers_stride;
     Vector sums[CHAINS][T][V] = {};
-    auto add = [&](int chain, const Vector (&weights)[V], int64_t column) {
+    auto add = [&](int chain, const Vector (&weights)[V], int64_t column) __attribute__((always_inline)) {
 #pragma GCC unroll 12
         for (int t = 0; t < T; ++t) {
             const Vector number = all(x[t][column]);
@@ -72,26 +91,20 @@ void multiply_part(const Product& product, int64_t panel, int64_t token, int64_t
             for (int v = 0; v < V; ++v) sums[chain][t][v] += weights[v] * number;
         }
     };
-    auto load_at = [&](int v) { return at[v / VECTORS] + v % VECTORS * LANES * (KIND == BF16 ? 4 : 2); };
+    auto load_at = [&](int v) __attribute__((always_inline)) { return at[v / VECTORS] + v % VECTORS * LANES * (KIND == BF16 ? 4 : 2); };
     int64_t column = first;
     if (KIND == BF16) {
-        Vector even[V], odd[V];
-        auto load_pair = [&] {
-            for (int v = 0; v < V; ++v) {
-                const Whole pair = load_whole(load_at(v));
-                even[v] = reinterpret_cast<Vector>(pair << 16);
-                odd[v] = reinterpret_cast<Vector>(pair & static_cast<int32_t>(0xffff0000));
-            }
-            for (int p = 0; p < PANELS; ++p) at[p] += ROWS * 4;
-        };
+        Vector weights[V];
+        Whole upper = Whole{} + static_cast<int32_t>(0xffff0000);
         for (; column + 2 <= last; column += 2) {
-            load_pair();
-            add(0, even, column);
-            add(CHAINS - 1, odd, column + 1);
-        }
-        if (column < last) {
-            load_pair();
-            add(0, even, column);
+            for (int v = 0; v < V; ++v) weights[v] = reinterpret_cast<Vector>(load_whole(load_at(v)) << 16);
+            add(0, weights, column);
+            // Loaded again, and the mask too: there is no register to keep them in.
+            for (int p = 0; p < PANELS; ++p) asm("" : "+r"(at[p]));
+            asm("" : "+m"(upper));
+            for (int v = 0; v < V; ++v) weights[v] = reinterpret_cast<Vector>(load_whole(load_at(v)) & upper);
+            add(CHAINS - 1, weights, column + 1);
+            for (int p = 0; p < PANELS; ++p) at[p] += ROWS * 4;
         }
     } else {
         for (; column < last; ++column) {
@@ -129,19 +142,23 @@ void multiply_tokens(const Product& product, int64_t panel, int64_t token, int64
 
 template <int KIND>
 void multiply_matrix(const Product& product, int64_t first, int64_t last) {
-    const int64_t columns = product.x.columns, tokens = product.x.num_tokens;
+    const bool odd = KIND == BF16 && product.x.columns % 2;
+    const int64_t columns = product.x.columns - odd, tokens = product.x.num_tokens;
     const int64_t part = tokens > MOST_TOKENS ? PART_COLUMNS : columns;
     for (int64_t token = 0; token < tokens; token += PART_TOKENS) {
         const int64_t end = std::min(token + PART_TOKENS, tokens);
-        for (int64_t column = 0; column < columns; column += part) {
+        int64_t column = 0;
+        do {
             const int64_t column_end = std::min(column + part, columns);
             int64_t panel = first;
             for (; panel + MOST_PANELS <= last; panel += MOST_PANELS) {
                 multiply_tokens<KIND, MOST_PANELS>(product, panel, token, end, column, column_end);
             }
             for (; panel < last; ++panel) multiply_tokens<KIND, 1>(product, panel, token, end, column, column_end);
-        }
+            column = column_end;
+        } while (column < columns);
     }
+    if (odd) add_last_column(product, first, last);
 }
 
 const Matrices MATRICES = {multiply_matrix<BF16>, multiply_matrix<F16>};

@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace pagewire {
 namespace {
 
@@ -23,12 +27,40 @@ inline Vector load(const float* at) {
 
 inline void store(float* at, Vector value) { memcpy(at, &value, sizeof value); }
 
-inline Vector all(float value) { return Vector{} + value; }
+inline Vector all(float value) {
+#if defined(__AVX512F__)
+    return Vector{value, value, value, value, value, value, value, value,
+                  value, value, value, value, value, value, value, value};
+#else
+    return Vector{value, value, value, value, value, value, value, value};
+#endif
+}
 
 inline float sum(Vector value) {
     float total = 0;
     for (int lane = 0; lane < LANES; ++lane) total += value[lane];
     return total;
+}
+
+// The sums of eight vectors.
+inline void sums_of_eight(const Vector* values, float* out) {
+#if defined(__AVX__)
+    __m256 halves[8];
+    for (int i = 0; i < 8; ++i) {
+#if defined(__AVX512F__)
+        const __m512 whole = reinterpret_cast<__m512>(values[i]);
+        halves[i] = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+#else
+        halves[i] = reinterpret_cast<__m256>(values[i]);
+#endif
+    }
+    for (int i = 0; i < 8; i += 2) halves[i] = _mm256_hadd_ps(halves[i], halves[i + 1]);
+    const __m256 first = _mm256_hadd_ps(halves[0], halves[2]), second = _mm256_hadd_ps(halves[4], halves[6]);
+    const __m256 low = _mm256_permute2f128_ps(first, second, 0x20), high = _mm256_permute2f128_ps(first, second, 0x31);
+    _mm256_storeu_ps(out, _mm256_add_ps(low, high));
+#else
+    for (int i = 0; i < 8; ++i) out[i] = sum(values[i]);
+#endif
 }
 
 inline Vector select(Whole condition, Vector yes, Vector no) {
