@@ -71,6 +71,11 @@ class RecordedSteps:
         self._recorded: dict[int, _Recorded] = {}
         self._can_record = True
 
+    @property
+    def sizes(self) -> set[int]:
+        """The numbers of requests for which steps are recorded."""
+        return set(self._recorded)
+
     def logits(self, inputs: StepInputs, token_ids: torch.Tensor) -> torch.Tensor | None:
         """The logits of a step's requests in the plan's order, [S, vocab], which the next call overwrites;
         None where the step is not one of those, or the model computes something by other than native kernels.

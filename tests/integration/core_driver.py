@@ -28,7 +28,7 @@ class CoreDriver:
     def __init__(self, model: Path, **settings: Any) -> None:
         values = {"device": "cpu", "dtype": "float32", "block_size": 16, "num_blocks": 64, **settings}
         built = build_worker(WorkerConfig(model=str(model), socket=Path("unused"), **values))
-        self._runner, self.facts = built.runner, built.facts
+        self.runner, self.facts = built.runner, built.facts
         self.scheduler = Scheduler(built.facts.limits, CoreSettings())
 
     def generate(
@@ -78,7 +78,7 @@ class CoreDriver:
         in_flight: deque[PendingStep] = deque()
         while True:
             while len(in_flight) < STEPS_IN_FLIGHT and (plan := self.scheduler.schedule()) is not None:
-                in_flight.append(self._runner.launch(plan))
+                in_flight.append(self.runner.launch(plan))
             if not in_flight:
                 return
             result = in_flight.popleft().result()

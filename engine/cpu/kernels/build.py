@@ -103,7 +103,7 @@ def build(cache: Path, flags: tuple[str, ...] = ()) -> Path:
     if library.exists():
         return library
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache), tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as scratch:
+    with _alone(library), tempfile.TemporaryDirectory(dir=cache, prefix=f".{library.stem}-") as scratch:
         if library.exists():  # another process made it meanwhile
             return library
         logger.info("compiling native kernels, once for this machine")
@@ -134,10 +134,13 @@ def build_ahead(device: str) -> None:
 
 
 @contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """One process or thread builds at a time: the others wait, and find what it made."""
-    with (cache / ".lock").open("w") as file:
+def _alone(library: Path) -> Iterator[None]:
+    """One process or thread builds a library at a time: the others wait, and find what it made. What builders
+    that died have left is removed."""
+    with library.with_name(f".{library.stem}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        for left in library.parent.glob(f".{library.stem}-*"):
+            shutil.rmtree(left)
         yield
 
 

@@ -1,0 +1,93 @@
+"""A model whose weights stay in the format of their file computes what its dequantized numbers say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType
+from safetensors.torch import load_file, save_file
+
+from engine.dispatch.sampling import SamplingRecord
+from pagewire.hub.gguf.convert import convert_gguf
+from tests.integration.core_driver import CoreDriver
+from tests.integration.tiny_families import VOCAB, write_tiny
+from tests.unit.hub.gguf_checkpoints import CASES, write_checkpoint, write_gguf
+
+pytestmark = pytest.mark.usefixtures("native_kernels")
+
+PROMPTS = [[(11 * i + n) % VOCAB for i in range(n)] for n in (5, 30, 41)]
+# With the same system prompt, so that later ones find its blocks.
+SHARED = [[(7 * i) % VOCAB for i in range(33)] + [n] for n in range(12)]
+OUTPUT_TOKENS = 6
+
+
+@pytest.fixture(scope="module")
+def native_kernels() -> None:
+    from engine.cpu.native import open_native
+
+    if open_native() is None:
+        pytest.skip("the native kernels cannot be compiled here")
+
+
+def in_16_bits(directory: Path) -> Path:
+    """The checkpoint with its matrices in bfloat16."""
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name: each.bfloat16() for name, each in tensors.items()}, path, metadata={"format": "pt"})
+    return directory
+
+
+def logprobs(driver: CoreDriver) -> np.ndarray:
+    """Of the likeliest three at every position of some answers: alone, with prefix hits, twelve at once."""
+    sampling = SamplingRecord(temperature=0.0, logprobs=3)
+    told = []
+    for prompts in (*([prompt] for prompt in PROMPTS), SHARED):
+        for _, entries in driver.generate(prompts, OUTPUT_TOKENS, sampling):
+            told.append([entry.top_logprobs for entry in entries])
+    return np.asarray(told)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3", "mixtral", "gpt-oss"])
+def test_bfloat16_weights_are_multiplied_in_fp32(case: str, tmp_path: Path) -> None:
+    directory = in_16_bits(write_tiny(case, tmp_path))
+    settings = {"max_num_batched_tokens": 37}
+    expected = logprobs(CoreDriver(directory, dtype="float32", **settings))
+    assert np.allclose(logprobs(CoreDriver(directory, dtype="auto", **settings)), expected, atol=1e-4)
+
+
+def test_steps_that_were_recorded_compute_the_same_bits(tmp_path: Path) -> None:
+    directory = in_16_bits(write_tiny("llama", tmp_path))
+    recorded, plain = (CoreDriver(directory, dtype="auto") for _ in range(2))
+    assert recorded.runner.recorded is not None
+    plain.runner.recorded = None
+    assert np.array_equal(logprobs(recorded), logprobs(plain))
+    assert recorded.runner.recorded.sizes >= {1, 12}
+
+
+def test_a_model_that_torch_computes_a_part_of_is_not_recorded(tmp_path: Path) -> None:
+    driver = CoreDriver(in_16_bits(write_tiny("gemma3", tmp_path)), dtype="auto")
+    logprobs(driver)
+    assert driver.runner.recorded.sizes == set()
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "phi3", "baichuan"])
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_blocks_are_computed_on_up_to_the_rounding_of_activations(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    original = write_checkpoint(case, tmp_path / "original")
+    write_gguf(case, *original, tmp_path / "tiny.gguf", kind=GGMLQuantizationType[kind])
+    (tmp_path / "converted").mkdir()
+    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "converted", progress=False)
+    exact = CoreDriver(tmp_path / "converted", dtype="float32")
+    native = CoreDriver(tmp_path / "converted", dtype="auto")
+    prompts, sampling = PROMPTS + SHARED, SamplingRecord(temperature=0.0, logprobs=3, prompt_logprobs=0)
+    theirs, ours = (driver.generate(prompts, 1, sampling) for driver in (exact, native))
+    errors = [
+        abs(a.top_logprobs[0] - b.top_logprobs[0]) for (_, [a]), (_, [b]) in zip(theirs, ours, strict=True)
+    ]
+    print(name, kind, max(errors), sum(errors) / len(errors))
+    assert max(errors) < 0.1
