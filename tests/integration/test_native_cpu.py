@@ -89,5 +89,5 @@ def test_blocks_are_computed_on_up_to_the_rounding_of_activations(
     errors = [
         abs(a.top_logprobs[0] - b.top_logprobs[0]) for (_, [a]), (_, [b]) in zip(theirs, ours, strict=True)
     ]
-    print(name, kind, max(errors), sum(errors) / len(errors))
-    assert max(errors) < 0.1
+    assert max(errors) < 0.25
+    assert sum(errors) / len(errors) < 0.06
