@@ -5,8 +5,11 @@
 namespace pagewire {
 namespace {
 
-// Looks at a value before a thread sleeps: some 50 us.
+// Looks at a value before a thread sleeps: some 50 us. Those behind the first let others have the processor between
+// them, since one of those may be the thread that is waited for.
 constexpr int LOOKS = 2000;
+constexpr int FIRST_LOOKS = 200;
+constexpr int LOOKS_A_TURN = 20;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -54,7 +57,11 @@ void Pool::follow(int thread) {
 void Pool::wait_for(const std::atomic<uint32_t>& value, uint32_t old) {
     for (int look = 0; look < LOOKS; ++look) {
         if (value.load(std::memory_order_acquire) != old) return;
-        relax();
+        if (look >= FIRST_LOOKS && look % LOOKS_A_TURN == 0) {
+            std::this_thread::yield();
+        } else {
+            relax();
+        }
     }
     while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
