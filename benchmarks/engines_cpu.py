@@ -1,26 +1,36 @@
-"""SmolLM2-135M on a CPU: pagewire beside transformers, in turns within one run.
+"""SmolLM2-135M on a CPU: pagewire, llama.cpp with the same file and transformers, in turns within one run.
 
-Rows: one stream's decoding rate, 16 requests of 128/64 (transformers: one static batch), prefill of 1,024
-tokens, and the time to load. Greedy, token-id prompts that share nothing. The machine may be shared, so
-compare the columns of one run with each other and nothing else.
+Rows: one stream's decoding rate, 16 requests of 128/64 (llama.cpp: 16 sequences in each llama_decode;
+transformers: one static batch), prefill of 1,024 tokens, and the time to load. Greedy, token-id prompts that
+share nothing, as many threads as cores for each. Medians of the rounds, with the least and the most. The
+machine may be shared, so compare the columns of one run with each other and nothing else. llama.cpp takes
+part where llama-cpp-python is installed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from benchmarks import record
 from benchmarks.serving_cpu import prompt
 from pagewire import LLM, SamplingParams
-from pagewire.hub import DEFAULT_MODEL, resolve_model
+from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
+from pagewire.hub.resolve import gguf_file
 
-ROUNDS = 3
+ROUNDS = 5
+THREADS = os.cpu_count() or 1
+_LLAMA_BATCH = 2048
 DECODE_TOKENS, NUM_STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS, PREFILL_TOKENS = 64, 16, 128, 64, 1024
 
 
@@ -45,6 +55,62 @@ class Pagewire:
 
     def close(self) -> None:
         self._llm.close()
+
+
+class LlamaCpp:
+    """llama.cpp by its own API, on the same GGUF file: a context for one sequence and one for sixteen."""
+
+    def __init__(self, dtype: str) -> None:
+        import llama_cpp
+
+        self._api = llama_cpp
+        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        path = str(gguf_file(ALIASES[DEFAULT_MODEL])).encode()
+        self._model = llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())
+        vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocabulary)
+        self._contexts = {
+            1: self._context(1, PREFILL_TOKENS + DECODE_TOKENS),
+            NUM_STREAMS: self._context(NUM_STREAMS, NUM_STREAMS * (PROMPT_TOKENS + OUTPUT_TOKENS)),
+        }
+        self._batch = llama_cpp.llama_batch_init(_LLAMA_BATCH, 0, 1)
+
+    def _context(self, num_sequences: int, num_tokens: int) -> Any:
+        settings = self._api.llama_context_default_params()
+        settings.n_ctx, settings.n_seq_max = num_tokens + 256 * num_sequences, num_sequences
+        settings.n_batch = _LLAMA_BATCH
+        settings.n_threads = settings.n_threads_batch = THREADS
+        return self._api.llama_init_from_model(self._model, settings)
+
+    def generate(self, prompts: list[list[int]], max_tokens: int) -> None:
+        context = self._contexts[len(prompts)]
+        self._api.llama_memory_clear(self._api.llama_get_memory(context), True)
+        last = self._decode(context, [(s, p, t) for s, ids in enumerate(prompts) for p, t in enumerate(ids)])
+        for position in range(len(prompts[0]), len(prompts[0]) + max_tokens - 1):
+            last = self._decode(context, [(s, position, token) for s, token in enumerate(last)])
+
+    def _decode(self, context: Any, tokens: list[tuple[int, int, int]]) -> list[int]:
+        """Computes tokens, each of a sequence at a position; the likeliest after the last one of each
+        sequence."""
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        ends = {sequence: index for index, (sequence, _, _) in enumerate(tokens)}
+        for index, (sequence, position, token) in enumerate(tokens):
+            batch.token[index], batch.pos[index], batch.n_seq_id[index] = token, position, 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = ends[sequence] == index
+        if self._api.llama_decode(context, batch) != 0:
+            raise RuntimeError("llama_decode failed")
+        rows = (self._api.llama_get_logits_ith(context, index) for index in ends.values())
+        return [int(np.ctypeslib.as_array(row, (self._vocab_size,)).argmax()) for row in rows]
+
+    def close(self) -> None:
+        self._api.llama_batch_free(self._batch)
+        for context in self._contexts.values():
+            self._api.llama_free(context)
+        self._api.llama_model_free(self._model)
 
 
 class Transformers:
@@ -73,7 +139,13 @@ class Transformers:
         gc.collect()
 
 
-ENGINES: dict[str, Callable[[str], Engine]] = {"pagewire": Pagewire, "transformers": Transformers}
+# Name -> how it is made, and in which number format.
+ENGINES: dict[str, tuple[Callable[[str], Engine], str]] = {
+    "pagewire": (Pagewire, "auto"),
+    "llama.cpp": (LlamaCpp, ""),
+    "pagewire float32": (Pagewire, "float32"),
+    "transformers float32": (Transformers, "float32"),
+}
 
 
 def measure(engine: Engine, salt: int) -> dict[str, float]:
@@ -96,10 +168,13 @@ def measure(engine: Engine, salt: int) -> dict[str, float]:
     }
 
 
-def compare(dtype: str) -> dict[str, Any]:
-    """Medians for both engines, measured in turns, with pagewire's ratio to transformers."""
+def compare() -> dict[str, Any]:
+    """Every engine's medians, measured in turns, with the least and the most, and pagewire's ratio to
+    each."""
+    names = [name for name in ENGINES if name != "llama.cpp" or find_spec("llama_cpp")]
     engines, load = {}, {}
-    for name, make in ENGINES.items():
+    for name in names:
+        make, dtype = ENGINES[name]
         began = time.perf_counter()
         engines[name] = make(dtype)
         load[name] = round(time.perf_counter() - began, 2)
@@ -113,17 +188,26 @@ def compare(dtype: str) -> dict[str, Any]:
         engine.close()
     table: dict[str, Any] = {"load_s": load}
     for row in rounds["pagewire"][0]:
-        medians = {name: statistics.median(result[row] for result in rounds[name]) for name in engines}
-        table[f"{row}_tokens_per_s"] = {name: round(value, 1) for name, value in medians.items()}
-        table[f"{row}_tokens_per_s"]["ratio"] = round(medians["pagewire"] / medians["transformers"], 2)
+        results = {name: sorted(result[row] for result in rounds[name]) for name in engines}
+        medians = {name: statistics.median(each) for name, each in results.items()}
+        table[f"{row}_tokens_per_s"] = {
+            name: {
+                "median": round(medians[name], 1),
+                "from": round(each[0], 1),
+                "to": round(each[-1], 1),
+                "pagewire is": round(medians["pagewire"] / medians[name], 2),
+            }
+            for name, each in results.items()
+        }
     return table
 
 
 def main() -> None:
     """Measures and reports."""
     arguments = record.parser(__doc__).parse_args()
-    torch.set_num_threads(2)
-    record.write(arguments.json, {dtype: compare(dtype) for dtype in ("float32", "bfloat16")})
+    torch.set_num_threads(THREADS)
+    versions = {"llama-cpp-python": version("llama_cpp_python")} if find_spec("llama_cpp") else {}
+    record.write(arguments.json, {**versions, **compare()})
 
 
 if __name__ == "__main__":
