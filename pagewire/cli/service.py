@@ -71,9 +71,9 @@ class ServiceConfig:
         frontend.tls()  # its files are looked at before anything is started
 
         from engine.cpu.kernels.build import build_ahead
-        from pagewire.hub import resolve_checkpoint
+        from pagewire.hub import ALIASES, resolve_checkpoint
 
-        if worker.engine == "model":
+        if worker.engine == "model" and model in ALIASES:  # beside a download; the worker does it for others
             build_ahead(worker.device)
         directory, load_format = resolve_checkpoint(model, worker.load_format, progress=True)
         return cls(

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Literal, cast, overload
 
 from engine.config import WorkerConfig
-from engine.cpu.kernels.build import build_ahead
 from frontend.chat.conversation import Conversation as Turns
 from frontend.scoring.score import pair_up
 from frontend.served_model import ServedModel
@@ -80,7 +79,6 @@ class LLM:
             batching_strategy=batching_strategy,
         )
         wanted = WorkerConfig(**worker_options, model=model, socket=Path())
-        build_ahead(wanted.device)
         directory, load_format = resolve_checkpoint(model, wanted.load_format, progress=True)
         config = replace(wanted, model=str(directory), load_format=load_format)
         _open.add(id(self))

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pagewire.base.cache_home import cache_home
 from tests.unit.corrupt.samples import write_directory, write_gguf
 from tools.service import Service
 
@@ -68,7 +69,10 @@ def cut_gguf(directory: Path) -> Path:
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PAGEWIRE_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    (home / "native").symlink_to(cache_home() / "native")  # compiled once for all
+    environment = {**os.environ, "PAGEWIRE_HOME": str(home), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *arguments, "--device", "cpu"]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=90, check=False, cwd=Path.cwd()

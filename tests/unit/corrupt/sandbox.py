@@ -63,9 +63,15 @@ def load_text(directory: Path) -> None:
 
 def load_gguf(path: Path) -> None:
     """Converts, and loads what came of it."""
+    from pagewire.base.cache_home import cache_home
     from pagewire.hub import resolve_model
 
-    os.environ["PAGEWIRE_HOME"] = str(path.parent / "home")
+    home = path.parent / "home"
+    home.mkdir(exist_ok=True)
+    compiled = home / "native"
+    if not compiled.is_symlink():
+        compiled.symlink_to(cache_home() / "native")  # once for all
+    os.environ["PAGEWIRE_HOME"] = str(home)
     directory = resolve_model(str(path))
     load_engine(directory)
     load_text(directory)
