@@ -13,6 +13,7 @@ from engine.layers.weights import LoadableModule
 from engine.loader.backbone import drop_missing_head, names_in
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.dummy import load_dummy
+from engine.loader.quantized import with_quantized_layers
 from engine.loader.tied import untie_own_head
 from engine.loader.weights import load_weights
 from engine.models.base import CausalLM, ModelContext
@@ -49,6 +50,7 @@ def load_model(
         checkpoint = None if load_format == "dummy" else open_checkpoint(directory)
         if checkpoint is not None:
             context = drop_missing_head(untie_own_head(context, checkpoint, dtype), checkpoint)
+        context = with_quantized_layers(context, checkpoint)
         try:
             model = create_model(context, device, dtype)
         except SplitError as error:
@@ -83,7 +85,11 @@ def _require_table_room(context: ModelContext, source: Path) -> None:
 def _require_room(model: CausalLM, source: Path) -> None:
     """The parameters are allocated, but the system finds the memory for them as they are filled; what it
     does when there is not enough is to kill a process."""
-    needed = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+    # What is quantized as it is loaded is on no device before, and takes a byte a weight at most.
+    needed = sum(
+        parameter.numel() * (1 if parameter.is_meta else parameter.itemsize)
+        for parameter in model.parameters()
+    )
     available = available_memory()
     if needed > available:
         raise ConfigError(

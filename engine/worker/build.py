@@ -55,7 +55,7 @@ def build_worker(
     timeline = timeline or Timeline()
     device = pick_device(config.device)
     directory, load_format = resolve_checkpoint(config.model, config.load_format)
-    model_config = load_model_config(directory)
+    model_config = load_model_config(directory, config.quantization)
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
     if config.world_size > 1 and device.type == "cuda" and not config.enforce_eager:
         raise ConfigError("several ranks on GPUs need enforce_eager: their graphs are not captured again yet")
@@ -90,7 +90,7 @@ def build_worker(
         device=device_name(device),
         rank=config.rank,
         world_size=config.world_size,
-        fingerprint=fingerprint(directory, load_format, config.seed),
+        fingerprint=fingerprint(directory, load_format, config.seed, config.quantization),
         task=assembly.model.task,
         labels=assembly.model.labels,
     )

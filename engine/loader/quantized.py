@@ -1,0 +1,89 @@
+"""Which of a checkpoint's matrices are quantized: what its configuration says, checked with its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+from engine.loader.backbone import names_in
+from engine.loader.checkpoint import Checkpoint
+from engine.loader.stream import StoredTensor
+from engine.models.base import ModelContext
+from engine.models.checkpoint_names import CheckpointNames
+from engine.models.config import ModelConfig
+from engine.models.families import checkpoint_names
+from engine.quant.config import Quantization
+from engine.quant.methods.base import NothingStored, StoredShape, StoredTensors
+from engine.quant.methods.choose import METHODS, MethodsByScheme
+from engine.quant.schemes import AtLoad, Scheme
+
+
+def with_quantized_layers(context: ModelContext, checkpoint: Checkpoint | None) -> ModelContext:
+    """The context with the methods of a quantized model's layers, found out before anything is allocated.
+
+    A matrix that the checkpoint has in 16 bits or more is plain, whatever its configuration says: GPTQ's says
+    nothing of modules that were left out.
+
+    Args:
+        checkpoint: None for random weights, of which nothing but the configuration is known.
+    """
+    config, quantization = context.config, context.config.quantization
+    if quantization is None:
+        return context
+    if checkpoint is None:
+        names, stored = checkpoint_names(config.architecture), cast(StoredTensors, NothingStored())
+    else:
+        names = names_in(checkpoint, config)
+        stored = _Stored(checkpoint, config, names)
+    products = context.layout_products
+    methods = MethodsByScheme(
+        context.linear_methods,
+        _Schemes(config, quantization, stored, names).of,
+        lambda scheme: METHODS[type(scheme)](scheme, products, stored),
+    )
+    return replace(context, linear_methods=methods)
+
+
+class _Stored:
+    """A checkpoint's tensors by the model's names."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, names: CheckpointNames) -> None:
+        self._names, self._config = names, config
+        self._tensors: Mapping[str, StoredTensor] = {
+            tensor.name: tensor for tensors in checkpoint.files.values() for tensor in tensors
+        }
+
+    def find(self, layer: str, shard: str, tensor: str) -> StoredShape | None:
+        modules = names_of(self._names, self._config, layer, shard)
+        found = (self._tensors.get(f"{module}.{tensor}") for module in modules)
+        stored = next((each for each in found if each is not None), None)
+        return None if stored is None else StoredShape(stored.shape, stored.dtype)
+
+
+class _Schemes:
+    """The scheme of each matrix."""
+
+    def __init__(
+        self, config: ModelConfig, quantization: Quantization, stored: StoredTensors, names: CheckpointNames
+    ) -> None:
+        self._config, self._quantization = config, quantization
+        self._stored, self._names = stored, names
+
+    def of(self, layer: str, shard: str) -> Scheme | None:
+        """None for a plain matrix."""
+        if layer == "lm_head" and self._config.tie_word_embeddings:
+            return None
+        scheme = self._quantization.scheme_of(names_of(self._names, self._config, layer, shard))
+        if scheme is None or isinstance(scheme, AtLoad):
+            return scheme
+        weight = self._stored.find(layer, shard, "weight")
+        is_plain = weight is not None and weight.dtype.is_floating_point and weight.dtype.itemsize > 1
+        return None if is_plain else scheme
+
+
+def names_of(names: CheckpointNames, config: ModelConfig, layer: str, shard: str) -> list[str]:
+    """What a checkpoint may call a matrix: its own name, and those of modules that hold it and others."""
+    own = names.module(layer, shard)
+    parent, _, matrix = own.rpartition(".")
+    return [own, *(f"{parent}.{fused}" for fused, layout in names.split.items() if matrix in layout(config))]
