@@ -275,10 +275,7 @@ def parse_model_config(
     config = with_head(FAMILIES[decoder].read_config(fields, decoder, eos_sources), architecture, fields)
     quantized = read_quantization(values, source, directory=directory, wanted=quantization)
     _check_experts(config, quantized, source)
-    # The experts' number format is in their own configuration.
-    return (
-        config if quantized is None or quantized.method == MXFP4 else replace(config, quantization=quantized)
-    )
+    return replace(config, quantization=quantized)
 
 
 def _check_experts(config: ModelConfig, quantization: Quantization | None, source: str) -> None:

@@ -13,6 +13,7 @@ class TokenizeAnswer(BaseModel):
     tokens: list[int]
     count: int
     max_model_len: int | None = Field(description="null while no engine has been attached yet.")
+    quantization: str | None = Field(description="How the weights are quantized; null for plain numbers.")
     token_strs: list[str | None] | None = Field(
         description="With return_token_strs: as the vocabulary has them."
     )
@@ -107,6 +108,7 @@ class EngineAnswer(BaseModel):
     max_num_batched_tokens: int
     task: Literal["generate", "classify", "embed"] = Field(description="What the model is for.")
     labels: list[str] = Field(description="The names of its classes, if it classifies.")
+    quantization: str | None = Field(description="How the weights are quantized; null for plain numbers.")
 
 
 class TimelineEvent(BaseModel):

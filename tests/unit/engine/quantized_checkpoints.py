@@ -256,6 +256,28 @@ def squeezellm(bits: int, *, sparse: bool) -> Quantize:
     return quantize
 
 
+def rounded_int4(weight: torch.Tensor) -> torch.Tensor:
+    """To the nearest of 16 values that a group of 128 inputs, or of 32, spans."""
+    groups = by_position(weight.shape[1], 128 if weight.shape[1] % 128 == 0 else 32)
+    made = torch.empty_like(weight)
+    for group in groups.unique():
+        for row in range(len(weight)):
+            part = weight[row, groups == group]
+            low, high = min(float(part.min()), 0.0), max(float(part.max()), 0.0)
+            step = (high - low) / 15
+            zero = round(-low / step)
+            made[row, groups == group] = ((part / step).round() + zero).clamp(0, 15).sub(zero) * step
+    return made
+
+
+# What weights become that are quantized as they are loaded.
+MADE_AT_LOAD: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "int8": lambda weight: int8()(weight)[1],
+    "fp8": lambda weight: fp8("channel")(weight)[1],
+    "int4": rounded_int4,
+}
+
+
 def compressed(
     kind: str, weights: dict[str, Any], inputs: dict[str, Any] | None = None, targets: Any = ("Linear",)
 ) -> dict[str, Any]:
