@@ -13,7 +13,6 @@ class TokenizeAnswer(BaseModel):
     tokens: list[int]
     count: int
     max_model_len: int | None = Field(description="null while no engine has been attached yet.")
-    quantization: str | None = Field(description="How the weights are quantized; null for plain numbers.")
     token_strs: list[str | None] | None = Field(
         description="With return_token_strs: as the vocabulary has them."
     )
@@ -58,6 +57,7 @@ class ModelAnswer(BaseModel):
     root: str
     parent: None
     max_model_len: int | None = Field(description="null while no engine has been attached yet.")
+    quantization: str | None = Field(description="How the weights are quantized; null for plain numbers.")
 
 
 class ModelList(BaseModel):
