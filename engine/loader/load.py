@@ -13,7 +13,7 @@ from engine.layers.weights import LoadableModule
 from engine.loader.backbone import drop_missing_head, names_in
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.dummy import load_dummy
-from engine.loader.quantized import with_quantized_layers
+from engine.loader.quantized import names_of_quantized, with_quantized_layers
 from engine.loader.tied import untie_own_head
 from engine.loader.weights import load_weights
 from engine.models.base import CausalLM, ModelContext
@@ -60,7 +60,8 @@ def load_model(
         if checkpoint is None:
             load_dummy(model, seed)
         else:
-            model.names = names_in(checkpoint, context.config)
+            names = names_in(checkpoint, context.config)
+            model.names = names_of_quantized(names, checkpoint, context.config)
             load_weights(model, checkpoint, device)
         for module in model.modules():
             if isinstance(module, LoadableModule):

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import cast
 
 from engine.loader.backbone import names_in
-from engine.loader.checkpoint import Checkpoint
-from engine.loader.stream import StoredTensor
+from engine.loader.checkpoint import Checkpoint, readable
+from engine.loader.stream import StoredTensor, read_exactly
 from engine.models.base import ModelContext
 from engine.models.checkpoint_names import CheckpointNames
 from engine.models.config import ModelConfig
@@ -17,6 +17,12 @@ from engine.quant.config import Quantization
 from engine.quant.methods.base import NothingStored, StoredShape, StoredTensors
 from engine.quant.methods.choose import METHODS, MethodsByScheme
 from engine.quant.schemes import AtLoad, Scheme
+
+# Ends of names, as compressed-tensors and AutoFP8 have them.
+_KV_SCALES = (
+    *(".k_scale", ".v_scale", ".q_scale", ".prob_scale", ".kv_scale"),
+    *(".k_proj.output_scale", ".v_proj.output_scale"),
+)
 
 
 def with_quantized_layers(context: ModelContext, checkpoint: Checkpoint | None) -> ModelContext:
@@ -43,6 +49,32 @@ def with_quantized_layers(context: ModelContext, checkpoint: Checkpoint | None) 
         lambda scheme: METHODS[type(scheme)](scheme, products, stored),
     )
     return replace(context, linear_methods=methods)
+
+
+def names_of_quantized(
+    names: CheckpointNames, checkpoint: Checkpoint, config: ModelConfig
+) -> CheckpointNames:
+    """The names, with what quantized checkpoints hold beside the model ignored: scales for a KV cache of 8
+    bits, which is kept in the model's dtype, and biases of zeros, which AutoGPTQ gives every matrix.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    if config.quantization is None:
+        return names
+    tensors = [tensor for stored in checkpoint.files.values() for tensor in stored]
+    packed = {tensor.name.removesuffix(".qweight") for tensor in tensors if tensor.name.endswith(".qweight")}
+    biases = [tensor for tensor in tensors if tensor.name.removesuffix(".bias") in packed]
+    zeros = tuple(bias.name for bias in biases if _is_zero(bias))
+    return replace(names, ignored=(*names.ignored, *_KV_SCALES, *zeros))
+
+
+def _is_zero(stored: StoredTensor) -> bool:
+    """Whether a small tensor's numbers are all zero."""
+    values = bytearray(stored.num_bytes)
+    with readable(stored.path), stored.path.open("rb", buffering=0) as file:
+        read_exactly(file.fileno(), memoryview(values), stored, 0)
+    return not any(values)
 
 
 class _Stored:

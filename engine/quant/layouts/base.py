@@ -9,6 +9,7 @@ from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 # Of a matrix that the reference product has in full precision at a time.
 TILE_ELEMENTS = 2**24
@@ -68,6 +69,12 @@ class Layout(ABC):
         """Of all its tensors."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
+def layouts_of(model: nn.Module) -> Iterator[Layout]:
+    """Those of all layers of a model that is loaded."""
+    for module in model.modules():
+        yield from cast(Sequence[Layout], getattr(module, "layouts", ()))
 
 
 def join_runs(layouts: Sequence[Layout]) -> tuple[Layout, ...]:

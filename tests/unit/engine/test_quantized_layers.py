@@ -218,6 +218,23 @@ def test_a_description_may_have_a_file_of_its_own(tmp_path: Path) -> None:
     assert_alike(quantized, plain)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_what_lies_beside_the_model_is_ignored_if_it_carries_nothing(value: float, tmp_path: Path) -> None:
+    """AutoGPTQ gives every matrix a bias, and calibrated checkpoints have scales for an 8-bit KV cache."""
+    quantized, plain = write_pair(tmp_path, CASES["gptq 4"][0])
+    tensors = load_file(quantized / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.bias"] = torch.full((96,), value, dtype=torch.float16)
+    tensors["model.layers.0.self_attn.k_scale"] = torch.ones(1)
+    save_file(tensors, quantized / "model.safetensors")
+    if value == 0:
+        assert_alike(quantized, plain)
+        return
+    with pytest.raises(
+        ConfigError, match=r"'model\.layers\.0\.mlp\.up_proj\.bias' is not part of this model"
+    ):
+        runner(quantized)
+
+
 def test_matrices_that_a_checkpoint_fuses_are_taken_apart(tmp_path: Path) -> None:
     """Phi-3's query_key_value and gate_up, packed along the outputs that they are fused along."""
     quantized, plain = write_pair(tmp_path, Case(AWQ, files.awq(32)))
