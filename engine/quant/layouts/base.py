@@ -38,7 +38,7 @@ class Layout(ABC):
 
     @abstractmethod
     def fits(self, other: Self) -> bool:
-        """Whether another matrix of the same inputs can be joined to this one."""
+        """Whether another matrix of the same inputs can come after this one in a joined one."""
 
     @classmethod
     @abstractmethod
@@ -82,7 +82,7 @@ def join_runs(layouts: Sequence[Layout]) -> tuple[Layout, ...]:
     together becomes one."""
     runs: list[list[Layout]] = []
     for layout in layouts:
-        if runs and type(runs[-1][0]) is type(layout) and runs[-1][0].fits(layout):
+        if runs and type(runs[-1][-1]) is type(layout) and runs[-1][-1].fits(layout):
             runs[-1].append(layout)
         else:
             runs.append([layout])

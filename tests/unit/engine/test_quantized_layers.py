@@ -153,6 +153,24 @@ def test_matrices_whose_inputs_are_in_different_orders_are_multiplied_apart() ->
     torch.testing.assert_close(layer(x), x @ torch.cat(expected).T + bias, rtol=1e-4, atol=1e-4)
 
 
+def test_blocks_begin_anew_in_each_matrix() -> None:
+    """After one that ends within a block nothing can be joined."""
+    quantize, sizes = files.fp8("block"), {"gate": 64, "up": 48, "more": 32}
+    matrices = {name: quantize(torch.randn(size, 80)) for name, size in sizes.items()}
+    layer = MergedColumnParallelLinear(
+        "up",
+        80,
+        sizes,
+        bias=False,
+        methods=SameMethod(method(Fp8("block", Activations.NONE, (32, 32)))),
+        parallel=TensorParallel(),
+    )
+    layouts = load(layer, {name: stored for name, (stored, _) in matrices.items()})
+    assert [layout.out_features for layout in layouts] == [112, 32]
+    x, weight = torch.randn(3, 80), torch.cat([stands_for for _, stands_for in matrices.values()])
+    torch.testing.assert_close(layer(x), x @ weight.T, rtol=1e-4, atol=1e-4)
+
+
 def test_groups_that_are_not_of_the_size_that_the_file_says_are_refused() -> None:
     stored, _ = files.gptq(4, 32, symmetric=True)(torch.randn(N, K))
     stored["g_idx"][0] = 1
