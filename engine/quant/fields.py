@@ -70,6 +70,11 @@ class QuantFields:
             raise self.error(f"{names[0]} is {value!r}", "it must be a list of names of modules")
         return value
 
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        """An object within, unchecked; empty where it is missing or null."""
+        found = self.inner(name)
+        return {} if found is None else found.values
+
     def inner(self, name: str) -> QuantFields | None:
         """An object within; None where it is missing or null."""
         value = self.values.get(name)

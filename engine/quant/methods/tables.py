@@ -74,7 +74,7 @@ class BnbTableMethod(QuantizedMethod[BnbTable]):
         codes = torch.stack((halves >> 4, halves & 15), -1).flatten(1)
         absmax = tensors["weight.absmax"]
         if self.scheme.nested:
-            absmax = _unnested(absmax, tensors, float(state.get("nested_offset", 0.0)))
+            absmax = _unnested(absmax, matrix, state.get("nested_offset", 0.0))
         # Blocks run over the ends of rows where 64 does not divide them: their common divisor does.
         group_size = gcd(_BLOCK, in_features)
         scales = absmax.float().repeat_interleave(_BLOCK // group_size)[: codes.numel() // group_size]
@@ -102,12 +102,17 @@ def _read_state(matrix: Matrix) -> dict[str, Any]:
     return {}
 
 
-def _unnested(absmax: torch.Tensor, tensors: dict[str, torch.Tensor], offset: float) -> torch.Tensor:
+def _unnested(absmax: torch.Tensor, matrix: Matrix, offset: object) -> torch.Tensor:
     """uint8 [blocks] -> fp32 [blocks]."""
-    values = tensors["weight.nested_quant_map"].view(-1)[absmax.int()]
-    nested = tensors.get("weight.nested_absmax")
+    values = matrix.tensors["weight.nested_quant_map"].view(-1)[absmax.int()]
+    nested = matrix.tensors.get("weight.nested_absmax")
     if nested is None:
         return values
+    if not isinstance(offset, int | float) or nested.numel() * _NESTED_BLOCK < len(values):
+        raise ConfigError(
+            f"{matrix.where}: bitsandbytes: nested_offset is {offset!r}, and weight.nested_absmax has "
+            f"{nested.numel()} scales for {len(values)} blocks"
+        )
     return values * nested.view(-1).repeat_interleave(_NESTED_BLOCK)[: len(values)] + offset
 
 
@@ -151,7 +156,7 @@ def _outliers(matrix: Matrix) -> Outliers | None:
     places, values = [], []
     if "vals" in tensors:
         starts, columns = tensors["rows"], tensors["cols"]
-        if not _is_csr(starts, columns, len(tensors["vals"]), size):
+        if tensors["vals"].dim() != 1 or not _is_csr(starts, columns, len(tensors["vals"]), size):
             raise ConfigError(f"{matrix.where}: rows, cols and vals are no sparse matrix of {list(size)}")
         outputs = torch.repeat_interleave(starts.diff().long(), output_size=len(columns))
         places.append(outputs * size[1] + columns)

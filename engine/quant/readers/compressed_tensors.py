@@ -23,7 +23,7 @@ def read_compressed_tensors(fields: QuantFields) -> Quantization:
     if status != "compressed":
         raise fields.error(f"quantization_status is {status!r}", "only compressed checkpoints are read")
     for name in ("sparsity_config", "transform_config"):
-        value = fields.get(name, default={})
+        value = fields.mapping(name)
         if value and value != {"config_groups": {}} and value.get("format") != "dense":
             raise fields.error(f"{name} is set", "sparse and transformed weights are not read")
     groups = fields.inner("config_groups")

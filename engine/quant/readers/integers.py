@@ -67,7 +67,7 @@ def read_auto_round(fields: QuantFields) -> Quantization:
     else:
         scheme = _gptq_scheme(fields)
     plain, others = [], []
-    for module, own in (fields.get("extra_config", default={}) or {}).items():
+    for module, own in fields.mapping("extra_config").items():
         if not isinstance(own, dict):
             raise fields.error(f"extra_config of {module} is {own!r}", "it must be an object")
         if own.get("bits", fields.get("bits")) == _FULL_PRECISION_BITS:
@@ -107,10 +107,8 @@ def _gptq_summary(scheme: Gptq) -> str:
 def _dynamic_rules(fields: QuantFields, scheme: Gptq) -> list[SchemeRule]:
     """GPTQModel's `dynamic`: regular expressions, "-:" before one leaves modules in full precision, "+:" or
     nothing gives them other settings."""
-    dynamic = fields.get("dynamic", default={})
-    if not isinstance(dynamic, dict):
-        raise fields.error(f"dynamic is {dynamic!r}", "it must be an object")
-    return [_dynamic_rule(fields, scheme, entry, own) for entry, own in dynamic.items()]
+    entries = fields.mapping("dynamic").items()
+    return [_dynamic_rule(fields, scheme, entry, own) for entry, own in entries]
 
 
 def _dynamic_rule(fields: QuantFields, scheme: Gptq, entry: str, own: Any) -> SchemeRule:

@@ -138,6 +138,17 @@ BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 @pytest.mark.parametrize(
     ("described", "message"),
     [
+        ({**GPTQ, "dynamic": []}, r"dynamic is \[\]; it must be an object or null"),
+        (
+            {"quant_method": "auto-round", "bits": 4, "extra_config": "x"},
+            "extra_config is 'x'; it must be an",
+        ),
+        ({**compressed("int-quantized", INT8), "sparsity_config": 1}, "sparsity_config is 1; it must be an"),
+        ({**compressed("int-quantized", INT8), "config_groups": []}, r"config_groups is \[\]; it must be an"),
+        (
+            {**compressed("int-quantized", INT8), "ignore": "lm_head"},
+            "ignore is 'lm_head'; it must be a list",
+        ),
         ({"quant_method": "aqlm"}, r"quantized as 'aqlm', which is not supported; supported are awq, gptq, "),
         ({"bits": 4}, "quant_method is None; supported are awq"),
         (

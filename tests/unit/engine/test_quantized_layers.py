@@ -4,7 +4,9 @@ and the layouts themselves."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -234,6 +236,46 @@ def test_a_description_may_have_a_file_of_its_own(tmp_path: Path) -> None:
     (quantized / "config.json").write_text(json.dumps(config))
     (quantized / "quantize_config.json").write_text(json.dumps(described))
     assert_alike(quantized, plain)
+
+
+def _end_after(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["rows"][-1] += 1
+
+
+def _lie_outside(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["cols"][0] = 10**6
+
+
+def _begin_outside(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["full_row_indices"][0] = -1
+
+
+@pytest.mark.parametrize("damage", [_end_after, _lie_outside, _begin_outside])
+def test_damaged_outliers_are_refused(damage: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    stored, _ = files.squeezellm(4, sparse=True)(torch.randn(N, K))
+    damage(stored)
+    methods = SameMethod(method(SqueezeLlm(4), stored))
+    layer = RowParallelLinear("down", K, N, bias=False, methods=methods, parallel=TensorParallel())
+    with pytest.raises(ConfigError, match=r"^down: (rows, cols and vals|full_rows) are no "):
+        load(layer, {"": stored})
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "message"),
+    [
+        ("weight.nested_absmax", torch.ones(0), "nested_absmax has 0 scales for 128 blocks"),
+        ("weight.quant_state.bitsandbytes__nf4", b"{", "quant_state.bitsandbytes__nf4 is not JSON"),
+        ("weight.quant_state.bitsandbytes__nf4", b"[]", "bitsandbytes__nf4 is no JSON object"),
+        ("weight.quant_state.bitsandbytes__nf4", b'{"blocksize": 128}', "blocksize is 128; supported is 64"),
+    ],
+)
+def test_damaged_states_of_bitsandbytes_are_refused(tensor: str, value: Any, message: str) -> None:
+    stored, _ = files.nf4(nested=True)(torch.randn(N, K))
+    stored[tensor] = torch.tensor(list(value), dtype=torch.uint8) if isinstance(value, bytes) else value
+    methods = SameMethod(method(BnbTable(nested=True), stored))
+    layer = RowParallelLinear("down", K, N, bias=False, methods=methods, parallel=TensorParallel())
+    with pytest.raises(ConfigError, match=f"^down: .*{message}"):
+        load(layer, {"": stored})
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
