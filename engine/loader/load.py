@@ -50,7 +50,7 @@ def load_model(
         checkpoint = None if load_format == "dummy" else open_checkpoint(directory)
         if checkpoint is not None:
             context = drop_missing_head(untie_own_head(context, checkpoint, dtype), checkpoint)
-        context = with_quantized_layers(context, checkpoint)
+        context = with_quantized_layers(context, checkpoint, device)
         try:
             model = create_model(context, device, dtype)
         except SplitError as error:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
+import torch
+
 from engine.loader.backbone import names_in
 from engine.loader.checkpoint import Checkpoint, readable
 from engine.loader.stream import StoredTensor, read_exactly
@@ -16,8 +18,12 @@ from engine.models.families import checkpoint_names
 from engine.quant.config import Quantization
 from engine.quant.methods.base import NothingStored, StoredShape, StoredTensors
 from engine.quant.methods.choose import METHODS, MethodsByScheme
+from engine.quant.methods.experts import QuantizedExperts
 from engine.quant.schemes import AtLoad, Scheme
+from pagewire.base.errors import ConfigError
 
+# Which no format quantizes, though not all descriptions say so.
+_ROUTERS = (".router", ".shared_expert_gate")
 # Ends of names, as compressed-tensors and AutoFP8 have them.
 _KV_SCALES = (
     *(".k_scale", ".v_scale", ".q_scale", ".prob_scale", ".kv_scale"),
@@ -25,7 +31,9 @@ _KV_SCALES = (
 )
 
 
-def with_quantized_layers(context: ModelContext, checkpoint: Checkpoint | None) -> ModelContext:
+def with_quantized_layers(
+    context: ModelContext, checkpoint: Checkpoint | None, device: torch.device
+) -> ModelContext:
     """The context with the methods of a quantized model's layers, found out before anything is allocated.
 
     A matrix that the checkpoint has in 16 bits or more is plain, whatever its configuration says: GPTQ's says
@@ -33,6 +41,9 @@ def with_quantized_layers(context: ModelContext, checkpoint: Checkpoint | None) 
 
     Args:
         checkpoint: None for random weights, of which nothing but the configuration is known.
+
+    Raises:
+        ConfigError: the device has no products for quantized experts.
     """
     config, quantization = context.config, context.config.quantization
     if quantization is None:
@@ -48,7 +59,15 @@ def with_quantized_layers(context: ModelContext, checkpoint: Checkpoint | None) 
         _Schemes(config, quantization, stored, names).of,
         lambda scheme: METHODS[type(scheme)](scheme, products, stored),
     )
-    return replace(context, linear_methods=methods)
+    experts = context.expert_methods
+    if quantization.rules and any(layer.experts is not None for layer in config.layers):
+        if device.type != "cpu":
+            raise ConfigError(
+                f"experts quantized as {quantization.method!r} are not supported on GPUs yet; use "
+                "--device cpu, or an unquantized checkpoint"
+            )
+        experts = {**experts, "": QuantizedExperts(methods)}
+    return replace(context, linear_methods=methods, expert_methods=experts)
 
 
 def names_of_quantized(
@@ -106,9 +125,13 @@ class _Schemes:
         """None for a plain matrix."""
         if layer == "lm_head" and self._config.tie_word_embeddings:
             return None
+        if layer.endswith(_ROUTERS) and isinstance(self._stored, NothingStored):
+            return None
         scheme = self._quantization.scheme_of(names_of(self._names, self._config, layer, shard))
-        if scheme is None or isinstance(scheme, AtLoad):
-            return scheme
+        if isinstance(scheme, AtLoad):
+            return None if layer.endswith(_ROUTERS) else scheme
+        if scheme is None:
+            return None
         weight = self._stored.find(layer, shard, "weight")
         is_plain = weight is not None and weight.dtype.is_floating_point and weight.dtype.itemsize > 1
         return None if is_plain else scheme

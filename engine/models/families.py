@@ -279,8 +279,8 @@ def parse_model_config(
 
 
 def _check_experts(config: ModelConfig, quantization: Quantization | None, source: str) -> None:
-    """Raises ConfigError for a mixture whose experts would be quantized as linear layers are, and for MXFP4
-    where no experts are of it."""
+    """Raises ConfigError for experts that lie in one tensor and would be quantized as linear layers are, and
+    for MXFP4 where no experts are of it."""
     formats = {layer.experts.weight_format for layer in config.layers if layer.experts is not None}
     if quantization is None:
         return
@@ -288,10 +288,10 @@ def _check_experts(config: ModelConfig, quantization: Quantization | None, sourc
         raise ConfigError(
             f"{source}: the weights are quantized as {MXFP4!r}; supported are gpt-oss's experts"
         )
-    if quantization.method != MXFP4 and formats:
+    if quantization.method != MXFP4 and formats and checkpoint_names(config.architecture).experts.stacked:
         raise ConfigError(
-            f"{source}: experts quantized as {quantization.method!r} are not supported; supported are plain "
-            "experts, and gpt-oss's of MXFP4"
+            f"{source}: experts quantized as {quantization.method!r} are not supported for this "
+            "architecture; supported are plain ones and MXFP4"
         )
 
 

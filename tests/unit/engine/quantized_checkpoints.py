@@ -314,15 +314,25 @@ def write_pair(
         others: pieces of modules' names -> how they are quantized instead; None for not at all.
     """
     config = {**CONFIG, **case.changes, **changes}
-    plain = tensors({**TINY, **config})
+    return write_both(directory, case, tensors({**TINY, **config}), config, others or {})
+
+
+def write_both(
+    directory: Path,
+    case: Case,
+    plain: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    others: Mapping[str, Quantize | None],
+) -> tuple[Path, Path]:
+    """As write_pair, of these tensors, which become those of the plain checkpoint."""
     stored: dict[str, torch.Tensor] = {}
     for name, tensor in list(plain.items()):
         module, _, kind = name.rpartition(".")
-        if kind != "weight" or "norm" in name or "embed" in name or module == "lm_head":
+        if kind != "weight" or "norm" in name or "embed" in name or module.endswith(("lm_head", "moe.gate")):
             stored[name] = tensor
             continue
         quantize: Quantize | None = case.quantize
-        for piece, other in (others or {}).items():
+        for piece, other in others.items():
             if piece in module:
                 quantize = other
         if quantize is None:

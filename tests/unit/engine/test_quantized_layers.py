@@ -12,10 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.cpu.attention import TorchAttentionBackend
+from engine.cpu.ops import TorchLayerOps
 from engine.layers.linear import LinearLayer, MergedColumnParallelLinear, RowParallelLinear, SeparateProducts
-from engine.layers.linear_method import LinearMethod, SameMethod
+from engine.layers.linear_method import DenseMethod, LinearMethod, SameMethod
 from engine.layers.parallel import SplitError, TensorParallel
 from engine.loader.fingerprint import fingerprint
+from engine.loader.quantized import with_quantized_layers
+from engine.models.base import ModelContext
+from engine.models.families import load_model_config
 from engine.quant.bits import pack_words, unpack_words
 from engine.quant.layouts import base
 from engine.quant.layouts.base import Layout
@@ -29,7 +34,7 @@ from engine.quant.products import LayoutProducts
 from engine.quant.schemes import Activations, Awq, BnbTable, Fp8, Gptq, Int8, PackedInts, Scheme, SqueezeLlm
 from pagewire.base.errors import ConfigError
 from tests.unit.engine import quantized_checkpoints as files
-from tests.unit.engine.quantized_checkpoints import CONFIG, Case, Quantize, compressed, write_pair
+from tests.unit.engine.quantized_checkpoints import CONFIG, Case, Quantize, compressed, write_both, write_pair
 from tests.unit.engine.test_loading import runner
 from tests.unit.engine.test_quantized_models import (
     AWQ,
@@ -42,7 +47,7 @@ from tests.unit.engine.test_quantized_models import (
     logprobs,
 )
 from tests.unit.engine.tiny_model import CONFIG as TINY
-from tests.unit.engine.tiny_model import write_model
+from tests.unit.engine.tiny_model import tensors, write_model
 
 K, N = 128, 64
 
@@ -68,8 +73,8 @@ def load(layer: LinearLayer, matrices: dict[str, dict[str, torch.Tensor]]) -> tu
         getattr(parameter, "file_name", "") or name: name
         for name, parameter in layer.named_parameters(recurse=False)
     }
-    for shard, tensors in matrices.items():
-        for name, tensor in tensors.items():
+    for shard, stored in matrices.items():
+        for name, tensor in stored.items():
             layer.load_parameter(names[name], tensor, shard or None)
     layer.finish_loading()
     return layer.layouts
@@ -324,6 +329,57 @@ def test_random_weights_need_a_description_alone(name: str, tmp_path: Path) -> N
         assert all(torch.tensor(entry.top_logprobs).isfinite().all() for entry in told)
     layers = runner(tmp_path, load_format="dummy").model.modules()
     assert sum(isinstance(each, layout) for layer in layers for each in getattr(layer, "layouts", ())) == 8
+
+
+MIXTRAL = {
+    **CONFIG,
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+MIXTURES = {
+    "gptq": Case({"quant_method": "gptq", "bits": 4, "group_size": 32}, files.gptq(4, 32, symmetric=False)),
+    "fp8": Case(compressed("float-quantized", {**FP8, "strategy": "tensor"}), files.fp8("tensor")),
+}
+
+
+def mixtral() -> dict[str, torch.Tensor]:
+    weights = tensors({**TINY, **CONFIG})
+    for layer in (f"model.layers.{index}" for index in range(TINY["num_hidden_layers"])):
+        for name in ("gate", "up", "down"):
+            weights.pop(f"{layer}.mlp.{name}_proj.weight")
+        moe = f"{layer}.block_sparse_moe"
+        weights[f"{moe}.gate.weight"] = torch.randn(4, 64) / 8
+        for expert in range(4):
+            for name, shape in (("w1", (96, 64)), ("w2", (64, 96)), ("w3", (96, 64))):
+                weights[f"{moe}.experts.{expert}.{name}.weight"] = torch.randn(shape) / shape[1] ** 0.5
+    return weights
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_are_quantized_each_matrix_as_it_is_stored(name: str, tmp_path: Path) -> None:
+    others = {"experts.2.w3": None, "layers.1.block_sparse_moe.experts.0": None}
+    quantized, plain = write_both(tmp_path, MIXTURES[name], mixtral(), MIXTRAL, others)
+    assert_alike(quantized, plain)
+    for told in logprobs(quantized, load_format="dummy"):
+        assert all(torch.tensor(entry.top_logprobs).isfinite().all() for entry in told)
+    for told in logprobs(plain, quantization="int8"):
+        assert all(torch.tensor(entry.top_logprobs).isfinite().all() for entry in told)
+
+
+def test_quantized_experts_need_a_cpu(tmp_path: Path) -> None:
+    quantized, _ = write_both(tmp_path, MIXTURES["gptq"], mixtral(), MIXTRAL, {})
+    device = torch.device("cuda")
+    context = ModelContext(
+        load_model_config(quantized),
+        64,
+        TorchAttentionBackend(torch.device("cpu"), torch.float32),
+        TorchLayerOps(torch.device("cpu")),
+        SameMethod(DenseMethod()),
+        TensorParallel(),
+    )
+    with pytest.raises(ConfigError, match="experts quantized as 'gptq' are not supported on GPUs yet"):
+        with_quantized_layers(context, None, device)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
