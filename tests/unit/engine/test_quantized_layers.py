@@ -45,6 +45,7 @@ from tests.unit.engine.test_quantized_models import (
     INPUT_CASES,
     assert_alike,
     logprobs,
+    logprobs_of,
 )
 from tests.unit.engine.tiny_model import CONFIG as TINY
 from tests.unit.engine.tiny_model import tensors, write_model
@@ -212,8 +213,7 @@ def test_schemes_may_differ_between_matrices_even_of_a_fused_layer(tmp_path: Pat
     }
     case = Case(MIXED, files.packed(4, 32, symmetric=True))
     quantized, plain = write_pair(tmp_path, case, others=others, attention_bias=True, mlp_bias=True)
-    assert_alike(quantized, plain)
-    layers = dict(runner(quantized).model.named_modules())
+    layers = dict(assert_alike(quantized, plain).named_modules())
     assert isinstance(layers["model.layers.0.self_attn.qkv_proj"].method, SeparateProducts)
     assert [type(each) for each in layers["model.layers.1.mlp.down_proj"].layouts] == [Fp8Channels]
 
@@ -325,10 +325,10 @@ def test_random_weights_need_a_description_alone(name: str, tmp_path: Path) -> N
     case, layout = CASES[name]
     config = {**TINY, **CONFIG, "quantization_config": dict(case.described)}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    for told in logprobs(tmp_path, load_format="dummy"):
+    served = runner(tmp_path, load_format="dummy")
+    assert [type(each) for each in base.layouts_of(served.model)] == [layout] * 8
+    for told in logprobs_of(served):
         assert all(torch.tensor(entry.top_logprobs).isfinite().all() for entry in told)
-    layers = runner(tmp_path, load_format="dummy").model.modules()
-    assert sum(isinstance(each, layout) for layer in layers for each in getattr(layer, "layouts", ())) == 8
 
 
 MIXTRAL = {
@@ -356,7 +356,7 @@ def mixtral() -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", ["gptq", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_experts_are_quantized_each_matrix_as_it_is_stored(name: str, tmp_path: Path) -> None:
     others = {"experts.2.w3": None, "layers.1.block_sparse_moe.experts.0": None}
     quantized, plain = write_both(tmp_path, MIXTURES[name], mixtral(), MIXTRAL, others)
@@ -419,7 +419,10 @@ def test_words_hold_neighbours_in_halves_of_16_bits() -> None:
         assert [halves & 0xFFFF, halves >> 16] == values[2, 16 + 2 * pair : 18 + 2 * pair].tolist()
 
 
-@pytest.mark.parametrize("name", ["awq", "squeezellm 3, sparse", *INPUT_CASES])
+TILED = ("awq", "squeezellm 3, sparse", "fp8 static", "fp8 blocks", "int8 static with a zero point")
+
+
+@pytest.mark.parametrize("name", TILED)
 def test_products_are_the_same_in_tiles(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     case = CASES[name][0] if name in CASES else INPUT_CASES[name][0]
     quantized, _ = write_pair(tmp_path, case)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.cpu.platform import CpuPlatform
+from engine.cpu.runner import CpuModelRunner
 from engine.dispatch.records import TokenLogprobs
 from engine.dispatch.sampling import SamplingRecord
-from engine.layers.linear import LinearLayer
 from engine.layers.linear_method import DenseMethod, LinearMethod, LinearMethods
-from engine.quant.layouts.base import Layout
+from engine.quant.layouts.base import Layout, layouts_of
 from engine.quant.layouts.fp8 import Fp8Blocks, Fp8Channels
 from engine.quant.layouts.groups import Int8Groups, PackedGroups
 from engine.quant.layouts.int8 import Int8Channels
@@ -32,22 +32,23 @@ SAMPLING = SamplingRecord(temperature=0.0, logprobs=4)
 OUTPUT_TOKENS = 6
 
 
-def logprobs(directory: Path, **settings: object) -> list[list[TokenLogprobs]]:
-    requests = PlanDriver(runner(directory, **settings)).generate(PROMPTS, OUTPUT_TOKENS, SAMPLING)
+def logprobs_of(served: CpuModelRunner) -> list[list[TokenLogprobs]]:
+    requests = PlanDriver(served).generate(PROMPTS, OUTPUT_TOKENS, SAMPLING)
     return [request.logprobs for request in requests]
 
 
-def assert_alike(first: Path, second: Path, tolerance: float = 1e-4, **settings: object) -> None:
-    for ours, theirs in zip(logprobs(first, **settings), logprobs(second), strict=True):
+def logprobs(directory: Path, **settings: object) -> list[list[TokenLogprobs]]:
+    return logprobs_of(runner(directory, **settings))
+
+
+def assert_alike(first: Path, second: Path, tolerance: float = 1e-4) -> nn.Module:
+    """Returns the first model."""
+    served = runner(first)
+    for ours, theirs in zip(logprobs_of(served), logprobs(second), strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert list(one.top_logprobs) == pytest.approx(list(other.top_logprobs), abs=tolerance)
             assert list(one.top_ids) == list(other.top_ids)
-
-
-def layouts_of(directory: Path, **settings: object) -> dict[str, tuple[Layout, ...]]:
-    modules = runner(directory, **settings).model.named_modules()
-    layers = {name: module for name, module in modules if isinstance(module, LinearLayer)}
-    return {name: layer.layouts for name, layer in layers.items() if hasattr(layer, "layouts")}
+    return served.model
 
 
 def gptq(bits: int, group_size: int, *, symmetric: bool = True, **parts: Any) -> Case:
@@ -142,10 +143,8 @@ def test_log_probabilities_are_those_of_the_numbers_that_a_checkpoint_stands_for
 ) -> None:
     case, layout = CASES[name]
     quantized, plain = write_pair(tmp_path, case)
-    assert_alike(quantized, plain)
-    found = layouts_of(quantized)
-    assert len(found) == 8
-    assert all(len(each) == 1 and type(each[0]) is layout for each in found.values())
+    model = assert_alike(quantized, plain)
+    assert [type(each) for each in layouts_of(model)] == [layout] * 8
 
 
 @pytest.mark.slow
@@ -248,8 +247,9 @@ def test_inputs_are_rounded_as_the_format_says(
     """What rounding differently by one bit changes is far more than the tolerance, for most tokens."""
     case, rounded, layout = INPUT_CASES[name]
     quantized, plain = write_pair(tmp_path, case)
-    ours = logprobs(quantized)
-    assert {type(each) for found in layouts_of(quantized).values() for each in found} == {layout}
+    served = runner(quantized)
+    ours = logprobs_of(served)
+    assert {type(each) for each in layouts_of(served.model)} == {layout}
     methods = AllButTheHead(WithQuantizedInputs(rounded))
     monkeypatch.setattr(CpuPlatform, "linear_methods", lambda self: methods)
     theirs = logprobs(plain)
