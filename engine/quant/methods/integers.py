@@ -112,10 +112,15 @@ def _groups(dim: int, scheme: Awq | Gptq | PackedInts, shape: LinearShape) -> tu
         return None, 1
     num_groups = -(-shape.in_features // group_size)
     # With act-order a rank's inputs may be of any group, so that groups cannot be split.
-    is_ordered = (isinstance(scheme, Gptq) and scheme.desc_act) or getattr(scheme, "ordered", False)
-    if is_ordered:
+    if _is_ordered(scheme):
         return FeatureDim(dim, shape.inputs.total, num_groups), num_groups
     return FeatureDim(dim, group_size), num_groups
+
+
+def _is_ordered(scheme: Awq | Gptq | PackedInts) -> bool:
+    if isinstance(scheme, Gptq):
+        return scheme.desc_act
+    return isinstance(scheme, PackedInts) and scheme.ordered
 
 
 def _scale_dtype(
