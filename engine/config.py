@@ -15,6 +15,11 @@ ENGINES = ("model", "null")
 # Readers of one ring of plans.
 MAX_WORLD_SIZE = 32
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+# Those that plain weights are turned into as they are loaded, then those that checkpoints have.
+QUANTIZATIONS = (
+    *("auto", "int8", "int4", "fp8"),
+    *("awq", "gptq", "auto-round", "compressed-tensors", "bitsandbytes", "squeezellm", "mxfp4"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,9 @@ class WorkerConfig:
         dtype: "auto", "float32", "bfloat16" or "float16". On a CPU "auto" computes on weights in the format
             that the file has them in; any other is that of the weights too.
         load_format: "auto", "safetensors", "gguf" or "dummy" (random weights from config.json alone).
+        quantization: int8, int4 or fp8 turn plain weights into that as they are loaded. Of quantized ones
+            auto reads what the checkpoint says: awq, gptq, auto-round, compressed-tensors, fp8, bitsandbytes,
+            squeezellm or mxfp4; naming it insists on it (docs/quantization.md).
         max_model_len: the longest request in tokens; default the model's own, cut to what the pool holds.
         max_num_seqs: request rows.
         max_num_batched_tokens: the most tokens computed in a step.
@@ -60,6 +68,7 @@ class WorkerConfig:
     device: str = "auto"
     dtype: str = "auto"
     load_format: str = "auto"
+    quantization: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -95,6 +104,12 @@ class WorkerConfig:
             "load_format",
             self.load_format,
             f"one of {', '.join(LOAD_FORMATS)}",
+        )
+        require(
+            self.quantization in QUANTIZATIONS,
+            "quantization",
+            self.quantization,
+            f"one of {', '.join(QUANTIZATIONS)}",
         )
         size = self.world_size
         require(1 <= size <= MAX_WORLD_SIZE, "world_size", size, f"1 to {MAX_WORLD_SIZE}")

@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.layers.experts import Experts
 from engine.models.base import CausalLM
+from engine.quant.layouts.base import layouts_of
 
 # What one H200 does (docs/benchmarks.md), as products of whole models reach it.
 _FLOPS = 6e14
@@ -42,8 +43,10 @@ def step_cost(model: CausalLM, num_tokens: int) -> StepCost:
     configs = [layer.experts for layer in model.config.layers if layer.experts is not None]
     of_experts = {parameter for module in experts for parameter in module.parameters()}
     common = [parameter for parameter in model.parameters() if parameter not in of_experts]
-    weights_of_token = float(sum(parameter.numel() for parameter in common))
-    num_bytes = float(_bytes_of(common))
+    layouts = list(layouts_of(model))
+    quantized = sum(layout.out_features * layout.in_features for layout in layouts)
+    weights_of_token = float(sum(parameter.numel() for parameter in common) + quantized)
+    num_bytes = float(_bytes_of(common) + sum(layout.num_bytes for layout in layouts))
     for module, config in zip(experts, configs, strict=True):
         one_expert = _MATRICES * model.config.hidden_size * config.intermediate_size / module.parallel.size
         weights_of_token += config.top_k * one_expert

@@ -436,6 +436,7 @@ def facts_of(welcome: pb.Welcome) -> WorkerFacts:
         more_ahead=welcome.more_ahead,
         task=welcome.task or "generate",
         labels=tuple(welcome.labels),
+        quantization=welcome.quantization,
     )
 
 

@@ -15,7 +15,7 @@ class WorkerFacts:
         model: name or path of the model it loaded.
         limits: what it can take.
         eos_token_ids: tokens that end a completion.
-        dtype: number format of weights and KV, such as "float32".
+        dtype: number format of KV, of activations, and of weights that are not quantized, such as "float32".
         device: where it runs, such as "cpu" or "cuda:0 NVIDIA H200".
         rank, world_size: its place among the workers that share the model.
         fingerprint: identity of the weights and the tokenizer: equal for copies of a checkpoint, different
@@ -23,6 +23,8 @@ class WorkerFacts:
         task: what the model is for: "generate"; "classify" for one with a classification head; "embed" for
             one without any head.
         labels: the names of the classes, limits.num_labels of them.
+        quantization: how the weights are quantized, such as "gptq, 4 bits in groups of 128"; "" for plain
+            numbers.
         more_ahead: it has work that makes later steps faster, for plans with `work_ahead`.
     """
 
@@ -37,3 +39,4 @@ class WorkerFacts:
     more_ahead: bool = False
     task: str = "generate"
     labels: tuple[str, ...] = ()
+    quantization: str = ""

@@ -86,12 +86,14 @@ class LinearWeight(nn.Parameter):
             the checkpoint's tensors lack: such as one scale for each matrix. There is one entry where the
             layer is not fused.
         is_scale: whether its values multiply others: never zero or negative.
+        file_name: what checkpoints call it where that cannot be a parameter's name, such as "weight.absmax".
     """
 
     output: FeatureDim | None
     input: FeatureDim | None
     per_shard: bool
     is_scale: bool
+    file_name: str = ""
 
     @staticmethod
     def make(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
-from engine.layers.linear_weight import LinearWeight
+from engine.layers.linear_weight import LinearWeight, MatrixPart
 from engine.layers.norm import RMSNorm
 from engine.layers.weights import LoadableModule
 from engine.models.base import CausalLM
+from engine.quant.methods.at_load import PlainWeight
+from engine.quant.methods.base import KeptTensors
 
 SCALE = 0.02
 # Of the scales of integers and bytes: so small that sums over a layer's inputs stay finite in 16 bits.
@@ -26,10 +30,23 @@ def load_dummy(model: CausalLM, seed: int) -> None:
             continue
         mean = 1.0 if isinstance(module, RMSNorm) else 0.0
         for parameter in module.parameters(recurse=False):
-            device = parameter.device
+            kept = parameter if isinstance(parameter, KeptTensors) else None
+            device = parameter.device if kept is None else kept.device_of_layer
             if device not in generators:
                 generators[device] = torch.Generator(device=device).manual_seed(seed)
-            _fill(parameter, mean, generators[device])
+            if kept is None:
+                _fill(parameter, mean, generators[device])
+            else:
+                _fill_kept(module, kept, generators[device])
+
+
+def _fill_kept(module: nn.Module, parameter: KeptTensors, generator: torch.Generator) -> None:
+    """Of what is of any size, formats can do without all but the weights that are quantized at load."""
+    if not isinstance(parameter, PlainWeight):
+        return
+    for part in cast(dict[str, MatrixPart], module.parts).values():
+        values = torch.empty(part.outputs.size, part.inputs.size, device=generator.device)
+        parameter.quantize(values.normal_(0.0, SCALE, generator=generator), part)
 
 
 def _fill(parameter: nn.Parameter, mean: float, generator: torch.Generator) -> None:

@@ -15,6 +15,7 @@ from engine.loader.backbone import drop_missing_head, names_in
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.dummy import load_dummy
 from engine.loader.formats import MatrixFormats
+from engine.loader.quantized import names_of_quantized, with_quantized_layers
 from engine.loader.tied import untie_own_head
 from engine.loader.weights import load_weights
 from engine.models.base import CausalLM, ModelContext
@@ -55,6 +56,7 @@ def load_model(
             experts = {name: each.for_checkpoint(formats) for name, each in context.expert_methods.items()}
             linear = context.linear_methods.for_checkpoint(formats)
             context = replace(context, linear_methods=linear, expert_methods=experts)
+        context = with_quantized_layers(context, checkpoint, device)
         try:
             model = create_model(context, device, dtype)
         except SplitError as error:
@@ -64,7 +66,8 @@ def load_model(
         if checkpoint is None:
             load_dummy(model, seed)
         else:
-            model.names = names_in(checkpoint, context.config)
+            names = names_in(checkpoint, context.config)
+            model.names = names_of_quantized(names, checkpoint, context.config)
             load_weights(model, checkpoint, device)
         for module in model.modules():
             if isinstance(module, LoadableModule):
@@ -89,7 +92,11 @@ def _require_table_room(context: ModelContext, source: Path) -> None:
 def _require_room(model: CausalLM, source: Path) -> None:
     """The parameters are allocated, but the system finds the memory for them as they are filled; what it
     does when there is not enough is to kill a process."""
-    needed = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+    # What is quantized as it is loaded is on no device before, and takes a byte a weight at most.
+    needed = sum(
+        parameter.numel() * (1 if parameter.is_meta else parameter.itemsize)
+        for parameter in model.parameters()
+    )
     available = available_memory()
     if needed > available:
         raise ConfigError(

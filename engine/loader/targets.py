@@ -151,7 +151,8 @@ class LoadTargets:
             if not isinstance(module, LoadableModule):
                 continue
             for parameter_name, parameter in module.named_parameters(recurse=False):
-                names = _checkpoint_names(model, path, module, parameter_name)
+                own = parameter.file_name if isinstance(parameter, LinearWeight) else ""
+                names = _checkpoint_names(model, path, module, own or parameter_name)
                 if parameter in seen:
                     self._aliases.update(names)
                     continue

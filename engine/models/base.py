@@ -17,6 +17,7 @@ from engine.layers.parallel import TensorParallel
 from engine.layers.step_context import StepContext
 from engine.models.checkpoint_names import CheckpointNames
 from engine.models.config import ModelConfig
+from engine.quant.products import LayoutProducts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class ModelContext:
         linear_methods: how each of its linear layers stores its weights and multiplies.
         parallel: this rank.
         expert_methods: how its experts store their weights and multiply, by the weights' number format.
+        layout_products: how its quantized linear layers multiply.
     """
 
     config: ModelConfig
@@ -40,6 +42,7 @@ class ModelContext:
     linear_methods: LinearMethods
     parallel: TensorParallel
     expert_methods: Mapping[str, ExpertMethod] = field(default_factory=dict)
+    layout_products: LayoutProducts = field(default_factory=LayoutProducts)
 
 
 class CausalLM(nn.Module, ABC):

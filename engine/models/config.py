@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from engine.layers.expert_config import GatedActivation
 from engine.layers.norm_config import NormConfig
 from engine.layers.rope_scaling import RopeScaling
+from engine.quant.config import Quantization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,8 @@ class ModelConfig:
         dtype: the number format the checkpoint was saved in, such as "bfloat16"; "" if it does not say.
         labels: the names of the classes, where there is a classification head.
         has_lm_head: whether there is an output projection.
+        quantization: how the weights of linear layers are quantized; None for plain numbers. Of experts,
+            their own configuration says it.
     """
 
     architecture: str
@@ -138,6 +141,7 @@ class ModelConfig:
     dtype: str
     labels: tuple[str, ...] = ()
     has_lm_head: bool = True
+    quantization: Quantization | None = None
 
     @property
     def task(self) -> str:

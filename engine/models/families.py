@@ -32,6 +32,8 @@ from engine.models.readers.llama import (
 )
 from engine.models.readers.phi3 import read_phi3
 from engine.models.readers.qwen1 import read_qwen1
+from engine.quant.config import Quantization
+from engine.quant.readers.read import MXFP4, read_quantization
 from pagewire.base.errors import ConfigError
 from pagewire.hub.model_files import read_json_object
 
@@ -221,8 +223,12 @@ def checkpoint_names(architecture: str) -> CheckpointNames:
     return FAMILIES[architecture].names
 
 
-def load_model_config(directory: Path) -> ModelConfig:
-    """Reads config.json and, where they are, generation_config.json and the tokenizer's end of text.
+def load_model_config(directory: Path, quantization: str = "auto") -> ModelConfig:
+    """Reads config.json and, where they are, generation_config.json, the tokenizer's end of text and files
+    that describe a quantization.
+
+    Args:
+        quantization: which one is wanted; see `read_quantization`.
 
     Raises:
         ConfigError: a file is missing or malformed, the architecture is unknown, or the model uses a
@@ -232,7 +238,14 @@ def load_model_config(directory: Path) -> ModelConfig:
     values = read_json_object(path)
     generation_path = directory / "generation_config.json"
     generation = read_json_object(generation_path) if generation_path.is_file() else {}
-    config = parse_model_config(values, generation, source=str(path), generation_source=str(generation_path))
+    config = parse_model_config(
+        values,
+        generation,
+        source=str(path),
+        generation_source=str(generation_path),
+        directory=directory,
+        quantization=quantization,
+    )
     by_tokenizer = (
         tokenizer_eos_token_id(directory),
         *turn_end_token_ids(directory, str(values.get("model_type", ""))),
@@ -248,12 +261,38 @@ def parse_model_config(
     *,
     source: str,
     generation_source: str = "generation_config.json",
+    directory: Path | None = None,
+    quantization: str = "auto",
 ) -> ModelConfig:
-    """The configuration in parsed JSON; the sources name it in errors. Raises as load_model_config."""
+    """The configuration in parsed JSON; the sources name it in errors. Raises as load_model_config.
+
+    Args:
+        directory, quantization: see `read_quantization`.
+    """
     architecture = _architecture(values, source)
     eos_sources = {generation_source: generation, source: values}
     fields, decoder = ConfigFields(values, source), decoder_of(architecture)
-    return with_head(FAMILIES[decoder].read_config(fields, decoder, eos_sources), architecture, fields)
+    config = with_head(FAMILIES[decoder].read_config(fields, decoder, eos_sources), architecture, fields)
+    quantized = read_quantization(values, source, directory=directory, wanted=quantization)
+    _check_experts(config, quantized, source)
+    return replace(config, quantization=quantized)
+
+
+def _check_experts(config: ModelConfig, quantization: Quantization | None, source: str) -> None:
+    """Raises ConfigError for experts that lie in one tensor and would be quantized as linear layers are, and
+    for MXFP4 where no experts are of it."""
+    formats = {layer.experts.weight_format for layer in config.layers if layer.experts is not None}
+    if quantization is None:
+        return
+    if quantization.method == MXFP4 and MXFP4 not in formats:
+        raise ConfigError(
+            f"{source}: the weights are quantized as {MXFP4!r}; supported are gpt-oss's experts"
+        )
+    if quantization.method != MXFP4 and formats and checkpoint_names(config.architecture).experts.stacked:
+        raise ConfigError(
+            f"{source}: experts quantized as {quantization.method!r} are not supported for this "
+            "architecture; supported are plain ones and MXFP4"
+        )
 
 
 def _architecture(values: Mapping[str, Any], source: str) -> str:

@@ -64,6 +64,7 @@ def assemble(
         platform.linear_methods(),
         parallel,
         platform.expert_methods(),
+        platform.layout_products(),
     )
     model = load(context)
     groups = kv_groups(tuple(layer.sliding_window for layer in model_config.layers), wanted_len)

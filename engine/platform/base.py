@@ -15,6 +15,7 @@ from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
 from engine.platform.device import DeviceDefaults
 from engine.platform.kv_cache import KVPool
+from engine.quant.products import LayoutProducts
 from engine.step.runner import Runner
 
 # Makes a runner with a pool just large enough for the largest step.
@@ -49,6 +50,10 @@ class Platform(ABC):
     @abstractmethod
     def linear_methods(self) -> LinearMethods:
         """How each layer stores its weights and multiplies."""
+
+    def layout_products(self) -> LayoutProducts:
+        """How quantized layers multiply; by the reference unless a device has kernels."""
+        return LayoutProducts()
 
     @abstractmethod
     def expert_methods(self) -> Mapping[str, ExpertMethod]:

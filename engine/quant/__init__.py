@@ -1,4 +1,2 @@
-"""What quantized checkpoints have in common, such as which modules they leave out.
-
-How a format stores weights and multiplies is a linear method (engine/layers/linear_method.py), which a
-platform's `linear_methods` chooses."""
+"""Quantized weights: what checkpoints say of them (readers, schemes), how each format loads (methods), and
+the few forms that they have in memory (layouts), with what multiplies by them (products)."""

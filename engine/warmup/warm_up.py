@@ -47,7 +47,7 @@ def warm_up(config: WorkerConfig, target: GpuTarget, *, launchable: bool) -> War
     if triton.knobs.runtime.interpret:
         raise ConfigError("TRITON_INTERPRET is set; unset it, since an interpreter compiles nothing")
     directory, _ = resolve_checkpoint(config.model, config.load_format)
-    model = load_model_config(directory)
+    model = load_model_config(directory, config.quantization)
     dtype = pick_dtype(config.dtype, torch.device("cuda"), model.dtype)
     try:
         cache = use_kernel_cache(cache_home(), target)

@@ -55,10 +55,15 @@ def build_worker(
     timeline = timeline or Timeline()
     device = pick_device(config.device)
     directory, load_format = resolve_checkpoint(config.model, config.load_format)
-    model_config = load_model_config(directory)
+    model_config = load_model_config(directory, config.quantization)
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
     if config.world_size > 1 and device.type == "cuda" and not config.enforce_eager:
         raise ConfigError("several ranks on GPUs need enforce_eager: their graphs are not captured again yet")
+    if config.deterministic and model_config.quantization is not None and model_config.quantization.rules:
+        raise ConfigError(
+            "deterministic is not available with quantized weights: their products depend on the batch; use "
+            "an unquantized checkpoint"
+        )
     platform = (make_platform or _platform_for(device))(config, device, dtype)
     communicator = Communicator(config.rank, config.world_size, device) if config.world_size > 1 else None
     parallel = TensorParallel(config.rank, config.world_size, communicator)
@@ -90,14 +95,16 @@ def build_worker(
         device=device_name(device),
         rank=config.rank,
         world_size=config.world_size,
-        fingerprint=fingerprint(directory, load_format, config.seed),
+        fingerprint=fingerprint(directory, load_format, config.seed, config.quantization),
         task=assembly.model.task,
         labels=assembly.model.labels,
+        quantization="" if model_config.quantization is None else model_config.quantization.summary,
     )
     logger.info(
-        "%s: %s on %s, KV pool of %d blocks (%.2f GiB)",
+        "%s: %s%s on %s, KV pool of %d blocks (%.2f GiB)",
         facts.model,
         facts.dtype,
+        facts.quantization and f", weights {facts.quantization}",
         facts.device,
         facts.limits.num_blocks,
         assembly.kv_bytes / GIB,

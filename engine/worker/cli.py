@@ -77,7 +77,7 @@ def _serve_model(config: WorkerConfig, timeline: Timeline) -> int:
 def _check_model(config: WorkerConfig) -> None:
     """Reads what is wrong with a model most often, before the seconds that torch takes to import."""
     directory, _ = resolve_checkpoint(config.model, config.load_format)
-    load_model_config(directory)
+    load_model_config(directory, config.quantization)
 
 
 def _serve_nothing(config: WorkerConfig, timeline: Timeline) -> int:

@@ -83,7 +83,7 @@ class EngineDriver:
         self.facts: WorkerFacts | None = None
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
         self.detached.set()
-        self.metrics = SchedulerMetrics(lambda: self._core, config.batching_strategy)
+        self.metrics = SchedulerMetrics(lambda: self._core, config.batching_strategy, lambda: self.facts)
         self.timelines = Timelines(config.request_history)
         self._spans = spans
 

@@ -18,6 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from engine.dispatch.facts import WorkerFacts
 from pagewire.telemetry.gpus import GpuReading, Gpus
 from scheduler.core import Scheduler
 from scheduler.request import EndReason, Request
@@ -61,11 +62,17 @@ class SchedulerMetrics(Collector):
     Args:
         core: returns the current core, or None while no engine is attached.
         batching_strategy: how requests are batched.
+        facts: returns the worker's facts, or None before the first was attached.
     """
 
-    def __init__(self, core: Callable[[], Scheduler | None], batching_strategy: str) -> None:
+    def __init__(
+        self,
+        core: Callable[[], Scheduler | None],
+        batching_strategy: str,
+        facts: Callable[[], WorkerFacts | None] = lambda: None,
+    ) -> None:
         self._core = core
-        self._batching_strategy = batching_strategy
+        self._facts, self._batching_strategy = facts, batching_strategy
         self._totals: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
@@ -167,6 +174,10 @@ class SchedulerMetrics(Collector):
         yield InfoMetricFamily(
             "pagewire:batching", "How requests are batched", value={"strategy": self._batching_strategy}
         )
+        facts = self._facts()
+        if facts is not None:
+            kind = {"dtype": facts.dtype, "quantization": facts.quantization or "none"}
+            yield InfoMetricFamily("pagewire:engine", "What the engine computes with", value=kind)
         yield _labelled("request_success", "Ended requests", "finished_reason", self._finished)
         yield _labelled("request_refused", "Refused submissions", "code", self._refused)
         for name, documentation, value in _gauges(core):

@@ -26,6 +26,7 @@ def model_message(facts: WorkerFacts, limits: EngineLimits, *, ready: bool) -> p
         takes_changes=True,
         task=facts.task,
         labels=facts.labels,
+        quantization=facts.quantization,
     )
 
 

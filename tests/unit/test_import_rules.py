@@ -52,15 +52,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.attention": (),
     "engine.sampling": ("engine.dispatch",),
     "engine.step": ("engine.attention", "engine.dispatch", "engine.sampling"),
-    "engine.quant": ("pagewire.base",),
+    "engine.quant": ("pagewire.base", "pagewire.hub", "engine.layers"),
     "engine.parallel": (),
     "engine.layers": ("engine.attention", "engine.parallel"),
-    "engine.models": ("pagewire.base", "pagewire.hub", "engine.attention", "engine.layers"),
+    "engine.models": ("pagewire.base", "pagewire.hub", "engine.attention", "engine.layers", "engine.quant"),
     "engine.platform": (
         *("pagewire.base", "engine.config", "engine.dispatch"),
-        *("engine.attention", "engine.layers", "engine.models", "engine.step"),
+        *("engine.attention", "engine.layers", "engine.models", "engine.quant", "engine.step"),
     ),
-    "engine.loader": ("pagewire.base", "pagewire.hub", "engine.layers", "engine.models", "engine.platform"),
+    "engine.loader": (
+        *("pagewire.base", "pagewire.hub", "engine.layers", "engine.models", "engine.platform"),
+        "engine.quant",
+    ),
     "engine.cpu": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.attention", "engine.sampling"),
         *("engine.step", "engine.layers", "engine.models", "engine.platform"),
@@ -68,6 +71,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.cuda": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.kernels", "engine.attention"),
         *("engine.sampling", "engine.step", "engine.layers", "engine.models", "engine.platform"),
+        "engine.quant",
     ),
     "engine.null": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.dispatch"),

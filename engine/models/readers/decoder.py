@@ -10,7 +10,6 @@ from engine.layers.norm_config import NormConfig
 from engine.models.config import ExpertsConfig, LayerConfig, ModelConfig, RotaryConfig
 from engine.models.readers.eos import read_eos_token_ids
 from engine.models.readers.fields import ConfigFields
-from pagewire.base.errors import ConfigError
 
 # What config.json calls an activation -> what it is called here.
 ACTIVATIONS = {
@@ -39,10 +38,8 @@ def read_decoder(
         fields: the names that the family has for Llama's fields are in `fields.names`.
         rotary: of all layers.
         windows: each layer's sliding window; none where it is empty.
-        experts: each layer's; none where it is empty. Their number format is theirs to check.
+        experts: each layer's; none where it is empty.
     """
-    if not any(layer is not None and layer.weight_format for layer in experts):
-        refuse_quantized(fields)
     num_layers = fields.positive("num_hidden_layers")
     num_heads, num_kv_heads, head_dim = read_heads(fields)
     vocab_size = fields.positive("vocab_size")
@@ -97,13 +94,3 @@ def read_activation(fields: ConfigFields, name: str, default: str) -> str:
         allowed = ", ".join(map(repr, ACTIVATIONS))
         fields.fail(name, activation, f"one of {allowed}; no other activation is implemented")
     return ACTIVATIONS[activation]
-
-
-def refuse_quantized(fields: ConfigFields) -> None:
-    """Refuses quantized weights."""
-    quantization = fields.get("quantization_config")
-    if quantization is not None:
-        if not isinstance(quantization, dict):
-            fields.fail("quantization_config", quantization, "an object or null")
-        method = quantization.get("quant_method", "unknown")
-        raise ConfigError(f"{fields.source}: the weights are quantized ({method}); that is not implemented")

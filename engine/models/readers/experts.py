@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.layers.expert_config import GatedActivation
 from engine.models.config import ExpertsConfig, ModelConfig
-from engine.models.readers.decoder import read_activation, read_decoder, read_heads, refuse_quantized
+from engine.models.readers.decoder import read_activation, read_decoder, read_heads
 from engine.models.readers.fields import ConfigFields
 from engine.models.readers.rope import read_rope, read_rotary
 from engine.models.readers.window import read_layer_types, read_sliding_windows
@@ -139,7 +139,6 @@ def _sparse(fields: ConfigFields, experts: ExpertsConfig) -> Sequence[ExpertsCon
 def _read_weight_format(fields: ConfigFields) -> str:
     quantization = fields.get("quantization_config")
     if not isinstance(quantization, dict) or quantization.get("quant_method") != "mxfp4":
-        refuse_quantized(fields)
         return ""
     for name in ("hidden_size", "intermediate_size"):
         size = fields.positive(name)

@@ -57,6 +57,7 @@ class ModelAnswer(BaseModel):
     root: str
     parent: None
     max_model_len: int | None = Field(description="null while no engine has been attached yet.")
+    quantization: str | None = Field(description="How the weights are quantized; null for plain numbers.")
 
 
 class ModelList(BaseModel):
@@ -107,6 +108,7 @@ class EngineAnswer(BaseModel):
     max_num_batched_tokens: int
     task: Literal["generate", "classify", "embed"] = Field(description="What the model is for.")
     labels: list[str] = Field(description="The names of its classes, if it classifies.")
+    quantization: str | None = Field(description="How the weights are quantized; null for plain numbers.")
 
 
 class TimelineEvent(BaseModel):

@@ -110,7 +110,11 @@ class OperationHandlers:
         facts = self._pipeline.link.model
         engine = None if facts is None else {name: getattr(facts, name) for name in _ENGINE_FACTS}
         if engine is not None and facts is not None:
-            engine |= {"task": facts.task or GENERATE, "labels": list(facts.labels)}
+            engine |= {
+                "task": facts.task or GENERATE,
+                "labels": list(facts.labels),
+                "quantization": facts.quantization or None,
+            }
         return web.json_response(
             {
                 "version": __version__,
@@ -150,6 +154,7 @@ class OperationHandlers:
             "root": self._pipeline.model.names[0],
             "parent": None,
             "max_model_len": None if facts is None else facts.max_model_len,
+            "quantization": None if facts is None else facts.quantization or None,
         }
 
     async def tokenize(self, request: web.Request) -> web.Response:

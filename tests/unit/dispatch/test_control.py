@@ -78,7 +78,7 @@ def attach(endpoint: WorkerEndpoint, facts: WorkerFacts = FACTS) -> tuple[Worker
 
 def test_the_handshake_tells_what_a_model_classifies(endpoint: WorkerEndpoint) -> None:
     limits = replace(FACTS.limits, hidden_size=64, num_labels=2)
-    facts = replace(FACTS, limits=limits, task="classify", labels=("bad", "good"))
+    facts = replace(FACTS, limits=limits, task="classify", labels=("bad", "good"), quantization="awq")
     link, session = attach(endpoint, facts)
     assert link.facts == facts
     assert facts.limits.pooled_size == 2

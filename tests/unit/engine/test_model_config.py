@@ -240,7 +240,7 @@ def test_what_a_model_is_for_follows_from_its_architecture(changes: dict, task: 
         ({"rope_scaling": {"rope_type": "longrope"}}, "short_factor is None; it must be a list of 8"),
         ({"rope_scaling": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor is 1.5"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor is None"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized (awq)"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, "quantized as 'aqlm', which is not supported"),
         ({"num_key_value_heads": 3}, "a divisor of num_attention_heads (4)"),
         ({"hidden_size": None}, "hidden_size is None; it must be a positive integer"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from engine.loader.load import create_model
 from engine.models.base import CausalLM, ModelContext
 from engine.models.families import parse_model_config
 from tests.unit.engine import tiny_experts, tiny_model
+from tests.unit.engine.test_loading import runner
 
 MIXTRAL = {
     **tiny_model.CONFIG,
@@ -77,6 +79,16 @@ def test_packed_experts_are_read_packed_and_computed_in_full() -> None:
     weights = 3 * num_experts * tiny_experts.HIDDEN * tiny_experts.INNER
     # 4 bits and a 32nd of a byte for each, instead of two bytes.
     assert plain.num_bytes - packed.num_bytes == pytest.approx(weights * (2 - 1 / 2 - 1 / 32))
+
+
+def test_quantized_layers_are_read_packed_and_computed_in_full(tmp_path: Path) -> None:
+    directory = tiny_model.write_model(tmp_path, hidden_size=128, intermediate_size=128, head_dim=32)
+    # A CPU keeps plain weights where no parameter has them.
+    rest, all_of_it = (step_cost(runner(directory, quantization=kind).model, 1) for kind in ("auto", "int4"))
+    weights = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 128)
+    assert all_of_it.operations - rest.operations == 2 * weights
+    # Half a byte each, and for 128 a scale and a zero point.
+    assert all_of_it.num_bytes - rest.num_bytes == weights * (1 / 2 + (4 + 1) / 128)
 
 
 def test_few_tokens_wait_for_memory_and_many_for_products() -> None:
