@@ -1,8 +1,9 @@
-"""The native kernels, compiled once for all tests: with each instruction set, and with one and several
-threads."""
+"""The native kernels, compiled once for all tests; with each instruction set, one and several threads."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import pytest
 
 from engine.cpu.kernels.build import INSTRUCTION_SETS, BuildError, build
 from engine.cpu.kernels.library import NativeLibrary, UnknownInstructionsError
-from pagewire.base.cache_home import cache_home
+from pagewire.hub.cache import cache_home
+
+# Flags for the compiler beyond the usual ones: test_sanitizers.py runs these tests with a sanitizer's.
+FLAGS_VARIABLE = "PAGEWIRE_TEST_NATIVE_FLAGS"
 
 
 @pytest.fixture(scope="session")
 def library_path() -> Path:
     try:
-        return build(cache_home() / "native")
+        return build(cache_home() / "native", tuple(shlex.split(os.environ.get(FLAGS_VARIABLE, ""))))
     except BuildError as error:
         pytest.skip(str(error))
 

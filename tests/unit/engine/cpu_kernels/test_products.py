@@ -1,5 +1,4 @@
-"""Products of matrices as files have them, against the numbers that the gguf package reads from the same
-bytes."""
+"""Products of matrices as files have them, against the numbers that the gguf package reads there."""
 
 from __future__ import annotations
 
