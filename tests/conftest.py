@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +14,17 @@ from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
 from pagewire.hub.resolve import gguf_file
 from tools.service import Service
 
-# As in the worker (engine/worker/cli.py): threads that spin while they wait steal time from whatever else
+# As in the worker (engine/worker/process.py): threads that spin while they wait steal time from whatever else
 # runs on the machine. It is read when torch is first imported, so it must be set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Workers of pytest-xdist share the cores: more threads than those only take turns.
 num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 if num_workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
+
+# Hundreds of processes import the same modules: each would take a second to compile them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Without a GPU Triton's kernels run in its interpreter, which is chosen when they are first imported.
 if not Path("/dev/nvidiactl").exists():
