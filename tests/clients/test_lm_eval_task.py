@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.conformance.reference import reference_model
 from tools.service import Service
 
 lm_eval = pytest.importorskip("lm_eval", reason="make test-clients installs it")
@@ -36,8 +36,10 @@ metric_list: [{metric: acc}]
 @pytest.fixture(scope="module")
 def expected(smollm2_dir: Path) -> list[list[float]]:
     """The log likelihood of every choice after its question, by transformers in float32."""
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
-    model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval()
+    model = reference_model(smollm2_dir)
 
     def likelihood(question: str, choice: str) -> float:
         prompt, whole = tokenizer(question).input_ids, tokenizer(question + choice).input_ids

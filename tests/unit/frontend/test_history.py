@@ -109,7 +109,7 @@ def service(
         return scheduler, frontend
 
     async def stop() -> None:
-        await frontend.stop(drain_timeout=0)
+        await frontend.stop(drain_timeout=0, refuse_grace=0)
         await scheduler.stop()
 
     scheduler, frontend = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
