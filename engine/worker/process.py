@@ -32,7 +32,7 @@ def run_process(command: Callable[[], None]) -> None:
     Status 0: terminated by SIGTERM. 2: the command line, a setting or a model is wrong. 69: the device
     failed.
     """
-    _tell_stacks()
+    tell_stacks()
     end_with_parent()
     try:
         command()
@@ -116,7 +116,7 @@ def _set_thread_policy() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def _tell_stacks() -> None:
+def tell_stacks() -> None:
     """Has the stacks of all threads written to stderr when the process crashes, and on SIGUSR1, with which
     the scheduler asks where a worker hangs. C code writes them, whatever Python waits for.
     """
