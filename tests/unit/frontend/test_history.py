@@ -145,7 +145,7 @@ def accumulated(chunks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def few(test: Any) -> Any:
     """Each example is two or three requests."""
-    return settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])(test)
+    return settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])(test)
 
 
 TWO_CALLS = '{"name": "f", "parameters": {}}; {"name": "f", "parameters": {"a": 1}}'
