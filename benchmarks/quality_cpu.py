@@ -65,7 +65,7 @@ def _windows() -> list[list[int]]:
 
 
 def _files(scratch: Path) -> Iterator[tuple[str, Path]]:
-    """The file as it is, then requantized: from numbers of 4 bits, which every other kind rounds once more."""
+    """The file as it is, then requantized: each kind rounds the 4-bit numbers once more."""
     given = gguf_file(ALIASES[DEFAULT_MODEL])
     yield "Q4_1, as published", given
     for name, kind in KINDS.items():

@@ -116,10 +116,11 @@ class Frontend:
         while loop.time() < deadline and (self.http.close_idle() or self.grpc.num_connections()):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_AGAIN)
 
-    async def stop(self, drain_timeout: float) -> None:
-        """Refuses new requests, lets open ones finish for `drain_timeout` seconds, then closes everything."""
+    async def stop(self, drain_timeout: float, refuse_grace: float = _REFUSE_GRACE) -> None:
+        """Refuses new requests, lets open ones finish for `drain_timeout` seconds, still refuses for
+        `refuse_grace` seconds what is on its way, then closes everything."""
         await self.pipeline.drain(drain_timeout)
-        await asyncio.sleep(_REFUSE_GRACE)
+        await asyncio.sleep(refuse_grace)
         await asyncio.gather(self.grpc.stop(_FLUSH_GRACE), self.http.stop())
         if self._admin is not None:
             await self._admin.stop()

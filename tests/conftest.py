@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
+import ssl
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import certifi
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,13 +19,31 @@ from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
 from pagewire.hub.resolve import gguf_file
 from tools.service import Service
 
-# As in the worker (engine/worker/cli.py): threads that spin while they wait steal time from whatever else
+# As in the worker (engine/worker/process.py): threads that spin while they wait steal time from whatever else
 # runs on the machine. It is read when torch is first imported, so it must be set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Workers of pytest-xdist share the cores: more threads than those only take turns.
 num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 if num_workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
+
+# Hundreds of processes import the same modules: each would take a second to compile them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# httpx, and so the clients of openai and anthropic, reads all certificates that the system trusts for every
+# client it makes: 50 ms, though most speak plain HTTP here. They share one context.
+_create_context = ssl.create_default_context
+_system_context = functools.cache(_create_context)
+
+
+def _shared_context(*purpose: ssl.Purpose, cafile: str | None = None, **others: Any) -> ssl.SSLContext:
+    if cafile == certifi.where() and not (purpose or others):
+        return _system_context(cafile=cafile)
+    return _create_context(*purpose, cafile=cafile, **others)
+
+
+ssl.create_default_context = _shared_context  # type: ignore[assignment]
 
 # Without a GPU Triton's kernels run in its interpreter, which is chosen when they are first imported.
 if not Path("/dev/nvidiactl").exists():
@@ -39,6 +63,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pictures", help="where tests/e2e/test_console.py puts its pictures; by default nowhere"
     )
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector a million objects of imported modules, which stay whatever it finds."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import faulthandler
-import logging
-import os
-import signal
-import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from engine.config import WorkerConfig
-from engine.cpu.kernels.build import build_ahead
-from engine.cuda.gpu import GpuTarget
-from engine.cuda.head_start import HeadStart
-from engine.models.families import load_model_config
-from engine.worker.timeline import Timeline
-from pagewire.base.errors import ConfigError
-from pagewire.base.exit_status import CONFIG_ERROR, DEVICE_LOST
-from pagewire.base.lifeline import end_with_parent
+from engine.worker.process import run_process, run_worker
 from pagewire.base.options import build, examples, with_options
-from pagewire.hub import resolve_checkpoint
-from pagewire.telemetry.logs import log_to_stderr
-
-if TYPE_CHECKING:
-    from engine.worker.build import CompileAhead
-
-logger = logging.getLogger(__name__)
 
 EXAMPLES = examples("engine-worker smollm2-135m --socket /run/pagewire/worker.sock")
 
@@ -42,92 +23,9 @@ app = typer.Typer(
 @with_options(WorkerConfig)
 def engine_worker(**values: Any) -> None:
     """Load a model and compute steps for a scheduler, in the foreground, until SIGTERM."""
-    config = build(WorkerConfig, values)
-    log_to_stderr(config.log_format, "engine-worker")
-    timeline = Timeline()
-    timeline.mark("Python")
-    serve = _serve_nothing if config.engine == "null" else _serve_model
-    raise typer.Exit(serve(config, timeline))
-
-
-def _serve_model(config: WorkerConfig, timeline: Timeline) -> int:
-    _check_model(config)
-    _set_thread_policy()
-    head_start = HeadStart(config.device)
-    build_ahead(config.device)
-
-    from engine.worker.build import build_worker
-    from engine.worker.loop import run
-
-    timeline.mark("imports")
-    target = head_start.wait()
-    if target is not None:
-        timeline.mark("CUDA")
-    compile_ahead = _compiler(target) if target else None
-    status = run(
-        config, partial(build_worker, config, compile_ahead=compile_ahead, timeline=timeline), timeline
-    )
-    if status == DEVICE_LOST:
-        # Whatever the interpreter and its libraries would tidy up asks a device that may hang or abort.
-        logging.shutdown()
-        os._exit(status)
-    return status
-
-
-def _check_model(config: WorkerConfig) -> None:
-    """Reads what is wrong with a model most often, before the seconds that torch takes to import."""
-    directory, _ = resolve_checkpoint(config.model, config.load_format)
-    load_model_config(directory, config.quantization)
-
-
-def _serve_nothing(config: WorkerConfig, timeline: Timeline) -> int:
-    """Imports no torch, so that it starts at once."""
-    from engine.null.build import build_null_worker
-    from engine.worker.loop import run
-
-    timeline.mark("imports")
-    return run(config, partial(build_null_worker, config), timeline)
-
-
-def _compiler(target: GpuTarget) -> CompileAhead | None:
-    """What compiles into the cache of kernels; None where that cannot be written."""
-    from engine.warmup.compile_ahead import AheadCompiler, use_kernel_cache
-    from pagewire.base.cache_home import cache_home
-
-    try:
-        directory = use_kernel_cache(cache_home(), target)
-    except OSError as error:
-        logger.warning("compiled kernels are not kept: %s", error)
-        return None
-    return AheadCompiler(directory, target).start
-
-
-def _set_thread_policy() -> None:
-    """Makes torch's OpenMP threads sleep while they wait. Read when torch is first imported.
-
-    Spinning threads keep a core busy between steps, and on a shared machine they cost more than they save.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def _tell_stacks() -> None:
-    """Has the stacks of all threads written to stderr when the process crashes, and on SIGUSR1, with which
-    the scheduler asks where a worker hangs. C code writes them, whatever Python waits for.
-    """
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    raise typer.Exit(run_worker(build(WorkerConfig, values)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and ends the process.
-
-    Status 0: terminated by SIGTERM. 2: the command line, a setting or a model is wrong. 69: the device
-    failed.
-    """
-    _tell_stacks()
-    end_with_parent()
-    try:
-        app(args=arguments, prog_name="engine-worker")
-    except ConfigError as error:
-        print(f"engine-worker: {error.message}", file=sys.stderr)
-        sys.exit(CONFIG_ERROR)
+    """Runs the command line and ends the process, with the statuses of `run_process`."""
+    run_process(partial(app, args=arguments, prog_name="engine-worker"))

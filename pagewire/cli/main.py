@@ -1,20 +1,19 @@
-"""The `pagewire` command: its subcommands, and how errors become exit statuses.
+"""The `pagewire` command: its subcommands.
 
 Nothing heavy is imported before a subcommand needs it, so that `pagewire --help` is quick.
 """
 
 from __future__ import annotations
 
-import os
-import sys
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from pagewire import __version__
-from pagewire.base.errors import ConfigError, PagewireError
 from pagewire.base.lifeline import end_with_parent
 from pagewire.base.options import examples
+from pagewire.base.run_command import run_command
 from pagewire.cli import batch, bench, chat, drain, generate, infer, models, processes, ps, serve, top, warmup
 
 EXAMPLES = examples(
@@ -64,26 +63,9 @@ def _before_any_command(
 def main() -> None:
     """Runs the command line and ends the process.
 
-    Status 0: done. 1: it failed. 2: the command line, a setting or a model is wrong. 130: interrupted.
+    Status 0: done. Others: see `run_command`.
     """
-    try:
-        app(prog_name="pagewire")
-    except PagewireError as error:
-        print(f"pagewire: {error.message}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
-        sys.exit(1)
-    except OSError as error:
-        if error.filename is None:
-            raise  # it is about no file that the user named
-        print(f"pagewire: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
-    except UnicodeError as error:
-        print(f"pagewire: an argument or the input is not UTF-8: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(partial(app, prog_name="pagewire"))
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ class ServiceConfig:
         frontends = [self._frontend(index) for index in range(self.frontends)]
         return [
             frontends,
-            [_process("scheduler", ("scheduler",), self.scheduler, more=_NO_BLAS_THREADS)],
-            [_process("engine-worker", ("engine",), self.worker)],
+            [_process("scheduler", "scheduler", self.scheduler, more=_NO_BLAS_THREADS)],
+            [_process("engine-worker", "engine", self.worker)],
         ]
 
     def _frontend(self, index: int, generation: int = 0) -> ProcessSpec:
@@ -122,7 +122,7 @@ class ServiceConfig:
         socket = self.worker.socket.with_name(f"{name}.sock")
         return _process(
             name,
-            ("pagewire", "frontend"),
+            "frontend",
             replace(self.frontend, admin_socket=socket),
             stop_timeout=self.frontend.drain_timeout + STOP_MARGIN,
             leave_timeout=self.frontend.leave_timeout + STOP_MARGIN,
@@ -218,7 +218,7 @@ def _runtime_directory() -> tempfile.TemporaryDirectory[str]:
 
 def _process(
     name: str,
-    command: tuple[str, ...],
+    module: str,
     config: Any,
     *,
     more: Mapping[str, str] = MappingProxyType({}),
@@ -226,7 +226,7 @@ def _process(
 ) -> ProcessSpec:
     return ProcessSpec(
         name=name,
-        command=(*python_command(command[0]), *command[1:], *arguments(config)),
+        command=(*python_command(module), *arguments(config)),
         environment={**python_path(), **more, **environment(config)},
         **settings,
     )

@@ -7,16 +7,13 @@ import pytest
 from tests.clients.conftest import City, get_weather
 from tools.service import Service
 
-langchain_openai = pytest.importorskip("langchain_openai")
-
-from langchain_core.messages import HumanMessage, ToolMessage  # noqa: E402
-from langchain_core.tools import tool  # noqa: E402
-
 QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture
 def chat(server: Service, base_url: str):
+    # Imported here, because it takes seconds, and every process that runs tests collects this file.
+    langchain_openai = pytest.importorskip("langchain_openai")
     return langchain_openai.ChatOpenAI(
         model=server.model, base_url=base_url, api_key="-", temperature=0, max_tokens=48, max_retries=0
     )
@@ -32,6 +29,9 @@ def test_a_question_is_answered_whole_and_streamed(chat) -> None:
 
 
 def test_a_tool_is_called_and_its_result_is_taken_back(chat) -> None:
+    from langchain_core.messages import HumanMessage, ToolMessage
+    from langchain_core.tools import tool
+
     weather = tool(get_weather)
     asked = HumanMessage("What is the weather in Paris?")
     called = chat.bind_tools([weather], tool_choice="get_weather").invoke([asked])

@@ -9,8 +9,6 @@ import pytest
 from tests.clients.conftest import City
 from tools.service import Service
 
-litellm = pytest.importorskip("litellm")
-
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 TOOL = {
     "type": "function",
@@ -22,8 +20,14 @@ TOOL = {
 }
 
 
+@pytest.fixture(scope="module")
+def litellm():
+    """Imported here, because it takes seconds, and every process that runs tests collects this file."""
+    return pytest.importorskip("litellm")
+
+
 @pytest.fixture
-def ask(server: Service, base_url: str):
+def ask(litellm, server: Service, base_url: str):
     def ask(**changes):
         return litellm.completion(
             **{
@@ -41,7 +45,7 @@ def ask(server: Service, base_url: str):
     return ask
 
 
-def test_a_question_is_answered_whole_and_streamed(ask) -> None:
+def test_a_question_is_answered_whole_and_streamed(litellm, ask) -> None:
     whole = ask()
     assert "Paris" in whole.choices[0].message.content
     streamed = litellm.stream_chunk_builder(list(ask(stream=True)), messages=ASKED)
@@ -64,7 +68,7 @@ def test_a_structured_answer_is_of_its_model(ask) -> None:
     City.model_validate_json(answer.choices[0].message.content)
 
 
-def test_what_is_refused_is_raised_as_a_bad_request(ask) -> None:
+def test_what_is_refused_is_raised_as_a_bad_request(litellm, ask) -> None:
     with pytest.raises(litellm.BadRequestError, match="temperature"):
         ask(temperature=-1)
     with pytest.raises(litellm.NotFoundError, match="no-such-model"):

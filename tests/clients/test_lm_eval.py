@@ -25,12 +25,12 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def evaluated(server: Service) -> Any:
+def evaluated(float32_server: Service) -> Any:
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     return LocalCompletionsAPI(
-        base_url=f"{server.http_url}/v1/completions",
-        model=server.model,
+        base_url=f"{float32_server.http_url}/v1/completions",
+        model=float32_server.model,
         tokenizer_backend="remote",
         max_length=512,
         batch_size=2,
@@ -38,14 +38,14 @@ def evaluated(server: Service) -> Any:
     )
 
 
-def test_log_likelihoods_are_those_of_transformers(evaluated: Any, smollm2_dir: Path) -> None:
+def test_log_likelihoods_are_those_of_transformers(evaluated: Any, smollm2_float32_dir: Path) -> None:
     from lm_eval.api.instance import Instance
 
     asked = [
         Instance(request_type="loglikelihood", doc={}, arguments=question, idx=index)
         for index, question in enumerate(QUESTIONS)
     ]
-    reference = Reference(smollm2_dir)
+    reference = Reference(smollm2_float32_dir)
     tokenizer = reference.tokenizer
     for (context, text), (found, is_greedy) in zip(QUESTIONS, evaluated.loglikelihood(asked), strict=True):
         start = len(tokenizer(context).input_ids)

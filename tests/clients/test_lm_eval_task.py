@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.conformance.reference import reference_model
 from tools.service import Service
 
 lm_eval = pytest.importorskip("lm_eval", reason="make test-clients installs it")
@@ -36,8 +36,10 @@ metric_list: [{metric: acc}]
 @pytest.fixture(scope="module")
 def expected(smollm2_float32_dir: Path) -> list[list[float]]:
     """The log likelihood of every choice after its question, by transformers in float32."""
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(smollm2_float32_dir)
-    model = AutoModelForCausalLM.from_pretrained(smollm2_float32_dir, dtype=torch.float32).eval()
+    model = reference_model(smollm2_float32_dir)
 
     def likelihood(question: str, choice: str) -> float:
         prompt, whole = tokenizer(question).input_ids, tokenizer(question + choice).input_ids
@@ -50,14 +52,14 @@ def expected(smollm2_float32_dir: Path) -> list[list[float]]:
 
 @pytest.mark.parametrize("backend", ["huggingface", "remote"])
 def test_log_likelihoods_of_a_home_made_task_are_transformers(
-    server: Service, smollm2_dir: Path, tmp_path: Path, expected: list[list[float]], backend: str
+    float32_server: Service, smollm2_dir: Path, tmp_path: Path, expected: list[list[float]], backend: str
 ) -> None:
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(each) + "\n" for each in QUESTIONS))
     (tmp_path / "task.yaml").write_text(TASK.replace("DATA", str(data)))
     arguments = {
-        "model": server.model,
-        "base_url": f"{server.http_url}/v1/completions",
+        "model": float32_server.model,
+        "base_url": f"{float32_server.http_url}/v1/completions",
         "tokenizer_backend": backend,
         "num_concurrent": 1,
         "max_retries": 1,

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@functools.cache
+def reference_model(directory: Path) -> Any:
+    """transformers' model in float32, read once by each process that runs tests. Nothing may change it."""
+    from transformers import AutoModelForCausalLM  # takes seconds
+
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 class Reference:
     """transformers' model and tokenizer."""
 
     def __init__(self, directory: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        from transformers import AutoTokenizer
+
+        self.model = reference_model(directory)
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
 
     @torch.inference_mode()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import anthropic
 import pytest
 
 from tools.service import Service
+
+if TYPE_CHECKING:
+    import anthropic
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "anthropic.md"
 QUESTION = {"role": "user", "content": "What is the capital of France? Answer in one word."}
@@ -18,6 +21,8 @@ GREEDY = {"temperature": 0}
 
 @pytest.fixture(scope="module")
 def client(server: Service) -> Iterator[anthropic.Anthropic]:
+    import anthropic  # takes seconds, and every process that runs tests collects this file
+
     with anthropic.Anthropic(base_url=server.http_url, api_key="unused", max_retries=0) as client:
         yield client
 

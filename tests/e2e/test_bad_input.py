@@ -14,7 +14,7 @@ from pagewire import Client, SamplingParams
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 
-BESIDE = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)
+BESIDE = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 PROMPT = "A long story about a lighthouse keeper:"
 
 BODIES = {

@@ -11,9 +11,9 @@ import numpy as np
 import openai
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
 
 from pagewire.inference.v1 import inference_pb2 as pb
+from tests.conformance.reference import reference_model
 from tests.e2e.client import complete_all
 from tools.service import Service
 
@@ -35,8 +35,10 @@ def expected(smollm2_float32_dir: Path) -> list[dict[str, np.ndarray]]:
 def pooled_by_transformers(directory: Path, texts: list[str]) -> list[dict[str, np.ndarray]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    model = reference_model(directory).model  # without its head
     pooled = []
     for text in texts:
         with torch.inference_mode():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
+from tests.conformance.reference import reference_model
 from tests.e2e.client import complete_all, tokens
 from tests.e2e.prompts import greedy, prompt_ids
 from tools.service import Service
@@ -30,7 +30,7 @@ class Reference:
     """transformers' greedy choice, by teacher forcing."""
 
     def __init__(self, directory: Path) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self._model = reference_model(directory)
         self._checked: dict[tuple[int, ...], list[int]] = {}
 
     def check(self, prompt: list[int], completion: list[int]) -> None:

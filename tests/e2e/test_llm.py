@@ -14,6 +14,7 @@ import pytest
 from pagewire import LLM, SamplingParams
 from pagewire.base.errors import ConfigError, InvalidRequest, Unavailable
 from pagewire.wire.sampling_params import BeamSearch, StructuredOutput, seed_of_completion
+from tests.unit.corrupt.samples import write_directory
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 ONE_TOKEN = SamplingParams(temperature=0, max_tokens=1)
@@ -186,13 +187,13 @@ def test_bad_prompts_and_parameters_are_refused_before_anything_is_computed(
     assert llm.generate("a", ONE_TOKEN)[0].outputs[0].token_ids
 
 
-def test_wrong_options_and_models_are_config_errors() -> None:
+def test_wrong_options_and_models_are_config_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown model"):
         LLM("no-such-model")
     with pytest.raises(ConfigError, match="dtype"):
         LLM(dtype="int3")
     with pytest.raises(ConfigError, match="block"):
-        LLM(kv_cache_memory=1)
+        LLM(str(write_directory(tmp_path / "tiny")), kv_cache_memory=1)
 
 
 def test_a_worker_that_hangs_is_killed_and_the_error_says_over_what(smollm2_dir: Path) -> None:
@@ -208,9 +209,9 @@ def test_a_worker_that_hangs_is_killed_and_the_error_says_over_what(smollm2_dir:
 
 def test_a_dead_worker_is_an_error_with_its_log_and_closing_leaves_no_process(smollm2_dir: Path) -> None:
     before = set(psutil.Process().children())
-    llm = LLM(max_model_len=128, kv_cache_memory=1 << 28)
-    [worker] = set(psutil.Process().children()) - before
-    os.kill(worker.pid, signal.SIGKILL)
+    llm = LLM(engine="null")
+    assert llm._engine is not None
+    os.kill(llm._engine._process.pid, signal.SIGKILL)
     with pytest.raises(Unavailable, match="engine-worker ended with status -9"):
         llm.generate("a", GREEDY)
     llm.close()

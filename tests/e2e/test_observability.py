@@ -16,6 +16,8 @@ from pagewire.telemetry.context import new_trace
 from tests.otlp_receiver import OtlpReceiver, ReceivedSpan, receiving
 from tools.service import Service
 
+# The supervisor writes down what its processes say a moment after they have said it.
+LOG_SECONDS = 10.0
 IN_FRONTEND = {"tokenize", "detokenize"}
 IN_SCHEDULER = {"queue", "prefill", "decode"}
 IN_WORKER = {"worker.prefill", "worker.decode"}
@@ -171,8 +173,15 @@ def test_every_process_logs_json_with_the_ids_of_request_and_trace(
 ) -> None:
     caller = new_trace()
     complete(service, "logged", caller.traceparent, 3)
-    entries = [json.loads(line) for line in service.log.splitlines()]
+    mine: list[dict[str, object]] = []
+    deadline = time.monotonic() + LOG_SECONDS
+    while not mine:
+        assert time.monotonic() < deadline, service.log
+        whole_lines, _, _ = service.log.rpartition("\n")
+        entries = [json.loads(line) for line in whole_lines.splitlines()]
+        mine = [entry for entry in entries if entry.get("request_id") == "logged"]
+        time.sleep(0.02)
     assert {entry["process"] for entry in entries} == {"supervisor", "frontend", "scheduler", "engine-worker"}
-    (mine,) = [entry for entry in entries if entry.get("request_id") == "logged"]
-    assert (mine["logger"], mine["trace_id"]) == ("frontend.access", caller.trace_id)
-    assert mine["outcome"] == "200"
+    [logged] = mine
+    assert (logged["logger"], logged["trace_id"]) == ("frontend.access", caller.trace_id)
+    assert logged["outcome"] == "200"

@@ -22,6 +22,8 @@ from pagewire.wire.sampling_params import SamplingParams
 from tools.service import Service
 
 TOKENS = 20
+# Between a client's requests. Without a pause they take both cores of a small machine from what is restarted.
+PAUSE_SECONDS = 0.01
 OPTIONS = ("--engine", "null", "--null-step-ms", "2", "--frontends", "2", "--max-connection-age", "1")
 
 
@@ -62,6 +64,7 @@ class Load:
                 await self._ask_grpc(client)
 
     async def _ask_grpc(self, client: AsyncClient) -> None:
+        await asyncio.sleep(PAUSE_SECONDS)
         sampling = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
         try:
             answer = await client.generate(token_ids=[300, 301, 302], sampling_params=sampling)
@@ -80,6 +83,7 @@ class Load:
                 await self._ask_http(client, "anew")
 
     async def _ask_http(self, client: httpx.AsyncClient, kind: str) -> None:
+        await asyncio.sleep(PAUSE_SECONDS)
         body = {
             "model": self._service.model,
             "prompt": [300, 301, 302],

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -51,13 +52,27 @@ def control(tmp_path: Path) -> Path:
     return tmp_path / "worker.sock"
 
 
-@pytest.fixture
-def worker(tmp_path: Path, control: Path) -> Iterator[subprocess.Popen[str]]:
-    process = start(write_model(tmp_path / "model"), control)
+@contextmanager
+def running(directory: Path, control: Path) -> Iterator[subprocess.Popen[str]]:
+    process = start(write_model(directory / "model"), control)
     yield process
     if process.poll() is None:
         process.kill()
     process.communicate()
+
+
+@pytest.fixture
+def worker(tmp_path: Path, control: Path) -> Iterator[subprocess.Popen[str]]:
+    with running(tmp_path, control) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A worker that several schedulers use in turn, and its socket."""
+    directory = tmp_path_factory.mktemp("shared")
+    with running(directory, directory / "worker.sock") as process:
+        yield process, directory / "worker.sock"
 
 
 def request_plan(step_id: int) -> StepPlan:
@@ -73,8 +88,9 @@ def result_of(link: WorkerLink, plan: StepPlan) -> StepResult:
     return result
 
 
-def test_it_serves_one_scheduler_after_another(worker: subprocess.Popen[str], control: Path) -> None:
+def test_it_serves_one_scheduler_after_another(shared: tuple[subprocess.Popen[str], Path]) -> None:
     """A scheduler that goes leaves row 1 behind; the next one finds it free and gets the same token."""
+    worker, control = shared
     tokens = []
     for step_id in (4, 5):
         link = WorkerLink.connect(control)
@@ -88,7 +104,8 @@ def test_it_serves_one_scheduler_after_another(worker: subprocess.Popen[str], co
     assert tokens[0] == tokens[1]
 
 
-def test_a_bad_plan_is_answered_and_the_worker_lives(worker: subprocess.Popen[str], control: Path) -> None:
+def test_a_bad_plan_is_answered_and_the_worker_lives(shared: tuple[subprocess.Popen[str], Path]) -> None:
+    worker, control = shared
     link = WorkerLink.connect(control)
     assert result_of(link, request_plan(1)).error == ""
     assert "row 1 is in use" in result_of(link, request_plan(2)).error

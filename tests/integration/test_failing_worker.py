@@ -25,7 +25,7 @@ EMPTY = u32([])
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from engine.worker import cli
+from engine.worker.process import tell_stacks
 from engine.config import WorkerConfig
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
@@ -54,7 +54,7 @@ class Runner:
         print("nothing comes any more", file=sys.stderr, flush=True)
         os.read(read, 1)
 
-cli._tell_stacks()
+tell_stacks()
 config = WorkerConfig(model="m", socket=Path(sys.argv[1]))
 sys.exit(run(config, lambda: LoadedWorker(Runner(), FACTS), Timeline()))
 """

@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("engine.step", "engine.platform", "engine.loader", "engine.cpu", "engine.cuda", "engine.null"),
         *("engine.layers", "engine.parallel", "engine.warmup"),
     ),
-    "engine.__main__": ("engine.worker",),
+    "engine.__main__": ("pagewire.base", "engine.config", "engine.worker"),
     # The roof: what people import and type, which starts or embeds the three.
     **dict.fromkeys(ROOF, PACKAGES),
 }
@@ -220,6 +220,12 @@ def test_a_process_without_torch_never_loads_it(package: str) -> None:
 
 def test_a_worker_with_the_null_engine_never_loads_torch() -> None:
     assert "torch" not in loaded_by("engine.worker.cli", "engine.worker.loop", "engine.null.build")
+
+
+def test_a_process_that_is_started_for_a_service_loads_no_library_for_command_lines() -> None:
+    assert not {"typer", "pagewire.cli"} & loaded_by(
+        "engine.__main__", "frontend.__main__", "frontend.server"
+    )
 
 
 def test_the_command_line_loads_nothing_heavy_before_a_command_needs_it() -> None:

@@ -94,7 +94,7 @@ def test_every_process_gets_its_part_of_the_options(model: Path, runtime_dir: Pa
         ["engine-worker"],
     ]
     frontend, scheduler, worker = (" ".join(stage[0].command) for stage in stages)
-    assert f"-m pagewire frontend {model} --scheduler unix:{runtime_dir}/scheduler.sock" in frontend
+    assert f"-m frontend {model} --scheduler unix:{runtime_dir}/scheduler.sock" in frontend
     assert "--served-model-name tiny --host 127.0.0.1 --port 8001 --grpc-port 8002" in frontend
     assert (
         f"--listen unix:{runtime_dir}/scheduler.sock --worker-socket {runtime_dir}/worker.sock" in scheduler

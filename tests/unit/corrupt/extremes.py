@@ -194,7 +194,7 @@ def _endless_memo(_directory: Path) -> bytes:
 
 
 def _nested(_directory: Path) -> bytes:
-    return b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b"."
+    return b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."
 
 
 def _zeros(_directory: Path) -> bytes:

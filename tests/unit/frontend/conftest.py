@@ -101,8 +101,7 @@ async def scheduler(tmp_path: Path) -> AsyncIterator[ScriptedScheduler]:
 async def start_frontend(scheduler: ScriptedScheduler, model_dir: Path) -> AsyncIterator[FrontendFactory]:
     factory = FrontendFactory(scheduler, model_dir)
     yield factory
-    for frontend in factory.started:
-        await frontend.stop(drain_timeout=0)
+    await asyncio.gather(*(each.stop(drain_timeout=0, refuse_grace=0) for each in factory.started))
 
 
 @pytest.fixture

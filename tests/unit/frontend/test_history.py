@@ -109,7 +109,7 @@ def service(
         return scheduler, frontend
 
     async def stop() -> None:
-        await frontend.stop(drain_timeout=0)
+        await frontend.stop(drain_timeout=0, refuse_grace=0)
         await scheduler.stop()
 
     scheduler, frontend = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
@@ -145,7 +145,7 @@ def accumulated(chunks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def few(test: Any) -> Any:
     """Each example is two or three requests."""
-    return settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])(test)
+    return settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])(test)
 
 
 TWO_CALLS = '{"name": "f", "parameters": {}}; {"name": "f", "parameters": {"a": 1}}'
