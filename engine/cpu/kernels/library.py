@@ -144,7 +144,7 @@ class NativeLibrary:
     """The kernels, with a pool of threads that compute together. One thread calls it at a time.
 
     Attributes:
-        instructions: which instruction set computes: "avx2" or "plain".
+        instructions: which instruction set computes: "avx512", "avxvnni", "avx2" or "plain".
     """
 
     def __init__(self, path: Path, num_threads: int, instructions: str = "") -> None:
@@ -220,8 +220,8 @@ class NativeLibrary:
     ) -> torch.Tensor:
         """x [T, columns] fp32 -> x @ matrix.T + bias, [T, rows] fp32.
 
-        Each 32 numbers of x are rounded to 8 bits with a scale of their own; everything else is exact or
-        fp32.
+        For kinds of blocks, each 32 numbers of x are rounded to 8 bits with a scale of their own. All else
+        is exact or fp32.
         """
         assert x.dtype == torch.float32
         assert x.shape[1] == matrix.columns

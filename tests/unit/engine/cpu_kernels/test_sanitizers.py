@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from engine.cpu.kernels.build import BuildError, find_compiler
+from engine.cpu.kernels.build import BuildError, build, find_compiler
+from pagewire.hub.cache import cache_home
 from tests.unit.engine.cpu_kernels.conftest import FLAGS_VARIABLE
 
 FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -20,6 +22,7 @@ FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 def test_kernels_are_clean_with_sanitizers() -> None:
     try:
         command = find_compiler().command
+        build(cache_home() / "native", tuple(shlex.split(FLAGS)))  # without the runtime in the compiler
     except BuildError as error:
         pytest.skip(str(error))
     found = subprocess.run(
