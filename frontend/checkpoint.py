@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pagewire.hub.gguf.blocks import KEPT, METADATA_KEY, block_size
 from pagewire.hub.model_files import MAX_CONFIG_BYTES, read_json_object
 
 logger = logging.getLogger(__name__)
@@ -103,13 +104,31 @@ def _numbers(headers: Sequence[Mapping[str, Any]]) -> tuple[int | None, str]:
     """How many numbers there are, and the format that most of them have."""
     counts: Counter[str] = Counter()
     for header in headers:
-        for entry in header.values():
+        blocks = _blocks(header)
+        for name, entry in header.items():
             shape = entry.get("shape") if isinstance(entry, dict) else None
-            if isinstance(shape, list) and all(isinstance(each, int) for each in shape):
+            if not isinstance(shape, list) or not all(isinstance(each, int) for each in shape):
+                continue
+            if name in blocks:
+                values, num_bytes = block_size(blocks[name])
+                counts[blocks[name]] += math.prod(shape) // num_bytes * values
+            else:
                 counts[str(entry.get("dtype", ""))] += math.prod(shape)
     if not counts:
         return None, ""
     return sum(counts.values()), counts.most_common(1)[0][0]
+
+
+def _blocks(header: Mapping[str, Any]) -> dict[str, str]:
+    """The formats of matrices that are in a GGUF file's blocks, by tensor; none where that cannot be read."""
+    metadata = header.get("__metadata__")
+    try:
+        blocks = json.loads(metadata[METADATA_KEY]) if isinstance(metadata, dict) else {}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    if not isinstance(blocks, dict):
+        return {}
+    return {name: kind for name, kind in blocks.items() if kind in KEPT}
 
 
 def _packing(quantization: Mapping[str, Any]) -> str:

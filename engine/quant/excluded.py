@@ -34,6 +34,13 @@ class ExcludedModules:
         patterns = () if substrings else tuple(entry for entry in entries if entry.startswith("re:"))
         self._patterns = tuple(_compile(entry, source) for entry in patterns)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ExcludedModules):
+            return NotImplemented
+        return (self._pieces, self._parts, self._patterns) == (other._pieces, other._parts, other._patterns)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __contains__(self, module: str) -> bool:
         return (
             any(piece in module for piece in self._pieces)

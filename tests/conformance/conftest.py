@@ -23,7 +23,7 @@ def target(request: pytest.FixtureRequest) -> Target:
     """The server under test."""
     url, key = request.config.getoption("--base-url"), request.config.getoption("--api-key")
     if url is None:
-        server = request.getfixturevalue("float32_server")
+        server = request.getfixturevalue("server")
         return Target(server.http_url, server.model, directory=request.getfixturevalue("smollm2_float32_dir"))
     root = url.rstrip("/").removesuffix("/v1")
     model = request.config.getoption("--model")

@@ -67,7 +67,7 @@ def test_the_model_is_told_of_as_it_is(client: ollama.Client, server: Service) -
     shown = client.show(server.model)
     assert (listed.model, running.model) == (f"{server.model}:latest",) * 2
     assert (listed.details.family, listed.details.parameter_size) == ("llama", "134.52M")
-    assert listed.size > 10**8
+    assert (listed.details.quantization_level, listed.size > 9 * 10**7) == ("Q4_1", True)
     assert (running.size_vram, running.context_length) == (0, 8192)
     assert shown.modelinfo["llama.block_count"] == 30
     assert "completion" in shown.capabilities

@@ -6,14 +6,21 @@ format under METADATA_KEY: JSON, tensor name -> format.
 
 from __future__ import annotations
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
 METADATA_KEY = "gguf_blocks"
 # Those that processors compute on without unpacking them first.
-KEPT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+_SIZES = {
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q8_0": (32, 34),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}
+KEPT = tuple(_SIZES)
 
 
 def block_size(kind: str) -> tuple[int, int]:
     """Values of a block, and the bytes that they take (https://github.com/ggml-org/ggml, ggml-common.h)."""
-    values, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return int(values), int(num_bytes)
+    return _SIZES[kind]
