@@ -168,10 +168,8 @@ def measure(engine: Engine, salt: int) -> dict[str, float]:
     }
 
 
-def compare() -> dict[str, Any]:
-    """Every engine's medians, measured in turns, with the least and the most, and pagewire's ratio to
-    each."""
-    names = [name for name in ENGINES if name != "llama.cpp" or find_spec("llama_cpp")]
+def compare(names: list[str]) -> dict[str, Any]:
+    """The engines' medians, measured in turns, with the least and the most, and pagewire's ratio to each."""
     engines, load = {}, {}
     for name in names:
         make, dtype = ENGINES[name]
@@ -204,10 +202,13 @@ def compare() -> dict[str, Any]:
 
 def main() -> None:
     """Measures and reports."""
-    arguments = record.parser(__doc__).parse_args()
+    parser = record.parser(__doc__)
+    known = [name for name in ENGINES if name != "llama.cpp" or find_spec("llama_cpp")]
+    parser.add_argument("--engines", nargs="+", choices=known, default=known)
+    arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     versions = {"llama-cpp-python": version("llama_cpp_python")} if find_spec("llama_cpp") else {}
-    record.write(arguments.json, {**versions, **compare()})
+    record.write(arguments.json, {**versions, **compare(arguments.engines)})
 
 
 if __name__ == "__main__":

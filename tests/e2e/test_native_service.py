@@ -50,12 +50,12 @@ def test_it_answers_sensibly(client: openai.OpenAI, service: Service) -> None:
     assert "Paris" in answer.choices[0].message.content
 
 
-async def test_many_at_once_get_prefix_hits_and_the_tokens_of_one(service: Service) -> None:
-    """The same prompt in the same place of a batch of any size has the same tokens."""
+async def test_many_at_once_get_prefix_hits_and_the_same_tokens(service: Service) -> None:
+    """Rows of a batch do not depend on each other."""
     (alone,) = await complete_all(service.grpc_target, [request(max_tokens=12, ignore_eos=True)], 1)
     several = await complete_all(service.grpc_target, [request(max_tokens=12, ignore_eos=True)] * 10, 10)
     assert len({tuple(each) for each in tokens(several)}) == 1
-    assert all(each.usage.cached_prompt_tokens > 0 for each in several)
+    assert all(each.finished.usage.cached_tokens > 0 for each in several)
     assert len(tokens([alone])[0]) == 12
 
 
