@@ -43,14 +43,18 @@ KINDS = {
 
 def main() -> None:
     """Measures and reports."""
-    arguments = record.parser(__doc__).parse_args()
+    parser = record.parser(__doc__)
+    parser.add_argument(
+        "--kinds", nargs="*", choices=[*KINDS], default=[*KINDS], help="beside the file itself"
+    )
+    arguments = parser.parse_args()
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     windows = _windows()
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, path in _files(Path(scratch)):
+        for name, path in _files(Path(scratch), arguments.kinds):
             results[name] = _measure(path, windows)
             print(name, results[name])
     record.write(arguments.json, {"tokens": WINDOWS * (WINDOW - 1), "kinds": results})
@@ -64,13 +68,13 @@ def _windows() -> list[list[int]]:
     return [ids[at : at + WINDOW] for at in range(0, WINDOWS * WINDOW, WINDOW)]
 
 
-def _files(scratch: Path) -> Iterator[tuple[str, Path]]:
+def _files(scratch: Path, kinds: list[str]) -> Iterator[tuple[str, Path]]:
     """The file as it is, then requantized: each kind rounds the 4-bit numbers once more."""
     given = gguf_file(ALIASES[DEFAULT_MODEL])
     yield "Q4_1, as published", given
-    for name, kind in KINDS.items():
+    for name in kinds:
         settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype, settings.allow_requantize = kind, True
+        settings.ftype, settings.allow_requantize = KINDS[name], True
         made = scratch / f"{name}.gguf"
         if llama_cpp.llama_model_quantize(str(given).encode(), str(made).encode(), settings) != 0:
             raise SystemExit(f"llama.cpp cannot make {name}")
