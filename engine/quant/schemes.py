@@ -20,7 +20,7 @@ class Activations(Enum):
     """
 
     NONE = "none"
-    TOKEN = "token"
+    TOKEN = "token"  # nosec B105 # no password
     TENSOR = "tensor"
     GROUP = "group"
 
