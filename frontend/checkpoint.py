@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pagewire.hub.gguf.blocks import KEPT, METADATA_KEY, block_size
+from pagewire.base.gguf_blocks import KEPT, METADATA_KEY, block_size
 from pagewire.hub.model_files import MAX_CONFIG_BYTES, read_json_object
 
 logger = logging.getLogger(__name__)

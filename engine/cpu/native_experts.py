@@ -46,7 +46,7 @@ class NativeExperts(LoopedExperts):
             self._otherwise.finish_loading(weights)
             return
         rows = weights.get_parameter("weight").detach().view(torch.uint8)
-        columns = rows.shape[2] // kind.num_bytes * kind.columns
+        columns = kind.num_columns(rows.shape[2])
         packed = [self._native.pack(kind, matrix, columns) for matrix in rows]
         weights.packed = packed  # type: ignore[assignment]
         weights.register_parameter("weight", None)

@@ -27,8 +27,6 @@ def format_dtype(kind: BlockKind) -> tuple[torch.dtype, FeatureDim]:
 class NativeMethod(LinearMethod):
     """Weights in one format: rows as the checkpoint has them while they are loaded, panels afterwards."""
 
-    serves_tables = True
-
     def __init__(self, native: NativeLibrary, kind: BlockKind) -> None:
         self._native, self._kind = native, kind
 
@@ -39,7 +37,7 @@ class NativeMethod(LinearMethod):
 
     def finish_loading(self, layer: nn.Module) -> None:
         rows = layer.get_parameter("weight").detach().view(torch.uint8)
-        columns = rows.shape[1] // self._kind.num_bytes * self._kind.columns
+        columns = self._kind.num_columns(rows.shape[1])
         layer.packed = self._native.pack(self._kind, rows, columns)  # type: ignore[assignment]
         layer.register_parameter("weight", None)
 

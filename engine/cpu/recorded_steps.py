@@ -17,9 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.attention.interface import BatchLayout
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.kernels.library import NativeLibrary, Program
-from engine.cpu.step_layout import StepInputs
+from engine.cpu.step_layout import StepInputs, make_context
 from engine.dispatch.limits import EngineLimits
-from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
 
@@ -143,11 +142,7 @@ class _Recorded:
         kv_pool: KVPool,
     ) -> None:
         """Computes the logits of the inputs, and keeps how."""
-        context = StepContext(
-            self._positions,
-            attention=[backend.prepare(layout) for layout in self._layouts],
-            rotations=[backend.rotation(table, self._positions) for table in model.rotary_tables],
-        )
+        context = make_context(model, backend, self._positions, self._layouts)
         hidden = model(self._token_ids, context, kv_pool.layers)
         self.logits = model.compute_logits(native.gather(hidden, self._index))
         self.program = program

@@ -13,10 +13,9 @@ from engine.cpu.prompt_states import NotFinite, PooledStates, compute_prompt_log
 from engine.cpu.recorded_steps import RecordedSteps
 from engine.cpu.results import NO_PROMPT_RESULTS, PromptResults, SampledStep
 from engine.cpu.rows import RequestRows
-from engine.cpu.step_layout import StepInputs, prepare_inputs
+from engine.cpu.step_layout import StepInputs, make_context, prepare_inputs
 from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult
 from engine.dispatch.sampling import u32
-from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch
@@ -126,11 +125,7 @@ class CpuModelRunner:
         token_index = torch.from_numpy(inputs.token_index).to(self.device, non_blocking=True)
         positions = torch.from_numpy(inputs.positions).to(self.device, non_blocking=True)
         token_ids = self.rows.token_ids.view(-1).index_select(0, token_index)
-        context = StepContext(
-            positions,
-            attention=[self.backend.prepare(layout) for layout in inputs.layouts],
-            rotations=[self.backend.rotation(table, positions) for table in self.model.rotary_tables],
-        )
+        context = make_context(self.model, self.backend, positions, inputs.layouts)
         hidden: torch.Tensor = self.model(token_ids, context, self.kv_pool.layers)
         return hidden
 

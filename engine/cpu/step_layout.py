@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from engine.attention.interface import BatchLayout, IntArray
+from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.rows import RequestRows
 from engine.dispatch.records import StepPlan
+from engine.layers.step_context import StepContext
+from engine.models.base import CausalLM
 
 
 @dataclass(slots=True)
@@ -75,4 +80,16 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows) -> StepInputs:
         logits_indices=last_in_plan_order[samples],
         sampling_rows=plan_rows[samples],
         sampling_positions=ends[samples],
+    )
+
+
+def make_context(
+    model: CausalLM, backend: TorchAttentionBackend, positions: torch.Tensor, layouts: Sequence[BatchLayout]
+) -> StepContext:
+    """What the layers of a model are told of a step: its tokens' positions, [T] int64, and the batch's layout
+    in each KV group."""
+    return StepContext(
+        positions,
+        attention=[backend.prepare(layout) for layout in layouts],
+        rotations=[backend.rotation(table, positions) for table in model.rotary_tables],
     )

@@ -57,14 +57,7 @@ class LinearShape:
 
 class LinearMethod(ABC):
     """Creates, loads, finishes and applies the weights of any number of linear layers; has no state of its
-    own.
-
-    Attributes:
-        serves_tables: whether it looks up rows of a weight that products share: of an embedding that is tied
-            to the output projection.
-    """
-
-    serves_tables = False
+    own."""
 
     @abstractmethod
     def create_weights(self, layer: nn.Module, shape: LinearShape) -> None:
@@ -88,7 +81,7 @@ class LinearMethod(ABC):
         """x [T, in_features] -> [T, out_features]."""
 
     def look_up(self, layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight, [T] -> [T, in_features], where the method serves tables."""
+        """Rows of the weight, [T] -> [T, in_features], where the method is one that `for_table` gives."""
         raise NotImplementedError
 
 
@@ -105,8 +98,7 @@ class DenseMethod(LinearMethod):
 
 
 # A layer's full name and a shard's, as for_matrix takes them -> the format that the checkpoint has the matrix
-# in, such as
-# "F32", "BF16" or "Q4_K"; "" where it does not say.
+# in, such as "F32", "BF16" or "Q4_K"; "" where it does not say.
 FormatOf = Callable[[str, str], str]
 
 

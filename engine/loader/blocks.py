@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from safetensors import SafetensorError
 
-from pagewire.hub.gguf.blocks import KEPT, METADATA_KEY, block_size
+from pagewire.base.gguf_blocks import KEPT, METADATA_KEY, block_size
 
 # Of values that are unpacked at a time, which bounds the memory beside the result.
 _CHUNK_VALUES = 1 << 22

@@ -15,23 +15,23 @@ class MatrixFormats:
     """Looks matrices up by the names that they have in the model."""
 
     def __init__(self, checkpoint: Checkpoint, names: CheckpointNames, config: ModelConfig) -> None:
-        self._names = names
+        self._names, self._config = names, config
         self._formats = {
             stored.name: stored.blocks or _PLAIN.get(stored.dtype, "")
             for tensors in checkpoint.files.values()
             for stored in tensors
         }
-        # A matrix's own name -> the names of the fused modules that may hold it.
-        self._fused: dict[str, list[str]] = {}
-        for module, layout in names.split.items():
-            for part in layout(config):
-                self._fused.setdefault(part, []).append(module)
 
     def __call__(self, layer: str, shard: str) -> str:
         """Such as "F32", "BF16" or "Q4_K"; "" where the checkpoint does not have the matrix, or not as plain
         numbers or blocks. See LinearMethods.for_matrix for the arguments."""
-        path = self._names.module(layer, shard)
-        parent, _, own_name = path.rpartition(".")
-        fused = (f"{parent}.{module}" for module in self._fused.get(own_name, ()))
-        found = (self._formats.get(f"{module}.weight") for module in (path, *fused))
+        modules = names_of(self._names, self._config, layer, shard)
+        found = (self._formats.get(f"{module}.weight") for module in modules)
         return next((kind for kind in found if kind), "")
+
+
+def names_of(names: CheckpointNames, config: ModelConfig, layer: str, shard: str) -> list[str]:
+    """What a checkpoint may call a matrix: its own name, and those of modules that hold it and others."""
+    own = names.module(layer, shard)
+    parent, _, matrix = own.rpartition(".")
+    return [own, *(f"{parent}.{fused}" for fused, layout in names.split.items() if matrix in layout(config))]

@@ -10,6 +10,7 @@ import torch
 
 from engine.loader.backbone import names_in
 from engine.loader.checkpoint import Checkpoint, readable
+from engine.loader.formats import names_of
 from engine.loader.stream import StoredTensor, read_exactly
 from engine.models.base import ModelContext
 from engine.models.checkpoint_names import CheckpointNames
@@ -135,10 +136,3 @@ class _Schemes:
         weight = self._stored.find(layer, shard, "weight")
         is_plain = weight is not None and weight.dtype.is_floating_point and weight.dtype.itemsize > 1
         return None if is_plain else scheme
-
-
-def names_of(names: CheckpointNames, config: ModelConfig, layer: str, shard: str) -> list[str]:
-    """What a checkpoint may call a matrix: its own name, and those of modules that hold it and others."""
-    own = names.module(layer, shard)
-    parent, _, matrix = own.rpartition(".")
-    return [own, *(f"{parent}.{fused}" for fused, layout in names.split.items() if matrix in layout(config))]

@@ -59,7 +59,7 @@ def _serve_model(config: WorkerConfig, timeline: Timeline) -> int:
     _check_model(config)
     _set_thread_policy()
     head_start = HeadStart(config.device)
-    build_ahead(config.device)
+    build_ahead(config.device, config.dtype)
 
     from engine.worker.build import build_worker
     from engine.worker.loop import run

@@ -74,7 +74,7 @@ class ServiceConfig:
         from pagewire.hub import ALIASES, resolve_checkpoint
 
         if worker.engine == "model" and model in ALIASES:  # beside a download; the worker does it for others
-            build_ahead(worker.device)
+            build_ahead(worker.device, worker.dtype)
         directory, load_format = resolve_checkpoint(model, worker.load_format, progress=True)
         return cls(
             worker=replace(worker, model=str(directory), load_format=load_format),

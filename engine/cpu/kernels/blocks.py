@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pagewire.base.gguf_blocks import KEPT, block_size
+
 
 @dataclass(frozen=True, slots=True)
 class BlockKind:
@@ -25,19 +27,17 @@ class BlockKind:
         """Bytes of a row of a file."""
         return columns // self.columns * self.num_bytes
 
+    def num_columns(self, row_bytes: int) -> int:
+        """Columns of a row of so many bytes."""
+        return row_bytes // self.num_bytes * self.columns
 
+
+# In the order of the library's codes.
 BLOCK_KINDS = {
     kind.name: kind
     for kind in (
-        BlockKind("Q4_0", 0, 32, 18),
-        BlockKind("Q4_1", 1, 32, 20),
-        BlockKind("Q5_0", 2, 32, 22),
-        BlockKind("Q5_1", 3, 32, 24),
-        BlockKind("Q8_0", 4, 32, 34),
-        BlockKind("Q4_K", 5, 256, 144),
-        BlockKind("Q5_K", 6, 256, 176),
-        BlockKind("Q6_K", 7, 256, 210),
-        BlockKind("BF16", 8, 1, 2),
-        BlockKind("F16", 9, 1, 2),
+        *(BlockKind(name, code, *block_size(name)) for code, name in enumerate(KEPT)),
+        BlockKind("BF16", len(KEPT), 1, 2),
+        BlockKind("F16", len(KEPT) + 1, 1, 2),
     )
 }

@@ -115,14 +115,15 @@ def build(cache: Path, flags: tuple[str, ...] = ()) -> Path:
     return library
 
 
-def build_ahead(device: str) -> None:
+def build_ahead(device: str, dtype: str) -> None:
     """Begins to build, in the background, what `build` will be asked for in this user's cache directory. What
     goes wrong `build` says then.
 
     Args:
-        device: as in WorkerConfig; nothing is built where that will be a GPU.
+        device, dtype: as in WorkerConfig; nothing is built where that will be a GPU, or numbers that no
+            native kernel computes on.
     """
-    if device != "cpu" and Path(_NVIDIA).exists():
+    if dtype not in ("auto", "float32") or (device != "cpu" and Path(_NVIDIA).exists()):
         return
 
     def work() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from gguf.constants import GGMLQuantizationType
 
 from pagewire.base.errors import ConfigError
+from pagewire.base.gguf_blocks import KEPT, block_size
 from pagewire.hub.gguf.architectures import ALWAYS, Architecture
-from pagewire.hub.gguf.blocks import KEPT, block_size
 from pagewire.hub.gguf.keys import ModelSizes
 from pagewire.hub.gguf.reader import GgufFile, GgufTensor
 from pagewire.hub.gguf.rope import ROPE_TENSORS

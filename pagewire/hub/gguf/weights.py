@@ -17,7 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf.blocks import METADATA_KEY
+from pagewire.base.gguf_blocks import METADATA_KEY
 from pagewire.hub.gguf.layout import Arrangement, Placement, Source
 from pagewire.hub.gguf.reader import GgufFile, GgufTensor
 from pagewire.hub.progress import Advance

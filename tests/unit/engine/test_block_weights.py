@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from engine.loader.blocks import dequantize
 from engine.loader.checkpoint import open_checkpoint
 from pagewire.base.errors import ConfigError
-from pagewire.hub.gguf.blocks import KEPT, METADATA_KEY, block_size
+from pagewire.base.gguf_blocks import KEPT, METADATA_KEY, block_size
 
 
 @pytest.mark.parametrize("kind", KEPT)

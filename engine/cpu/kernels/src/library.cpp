@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "library.h"
 #include "pagewire.h"
 #include "pool.h"
 #include "processor.h"

@@ -1,11 +1,8 @@
 // Steps that were recorded once and run again and again in one call.
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-#include "layers.h"
-
-struct PagewireLibrary;
+#include "library.h"
 
 namespace {
 
@@ -40,16 +37,6 @@ enum Operation : int64_t { MULTIPLY, EMBED, NORM, GATE, ROTATE, ATTEND, GATHER }
 }  // namespace
 
 extern "C" {
-
-void pagewire_multiply(PagewireLibrary* library, int kind, const uint8_t* panels, int64_t rows, int64_t columns,
-                       const float* x, int64_t x_stride, int64_t tokens, const float* bias, float* out,
-                       int64_t out_stride);
-void pagewire_embed(PagewireLibrary* library, int kind, const uint8_t* panels, int64_t columns, const int64_t* ids,
-                    int64_t tokens, float* out);
-void pagewire_norm(PagewireLibrary* library, const pagewire::Norm* job);
-void pagewire_gate(PagewireLibrary* library, const pagewire::Gating* job);
-void pagewire_rotate(PagewireLibrary* library, const pagewire::Rotating* job);
-void pagewire_attend(PagewireLibrary* library, pagewire::Attending* job);
 
 // One step: `operation` says what `job` is.
 void pagewire_do(PagewireLibrary* library, int64_t operation, void* job) {

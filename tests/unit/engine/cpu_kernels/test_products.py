@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType, quants
 
 from engine.cpu.kernels.blocks import BLOCK_KINDS, BlockKind
 from engine.cpu.kernels.library import NativeLibrary, PackedMatrix
+from pagewire.base.gguf_blocks import KEPT
 
 # Where a block has its scales and mins in half precision.
 HALVES = {
@@ -142,3 +143,13 @@ def test_every_number_of_16_bits_is_read_exactly(native: NativeLibrary, kind: Bl
     product = native.multiply(torch.ones(1, 1), matrix).T.nan_to_num(12345.0, torch.inf, -torch.inf)
     assert torch.equal(embedded, expected)
     assert torch.equal(product, expected)
+
+
+@pytest.mark.parametrize("kind", [BLOCK_KINDS[name] for name in KEPT], ids=KEPT)
+def test_a_token_has_the_same_bits_among_any_number_of_others(native: NativeLibrary, kind: BlockKind) -> None:
+    matrix, _ = packed(native, kind, 37, 512)
+    x = torch.randn(40, 512, generator=torch.Generator().manual_seed(0))
+    together = native.multiply(x, matrix)
+    for count in (1, 2, 5, 17):
+        parts = [native.multiply(part, matrix) for part in x.split(count)]
+        assert torch.equal(torch.cat(parts), together), count
