@@ -43,6 +43,7 @@ class CpuPlatform(Platform):
             raise ConfigError("deterministic needs a GPU; on the CPU sums depend on the batch")
         self._kv_cache_memory = config.kv_cache_memory
         self._native = open_native() if dtype == torch.float32 else None
+        self._is_rank = config.world_size > 1
         # A dtype that the user names is that of weights too.
         self._keeps_formats = config.dtype == "auto"
 
@@ -79,7 +80,7 @@ class CpuPlatform(Platform):
         assert isinstance(backend, TorchAttentionBackend)
         rows = RequestRows(limits, self.device)
         recorded = None
-        if self._native is not None:
+        if self._native is not None and not self._is_rank:  # sums over ranks are not recorded
             recorded = RecordedSteps(self._native, model, backend, kv_pool, limits)
         return CpuModelRunner(model, backend, kv_pool, rows, recorded)
 

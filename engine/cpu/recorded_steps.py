@@ -7,12 +7,12 @@ token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from engine.attention.interface import BatchLayout
 from engine.cpu.attention import TorchAttentionBackend
@@ -24,34 +24,10 @@ from engine.platform.kv_cache import KVPool
 
 # With more requests the kernels take so long that what lies between them does not matter.
 MOST_REQUESTS = 16
-# Operators that compute nothing: they make tensors that share another's memory, or memory that is not read
-# yet.
-_COMPUTE_NOTHING = {
-    *(
-        "empty",
-        "empty_like",
-        "view",
-        "_unsafe_view",
-        "_reshape_alias",
-        "reshape",
-        "as_strided",
-        "detach",
-        "alias",
-    ),
-    *(
-        "slice",
-        "select",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "narrow",
-        "t",
-        "transpose",
-        "permute",
-    ),
-    *("unsqueeze", "squeeze", "expand", "flatten", "unflatten", "lift_fresh"),
-}
+# Functions whose result is memory that is not read yet.
+_MAKE_ROOM = {"empty", "empty_like"}
+# Those that read a number, on which what is computed afterwards may depend.
+_READ = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
 
 
 class RecordedSteps:
@@ -93,7 +69,7 @@ class RecordedSteps:
             return recorded.logits
         recorded = _Recorded(inputs, self._limits)
         recorded.fill(inputs, token_ids)
-        with _ForeignOperators() as foreign, self._native.recording() as program:
+        with _ForeignFunctions() as foreign, self._native.recording() as program:
             recorded.record(program, self._native, self._model, self._backend, self._kv_pool)
         if foreign.seen:
             self._can_record = False
@@ -148,21 +124,48 @@ class _Recorded:
         self.program = program
 
 
-class _ForeignOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether torch computes something itself, which a program would not compute again."""
+class _ForeignFunctions(TorchFunctionMode):
+    """Sees whether torch computes something itself, which a program would not compute again.
+
+    It sees functions that Python calls. A TorchDispatchMode would see the operators below them, but the first
+    one imports torch's compiler, which takes seconds, in the first request.
+    """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.seen: set[str] = set()
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self,
-        func: Any,
+        func: Callable[..., Any],
         types: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        name = func.overloadpacket.__name__
-        if name not in _COMPUTE_NOTHING:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        if _computes(name, args, result):
             self.seen.add(name)
-        return func(*args, **(kwargs or {}))
+        return result
+
+
+def _computes(name: str, args: Sequence[Any], result: Any) -> bool:
+    """Whether a function did more than to make room, or another view of memory that an argument has."""
+    is_private = name.startswith("__")
+    changes = name in ("__setitem__", "__set__") or (name.startswith("__i") and name != "__init__")
+    if name in _READ or changes or (name.endswith("_") and not is_private):
+        return True
+    made = [each for each in (result if isinstance(result, list | tuple) else (result,)) if _is_tensor(each)]
+    if name in _MAKE_ROOM or not made:
+        return False
+    given = {_memory(each) for each in args if _is_tensor(each)}
+    return any(_memory(each) not in given for each in made)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Where a tensor's numbers lie. Those in a layout of oneDNN's have no address: each is only itself."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
