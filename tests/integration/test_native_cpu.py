@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,16 @@ def in_16_bits(directory: Path) -> Path:
     tensors = load_file(path)
     save_file({name: each.bfloat16() for name, each in tensors.items()}, path, metadata={"format": "pt"})
     return directory
+
+
+def in_blocks(name: str, kind: str, scratch: Path) -> Path:
+    """A tiny checkpoint whose matrices are in blocks."""
+    case = CASES[name]
+    original = write_checkpoint(case, scratch / "original")
+    write_gguf(case, *original, scratch / "tiny.gguf", kind=GGMLQuantizationType[kind])
+    (scratch / "converted").mkdir()
+    convert_gguf(scratch / "tiny.gguf", scratch / "converted", progress=False)
+    return scratch / "converted"
 
 
 def logprobs(driver: CoreDriver) -> np.ndarray:
@@ -80,13 +91,8 @@ def test_a_model_that_torch_computes_a_part_of_is_not_recorded(case: str, tmp_pa
 def test_blocks_are_computed_on_up_to_the_rounding_of_activations(
     name: str, kind: str, tmp_path: Path
 ) -> None:
-    case = CASES[name]
-    original = write_checkpoint(case, tmp_path / "original")
-    write_gguf(case, *original, tmp_path / "tiny.gguf", kind=GGMLQuantizationType[kind])
-    (tmp_path / "converted").mkdir()
-    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "converted", progress=False)
-    exact = CoreDriver(tmp_path / "converted", dtype="float32")
-    native = CoreDriver(tmp_path / "converted", dtype="auto")
+    directory = in_blocks(name, kind, tmp_path)
+    exact, native = (CoreDriver(directory, dtype=dtype) for dtype in ("float32", "auto"))
     prompts, sampling = PROMPTS + SHARED, SamplingRecord(temperature=0.0, logprobs=3, prompt_logprobs=0)
     theirs, ours = (driver.generate(prompts, 1, sampling) for driver in (exact, native))
     errors = [
@@ -94,3 +100,26 @@ def test_blocks_are_computed_on_up_to_the_rounding_of_activations(
     ]
     assert max(errors) < 0.25
     assert sum(errors) / len(errors) < 0.06
+
+
+LONG = [(13 * i + i // 7) % VOCAB for i in range(243)]
+
+
+def told(driver: CoreDriver, *others: list[int]) -> np.ndarray:
+    """The log probabilities of many tokens at each position of an answer to LONG, beside other requests."""
+    answers = driver.generate([*others, LONG], OUTPUT_TOKENS, SamplingRecord(temperature=0.0, logprobs=20))
+    return np.array([entry.top_logprobs for entry in answers[-1][1]])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("llama", "Q4_1"), ("phi3", "F16")])
+def test_a_request_has_the_same_bits_however_its_steps_are_cut(name: str, kind: str, tmp_path: Path) -> None:
+    """Its prompt at once or in chunks, its prefix computed or found, alone or beside others."""
+    directory = in_blocks(name, kind, tmp_path)
+    settings: dict[str, Any] = {"dtype": "auto", "num_blocks": 128}
+    driver = CoreDriver(directory, max_num_batched_tokens=512, **settings)
+    whole = told(driver)
+    assert np.array_equal(told(driver), whole), "with its prefix in the cache"
+    assert np.array_equal(told(driver, *SHARED, LONG[:200]), whole), "beside others"
+    for size, others in ((17, []), (90, SHARED)):
+        cut = CoreDriver(directory, max_num_batched_tokens=size, **settings)
+        assert np.array_equal(told(cut, *others), whole), size

@@ -29,7 +29,9 @@ from pagewire.base.cache_home import cache_home
 SOURCES = Path(__file__).parent / "src"
 COMPILERS = ("c++", "g++", "clang++")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized")
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-pthread", *WARNINGS)
+# A product and a sum are fused only where the sources say so: where a compiler decides, two kernels that are
+# to give the same bits may not.
+FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-pthread", *WARNINGS)
 # Instruction sets of x86-64 beyond the least that all processors have, with the flags that a file whose name
 # ends in them is compiled with; from the least to the most. The library has those that the processor has and
 # the compiler knows.

@@ -13,7 +13,7 @@ namespace {
 void normalise(const float* x, const float* weight, int64_t size, float eps, float* out) {
     Vector squares = {};
     int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) squares += load(x + i) * load(x + i);
+    for (; i + LANES <= size; i += LANES) squares = fused(load(x + i), load(x + i), squares);
     float total = sum(squares);
     for (; i < size; ++i) total += x[i] * x[i];
     float scale = 1 / std::sqrt(total / static_cast<float>(size) + eps);

@@ -76,19 +76,18 @@ void add_last_column(const Product& product, int64_t first, int64_t last) {
 template <int KIND, int PANELS, int T>
 void multiply_part(const Product& product, int64_t panel, int64_t token, int64_t first, int64_t last) {
     constexpr int V = PANELS * VECTORS;
-    constexpr int CHAINS = T * V < 8 ? 2 : 1;  // sums that do not wait for each other
     const int64_t bytes = panel_bytes(KIND, product.x.columns);
     const uint8_t* at[PANELS];
     const float* x[T];
     for (int p = 0; p < PANELS; ++p) at[p] = product.panels + (panel + p) * bytes + first * ROWS * 2;
     for (int t = 0; t < T; ++t) x[t] = product.numbers + (token + t) * product.numbers_stride;
-    Vector sums[CHAINS][T][V] = {};
-    auto add = [&](int chain, const Vector (&weights)[V], int64_t column) __attribute__((always_inline)) {
+    Vector sums[T][V] = {};
+    auto add = [&](const Vector (&weights)[V], int64_t column) __attribute__((always_inline)) {
 #pragma GCC unroll 12
         for (int t = 0; t < T; ++t) {
             const Vector number = all(x[t][column]);
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) sums[chain][t][v] += weights[v] * number;
+            for (int v = 0; v < V; ++v) sums[t][v] = fused(weights[v], number, sums[t][v]);
         }
     };
     auto load_at = [&](int v) __attribute__((always_inline)) { return at[v / VECTORS] + v % VECTORS * LANES * (KIND == BF16 ? 4 : 2); };
@@ -98,12 +97,12 @@ void multiply_part(const Product& product, int64_t panel, int64_t token, int64_t
         Whole upper = Whole{} + static_cast<int32_t>(0xffff0000);
         for (; column + 2 <= last; column += 2) {
             for (int v = 0; v < V; ++v) weights[v] = reinterpret_cast<Vector>(load_whole(load_at(v)) << 16);
-            add(0, weights, column);
+            add(weights, column);
             // Loaded again, and the mask too: there is no register to keep them in.
             for (int p = 0; p < PANELS; ++p) asm("" : "+r"(at[p]));
             asm("" : "+m"(upper));
             for (int v = 0; v < V; ++v) weights[v] = reinterpret_cast<Vector>(load_whole(load_at(v)) & upper);
-            add(CHAINS - 1, weights, column + 1);
+            add(weights, column + 1);
             for (int p = 0; p < PANELS; ++p) at[p] += ROWS * 4;
         }
     } else {
@@ -111,20 +110,14 @@ void multiply_part(const Product& product, int64_t panel, int64_t token, int64_t
             Vector weights[V];
             for (int v = 0; v < V; ++v) weights[v] = load_halves(load_at(v));
             for (int p = 0; p < PANELS; ++p) at[p] += ROWS * 2;
-            if (CHAINS == 1 || column % 2 == 0) {
-                add(0, weights, column);
-            } else {
-                add(CHAINS - 1, weights, column);
-            }
+            add(weights, column);
         }
     }
 #pragma GCC unroll 12
     for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
-            Vector sum = sums[0][t][v];
-            if (CHAINS == 2) sum += sums[1][t][v];
-            finish(product, panel * ROWS + v * LANES, token + t, sum, first > 0);
+            finish(product, panel * ROWS + v * LANES, token + t, sums[t][v], first > 0);
         }
     }
 }
@@ -140,23 +133,35 @@ void multiply_tokens(const Product& product, int64_t panel, int64_t token, int64
     pass.template operator()<1>();
 }
 
+// Columns first to last of panels `panel` to `last_panel`, and of tokens `token` to `end`.
+template <int KIND>
+void multiply_panels(const Product& product, int64_t panel, int64_t last_panel, int64_t token, int64_t end,
+                     int64_t first, int64_t last) {
+    for (; panel + MOST_PANELS <= last_panel; panel += MOST_PANELS) {
+        multiply_tokens<KIND, MOST_PANELS>(product, panel, token, end, first, last);
+    }
+    for (; panel < last_panel; ++panel) multiply_tokens<KIND, 1>(product, panel, token, end, first, last);
+}
+
+// The columns of each part are summed one after the other, and then the parts, however many tokens there are: their
+// bits do not depend on it.
 template <int KIND>
 void multiply_matrix(const Product& product, int64_t first, int64_t last) {
     const bool odd = KIND == BF16 && product.x.columns % 2;
     const int64_t columns = product.x.columns - odd, tokens = product.x.num_tokens;
-    const int64_t part = tokens > MOST_TOKENS ? PART_COLUMNS : columns;
+    // A few tokens walk through each panel once; for many all panels' parts are read again.
+    const int64_t at_once = tokens > MOST_TOKENS ? last - first : MOST_PANELS;
     for (int64_t token = 0; token < tokens; token += PART_TOKENS) {
         const int64_t end = std::min(token + PART_TOKENS, tokens);
-        int64_t column = 0;
-        do {
-            const int64_t column_end = std::min(column + part, columns);
-            int64_t panel = first;
-            for (; panel + MOST_PANELS <= last; panel += MOST_PANELS) {
-                multiply_tokens<KIND, MOST_PANELS>(product, panel, token, end, column, column_end);
-            }
-            for (; panel < last; ++panel) multiply_tokens<KIND, 1>(product, panel, token, end, column, column_end);
-            column = column_end;
-        } while (column < columns);
+        for (int64_t panel = first; panel < last; panel += at_once) {
+            const int64_t last_panel = std::min(panel + at_once, last);
+            int64_t column = 0;
+            do {
+                const int64_t column_end = std::min(column + PART_COLUMNS, columns);
+                multiply_panels<KIND>(product, panel, last_panel, token, end, column, column_end);
+                column = column_end;
+            } while (column < columns);
+        }
     }
     if (odd) add_last_column(product, first, last);
 }

@@ -6,26 +6,58 @@
 
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace pagewire {
 namespace {
 
+typedef float Four __attribute__((vector_size(16)));
+typedef float Eight __attribute__((vector_size(32)));
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
+typedef float Vector __attribute__((vector_size(64)));
 #else
 constexpr int LANES = 8;
+typedef Eight Vector;
 #endif
-typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
 
-inline Vector load(const float* at) {
-    Vector value;
+template <class V = Vector>
+inline V load(const float* at) {
+    V value;
     memcpy(&value, at, sizeof value);
     return value;
 }
 
 inline void store(float* at, Vector value) { memcpy(at, &value, sizeof value); }
+
+// a * b + c, rounded once where the processor can. Compilers are told not to make it of a product and a sum by
+// themselves: two kernels that are to give the same bits might come out differently.
+inline Eight fused(Eight a, Eight b, Eight c) {
+#if defined(__FMA__)
+    return reinterpret_cast<Eight>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
+                                                   reinterpret_cast<__m256>(c)));
+#elif defined(__aarch64__)
+    float32x4_t halves[3][2];
+    memcpy(halves[0], &a, sizeof a);
+    memcpy(halves[1], &b, sizeof b);
+    memcpy(halves[2], &c, sizeof c);
+    for (int i = 0; i < 2; ++i) halves[2][i] = vfmaq_f32(halves[2][i], halves[0][i], halves[1][i]);
+    memcpy(&c, halves[2], sizeof c);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+#if defined(__AVX512F__)
+inline Vector fused(Vector a, Vector b, Vector c) {
+    return reinterpret_cast<Vector>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                                    reinterpret_cast<__m512>(c)));
+}
+#endif
 
 inline Vector all(float value) {
 #if defined(__AVX512F__)
@@ -42,24 +74,31 @@ inline float sum(Vector value) {
     return total;
 }
 
-// The sums of eight vectors.
-inline void sums_of_eight(const Vector* values, float* out) {
+// The sums of eight vectors, each from its first number to its last.
+inline void sums_of_eight(const Eight* values, float* out) {
 #if defined(__AVX__)
-    __m256 halves[8];
-    for (int i = 0; i < 8; ++i) {
-#if defined(__AVX512F__)
-        const __m512 whole = reinterpret_cast<__m512>(values[i]);
-        halves[i] = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
-#else
-        halves[i] = reinterpret_cast<__m256>(values[i]);
-#endif
+    __m256 pairs[8], fours[8];  // what neighbours have in the same two lanes, and what four have in one
+    for (int i = 0; i < 8; i += 2) {
+        const __m256 one = reinterpret_cast<__m256>(values[i]), two = reinterpret_cast<__m256>(values[i + 1]);
+        pairs[i] = _mm256_unpacklo_ps(one, two);
+        pairs[i + 1] = _mm256_unpackhi_ps(one, two);
     }
-    for (int i = 0; i < 8; i += 2) halves[i] = _mm256_hadd_ps(halves[i], halves[i + 1]);
-    const __m256 first = _mm256_hadd_ps(halves[0], halves[2]), second = _mm256_hadd_ps(halves[4], halves[6]);
-    const __m256 low = _mm256_permute2f128_ps(first, second, 0x20), high = _mm256_permute2f128_ps(first, second, 0x31);
-    _mm256_storeu_ps(out, _mm256_add_ps(low, high));
+    for (int i = 0; i < 8; i += 4) {
+        for (int part = 0; part < 2; ++part) {
+            const __m256 one = pairs[i + part], two = pairs[i + part + 2];
+            fours[i + 2 * part] = _mm256_shuffle_ps(one, two, 0x44);
+            fours[i + 2 * part + 1] = _mm256_shuffle_ps(one, two, 0xee);
+        }
+    }
+    __m256 total = _mm256_permute2f128_ps(fours[0], fours[4], 0x20);
+    for (int i = 1; i < 4; ++i) total = _mm256_add_ps(total, _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20));
+    for (int i = 0; i < 4; ++i) total = _mm256_add_ps(total, _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31));
+    _mm256_storeu_ps(out, total);
 #else
-    for (int i = 0; i < 8; ++i) out[i] = sum(values[i]);
+    for (int i = 0; i < 8; ++i) {
+        out[i] = values[i][0];
+        for (int lane = 1; lane < 8; ++lane) out[i] += values[i][lane];
+    }
 #endif
 }
 
@@ -74,14 +113,13 @@ inline Vector larger(Vector a, Vector b) { return select(a > b, a, b); }
 inline Vector exponential(Vector x) {
     const Vector magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
     Vector clamped = select(x < all(-87.0f), all(-87.0f), select(x > all(88.0f), all(88.0f), x));
-    Vector shifted = clamped * all(1.44269504088896341f) + magic;
-    Vector power = shifted - magic;
-    Vector rest = clamped - power * all(0.693359375f) + power * all(2.12194440e-4f);
+    Vector power = fused(clamped, all(1.44269504088896341f), magic) - magic;
+    Vector rest = fused(power, all(2.12194440e-4f), fused(power, all(-0.693359375f), clamped));
     Vector series = all(1.9875691500e-4f);
     for (float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
-        series = series * rest + all(factor);
+        series = fused(series, rest, all(factor));
     }
-    Vector value = series * rest * rest + rest + all(1.0f);
+    Vector value = fused(series * rest, rest, rest) + all(1.0f);
     Whole exponent = __builtin_convertvector(power, Whole) << 23;
     value = reinterpret_cast<Vector>(reinterpret_cast<Whole>(value) + exponent);
     return select(x < all(-87.0f), all(0.0f), value);

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from engine.attention.interface import AttentionSpec, HeadLayout, LayerKVCache, QKNorm, RotaryTable
+from engine.attention.interface import (
+    AttentionSpec,
+    BatchLayout,
+    HeadLayout,
+    LayerKVCache,
+    QKNorm,
+    RotaryTable,
+)
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.kernels.library import ACTIVATIONS, NativeLibrary
 from engine.cpu.ops import TorchLayerOps
@@ -114,3 +123,36 @@ def test_attention_is_its_definition(
     )
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(before.nan_to_num(9.0), cache.key.nan_to_num(9.0)), "attention changed the pool"
+
+
+def attended_alone(
+    native: NativeLibrary, query: torch.Tensor, cache: LayerKVCache, layout: BatchLayout, size: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The last request of a batch, `size` tokens at a time, by each of the specs."""
+    count, length = int(layout.counts[-1]), int(layout.seq_lens[-1])
+    own = query[-count:]
+    for name, spec in SPECS.items():
+        parts = []
+        for begin in range(0, count, size):
+            part = own[begin : begin + size].contiguous()
+            end = np.array([length - count + begin + len(part)])
+            alone = replace(
+                layout, counts=np.array([len(part)]), seq_lens=end, block_table=layout.block_table[-1:]
+            )
+            parts.append(native.attend(part, cache, alone, spec))
+        yield name, torch.cat(parts)
+
+
+@pytest.mark.parametrize("heads", [(12, 4, 32), (12, 6, 18)], ids=str)
+def test_a_token_attends_with_the_same_bits_however_it_is_computed(
+    native: NativeLibrary, library_path: Path, heads: tuple[int, int, int]
+) -> None:
+    """Beside others, alone, in chunks, by one thread or several; over several segments of keys."""
+    batch = [(300, 1), (40, 1), (30, 30), (530, 27)]
+    query, cache, layout = make_case(batch, heads, torch.float32, False, seed=1)
+    together = {name: native.attend(query, cache, layout, spec)[-27:] for name, spec in SPECS.items()}
+    one_thread = NativeLibrary(library_path, 1, native.instructions)
+    for library, size in ((native, 1), (one_thread, 3), (native, 13), (one_thread, 27)):
+        for name, alone in attended_alone(library, query, cache, layout, size):
+            assert torch.equal(alone, together[name]), (name, size)
+    one_thread.close()
