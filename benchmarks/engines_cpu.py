@@ -14,9 +14,11 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,10 +30,24 @@ from pagewire import LLM, SamplingParams
 from pagewire.hub import ALIASES, DEFAULT_MODEL, resolve_model
 from pagewire.hub.resolve import gguf_file
 
-ROUNDS = 5
 THREADS = os.cpu_count() or 1
 _LLAMA_BATCH = 2048
-DECODE_TOKENS, NUM_STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS, PREFILL_TOKENS = 64, 16, 128, 64, 1024
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a round measures, in tokens: what one stream decodes; prompt and output of each of several; a
+    prompt that is read. And how many rounds count."""
+
+    decode: int = 64
+    streams: int = 16
+    prompt: int = 128
+    output: int = 64
+    prefill: int = 1024
+    rounds: int = 5
+
+
+SMOLLM2 = Sizes()
 
 
 class Engine(Protocol):
@@ -47,8 +63,8 @@ class Engine(Protocol):
 class Pagewire:
     """This project, offline: core here, worker in its own process."""
 
-    def __init__(self, dtype: str) -> None:
-        self._llm = LLM(dtype=dtype, enable_prefix_caching=False)
+    def __init__(self, dtype: str, model: str = DEFAULT_MODEL) -> None:
+        self._llm = LLM(model, dtype=dtype, enable_prefix_caching=False)
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> None:
         self._llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True))
@@ -60,7 +76,7 @@ class Pagewire:
 class LlamaCpp:
     """llama.cpp by its own API, on the same GGUF file: a context for one sequence and one for sixteen."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         import llama_cpp
 
         self._api = llama_cpp
@@ -72,8 +88,8 @@ class LlamaCpp:
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self._contexts = {
-            1: self._context(1, PREFILL_TOKENS + DECODE_TOKENS),
-            NUM_STREAMS: self._context(NUM_STREAMS, NUM_STREAMS * (PROMPT_TOKENS + OUTPUT_TOKENS)),
+            1: self._context(1, sizes.prefill + sizes.decode),
+            sizes.streams: self._context(sizes.streams, sizes.streams * (sizes.prompt + sizes.output)),
         }
         self._batch = llama_cpp.llama_batch_init(_LLAMA_BATCH, 0, 1)
 
@@ -116,10 +132,9 @@ class LlamaCpp:
 class Transformers:
     """transformers' own generate() on the same weights."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, directory: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        directory = resolve_model(DEFAULT_MODEL, dequantized=True)
         self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> None:
@@ -139,16 +154,15 @@ class Transformers:
         gc.collect()
 
 
-# Name -> how it is made, and in which number format.
-ENGINES: dict[str, tuple[Callable[[str], Engine], str]] = {
-    "pagewire": (Pagewire, "auto"),
-    "llama.cpp": (LlamaCpp, ""),
-    "pagewire float32": (Pagewire, "float32"),
-    "transformers float32": (Transformers, "float32"),
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "pagewire": lambda: Pagewire("auto"),
+    "llama.cpp": lambda: LlamaCpp(SMOLLM2),
+    "pagewire float32": lambda: Pagewire("float32"),
+    "transformers float32": lambda: Transformers("float32", resolve_model(DEFAULT_MODEL, dequantized=True)),
 }
 
 
-def measure(engine: Engine, salt: int) -> dict[str, float]:
+def measure(engine: Engine, salt: int, sizes: Sizes = SMOLLM2) -> dict[str, float]:
     """One round of every row, tokens per second."""
 
     def seconds(num_prompts: int, length: int, max_tokens: int, offset: int) -> float:
@@ -158,34 +172,35 @@ def measure(engine: Engine, salt: int) -> dict[str, float]:
         return time.perf_counter() - began
 
     first = seconds(1, 32, 1, 0)
-    decode = seconds(1, 32, 1 + DECODE_TOKENS, 1) - first
-    batch = seconds(NUM_STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS, 100)
-    prefill = seconds(1, PREFILL_TOKENS, 1, 200)
+    decode = seconds(1, 32, 1 + sizes.decode, 1) - first
+    batch = seconds(sizes.streams, sizes.prompt, sizes.output, 100)
+    prefill = seconds(1, sizes.prefill, 1, 200)
     return {
-        "one_stream_decode": DECODE_TOKENS / decode,
-        "16x128/64_output": NUM_STREAMS * OUTPUT_TOKENS / batch,
-        "prefill_1024": PREFILL_TOKENS / prefill,
+        "one_stream_decode": sizes.decode / decode,
+        f"{sizes.streams}x{sizes.prompt}/{sizes.output}_output": sizes.streams * sizes.output / batch,
+        f"prefill_{sizes.prefill}": sizes.prefill / prefill,
     }
 
 
-def compare(names: list[str]) -> dict[str, Any]:
-    """The engines' medians, measured in turns, with the least and the most, and pagewire's ratio to each."""
+def compare(makers: Mapping[str, Callable[[], Engine]], sizes: Sizes = SMOLLM2) -> dict[str, Any]:
+    """The engines' medians, measured in turns, with the least and the most, and the first one's ratio to
+    each."""
     engines, load = {}, {}
-    for name in names:
-        make, dtype = ENGINES[name]
+    for name, make in makers.items():
         began = time.perf_counter()
-        engines[name] = make(dtype)
+        engines[name] = make()
         load[name] = round(time.perf_counter() - began, 2)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
-    for round_ in range(ROUNDS + 1):  # the first is the warm-up
+    for round_ in range(sizes.rounds + 1):  # the first is the warm-up
         for name, engine in engines.items():
-            result = measure(engine, 1000 * (round_ + 1))
+            result = measure(engine, 1000 * (round_ + 1), sizes)
             if round_:
                 rounds[name].append(result)
     for engine in engines.values():
         engine.close()
+    first = next(iter(engines))
     table: dict[str, Any] = {"load_s": load}
-    for row in rounds["pagewire"][0]:
+    for row in rounds[first][0]:
         results = {name: sorted(result[row] for result in rounds[name]) for name in engines}
         medians = {name: statistics.median(each) for name, each in results.items()}
         table[f"{row}_tokens_per_s"] = {
@@ -193,7 +208,7 @@ def compare(names: list[str]) -> dict[str, Any]:
                 "median": round(medians[name], 1),
                 "from": round(each[0], 1),
                 "to": round(each[-1], 1),
-                "pagewire is": round(medians["pagewire"] / medians[name], 2),
+                f"{first} is": round(medians[first] / medians[name], 2),
             }
             for name, each in results.items()
         }
@@ -208,7 +223,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     versions = {"llama-cpp-python": version("llama_cpp_python")} if find_spec("llama_cpp") else {}
-    record.write(arguments.json, {**versions, **compare(arguments.engines)})
+    record.write(arguments.json, {**versions, **compare({name: ENGINES[name] for name in arguments.engines})})
 
 
 if __name__ == "__main__":
