@@ -73,8 +73,16 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Service]:
-    """A real `pagewire serve` of SmolLM2 in float32 with default limits, shared by the session."""
+    """A real `pagewire serve` of SmolLM2 with default settings, shared by the session: in its file's own
+    precision."""
     with Service(tmp_path_factory.mktemp("serve")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def float32_server(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Service]:
+    """The same in float32, shared by the session: for what is compared with transformers."""
+    with Service(tmp_path_factory.mktemp("float32"), options=("--dtype", "float32")) as service:
         yield service
 
 

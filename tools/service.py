@@ -45,7 +45,7 @@ class Service:
         self.grpc_target = f"127.0.0.1:{grpc_port}"
         self.log_path = self.directory / f"serve-{port}.log"
         ports = ("--port", str(port), "--grpc-port", str(grpc_port))
-        options = ("--dtype", "float32", "--host", "127.0.0.1", *ports, *self.options)
+        options = ("--host", "127.0.0.1", *ports, *self.options)
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [*python_command("pagewire"), "serve", self.model, *options],

@@ -81,7 +81,7 @@ async def _serve(config: ServiceConfig) -> int:
 def _announce(console: Console, service: RunningService, seconds: float) -> None:
     """Says where the service answers and how to ask it something."""
     notify_ready(f"serving {service.model}")
-    message = {"role": "user", "content": "What is the capital of France?"}
+    message = {"role": "user", "content": "Name the capital of France."}
     body = {"model": service.model, "messages": [message], "max_tokens": 64, "temperature": 0}
     keys = service.config.frontend.api_keys or service.config.frontend.api_key_file
     key = '\n    -H "Authorization: Bearer $PAGEWIRE_API_KEY" \\' if keys else ""

@@ -7,7 +7,7 @@ import pytest
 from tests.clients.conftest import City, get_weather
 from tools.service import Service
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 
 
 @pytest.fixture

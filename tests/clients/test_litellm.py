@@ -9,7 +9,7 @@ import pytest
 from tests.clients.conftest import City
 from tools.service import Service
 
-ASKED = [{"role": "user", "content": "What is the capital of France?"}]
+ASKED = [{"role": "user", "content": "Name the capital of France."}]
 TOOL = {
     "type": "function",
     "function": {

@@ -25,12 +25,12 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def evaluated(server: Service) -> Any:
+def evaluated(float32_server: Service) -> Any:
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     return LocalCompletionsAPI(
-        base_url=f"{server.http_url}/v1/completions",
-        model=server.model,
+        base_url=f"{float32_server.http_url}/v1/completions",
+        model=float32_server.model,
         tokenizer_backend="remote",
         max_length=512,
         batch_size=2,

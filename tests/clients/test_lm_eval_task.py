@@ -52,14 +52,14 @@ def expected(smollm2_float32_dir: Path) -> list[list[float]]:
 
 @pytest.mark.parametrize("backend", ["huggingface", "remote"])
 def test_log_likelihoods_of_a_home_made_task_are_transformers(
-    server: Service, smollm2_dir: Path, tmp_path: Path, expected: list[list[float]], backend: str
+    float32_server: Service, smollm2_dir: Path, tmp_path: Path, expected: list[list[float]], backend: str
 ) -> None:
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(each) + "\n" for each in QUESTIONS))
     (tmp_path / "task.yaml").write_text(TASK.replace("DATA", str(data)))
     arguments = {
-        "model": server.model,
-        "base_url": f"{server.http_url}/v1/completions",
+        "model": float32_server.model,
+        "base_url": f"{float32_server.http_url}/v1/completions",
         "tokenizer_backend": backend,
         "num_concurrent": 1,
         "max_retries": 1,

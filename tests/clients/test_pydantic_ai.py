@@ -15,7 +15,7 @@ from pydantic_ai.models.openai import OpenAIChatModel  # noqa: E402
 from pydantic_ai.providers.openai import OpenAIProvider  # noqa: E402
 from pydantic_ai.usage import UsageLimits  # noqa: E402
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 SETTINGS = {"temperature": 0, "max_tokens": 96}
 
 

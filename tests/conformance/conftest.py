@@ -3,8 +3,8 @@
     pytest tests/conformance --base-url http://localhost:8000 [--model NAME] [--api-key KEY]
 
 Tests marked `extension` (`-m "not extension"` leaves them out) send fields that OpenAI's API does not have,
-vLLM's mostly. Those that compare with transformers run only where the server is the suite's own, whose
-weights and precision are known.
+vLLM's mostly. Those that compare with transformers have a server of
+their own, in float32; with `--base-url` they are skipped.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ def model_directory(target: Target) -> Path:
 
 
 @pytest.fixture(scope="session")
+def float32_target(request: pytest.FixtureRequest, model_directory: Path) -> Target:
+    """A server of the suite's own that computes in float32."""
+    server = request.getfixturevalue("float32_server")
+    return Target(server.http_url, server.model, directory=model_directory)
+
+
+@pytest.fixture(scope="session")
 def reference(model_directory: Path) -> Reference:
-    """transformers' model, in float32 as the server's."""
+    """transformers' model, in float32 as `float32_target`'s."""
     return Reference(model_directory)

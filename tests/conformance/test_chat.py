@@ -9,7 +9,7 @@ import pytest
 
 from tests.conformance.target import Target
 
-USER = {"role": "user", "content": "What is the capital of France?"}
+USER = {"role": "user", "content": "Name the capital of France."}
 
 
 def test_a_question_is_answered(target: Target) -> None:

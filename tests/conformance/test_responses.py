@@ -10,7 +10,7 @@ import pytest
 
 from tests.conformance.target import Target
 
-QUESTION = "What is the capital of France? Answer in one short sentence."
+QUESTION = "Name the capital of France. Answer in one short sentence."
 GREEDY = {"temperature": 0, "max_output_tokens": 12}
 
 

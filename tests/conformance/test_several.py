@@ -94,12 +94,12 @@ def test_best_of_returns_what_has_the_highest_mean_log_probability(target: Targe
 @pytest.mark.extension
 @pytest.mark.parametrize(("width", "length_penalty", "early_stopping"), [(3, 0.5, False), (4, 2.0, True)])
 def test_beams_are_those_of_transformers(
-    target: Target, reference: Reference, width: int, length_penalty: float, early_stopping: bool
+    float32_target: Target, reference: Reference, width: int, length_penalty: float, early_stopping: bool
 ) -> None:
     """Several prompts in one request, each with its own search; the last can end early."""
     texts = [*TEXTS[:2], "<|im_start|>user\nSay yes or no.<|im_end|>\n<|im_start|>assistant\n"]
     settings: dict[str, Any] = {"length_penalty": length_penalty, "early_stopping": early_stopping}
-    answer = target.completion(
+    answer = float32_target.completion(
         prompt=texts, use_beam_search=True, n=width, max_tokens=7, return_token_ids=True, **settings
     )
     found: list[Any] = [choice.token_ids for choice in answer.choices]  # type: ignore[attr-defined]

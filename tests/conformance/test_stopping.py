@@ -10,7 +10,7 @@ import pytest
 from tests.conformance.target import Target
 
 COUNT: Mapping[str, Any] = {"prompt": "1, 2, 3, 4, 5, 6, 7, 8,", "max_tokens": 16}
-QUESTION: Mapping[str, Any] = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+QUESTION: Mapping[str, Any] = {"messages": [{"role": "user", "content": "Name the capital of France."}]}
 
 
 @pytest.fixture(scope="module")

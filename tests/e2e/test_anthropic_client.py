@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import anthropic
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "anthropic.md"
-QUESTION = {"role": "user", "content": "What is the capital of France? Answer in one word."}
+QUESTION = {"role": "user", "content": "Name the capital of France. Answer in one word."}
 GREEDY = {"temperature": 0}
 
 

@@ -151,7 +151,7 @@ def test_an_address_that_cannot_be_is_one_plain_line(tmp_path: Path, run: Run, u
 
 
 DATA = [
-    {"query": "What is the capital of France?", "response": "The capital of France is Paris."},
+    {"query": "Name the capital of France.", "response": "The capital of France is Paris."},
     {
         "query": "And of Italy?",
         "history": [["What is the capital of Spain?", "Madrid."]],

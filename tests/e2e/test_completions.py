@@ -20,12 +20,12 @@ from tools.service import Service
 TEXT = "The capital of France is"
 
 
-def test_beams_have_their_scores_over_grpc(server: Service, smollm2_float32_dir: Path) -> None:
+def test_beams_have_their_scores_over_grpc(float32_server: Service, smollm2_float32_dir: Path) -> None:
     request = pb.GenerateRequest(
         text=TEXT,
         sampling=pb.SamplingParams(n=2, max_tokens=8, beam_search=pb.BeamSearch(width=3, length_penalty=0.5)),
     )
-    with grpc.insecure_channel(server.grpc_target) as channel:
+    with grpc.insecure_channel(float32_server.grpc_target) as channel:
         whole = inference_pb2_grpc.InferenceServiceStub(channel).GenerateOnce(request, timeout=60)
     expected = Reference(smollm2_float32_dir).beams(TEXT, 3, max_new_tokens=8, length_penalty=0.5)[:2]
     assert [list(choice.token_ids) for choice in whole.choices] == [tokens for tokens, _ in expected]

@@ -50,18 +50,18 @@ def pooled_by_transformers(directory: Path, texts: list[str]) -> list[dict[str, 
 
 
 @pytest.fixture
-def client(server: Service) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.http_url}/v1", api_key="-", max_retries=0, timeout=120)
+def client(float32_server: Service) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{float32_server.http_url}/v1", api_key="-", max_retries=0, timeout=120)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
 def test_hidden_states_are_transformers(
-    client: openai.OpenAI, server: Service, expected, pooling: str
+    client: openai.OpenAI, float32_server: Service, expected, pooling: str
 ) -> None:
     body = {"pooling": pooling, "normalize": False}
     for encoding in ("float", "base64"):
         answer = client.embeddings.create(
-            model=server.model, input=SHORT, encoding_format=encoding, extra_body=body
+            model=float32_server.model, input=SHORT, encoding_format=encoding, extra_body=body
         )
         for entry, ways in zip(answer.data, expected, strict=False):
             vector = (
@@ -72,38 +72,44 @@ def test_hidden_states_are_transformers(
 
 @pytest.mark.slow  # tests/unit/engine/test_prompt_states.py says the same in seconds
 def test_a_mean_over_several_steps_is_transformers(
-    client: openai.OpenAI, server: Service, smollm2_float32_dir: Path
+    client: openai.OpenAI, float32_server: Service, smollm2_float32_dir: Path
 ) -> None:
     body = {"pooling": "mean", "normalize": False}
     [expected] = pooled_by_transformers(smollm2_float32_dir, [LONG])
-    answer = client.embeddings.create(model=server.model, input=LONG, extra_body=body)
+    answer = client.embeddings.create(model=float32_server.model, input=LONG, extra_body=body)
     np.testing.assert_allclose(answer.data[0].embedding, expected["mean"], rtol=2e-4, atol=2e-4)
 
 
-def test_vectors_are_scaled_to_length_one_and_shortened(client, server: Service, expected) -> None:
+def test_vectors_are_scaled_to_length_one_and_shortened(client, float32_server: Service, expected) -> None:
     body = {"pooling": "mean"}
-    whole = client.embeddings.create(model=server.model, input=SHORT[1], extra_body=body).data[0].embedding
-    short = client.embeddings.create(model=server.model, input=SHORT[1], dimensions=100, extra_body=body)
+    whole = (
+        client.embeddings.create(model=float32_server.model, input=SHORT[1], extra_body=body)
+        .data[0]
+        .embedding
+    )
+    short = client.embeddings.create(
+        model=float32_server.model, input=SHORT[1], dimensions=100, extra_body=body
+    )
     vector = expected[1]["mean"]
     np.testing.assert_allclose(whole, vector / np.linalg.norm(vector), atol=1e-5)
     begin = vector[:100]
     np.testing.assert_allclose(short.data[0].embedding, begin / np.linalg.norm(begin), atol=1e-5)
 
 
-async def test_embeddings_and_generation_share_steps_without_harm(server: Service, expected) -> None:
+async def test_embeddings_and_generation_share_steps_without_harm(float32_server: Service, expected) -> None:
     """Vectors that are asked for while completions run are the same, and so are the completions."""
     sampling = pb.SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     request = pb.GenerateRequest(text=SHORT[1], sampling=sampling)
-    alone = await complete_all(server.grpc_target, [request], 1)
-    generating = asyncio.create_task(complete_all(server.grpc_target, [request] * 4, 4))
+    alone = await complete_all(float32_server.grpc_target, [request], 1)
+    generating = asyncio.create_task(complete_all(float32_server.grpc_target, [request] * 4, 4))
     body = {"input": SHORT * 2, "pooling": "mean", "normalize": False}
     async with httpx.AsyncClient(timeout=120) as http:
-        answer = (await http.post(f"{server.http_url}/v1/embeddings", json=body)).json()
+        answer = (await http.post(f"{float32_server.http_url}/v1/embeddings", json=body)).json()
     for entry, ways in zip(answer["data"], expected * 2, strict=True):
         np.testing.assert_allclose(entry["embedding"], ways["mean"], rtol=2e-4, atol=2e-4)
     assert {tuple(each.token_ids) for each in await generating} == {tuple(alone[0].token_ids)}
 
 
-def test_a_model_that_is_not_made_for_it_is_not_embedded_unasked(client, server: Service) -> None:
+def test_a_model_that_is_not_made_for_it_is_not_embedded_unasked(client, float32_server: Service) -> None:
     with pytest.raises(openai.BadRequestError, match="not made for embeddings"):
-        client.embeddings.create(model=server.model, input="a")
+        client.embeddings.create(model=float32_server.model, input="a")

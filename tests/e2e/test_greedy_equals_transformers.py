@@ -88,10 +88,10 @@ async def _complete(
 
 
 async def test_one_at_a_time_then_all_at_once_with_prefix_hits(
-    server: Service, reference: Reference, prompts: list[list[int]]
+    float32_server: Service, reference: Reference, prompts: list[list[int]]
 ) -> None:
-    first, _ = await _complete(server, prompts, concurrency=1, max_tokens=FIRST_TOKENS)
-    cached = await _check(server, reference, prompts, concurrency=16)
+    first, _ = await _complete(float32_server, prompts, concurrency=1, max_tokens=FIRST_TOKENS)
+    cached = await _check(float32_server, reference, prompts, concurrency=16)
     for prompt, completion in zip(prompts, first, strict=True):
         reference.check(prompt, completion)
     full_blocks = sum((len(ids) - 1) // 16 * 16 for ids in prompts)
@@ -105,7 +105,7 @@ async def test_one_at_a_time_then_all_at_once_with_prefix_hits(
 async def test_odd_token_budgets_that_cut_prompts_into_chunks(
     budget: int, tmp_path: Path, reference: Reference, prompts: list[list[int]]
 ) -> None:
-    options = ("--max-num-batched-tokens", str(budget), "--no-enable-prefix-caching")
+    options = ("--dtype", "float32", "--max-num-batched-tokens", str(budget), "--no-enable-prefix-caching")
     with Service(tmp_path, options=options) as service:
         assert await _check(service, reference, prompts, concurrency=16, max_tokens=FEW_TOKENS) == 0
 
@@ -113,7 +113,9 @@ async def test_odd_token_budgets_that_cut_prompts_into_chunks(
 async def test_a_pool_so_small_that_requests_are_preempted(
     tmp_path: Path, reference: Reference, prompts: list[list[int]]
 ) -> None:
-    with Service(tmp_path, options=("--num-blocks", "24", "--max-model-len", "384")) as service:
+    with Service(
+        tmp_path, options=("--dtype", "float32", "--num-blocks", "24", "--max-model-len", "384")
+    ) as service:
         await _check(service, reference, prompts, concurrency=16, max_tokens=FEW_TOKENS)
         metrics = service.metrics()
         assert metrics["pagewire:num_preemptions_total"] > 0

@@ -17,7 +17,7 @@ from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
-MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+MESSAGES = [{"role": "user", "content": "Name the capital of France."}]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.unit.corrupt.samples import write_directory
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 ONE_TOKEN = SamplingParams(temperature=0, max_tokens=1)
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "Name the capital of France."}]
 
 
 @pytest.fixture(scope="module")

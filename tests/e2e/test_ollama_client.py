@@ -11,7 +11,7 @@ import pytest
 
 from tools.service import Service
 
-QUESTION = {"role": "user", "content": "What is the capital of France?"}
+QUESTION = {"role": "user", "content": "Name the capital of France."}
 GREEDY = {"temperature": 0, "num_predict": 12}
 
 

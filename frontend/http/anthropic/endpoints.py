@@ -13,7 +13,7 @@ from frontend.http.anthropic.handlers import MessageHandlers
 from frontend.http.endpoint import ERRORS_OF_BODIES, Api, Endpoint, Handler
 from frontend.metrics import FrontendMetrics
 
-_HELLO = [{"role": "user", "content": "What is the capital of France?"}]
+_HELLO = [{"role": "user", "content": "Name the capital of France."}]
 _ERRORS = tuple(OVERLOADED if status == 503 else status for status in ERRORS_OF_BODIES)
 
 _ENDPOINTS = (

@@ -19,7 +19,7 @@ from frontend.metrics import FrontendMetrics
 
 _ERRORS_OF_BODIES = tuple(status for status in ERRORS_OF_BODIES if status != 429)
 
-_HELLO = [{"role": "user", "content": "What is the capital of France?"}]
+_HELLO = [{"role": "user", "content": "Name the capital of France."}]
 
 _UNSERVED = (
     ("ollamaCreate", "POST", "/api/create", "Make a model"),

@@ -17,7 +17,7 @@ from frontend.http.openai.schemas.embeddings import EmbeddingBody
 from frontend.http.openai.schemas.responses import ResponsesBody
 from frontend.metrics import FrontendMetrics
 
-_HELLO = [{"role": "user", "content": "What is the capital of France?"}]
+_HELLO = [{"role": "user", "content": "Name the capital of France."}]
 
 _NOT_STORED = "Always answers 404: this server stores no responses."
 
@@ -54,7 +54,7 @@ _ENDPOINTS = (
         summary="Answer an input of items",
         description="OpenAI's Responses API with nothing stored: each request has the whole conversation.",
         body=ResponsesBody,
-        example={"input": "What is the capital of France?", "max_output_tokens": 64},
+        example={"input": "Name the capital of France.", "max_output_tokens": 64},
         answer=answers.ResponseAnswer,
         event=answers.ResponseEvent,
         errors=ERRORS_OF_BODIES,
