@@ -32,7 +32,6 @@ from engine.quant.layouts.base import Layout
 from engine.quant.layouts.groups import Int8Groups, PackedGroups
 from engine.quant.layouts.int8 import Int8Channels
 from engine.quant.layouts.table import TableWeights
-from engine.quant.layouts.tiles import WordTiles
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 # (N, K)
@@ -170,7 +169,7 @@ class Forced:
 def products(forced: Forced) -> Callable[[Layout, torch.Tensor], torch.Tensor]:
     """Multiplies by a prepared layout with the config that is forced."""
     device = torch.device("cuda")
-    own = cuda_layout_products(device, DTYPE, deterministic=False)
+    own = cuda_layout_products(device, deterministic=False)
 
     def words(self: WordProducts, matrix: Any, x: torch.Tensor) -> WordConfig | None:
         if isinstance(forced.config, str):
@@ -190,9 +189,7 @@ def products(forced: Forced) -> Callable[[Layout, torch.Tensor], torch.Tensor]:
 
 def prepare(kind: str, n: int, k: int) -> Layout:
     """Random weights as serving has them."""
-    return cuda_layout_products(torch.device("cuda"), DTYPE, deterministic=False).prepared(
-        make_layout(kind, n, k)
-    )
+    return cuda_layout_products(torch.device("cuda"), deterministic=False).prepared(make_layout(kind, n, k))
 
 
 def candidates(kind: str, m: int) -> list[Config]:
@@ -349,7 +346,8 @@ def print_rows(rows: list[dict[str, Any]], bf16: dict[int, float]) -> None:
         row["times_bf16"] = round(row["bf16_us"] / took, 2)
         told = f" best {row['best']} {row['best_us']}" if "best" in row else ""
         print(
-            f"{row['kind']:7} {row['weights']:8} {m:5} bf16 {row['bf16_us']:9.2f} chosen {row['chosen_us'] or 0:9.2f} "
+            f"{row['kind']:7} {row['weights']:8} {m:5} bf16 {row['bf16_us']:9.2f} "
+            f"chosen {row['chosen_us'] or 0:9.2f} "
             f"floor {row['floor_us']:9.2f} ({row['share_of_floor']:4.0%}, x{row['times_bf16']:.2f}){told}",
             flush=True,
         )

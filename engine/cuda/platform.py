@@ -77,7 +77,7 @@ class CudaPlatform(Platform):
         return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
 
     def layout_products(self) -> LayoutProducts:
-        return cuda_layout_products(self.device, self.dtype, deterministic=self._config.deterministic)
+        return cuda_layout_products(self.device, deterministic=self._config.deterministic)
 
     def expert_methods(self) -> Mapping[str, ExpertMethod]:
         return cuda_expert_methods(deterministic=self._config.deterministic)

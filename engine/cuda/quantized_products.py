@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
+from engine.cuda.quantized_experts import CudaQuantizedExperts
+from engine.cuda.word_matrix import word_matrix
 from engine.kernels.linear.tiled import ShareWorkspace, TileConfig, invariant_linear
 from engine.kernels.quantized.choice import choose_int8, choose_words, invariant_words
 from engine.kernels.quantized.dequantize import dequantize
@@ -33,12 +36,12 @@ Dense = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
 def cuda_layout_products(
-    device: torch.device, dtype: torch.dtype, *, deterministic: bool, dense: Dense | None = None
+    device: torch.device, *, deterministic: bool, dense: Dense | None = None
 ) -> LayoutProducts:
     """The products of a worker.
 
     Args:
-        device, dtype: of its model.
+        device: of its model.
         deterministic: have each token's result bitwise the same whatever else is in the step.
         dense: multiplies by plain matrices; by default torch does, or a kernel of ours that is deterministic.
     """
@@ -50,9 +53,10 @@ def cuda_layout_products(
     forms: dict[type[Layout], Form] = {
         PackedGroups: tiles_of_groups,
         Int8Groups: tiles_of_groups,
-        TableWeights: lambda layout: tiles_of_table(layout, dtype),
+        TableWeights: tiles_of_table,
     }
-    return LayoutProducts(products, forms)
+    experts = partial(CudaQuantizedExperts, deterministic=deterministic)
+    return LayoutProducts(products, forms, experts)
 
 
 class Workspace:
@@ -132,12 +136,6 @@ def _invariant(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out:
         _by_torch(x, w, bias, out)
     else:
         out.copy_(invariant_linear(x, w, bias))
-
-
-def word_matrix(layout: WordTiles) -> WordMatrix:
-    """What kernels take of a layout."""
-    n, k = layout.sizes
-    return WordMatrix(layout.words, layout.groups, n, k, layout.bits, layout.group_size, layout.table)
 
 
 class Int8Products:

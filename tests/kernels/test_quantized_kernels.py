@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.cuda.quantized_products import WordProducts, cuda_layout_products, word_matrix
+from engine.cuda.quantized_products import cuda_layout_products
+from engine.cuda.word_matrix import word_matrix
 from engine.kernels.experts.naive import naive_experts
 from engine.kernels.experts.parts import Gating
 from engine.kernels.experts.route import route
@@ -116,7 +117,7 @@ def workspace_for(m: int, n: int, config: WordConfig | TileConfig) -> ShareWorks
 
 
 # Bits, inputs of a group, and inputs: whole blocks and parts of one, groups of a plane, of a block, of several
-# blocks, of a block and a plane, and one group.
+# blocks, of more than a block, and one group.
 GROUPS = {
     "4 by 128": (4, 128, 256),
     "4 by 32": (4, 32, 192),
@@ -145,7 +146,7 @@ def test_tiles_stand_for_what_the_layout_does(case: str, zeros: bool) -> None:
 @pytest.mark.parametrize("shared", [True, False], ids=["one table", "a table an output"])
 def test_tiles_stand_for_what_a_table_does(shared: bool) -> None:
     layout = table(70, 128, shared=shared, outliers=not shared)
-    assert torch.equal(tiles_of_table(layout, torch.float32).weight(), layout.weight())
+    assert torch.equal(tiles_of_table(layout).weight(), layout.weight())
 
 
 CONFIGS = {
@@ -178,7 +179,7 @@ def test_integers_times_tokens(case: str, dtype: torch.dtype, config: WordConfig
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_entries_of_tables_times_tokens(dtype: torch.dtype, shared: bool) -> None:
     layout = table(100, 192, shared=shared)
-    matrix = word_matrix(tiles_of_table(layout, dtype))
+    matrix = word_matrix(tiles_of_table(layout))
     x = tokens(5, 192, dtype)
     out = multiply_by_words(x, matrix, config=CONFIGS["whole tiles"])
     assert_close(out, naive_multiply(x, layout.weight()))
@@ -189,7 +190,7 @@ def test_entries_of_tables_times_tokens(dtype: torch.dtype, shared: bool) -> Non
 def test_numbers_of_a_part_of_a_matrix(case: str, dtype: torch.dtype) -> None:
     if case in ("table", "tables"):
         layout: Layout = table(150, 128, shared=case == "table")
-        tiles = tiles_of_table(layout, torch.float32)
+        tiles = tiles_of_table(layout)
     else:
         bits, group_size, k = GROUPS.get(case, (4, 8, 24))
         layout = groups(150, k, bits, group_size)
@@ -218,10 +219,10 @@ def test_what_serving_does_with_a_layout(name: str, deterministic: bool) -> None
     layout = LAYOUTS[name]()
     bias = torch.randn(70, device=DEVICE)
     for dtype in (torch.float32, torch.float16):
-        products = cuda_layout_products(DEVICE, dtype, deterministic=deterministic)
+        products = cuda_layout_products(DEVICE, deterministic=deterministic)
         prepared = products.prepared(layout)
         assert isinstance(prepared, WordTiles)
-        for m in (3, *((300,) if dtype == torch.float32 or CUDA else ())):
+        for m in (3, *((300,) if CUDA else ())):
             x = tokens(m, layout.in_features, dtype)
             expected = layout.multiply(x.float(), bias).double()
             assert_close(products.multiply(prepared, x, bias.to(dtype)), expected, 3e-3)
@@ -231,7 +232,7 @@ def test_what_serving_does_with_a_layout(name: str, deterministic: bool) -> None
 def test_a_large_matrix_is_dequantized_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.cuda.quantized_products._SCRATCH_BYTES", 128 * 128 * 4)
     layout = groups(150, 128, 4, 32)
-    products = cuda_layout_products(DEVICE, torch.float32, deterministic=False)
+    products = cuda_layout_products(DEVICE, deterministic=False)
     x = tokens(5, 128, torch.float32)
     out = products.multiply(products.prepared(layout), x, None)
     assert_close(out, naive_multiply(x, layout.weight()))
@@ -242,7 +243,7 @@ def test_a_tokens_product_is_bitwise_the_same_in_any_batch() -> None:
     dtype = torch.bfloat16 if CUDA else torch.float16
     n, k = (4096, 4096) if CUDA else (70, 256)
     sizes = (1, 16, 17, 64, 65, 200) if CUDA else (1, 17, 20)
-    products = cuda_layout_products(DEVICE, dtype, deterministic=True)
+    products = cuda_layout_products(DEVICE, deterministic=True)
     prepared = products.prepared(groups(n, k, 4, 128))
     x = tokens(sizes[-1], k, dtype)
     whole = products.multiply(prepared, x, None)
@@ -302,7 +303,7 @@ def test_what_serving_does_with_8_bits_of_both(kind: str) -> None:
         input_zero=torch.tensor([5], dtype=torch.int32, device=DEVICE) if has_zero else None,
         sums=codes.sum(1, dtype=torch.int32) if has_zero else None,
     )
-    products = cuda_layout_products(DEVICE, torch.float16, deterministic=False)
+    products = cuda_layout_products(DEVICE, deterministic=False)
     x, bias = tokens(3, 128, torch.float16), torch.randn(70, device=DEVICE).half()
     assert_close(products.multiply(layout, x, bias), layout.multiply(x.float(), bias.float()).double())
 

@@ -19,11 +19,11 @@ from engine.kernels.experts.sort import SortedPairs, sort_pairs
 from engine.kernels.launch import overlap_options, settle_keys, wait_for_previous
 from engine.kernels.quantized.tiles import WordConfig
 from engine.kernels.quantized.words import (
-    PLANE,
     TILE_ROWS,
     WordMatrix,
     first_word_row,
     group_addresses,
+    load_groups,
     scales_of,
     values_of,
 )
@@ -74,22 +74,21 @@ def expert_words_kernel(
     out_ptr,  # [P, N]: in the order of the pairs, or each in its own place
     num_blocks,
     X_STRIDE: tl.constexpr,
-    TOP_K: tl.constexpr,  # of x's rows that are tokens; 0 for pairs in order, whose results go to their places
+    TOP_K: tl.constexpr,  # where x's rows are tokens; 0 for pairs in order, whose results go to their places
     N: tl.constexpr,
     K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    STEP_K: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
+    SCALED: tl.constexpr,
     PACKED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     wait_for_previous(OVERLAP)
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     GROUPS: tl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 1
-    PLANES: tl.constexpr = STEP_K // PLANE
     # The blocks of an expert are neighbours, and read the same weights.
     block, tile = tl.program_id(0) % num_blocks, tl.program_id(0) // num_blocks
     expert = tl.load(blocks_ptr + block)
@@ -97,45 +96,37 @@ def expert_words_kernel(
         places = tl.load(blocks_ptr + num_blocks + block) + tl.arange(0, BLOCK_M)
         held = places < tl.load(blocks_ptr + 2 * num_blocks + block)
         pairs = tl.load(pairs_ptr + places, mask=held, other=0)
-        if TOP_K:
-            rows = pairs // TOP_K
-        else:
-            rows = tl.where(held, places, 0)
+        rows = pairs // TOP_K if TOP_K else tl.where(held, places, 0)
         x_rows = x_ptr + rows.to(tl.int64)[:, None] * X_STRIDE
         # Each expert's outputs begin with a tile of their own.
         first_n = expert * ((N + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS) + tile * BLOCK_N
         addresses = group_addresses(groups_ptr, first_n, GROUPS, BLOCK_N)
-        groups = tl.load(addresses)
+        groups = load_groups(addresses, 0, GROUPS, GROUP, BLOCK_K)
         dtype: tl.constexpr = out_ptr.dtype.element_ty
         acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         for number in range(BLOCKS):
             words = words_desc.load([first_word_row(first_n, number, BLOCKS), 0])
-            for step in tl.static_range(BLOCK_K // STEP_K):
-                first_k = number * BLOCK_K + step * STEP_K
-                columns = first_k + tl.arange(0, STEP_K)[None, :]
-                if K % BLOCK_K == 0:
-                    x = tl.load(x_rows + columns)
-                else:
-                    x = tl.load(x_rows + columns, mask=columns < K, other=0.0)
-                if GROUP:
-                    next_group = tl.minimum((first_k + STEP_K) // GROUP, GROUPS - 1)
-                    next_groups = tl.load(addresses + next_group * TILE_ROWS)
-                w = values_of(words, groups & 0xFF, groups, step * PLANES, PLANES, dtype, BITS, 0, PACKED)
-                if GROUP:
-                    acc += tl.dot(w, x.T) * scales_of(groups, 0)[:, None]
-                    groups = next_groups
-                else:
-                    acc = tl.dot(w, x.T, acc)
+            columns = number * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+            if K % BLOCK_K == 0:
+                x = tl.load(x_rows + columns)
+            else:
+                x = tl.load(x_rows + columns, mask=columns < K, other=0.0)
+            if GROUP:
+                next_groups = load_groups(addresses, number + 1, GROUPS, GROUP, BLOCK_K)
+            w = values_of(words, groups, groups, dtype, BLOCK_N, BLOCK_K, BITS, 0, SCALED, PACKED)
+            if SCALED or not GROUP:
+                acc = tl.dot(w, x.T, acc, input_precision="ieee")
+            else:
+                acc += tl.dot(w, x.T, input_precision="ieee") * scales_of(groups, 0)
+            if GROUP:
+                groups = next_groups
         if not GROUP:
-            acc *= scales_of(groups, 0)[:, None]
+            acc *= scales_of(groups, 0)
         channels = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         result = acc.T
         if bias_ptr is not None:
             result += _expert_rows(bias_ptr, expert, channels, N)[None, :].to(tl.float32)
-        if TOP_K:
-            targets = places
-        else:
-            targets = pairs
+        targets = places if TOP_K else pairs
         addresses = out_ptr + targets.to(tl.int64)[:, None] * N + channels[None, :]
         tl.store(addresses, result.to(dtype), mask=held[:, None] & (channels < N)[None, :])
 
@@ -180,7 +171,7 @@ def apply_word_experts(
     """The weighted sum of what each token's experts make of it; experts/naive.py defines it.
 
     Args:
-        x: [T, H] of 16 bits, last dimension contiguous, rows aligned to 16 bytes.
+        x: [T, H], last dimension contiguous, rows aligned to 16 bytes.
         experts: [T, k] int32.
         shares: what each expert's result is multiplied with, [T, k] fp32.
         gate_up: [E, 2 * I, H], rows of gate before those of up; down: [E, H, I]. Both `fits_tiles`.
@@ -256,7 +247,7 @@ def _multiply(
         K=matrix.k,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
-        STEP_K=matrix.step_k,
+        SCALED=matrix.scales_weights(config.block_m),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **constants,

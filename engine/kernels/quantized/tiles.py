@@ -19,12 +19,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from engine.kernels.launch import ORDINARY, overlap_options, prefetch_lines, settle_keys, wait_for_previous
 from engine.kernels.linear.tiled import ShareWorkspace
 from engine.kernels.quantized.words import (
-    PLANE,
-    TILE_ROWS,
     TILE_WORDS,
     WordMatrix,
     first_word_row,
     group_addresses,
+    load_groups,
     scales_of,
     table_rows,
     values_of,
@@ -67,43 +66,36 @@ def _prefetch(words_ptr, first_n, begin, end, blocks, BLOCK_N: tl.constexpr, OVE
 
 @triton.jit
 def multiply_words(
-    x_desc, words_desc, groups_ptr, table_ptr,
-    first_m, first_n, begin, end, n, k,
-    dtype: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STEP_K: tl.constexpr,
-    BITS: tl.constexpr, GROUP: tl.constexpr, TABLES: tl.constexpr, PACKED: tl.constexpr,
+    x_desc, words_desc, groups_ptr, table_ptr, first_m, first_n, begin, end, n, k,
+    dtype: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, TABLES: tl.constexpr, SCALED: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Blocks [begin, end) of K of the tile at token first_m and output first_n, [BLOCK_N, BLOCK_M] in fp32."""
+    """Blocks [begin, end) of K, of the tile at (first_m, first_n), [BLOCK_N, BLOCK_M] in fp32."""
     blocks = tl.cdiv(k, BLOCK_K)
-    PLANES: tl.constexpr = STEP_K // PLANE
     num_groups = 1
-    first_group = 0
     if GROUP:
         num_groups = tl.cdiv(k, GROUP)
-        first_group = begin * BLOCK_K // GROUP
     tables = first_n
     if TABLES:
         tables = table_rows(table_ptr, first_n, n, TABLES, BLOCK_N)
     addresses = group_addresses(groups_ptr, first_n, num_groups, BLOCK_N)
-    groups = tl.load(addresses + first_group * TILE_ROWS)
+    groups = load_groups(addresses, begin, num_groups, GROUP, BLOCK_K)
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     for block in range(begin, end):
         words = words_desc.load([first_word_row(first_n, block, blocks), 0])
-        for step in tl.static_range(BLOCK_K // STEP_K):
-            first_k = block * BLOCK_K + step * STEP_K
-            x = x_desc.load([first_m, first_k])  # [BLOCK_M, STEP_K]; what is past K is zero
-            if GROUP:
-                # The next group's are on their way while this one's are used.
-                next_group = tl.minimum((first_k + STEP_K) // GROUP, num_groups - 1)
-                next_groups = tl.load(addresses + next_group * TILE_ROWS)
-            w = values_of(words, groups & 0xFF, tables, step * PLANES, PLANES, dtype, BITS, TABLES, PACKED)
-            if GROUP:
-                acc += tl.dot(w, x.T) * scales_of(groups, TABLES)[:, None]
-                groups = next_groups
-            else:
-                acc = tl.dot(w, x.T, acc)
+        x = x_desc.load([first_m, block * BLOCK_K])  # [BLOCK_M, BLOCK_K]; what is past K is zero
+        if GROUP:
+            # The next block's are on their way while this one's are used.
+            next_groups = load_groups(addresses, block + 1, num_groups, GROUP, BLOCK_K)
+        w = values_of(words, groups, tables, dtype, BLOCK_N, BLOCK_K, BITS, TABLES, SCALED, PACKED)
+        if SCALED or not GROUP:
+            acc = tl.dot(w, x.T, acc)
+        else:
+            acc += tl.dot(w, x.T) * scales_of(groups, TABLES)
+        if GROUP:
+            groups = next_groups
     if not GROUP:
-        acc *= scales_of(groups, TABLES)[:, None]
+        acc *= scales_of(groups, TABLES)
     return acc
 
 
@@ -122,7 +114,7 @@ def _store(
 
 @triton.jit(do_not_specialize=["m"])
 def whole_words_kernel(
-    x_desc,  # [M, K], blocks of [BLOCK_M, STEP_K]
+    x_desc,  # [M, K], blocks of [BLOCK_M, BLOCK_K]
     words_desc,  # int32 [tiles * blocks * 128, 16], blocks of [BLOCK_N, 16]
     words_ptr,  # the same
     groups_ptr,  # int32 [tiles, G, 128]
@@ -136,11 +128,11 @@ def whole_words_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    STEP_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     TABLES: tl.constexpr,
+    SCALED: tl.constexpr,  # whether scales are multiplied into weights, or into sums
     PACKED: tl.constexpr,
     PREFETCHED: tl.constexpr,  # blocks of K
     OVERLAP: tl.constexpr,
@@ -158,7 +150,7 @@ def whole_words_kernel(
     wait_for_previous(OVERLAP)
     acc = multiply_words(
         x_desc, words_desc, groups_ptr, table_ptr, first_m, first_n, 0, blocks, n, k,
-        out_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_K, STEP_K, BITS, GROUP, TABLES, PACKED,
+        out_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_K, BITS, GROUP, TABLES, SCALED, PACKED,
     )  # fmt: skip
     _store(acc, bias_ptr, out_ptr, first_m, first_n, m, n, out_stride, BLOCK_M, BLOCK_N)
 
@@ -172,7 +164,7 @@ def _part_offsets(program, slot, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["m"])
 def shared_words_kernel(
-    x_desc,  # [M, K], blocks of [BLOCK_M, STEP_K]
+    x_desc,  # [M, K], blocks of [BLOCK_M, BLOCK_K]
     words_desc,  # int32 [tiles * blocks * 128, 16], blocks of [BLOCK_N, 16]
     words_ptr,  # the same
     groups_ptr,  # int32 [tiles, G, 128]
@@ -188,10 +180,10 @@ def shared_words_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    STEP_K: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     TABLES: tl.constexpr,
+    SCALED: tl.constexpr,  # whether scales are multiplied into weights, or into sums
     PACKED: tl.constexpr,
     PREFETCHED: tl.constexpr,  # blocks of K
     OVERLAP: tl.constexpr,
@@ -217,7 +209,7 @@ def shared_words_kernel(
         first_n = tile // tiles_m * BLOCK_N
         acc = multiply_words(
             x_desc, words_desc, groups_ptr, table_ptr, first_m, first_n, begin, end, n, k,
-            out_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_K, STEP_K, BITS, GROUP, TABLES, PACKED,
+            out_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_K, BITS, GROUP, TABLES, SCALED, PACKED,
         )  # fmt: skip
         finished = end - begin == blocks
         if not finished:
@@ -267,7 +259,7 @@ def multiply_by_words(
     assert k == matrix.k, f"x has {k} features, the weights {matrix.k}"
     assert matrix.fits_tiles
     out = x.new_empty(m, n)
-    x_desc = TensorDescriptor(x, [m, k], list(x.stride()), [config.block_m, matrix.step_k])
+    x_desc = TensorDescriptor(x, [m, k], list(x.stride()), [config.block_m, matrix.block_k])
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     operands = (
         x_desc,
@@ -283,7 +275,7 @@ def multiply_by_words(
         **matrix.constants,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
-        "STEP_K": matrix.step_k,
+        "SCALED": matrix.scales_weights(config.block_m),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         # As many as the loop will have in flight.

@@ -20,6 +20,8 @@ from engine.kernels.launch import settle_keys
 TILE_ROWS = tl.constexpr(128)
 TILE_WORDS = tl.constexpr(16)
 PLANE = tl.constexpr(32)
+# Tokens of a tile whose sums are in registers twice.
+MOST_SUMS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,12 @@ class WordMatrix:
 
     Attributes:
         words: int32 [tiles, K / BLOCK_K rounded up, 128, 16].
-        groups: int32 [tiles, G, 128]: scales, fp32 but for the lowest 8 bits, which are the zero; with a table
-            all bits are the scale's.
+        groups: int32 [tiles, G, 128]: scales, fp32 but for the lowest 8 bits, which are the zero; with a
+            table all bits are the scale's.
         n, k: of each matrix.
         bits: 2, 4 or 8 of each weight.
         group_size: inputs that share a scale.
-        table: [1 or N, 16] of the tokens' dtype: weights number its entries; None for integers.
+        table: fp32 [1 or N, 16]: weights number its entries; None for integers.
     """
 
     words: torch.Tensor
@@ -60,12 +62,6 @@ class WordMatrix:
         return self.words.shape[1]
 
     @property
-    def step_k(self) -> int:
-        """Inputs that are multiplied before a scale is applied: those of a tile, or fewer where a tile has
-        several groups."""
-        return self.block_k if self.is_one_group or self.group_size % self.block_k == 0 else 32
-
-    @property
     def is_one_group(self) -> bool:
         """Whether a scale is an output's."""
         return self.groups.shape[1] == 1
@@ -74,6 +70,13 @@ class WordMatrix:
     def fits_tiles(self) -> bool:
         """Whether groups begin and end with planes, and rows of tokens are aligned to 16 bytes."""
         return (self.is_one_group or self.group_size % 32 == 0) and self.k % 8 == 0
+
+    def scales_weights(self, block_m: int) -> bool:
+        """Whether scales are multiplied into weights of 16 bits, which are rounded once more. Into sums of
+        fp32 they are only where that is little work and takes few registers."""
+        if self.is_one_group:
+            return False
+        return self.group_size % self.block_k != 0 or block_m > MOST_SUMS
 
     def descriptor(self, block_n: int) -> TensorDescriptor:
         """Of the words of all tiles, for so many outputs at a time."""
@@ -102,9 +105,25 @@ def first_word_row(first_n, block, blocks):
 
 @triton.jit
 def group_addresses(groups_ptr, first_n, groups, BLOCK_N: tl.constexpr):
-    """Where the scales and zeros of the outputs from `first_n` on are, those of the first group, [BLOCK_N]."""
+    """Where the scales and zeros of the outputs from `first_n` on are, of the first group, [BLOCK_N]."""
     first = first_n // TILE_ROWS * groups * TILE_ROWS + first_n % TILE_ROWS
     return groups_ptr + first + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
+def load_groups(addresses, block, groups, GROUP: tl.constexpr, BLOCK_K: tl.constexpr):
+    """int32 [BLOCK_N, 1] for block number `block` along K, or [BLOCK_N, planes] where its planes may be of
+    different groups; addresses as of `group_addresses`, of so many groups."""
+    if GROUP == 0:
+        loaded = tl.load(addresses[:, None])
+    elif GROUP % BLOCK_K == 0:
+        group = tl.minimum(block * BLOCK_K // GROUP, groups - 1)
+        loaded = tl.load(addresses[:, None] + group * TILE_ROWS)
+    else:
+        first_k = block * BLOCK_K + tl.arange(0, BLOCK_K // PLANE) * PLANE
+        group = tl.minimum(first_k // GROUP, groups - 1)
+        loaded = tl.load(addresses[:, None] + group[None, :] * TILE_ROWS)
+    return loaded
 
 
 @triton.jit
@@ -116,11 +135,10 @@ def scales_of(groups, TABLES: tl.constexpr):
 
 
 @triton.jit
-def pairs_of(words, first: tl.constexpr, planes: tl.constexpr, BITS: tl.constexpr):
-    """Words [N, 16] -> int32 [N, planes, 16] of the planes from the first on, whose halves are neighbours."""
-    mask: tl.constexpr = ((1 << BITS) - 1) * 0x10001
-    shifts = (first + tl.arange(0, planes)) * BITS
-    return (words[:, None, :] >> shifts[None, :, None]) & mask
+def _as_pairs(values):
+    # 16-bit floats -> int32 with each in both halves.
+    bits = values.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return bits | (bits << 16)
 
 
 @triton.jit
@@ -131,60 +149,94 @@ def _halves(pairs, dtype: tl.constexpr):
 
 
 @triton.jit
-def _add_pairs(first, second, dtype: tl.constexpr):
-    # Two sums of 16-bit floats in one instruction.
+def _integer_pairs(shifted, groups, dtype: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr):
+    # Two integers that are the lowest bits of a word's halves, as 16-bit floats: the exponent of 128 (bf16)
+    # or 1024 (fp16) is put before them in one instruction, and another takes it and the zero off again.
+    mask = shifted * 0 + ((1 << BITS) - 1) * 0x10001
+    zeros = groups & 0xFF
     if dtype == tl.bfloat16:
-        total = tl.inline_asm_elementwise(
-            "{ .reg .b32 one; mov.b32 one, 0x3F803F80; fma.rn.bf16x2 $0, $1, one, $2; }",
-            "=r,r,r",
-            [first, second],
+        less = zeros | 0xC300
+        pairs = tl.inline_asm_elementwise(
+            "{ .reg .b32 v, one; mov.b32 one, 0x3F803F80; lop3.b32 v, $1, $2, 0x43004300, 0xEA;"
+            " fma.rn.bf16x2 $0, v, one, $3; }",
+            "=r,r,r,r",
+            [shifted, mask, less | (less << 16)],
             dtype=tl.int32,
             is_pure=True,
             pack=1,
         )
+        if SCALED:
+            pairs = tl.inline_asm_elementwise(
+                "{ .reg .b32 none; mov.b32 none, 0x80008000; fma.rn.bf16x2 $0, $1, $2, none; }",
+                "=r,r,r",
+                [pairs, _as_pairs(scales_of(groups, 0).to(dtype))],
+                dtype=tl.int32,
+                is_pure=True,
+                pack=1,
+            )
     else:
-        total = tl.inline_asm_elementwise(
-            "add.rn.f16x2 $0, $1, $2;",
-            "=r,r,r",
-            [first, second],
+        less = zeros | 0xE400
+        pairs = tl.inline_asm_elementwise(
+            "{ .reg .b32 v; lop3.b32 v, $1, $2, 0x64006400, 0xEA; add.rn.f16x2 $0, v, $3; }",
+            "=r,r,r,r",
+            [shifted, mask, less | (less << 16)],
             dtype=tl.int32,
             is_pure=True,
             pack=1,
         )
-    return total
+        if SCALED:
+            pairs = tl.inline_asm_elementwise(
+                "mul.rn.f16x2 $0, $1, $2;",
+                "=r,r,r",
+                [pairs, _as_pairs(scales_of(groups, 0).to(dtype))],
+                dtype=tl.int32,
+                is_pure=True,
+                pack=1,
+            )
+    return pairs
 
 
 @triton.jit
-def integer_values(pairs, zeros, dtype: tl.constexpr, BITS: tl.constexpr, PACKED: tl.constexpr):
-    """Pairs of integers [N, P, 16] less zeros [N], as numbers [N, 32 * P]."""
-    zeros = zeros[:, None, None]
-    if PACKED and (BITS < 8 or dtype == tl.float16):
-        # 0x4300 is bf16's 128, 0x6400 fp16's 1024; with a sign, 0xC300 and 0xE400.
-        if dtype == tl.bfloat16:
-            less = zeros | 0xC300
-            floats = pairs | 0x43004300
-        else:
-            less = zeros | 0xE400
-            floats = pairs | 0x64006400
-        low, high = _halves(_add_pairs(floats, less | (less << 16), dtype), dtype)
+def _integer_values(
+    shifted, groups, dtype: tl.constexpr,
+    BITS: tl.constexpr, SCALED: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    # The numbers of the lower and of the upper halves.
+    if PACKED and (dtype == tl.float16 or (dtype == tl.bfloat16 and BITS < 8)):
+        low, high = _halves(_integer_pairs(shifted, groups, dtype, BITS, SCALED), dtype)
     else:
+        MASK: tl.constexpr = (1 << BITS) - 1
         # fp32's 2 ** 23 and the integer, without a conversion.
-        less = (zeros | 0x4B000000).to(tl.float32, bitcast=True)
-        low = ((pairs & 0xFFFF) | 0x4B000000).to(tl.float32, bitcast=True)
-        high = (((pairs >> 16) & 0xFFFF) | 0x4B000000).to(tl.float32, bitcast=True)
-        low, high = (low - less).to(dtype), (high - less).to(dtype)
-    values = tl.join(low, high)
-    return tl.reshape(values, (values.shape[0], values.shape[1] * values.shape[2] * 2))
+        less = ((groups & 0xFF) | 0x4B000000).to(tl.float32, bitcast=True)
+        low = ((shifted & MASK) | 0x4B000000).to(tl.float32, bitcast=True) - less
+        high = (((shifted >> 16) & MASK) | 0x4B000000).to(tl.float32, bitcast=True) - less
+        if SCALED:
+            low *= scales_of(groups, 0)
+            high *= scales_of(groups, 0)
+    return low.to(dtype), high.to(dtype)
 
 
 @triton.jit
-def table_values(pairs, tables, dtype: tl.constexpr):
-    """Entries [N, 32 * P] that pairs [N, P, 16] number, of the table at the address `tables` [N]."""
+def _look_up(addresses, PACKED: tl.constexpr):
+    # What Triton knows to be a load, it would copy to shared memory some stages ahead, as it does with words.
+    if PACKED:
+        entries = tl.inline_asm_elementwise(
+            "ld.global.nc.f32 $0, [$1];", "=f,l", [addresses], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        entries = tl.load(addresses)
+    return entries
+
+
+@triton.jit
+def _table_values(shifted, groups, tables, dtype: tl.constexpr, SCALED: tl.constexpr, PACKED: tl.constexpr):
     tables = tables[:, None, None]
-    low = tl.load(tables + (pairs & 0xF)).to(dtype)
-    high = tl.load(tables + (pairs >> 16)).to(dtype)
-    values = tl.join(low, high)
-    return tl.reshape(values, (values.shape[0], values.shape[1] * values.shape[2] * 2))
+    low = _look_up(tables + (shifted & 0xF), PACKED)
+    high = _look_up(tables + ((shifted >> 16) & 0xF), PACKED)
+    if SCALED:
+        low *= scales_of(groups, 1)
+        high *= scales_of(groups, 1)
+    return low.to(dtype), high.to(dtype)
 
 
 @triton.jit
@@ -198,27 +250,36 @@ def table_rows(table_ptr, first_n, n, TABLES: tl.constexpr, BLOCK_N: tl.constexp
 
 @triton.jit
 def values_of(
-    words, zeros, tables, first: tl.constexpr, planes: tl.constexpr, dtype: tl.constexpr,
-    BITS: tl.constexpr, TABLES: tl.constexpr, PACKED: tl.constexpr,
+    words, groups, tables, dtype: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BITS: tl.constexpr, TABLES: tl.constexpr, SCALED: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """The weights of some planes of a block but for their scales, [BLOCK_N, 32 * planes]."""
-    pairs = pairs_of(words, first, planes, BITS)
+    """The weights [BLOCK_N, BLOCK_K] that are in words [BLOCK_N, 16], with or without their scales.
+
+    Args:
+        groups: as `load_groups` returns them.
+        tables: as `table_rows` returns them.
+    """
+    shifts = tl.arange(0, BLOCK_K // PLANE) * BITS
+    shifted = words[:, None, :] >> shifts[None, :, None]  # the integers of a plane are lowest in their halves
+    groups = groups[:, :, None]
     if TABLES:
-        values = table_values(pairs, tables, dtype)
+        low, high = _table_values(shifted, groups, tables, dtype, SCALED, PACKED)
     else:
-        values = integer_values(pairs, zeros, dtype, BITS, PACKED)
-    return values
+        low, high = _integer_values(shifted, groups, dtype, BITS, SCALED, PACKED)
+    return tl.reshape(tl.join(low, high), (BLOCK_N, BLOCK_K))
 
 
 settle_keys(
     first_word_row,
     group_addresses,
     scales_of,
-    pairs_of,
+    _as_pairs,
     _halves,
-    _add_pairs,
-    integer_values,
-    table_values,
     table_rows,
+    load_groups,
+    _integer_pairs,
+    _integer_values,
+    _look_up,
+    _table_values,
     values_of,
 )

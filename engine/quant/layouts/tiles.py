@@ -40,12 +40,12 @@ class WordTiles(Layout):
     Attributes:
         bits: 2, 4 or 8, of q, which has no sign.
         words: int32 [ceil(N / 128), ceil(K / block), 128, 16]; what is past N or K is any number.
-        groups: int32 [ceil(N / 128), G, 128]: a scale, fp32 but for the lowest 8 bits, which are its zero. Of a
-            table all bits are the scale's.
+        groups: int32 [ceil(N / 128), G, 128]: a scale, fp32 but for the lowest 8 bits, which are its zero. With
+            a table all bits are the scale's.
         group_size: inputs that share them.
         sizes: (N, K).
         order: int32 [K]: the product takes x[:, order]; None for x as it is.
-        table: [N or 1, 16], in the dtype that is computed with; None for integers.
+        table: fp32 [N or 1, 16]; None for integers.
         outliers: added; None for none.
     """
 
@@ -79,7 +79,7 @@ class WordTiles(Layout):
         groups = groups.repeat_interleave(self.group_size, 1)[:, : self.in_features]
         if self.table is None:
             return (codes - (groups & _ZERO_BITS)) * (groups & ~_ZERO_BITS).view(torch.float32)
-        table = self.table.float().expand(self.out_features, -1)[begin:end]
+        table = self.table.expand(self.out_features, -1)[begin:end]
         values = table.gather(1, codes.long()) * groups.view(torch.float32)
         return values if self.outliers is None else self.outliers.add_to(values, begin, end)
 
@@ -127,8 +127,8 @@ def tiles_of_groups(layout: GroupedInts) -> WordTiles:
     )
 
 
-def tiles_of_table(layout: TableWeights, dtype: torch.dtype) -> WordTiles:
-    """TableWeights in tiles, with entries of this dtype."""
+def tiles_of_table(layout: TableWeights) -> WordTiles:
+    """TableWeights in tiles."""
     sizes = layout.out_features, layout.in_features
     scales = layout.scales
     if scales is None:
@@ -140,7 +140,7 @@ def tiles_of_table(layout: TableWeights, dtype: torch.dtype) -> WordTiles:
         groups=_by_tile(scales.float().contiguous().view(torch.int32)),
         group_size=layout.group_size if layout.scales is not None else sizes[1],
         sizes=sizes,
-        table=layout.table.to(dtype),
+        table=layout.table,
         outliers=layout.outliers,
     )
 
