@@ -81,8 +81,8 @@ def stacked(layouts: Sequence[Sequence[Layout]], where: str) -> WordMatrix:
     first = word_matrix(tiles[0]) if tiles else None
     if first is None or len(tiles) < len(layouts) or not _are_alike(tiles) or not first.fits_tiles:
         raise ConfigError(
-            f"{where}: on a GPU all quantized experts of a layer must be integers of 2, 3, 4 or 8 bits in the "
-            "same format, without an order of their inputs, in groups of a multiple of 32; use --device cpu"
+            f"{where}: on a GPU the quantized experts of a layer must be integers of 2, 3, 4 or 8 bits, in "
+            "the same format, with no order of their inputs, in groups of a multiple of 32; use --device cpu"
         )
     words = torch.cat([each.words for each in tiles])
     groups = torch.cat([each.groups for each in tiles])

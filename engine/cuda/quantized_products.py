@@ -16,6 +16,8 @@ from engine.kernels.quantized.int8 import multiply_int8, quantize_tokens
 from engine.kernels.quantized.outliers import add_outliers
 from engine.kernels.quantized.tiles import WordConfig, multiply_by_words
 from engine.kernels.quantized.words import WordMatrix
+from engine.layers.experts import ExpertMethod
+from engine.layers.linear_method import LinearMethods
 from engine.quant.layouts.base import Layout
 from engine.quant.layouts.groups import Int8Groups, PackedGroups
 from engine.quant.layouts.int8 import Int8Channels
@@ -36,7 +38,11 @@ Dense = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
 def cuda_layout_products(
-    device: torch.device, *, deterministic: bool, dense: Dense | None = None
+    device: torch.device,
+    *,
+    deterministic: bool,
+    dense: Dense | None = None,
+    experts: Callable[[LinearMethods], ExpertMethod] | None = None,
 ) -> LayoutProducts:
     """The products of a worker.
 
@@ -44,6 +50,7 @@ def cuda_layout_products(
         device: of its model.
         deterministic: have each token's result bitwise the same whatever else is in the step.
         dense: multiplies by plain matrices; by default torch does, or a kernel of ours that is deterministic.
+        experts: makes the method of quantized experts.
     """
     words = WordProducts(device, dense or (_invariant if deterministic else _by_torch), deterministic)
     products: dict[type[Layout], Product] = {
@@ -55,8 +62,8 @@ def cuda_layout_products(
         Int8Groups: tiles_of_groups,
         TableWeights: tiles_of_table,
     }
-    experts = partial(CudaQuantizedExperts, deterministic=deterministic)
-    return LayoutProducts(products, forms, experts)
+    by_tiles = partial(CudaQuantizedExperts, deterministic=deterministic)
+    return LayoutProducts(products, forms, experts or by_tiles)
 
 
 class Workspace:

@@ -28,7 +28,6 @@ from engine.quant.layouts.groups import Int8Groups, PackedGroups
 from engine.quant.layouts.int8 import Int8Channels
 from engine.quant.layouts.table import Outliers, TableWeights
 from engine.quant.layouts.tiles import WordTiles, tiles_of_groups, tiles_of_table
-from tests.kernels.hopper import compile_overlapping
 from tests.kernels.interpreter import require_invariant_products
 
 CUDA = torch.cuda.is_available()

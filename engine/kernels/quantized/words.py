@@ -47,6 +47,11 @@ class WordMatrix:
     table: torch.Tensor | None = None
 
     @property
+    def num_bytes(self) -> int:
+        """Of the words and their scales."""
+        return self.words.nbytes + self.groups.nbytes
+
+    @property
     def kind(self) -> str:
         """Of the weights, by which kernels are chosen."""
         return f"table{self.bits}" if self.table is not None else f"int{self.bits}"

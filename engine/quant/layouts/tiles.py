@@ -40,8 +40,8 @@ class WordTiles(Layout):
     Attributes:
         bits: 2, 4 or 8, of q, which has no sign.
         words: int32 [ceil(N / 128), ceil(K / block), 128, 16]; what is past N or K is any number.
-        groups: int32 [ceil(N / 128), G, 128]: a scale, fp32 but for the lowest 8 bits, which are its zero. With
-            a table all bits are the scale's.
+        groups: int32 [ceil(N / 128), G, 128]: a scale, fp32 but for the lowest 8 bits, which are its zero.
+            With a table all bits are the scale's.
         group_size: inputs that share them.
         sizes: (N, K).
         order: int32 [K]: the product takes x[:, order]; None for x as it is.
