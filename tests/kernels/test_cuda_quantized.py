@@ -61,7 +61,9 @@ def test_experts_that_a_quantized_model_has_in_full_precision(tmp_path: Path) ->
 @pytest.mark.parametrize("others", [{"experts.2": None}, {"experts.1.w3": None}], ids=str)
 def test_experts_of_several_formats_need_a_cpu(others: dict[str, None], tmp_path: Path) -> None:
     quantized, _ = write_both(tmp_path, MIXTURES["gptq"], mixtral(), MIXTRAL, others)
-    with pytest.raises(ConfigError, match=r"gate_up_proj: on a GPU the quantized experts .* use --device cpu"):
+    with pytest.raises(
+        ConfigError, match=r"gate_up_proj: on a GPU the quantized experts .* use --device cpu"
+    ):
         build_worker(config(quantized, DEVICE), InterpretedPlatform)
 
 

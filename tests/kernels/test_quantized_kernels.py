@@ -28,6 +28,7 @@ from engine.quant.layouts.groups import Int8Groups, PackedGroups
 from engine.quant.layouts.int8 import Int8Channels
 from engine.quant.layouts.table import Outliers, TableWeights
 from engine.quant.layouts.tiles import WordTiles, tiles_of_groups, tiles_of_table
+from tests.kernels.hopper import compile_overlapping
 from tests.kernels.interpreter import require_invariant_products
 
 CUDA = torch.cuda.is_available()
@@ -115,8 +116,8 @@ def workspace_for(m: int, n: int, config: WordConfig | TileConfig) -> ShareWorks
     return ShareWorkspace.make(DEVICE, tile_elements=elements, tiles=tiles)
 
 
-# Bits, inputs of a group, and inputs: whole blocks and parts of one, groups of a plane, of a block, of several
-# blocks, of more than a block, and one group.
+# Bits, inputs of a group, and inputs: whole blocks and parts of one; groups of a plane, of a block, of more
+# and of several, and one group.
 GROUPS = {
     "4 by 128": (4, 128, 256),
     "4 by 32": (4, 32, 192),
@@ -351,3 +352,153 @@ def test_tables_of_choices_are_ascending_and_fit_their_kinds() -> None:
     assert choice.choose_words("int4", 100_000, 96, 64) is None
     assert choice.choose_int8(100_000, 96, 64) == replace(measured.INT8[-1][1], overlap=True)
     assert [choice.invariant_words(m).block_m for m in (1, 17, 128, 4096)] == [16, 32, 128, 128]
+
+
+COMPILED = {
+    "a token": (measured.WORDS[0][1], 4, 128, False),
+    "groups of 32": (measured.WORDS[1][1], 4, 32, False),
+    "128 tokens": (measured.WORDS[3][1], 4, 128, False),
+    "256 tokens": (WordConfig(256, 128, num_warps=8, num_stages=3), 4, 128, False),
+    "8 bits": (measured.WORDS[0][1], 8, 0, False),
+    "a table": (measured.WORDS[2][1], 4, 64, True),
+    "2 bits": (choice.invariant_words(100), 2, 64, False),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "a token")) for case in COMPILED]
+)
+def test_products_of_words_compile_for_hopper(case: str) -> None:
+    config, bits, group, is_table = COMPILED[case]
+    block_k = 512 // bits
+    signature = {
+        "x_desc": f"tensordesc<bf16[{config.block_m}, {block_k}]>",
+        "words_desc": f"tensordesc<i32[{config.block_n}, 16]>",
+        "words_ptr": "*i32",
+        "groups_ptr": "*i32",
+        "bias_ptr": "*bf16",
+        "out_ptr": "*bf16",
+        **dict.fromkeys(("m", "n", "k", "out_stride"), "i32"),
+    }
+    constants: dict[str, Any] = {
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": block_k,
+        "BITS": bits,
+        "GROUP": group,
+        "TABLES": int(is_table),
+        "SCALED": group != 0 and (group % block_k != 0 or config.block_m > 128),
+        "PACKED": True,
+        "PREFETCHED": config.num_stages,
+    }
+    if is_table:
+        signature["table_ptr"] = "*fp32"
+    else:
+        constants["table_ptr"] = None
+    kernel = "whole_words_kernel"
+    if config.programs:
+        kernel = "shared_words_kernel"
+        signature |= {"partials_ptr": "*fp32", "arrivals_ptr": "*i32"}
+    else:
+        constants["GROUP_M"] = 8
+    size = compile_overlapping(
+        f"engine.kernels.quantized.tiles:{kernel}",
+        signature,
+        constants,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    assert size["shared"] <= SHARED_LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", sorted({config for _, config in measured.INT8}, key=str), ids=str)
+def test_products_of_8_bits_compile_for_hopper(config: TileConfig) -> None:
+    size = compile_overlapping(
+        "engine.kernels.quantized.int8:int8_kernel",
+        {
+            "x_desc": f"tensordesc<i8[{config.block_m}, {config.block_k}]>",
+            "w_desc": f"tensordesc<i8[{config.block_n}, {config.block_k}]>",
+            **dict.fromkeys(("input_scales_ptr", "scales_ptr"), "*fp32"),
+            **dict.fromkeys(("zero_ptr", "sums_ptr", "partials_ptr", "arrivals_ptr"), "*i32"),
+            **dict.fromkeys(("bias_ptr", "out_ptr"), "*bf16"),
+            **dict.fromkeys(("m", "n", "k", "out_stride"), "i32"),
+        },
+        {
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+            "TRANSPOSED": config.transposed,
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    assert size["shared"] <= SHARED_LIMIT
+
+
+@pytest.mark.slow
+def test_what_is_around_the_products_compiles_for_hopper() -> None:
+    folder = "engine.kernels.quantized."
+    compile_overlapping(
+        f"{folder}int8:quantize_kernel",
+        {"x_ptr": "*bf16", "codes_ptr": "*i8", "scales_ptr": "*fp32", "x_stride": "i32"},
+        {"scale_ptr": None, "zero_ptr": None, "K": 14336, "BLOCK": 2048},
+        num_warps=8,
+    )
+    compile_overlapping(
+        f"{folder}outliers:add_outliers_kernel",
+        {
+            **dict.fromkeys(("x_ptr", "out_ptr"), "*bf16"),
+            **dict.fromkeys(("starts_ptr", "columns_ptr"), "*i32"),
+            "values_ptr": "*fp32",
+            **dict.fromkeys(("m", "x_stride", "out_stride"), "i32"),
+        },
+        {"BLOCK_M": 8, "BLOCK": 128},
+        early_reads=["starts_ptr"],
+    )
+    for bits, group, table_type in ((4, 128, None), (8, 0, None), (4, 64, "*fp32")):
+        compile_overlapping(
+            f"{folder}dequantize:dequantize_kernel",
+            {
+                **dict.fromkeys(("words_ptr", "groups_ptr"), "*i32"),
+                "out_ptr": "*bf16",
+                **dict.fromkeys(("begin", "n", "k", "rows"), "i32"),
+                **({"table_ptr": table_type} if table_type else {}),
+            },
+            {
+                **({} if table_type else {"table_ptr": None}),
+                "BITS": bits,
+                "GROUP": group,
+                "BLOCK_N": 64,
+                "BLOCK_K": 512 // bits,
+                "TABLES": int(table_type is not None),
+                "PACKED": True,
+            },
+            early_reads=["words_ptr"],
+        )
+    compile_overlapping(
+        f"{folder}experts:gate_kernel",
+        {"gate_up_ptr": "*bf16", "out_ptr": "*bf16"},
+        {"N": 768, "BLOCK": 1024, "KIND": "silu", "ALPHA": 1.0, "LIMIT": 0.0},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block_m", [16, 64, 128])
+def test_products_of_experts_compile_for_hopper(block_m: int) -> None:
+    size = compile_overlapping(
+        "engine.kernels.quantized.experts:expert_words_kernel",
+        {
+            "words_desc": "tensordesc<i32[64, 16]>",
+            **dict.fromkeys(("groups_ptr", "pairs_ptr", "blocks_ptr"), "*i32"),
+            **dict.fromkeys(("x_ptr", "bias_ptr", "out_ptr"), "*bf16"),
+            "num_blocks": "i32",
+        },
+        {
+            "X_STRIDE": 2048, "TOP_K": 8, "N": 1536, "K": 2048, "BLOCK_M": block_m, "BLOCK_N": 64,
+            "BLOCK_K": 128, "BITS": 4, "GROUP": 128, "SCALED": False, "PACKED": True,
+        },
+        num_warps=4,
+        num_stages=4,
+    )  # fmt: skip
+    assert size["shared"] <= SHARED_LIMIT

@@ -23,6 +23,9 @@ from engine.models.families import load_model_config
 from engine.warmup import compile_ahead
 from engine.warmup.compile_ahead import AheadCompiler, CompiledKernel
 from engine.warmup.kernel_list import KernelVariant
+from tests.unit.engine.quantized_checkpoints import compressed
+from tests.unit.engine.test_quantized_layers import MIXTRAL
+from tests.unit.engine.test_quantized_models import CHANNEL_8, NF4, TOKENS_8
 from tests.unit.engine.tiny_experts import write_gpt_oss
 from tests.unit.engine.tiny_model import CONFIG
 
@@ -134,6 +137,38 @@ def test_kernels_of_experts_are_found_too(tmp_path: Path) -> None:
     assert functions >= {"route_kernel", "count_kernel", "place_kernel", "combine_kernel"}
     assert functions >= {"gate_up_rows_kernel", "down_rows_kernel"}
     assert functions >= {"gate_up_tiles_kernel", "down_tiles_kernel"}
+
+
+QUANTIZED = {
+    "gptq": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32},
+        {"shared_words_kernel", "dequantize_kernel"},
+    ),
+    "w8a8": (
+        compressed("int-quantized", CHANNEL_8, TOKENS_8),
+        {"quantize_kernel", "int8_kernel"},
+    ),
+    "gptq experts": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32},
+        {"expert_words_kernel", "gate_kernel", "combine_kernel", "shared_words_kernel"},
+    ),
+    "nf4": (NF4, {"shared_words_kernel", "dequantize_kernel"}),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gptq experts", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gptq", "w8a8", "nf4"))],
+)
+def test_kernels_of_quantized_layers_are_found_without_their_weights(name: str, tmp_path: Path) -> None:
+    described, functions = QUANTIZED[name]
+    config = {**CONFIG, **(MIXTRAL if "experts" in name else {}), "quantization_config": described}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = run_alone(NAMES, tmp_path)
+    assert run.returncode == 0, run.stderr
+    ahead, launched = json.loads(run.stdout.splitlines()[-1])
+    assert ahead == launched
+    assert {each.split()[0] for each in ahead} >= functions
 
 
 @pytest.mark.slow  # test_what_is_compiled_ahead_is_what_will_be_launched says it of one kind
