@@ -249,7 +249,7 @@ def _multiply(
         BLOCK_N=config.block_n,
         SCALED=matrix.scales_weights(config.block_m),
         num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        num_stages=matrix.stages(config.block_m, config.block_n, config.num_stages),
         **constants,
         **overlap_options(),
     )

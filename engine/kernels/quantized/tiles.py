@@ -271,15 +271,16 @@ def multiply_by_words(
         out,
     )
     sizes = (m, n, k, out.stride(0))
+    num_stages = matrix.stages(config.block_m, config.block_n, config.num_stages)
     constants = {
         **matrix.constants,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "SCALED": matrix.scales_weights(config.block_m),
         "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        "num_stages": num_stages,
         # As many as the loop will have in flight.
-        "PREFETCHED": config.num_stages,
+        "PREFETCHED": num_stages,
         **(overlap_options() if config.overlap else ORDINARY),
     }
     if not config.programs:

@@ -20,6 +20,8 @@ from engine.kernels.launch import settle_keys
 TILE_ROWS = tl.constexpr(128)
 TILE_WORDS = tl.constexpr(16)
 PLANE = tl.constexpr(32)
+# Of an H100's or H200's multiprocessor, less what kernels need beside their operands.
+_SHARED_BYTES = 214 << 10
 # Tokens of a tile whose sums are in registers twice.
 MOST_SUMS = 128
 
@@ -82,6 +84,10 @@ class WordMatrix:
         if self.is_one_group:
             return False
         return self.group_size % self.block_k != 0 or block_m > MOST_SUMS
+
+    def stages(self, block_m: int, block_n: int, most: int) -> int:
+        """Blocks of K in flight, at most so many, that shared memory has room for."""
+        return min(most, _SHARED_BYTES // (2 * block_m * self.block_k + 64 * block_n))
 
     def descriptor(self, block_n: int) -> TensorDescriptor:
         """Of the words of all tiles, for so many outputs at a time."""
