@@ -19,7 +19,7 @@ from engine.kernels.quantized.words import WordMatrix
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods
 from engine.quant.layouts.base import Layout
-from engine.quant.layouts.groups import Int8Groups, PackedGroups
+from engine.quant.layouts.groups import GroupedInts, Int8Groups, PackedGroups
 from engine.quant.layouts.int8 import Int8Channels
 from engine.quant.layouts.table import TableWeights
 from engine.quant.layouts.tiles import TILE_ROWS, WordTiles, tiles_of_groups, tiles_of_table
@@ -52,48 +52,62 @@ def cuda_layout_products(
         dense: multiplies by plain matrices; by default torch does, or a kernel of ours that is deterministic.
         experts: makes the method of quantized experts.
     """
-    words = WordProducts(device, dense or (_invariant if deterministic else _by_torch), deterministic)
+    workspace = Workspace(device)
+    words = WordProducts(workspace, dense or (_invariant if deterministic else _by_torch), deterministic)
     products: dict[type[Layout], Product] = {
         WordTiles: words.multiply,
-        Int8Channels: Int8Products(device).multiply,
+        Int8Channels: Int8Products(workspace).multiply,
     }
+
+    def in_tiles(layout: GroupedInts | TableWeights) -> Layout:
+        workspace.reserve()
+        return tiles_of_table(layout) if isinstance(layout, TableWeights) else tiles_of_groups(layout)
+
+    def as_it_is(layout: Int8Channels) -> Layout:
+        workspace.reserve()
+        return layout
+
     forms: dict[type[Layout], Form] = {
-        PackedGroups: tiles_of_groups,
-        Int8Groups: tiles_of_groups,
-        TableWeights: tiles_of_table,
+        PackedGroups: in_tiles,
+        Int8Groups: in_tiles,
+        TableWeights: in_tiles,
+        Int8Channels: as_it_is,
     }
     by_tiles = partial(CudaQuantizedExperts, deterministic=deterministic)
     return LayoutProducts(products, forms, experts or by_tiles)
 
 
 class Workspace:
-    """What products share, of which one runs at a time: allocated when a layer that needs it is there, since
-    most workers have none."""
+    """Space that products share, of which one runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._shares: ShareWorkspace | None = None
-        self._scratch: torch.Tensor | None = None
+        self._space: tuple[ShareWorkspace, torch.Tensor] | None = None
+
+    def reserve(self) -> tuple[ShareWorkspace, torch.Tensor]:
+        """Where programs leave their parts of tiles, and bytes for dequantized weights. Allocated when the
+        first layer is loaded: most workers have none, and graphs that are captured must find it there."""
+        if self._space is None:
+            shares = ShareWorkspace.make(self._device, tile_elements=_TILE_ELEMENTS, tiles=_TILES)
+            scratch = torch.empty(_SCRATCH_BYTES, dtype=torch.uint8, device=self._device)
+            self._space = shares, scratch
+        return self._space
 
     @property
     def shares(self) -> ShareWorkspace:
         """Where programs leave their parts of tiles."""
-        if self._shares is None:
-            self._shares = ShareWorkspace.make(self._device, tile_elements=_TILE_ELEMENTS, tiles=_TILES)
-        return self._shares
+        return self.reserve()[0]
 
     def scratch(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
         """[rows, columns], unfilled."""
-        if self._scratch is None:
-            self._scratch = torch.empty(_SCRATCH_BYTES, dtype=torch.uint8, device=self._device)
-        return self._scratch.view(dtype)[: rows * columns].view(rows, columns)
+        return self.reserve()[1].view(dtype)[: rows * columns].view(rows, columns)
 
 
 class WordProducts:
     """Products with weights in tiles of words."""
 
-    def __init__(self, device: torch.device, dense: Dense, deterministic: bool) -> None:
-        self._workspace = Workspace(device)
+    def __init__(self, workspace: Workspace, dense: Dense, deterministic: bool) -> None:
+        self._workspace = workspace
         self._dense, self._deterministic = dense, deterministic
 
     def multiply(self, layout: WordTiles, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -148,8 +162,8 @@ def _invariant(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out:
 class Int8Products:
     """Products of int8 with int8."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._workspace = Workspace(device)
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
 
     def multiply(self, layout: Int8Channels, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [T, K] -> [T, N]."""

@@ -229,6 +229,35 @@ def test_what_serving_does_with_a_layout(name: str, deterministic: bool) -> None
     assert_close(prepared.multiply(x, bias.to(dtype)), expected, 3e-3)
 
 
+LARGE: dict[str, Callable[[], Layout]] = {
+    "4 by 128": lambda: groups(4096, 4096, 4, 128),
+    "4 by 32": lambda: groups(1030, 1032, 4, 32),
+    "4, one group": lambda: groups(6144, 1024, 4, 1024, zeros=False),
+    "2 by 64": lambda: groups(2048, 3072, 2, 64),
+    "8, one group": lambda: groups(4096, 14336, 8, 14336, zeros=False),
+    "8 by 128": lambda: groups(1024, 2048, 8, 128),
+    "one table": lambda: table(4096, 4096, shared=True),
+    "tables": lambda: table(1030, 1024, shared=False, outliers=True),
+}
+
+
+@pytest.mark.skipif(not CUDA, reason="the interpreter takes minutes")
+@pytest.mark.usefixtures("_poisoned_results")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LARGE)
+def test_any_number_of_tokens_times_large_matrices(name: str, dtype: torch.dtype) -> None:
+    layout = LARGE[name]()
+    products = cuda_layout_products(DEVICE, deterministic=False)
+    prepared, weight = products.prepared(layout), layout.weight()
+    for m in (1, 3, 16, 17, 33, 64, 100, 128, 129, 300, 1000):
+        x = tokens(m, layout.in_features, dtype)
+        out = products.multiply(prepared, x, None)
+        assert_close(out, naive_multiply(x, weight))
+        if m <= 128:
+            for _ in range(5):
+                assert torch.equal(products.multiply(prepared, x, None), out)
+
+
 def test_a_large_matrix_is_dequantized_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.cuda.quantized_products._SCRATCH_BYTES", 128 * 128 * 4)
     layout = groups(150, 128, 4, 32)
