@@ -61,7 +61,14 @@ def word_candidates(kind: str, m: int) -> list[Config]:
                 WordConfig(16, 128, 8, 4, TWO),
                 WordConfig(16, 64, 4, 5),
             ]
-            return [*found] if kind == "int4" else [*found[:3], found[4]]
+            if kind == "table4":
+                return [*found[:3], found[4]]
+            few = [
+                WordConfig(8, 64, 4, 5, FOUR),
+                WordConfig(8, 128, 4, 4, THREE),
+                WordConfig(8, 128, 4, 5, TWO),
+            ]
+            return [*found, *few] if m <= 8 else found
         case 32:
             return [
                 WordConfig(32, 64, 4, 4, FOUR),
@@ -342,6 +349,7 @@ def print_rows(rows: list[dict[str, Any]], bf16: dict[int, float]) -> None:
         m = row["m"]
         took = min(value for value in (row["chosen_us"], row.get("best_us"), math.inf) if value)
         row["bf16_us"] = round(bf16[m] * 1e6, 2)
+        row["took_us"] = took
         row["share_of_floor"] = round(row["floor_us"] / took, 3)
         row["times_bf16"] = round(row["bf16_us"] / took, 2)
         told = f" best {row['best']} {row['best_us']}" if "best" in row else ""
@@ -370,6 +378,20 @@ def print_measured(rows: list[dict[str, Any]]) -> None:
         print("),")
 
 
+def print_summary(rows: list[dict[str, Any]]) -> None:
+    """For each kind of weights of each shape a column for each number of tokens: microseconds, the share of
+    the floor, and how much faster than bf16."""
+    by_weights: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_weights.setdefault((row["kind"], row["weights"]), []).append(row)
+    print(f"{'tokens':16} " + " ".join(f"{m:>16}" for m in TOKENS))
+    for (kind, name), found in by_weights.items():
+        cells = (
+            f"{row['took_us']:7.1f} {row['share_of_floor']:3.0%} {row['times_bf16']:4.2f}" for row in found
+        )
+        print(f"{kind:7} {name:8} " + " ".join(f"{cell:>16}" for cell in cells))
+
+
 def main() -> None:
     parser = record.parser(__doc__)
     parser.add_argument("--tune", action="store_true", help="time every candidate")
@@ -389,9 +411,10 @@ def main() -> None:
             print_rows(found, bf16)
             rows += found
             torch.cuda.empty_cache()
+    record.write(arguments.json, {"device": torch.cuda.get_device_name(), "products": rows})
     if arguments.tune:
         print_measured(rows)
-    record.write(arguments.json, {"device": torch.cuda.get_device_name(), "products": rows})
+    print_summary(rows)
 
 
 if __name__ == "__main__":

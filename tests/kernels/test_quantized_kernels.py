@@ -153,6 +153,7 @@ CONFIGS = {
     "whole tiles": WordConfig(16, num_stages=2),
     "wide tiles": WordConfig(32, 128, num_warps=8, num_stages=2),
     "shares": WordConfig(16, num_stages=2, programs=3),
+    "few tokens": WordConfig(8, num_stages=2, programs=2),
 }
 
 

@@ -37,7 +37,7 @@ class WordConfig:
     """The tile of a program and how it is worked on.
 
     Attributes:
-        block_m: tokens of a tile, 16 or more.
+        block_m: tokens of a tile, 8 or more.
         block_n: outputs of a tile, 64 or 128.
         num_warps: 4, or 8 for 128 outputs.
         num_stages: blocks of K in flight.

@@ -190,7 +190,7 @@ def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     device = words.device
     planes = torch.arange(_HALF // bits, dtype=torch.int32, device=device) * bits
     shifts = planes[:, None, None] + torch.arange(2, dtype=torch.int32, device=device) * _HALF
-    fields = (words.transpose(1, 2)[..., None, :, None] >> shifts) & (2**bits - 1)
+    fields: torch.Tensor = (words.transpose(1, 2)[..., None, :, None] >> shifts) & (2**bits - 1)
     return fields.flatten(2).flatten(0, 1)
 
 
