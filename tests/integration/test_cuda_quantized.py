@@ -77,12 +77,16 @@ def test_log_probabilities_are_those_of_the_numbers_that_a_checkpoint_stands_for
     quantized, plain = write_pair(tmp_path, FORMATS[name])
     # Of quantized inputs the CPU's reference is what is to be computed.
     reference = logprobs(quantized if name in INPUT_CASES else plain, "cpu", "float32")
-    for dtype in ("float32", "float16", "bfloat16"):
-        if name in INPUT_CASES and dtype == "bfloat16":
-            continue  # what rounding an input to the next of 256 changes is more than its tolerance
-        ours = logprobs(quantized, "cuda", dtype, enforce_eager=dtype != "float16")
-        tolerance = 0.05 if name in INPUT_CASES else TOLERANCE[dtype]
-        assert_alike(ours, reference, tolerance)
+    tolerance = 0.05 if name in INPUT_CASES else TOLERANCE["float16"]
+    assert_alike(logprobs(quantized, "cuda", "float16"), reference, tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["awq, groups of 128", "gptq 2, second version", "squeezellm 3, sparse"])
+def test_other_dtypes(name: str, dtype: str, tmp_path: Path) -> None:
+    quantized, plain = write_pair(tmp_path, FORMATS[name])
+    ours = logprobs(quantized, "cuda", dtype, enforce_eager=True)
+    assert_alike(ours, logprobs(plain, "cpu", "float32"), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])

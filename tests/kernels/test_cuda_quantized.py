@@ -36,12 +36,14 @@ def assert_alike(quantized: Path, plain: Path, tolerance: float, **settings: obj
     return runner.model
 
 
+@pytest.mark.slow  # test_quantized_kernels.py multiplies by them
 def test_integers_in_an_order_of_their_own(tmp_path: Path) -> None:
     case, _ = CASES["packed 4, asymmetric, in order"]
     model = assert_alike(*write_pair(tmp_path, case), 1e-4)
     assert {type(layout) for layout in layouts_of(model)} == {WordTiles}
 
 
+@pytest.mark.slow  # and multiplies by these
 def test_experts_of_integers(tmp_path: Path) -> None:
     model = assert_alike(*write_both(tmp_path, MIXTURES["gptq"], mixtral(), MIXTRAL, {}), 1e-4)
     [first, _] = [module for module in model.modules() if isinstance(module, Experts)]

@@ -395,9 +395,8 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "a token")) for case in COMPILED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COMPILED)
 def test_products_of_words_compile_for_hopper(case: str) -> None:
     config, bits, group, is_table = COMPILED[case]
     block_k = 512 // bits

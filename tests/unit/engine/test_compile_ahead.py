@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,13 +19,19 @@ import torch
 from engine.config import WorkerConfig
 from engine.cuda.gpu import GpuTarget, find_gpu
 from engine.cuda.head_start import HeadStart
+from engine.cuda.quantized_products import cuda_layout_products
+from engine.layers.linear import RowParallelLinear
+from engine.layers.linear_method import SameMethod
+from engine.layers.parallel import TensorParallel
 from engine.models.config import ModelConfig
 from engine.models.families import load_model_config
+from engine.quant.methods.choose import METHODS
 from engine.warmup import compile_ahead
 from engine.warmup.compile_ahead import AheadCompiler, CompiledKernel
 from engine.warmup.kernel_list import KernelVariant
+from engine.warmup.quantized import empty_layout
 from tests.unit.engine.quantized_checkpoints import compressed
-from tests.unit.engine.test_quantized_layers import MIXTRAL
+from tests.unit.engine.test_quantized_layers import MIXTRAL, SPLIT, Stored, load
 from tests.unit.engine.test_quantized_models import CHANNEL_8, NF4, TOKENS_8
 from tests.unit.engine.tiny_experts import write_gpt_oss
 from tests.unit.engine.tiny_model import CONFIG
@@ -156,10 +163,26 @@ QUANTIZED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["gptq experts", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gptq", "w8a8", "nf4"))],
-)
+@pytest.mark.parametrize("name", SPLIT)
+def test_layers_of_a_rehearsal_have_the_shapes_of_those_that_are_loaded(name: str) -> None:
+    scheme, quantize = SPLIT[name]
+    products = cuda_layout_products(torch.device("cpu"), deterministic=False)
+    stored, _ = quantize(torch.randn(96, 128))
+    methods = SameMethod(METHODS[type(scheme)](scheme, products, Stored(stored)))
+    layer = RowParallelLinear("down", 128, 96, bias=False, methods=methods, parallel=TensorParallel())
+    [loaded] = load(layer, {"": stored})
+    rehearsed = empty_layout(scheme, 96, 128)
+    assert type(rehearsed) is type(loaded)
+    for field in dataclasses.fields(loaded):
+        ours, theirs = getattr(rehearsed, field.name), getattr(loaded, field.name)
+        if isinstance(theirs, torch.Tensor):
+            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), field.name
+        elif field.name != "outliers":  # their kernel is compiled whether a checkpoint has some or not
+            assert ours == theirs, field.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUANTIZED)
 def test_kernels_of_quantized_layers_are_found_without_their_weights(name: str, tmp_path: Path) -> None:
     described, functions = QUANTIZED[name]
     config = {**CONFIG, **(MIXTRAL if "experts" in name else {}), "quantization_config": described}
