@@ -20,7 +20,7 @@ ARGS ?=
 JOBS ?= 2
 # Kernels and tiny models share a GPU well; a model takes most of its memory, so that models come one by one.
 GPU_JOBS ?= 8
-TINY_ON_GPU := tests/integration/test_cuda_families.py
+TINY_ON_GPU := tests/integration/test_cuda_families.py tests/integration/test_cuda_quantized.py
 
 SOURCES := pagewire scheduler frontend engine
 BENCHMARKS := dispatch_round_trip serving_cpu engines_cpu load_generator
@@ -46,7 +46,7 @@ test-all: $(VENV)/.installed-dev ## Run the whole CPU test suite, slow matrices 
 
 test-gpu: $(VENV)/.installed-dev ## Run the tests of kernels and models on a CUDA device (ARGS= goes to pytest)
 	$(BIN)/python -m pytest -m gpu tests/kernels $(TINY_ON_GPU) -n $(GPU_JOBS) $(ARGS)
-	$(BIN)/python -m pytest -m gpu tests/integration --ignore $(TINY_ON_GPU) $(ARGS)
+	$(BIN)/python -m pytest -m gpu tests/integration $(addprefix --ignore=,$(TINY_ON_GPU)) $(ARGS)
 
 test-clients: $(VENV)/.clients ## Run agent frameworks and lm-eval, those too whose needs are large, against a service
 	$(VENV)/clients/bin/python -m pytest tests/clients $(ARGS)

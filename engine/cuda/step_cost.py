@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from engine.kernels.quantized.words import WordMatrix
 from engine.layers.experts import Experts
 from engine.models.base import CausalLM
 from engine.quant.layouts.base import layouts_of
@@ -51,7 +52,8 @@ def step_cost(model: CausalLM, num_tokens: int) -> StepCost:
         one_expert = _MATRICES * model.config.hidden_size * config.intermediate_size / module.parallel.size
         weights_of_token += config.top_k * one_expert
         used = expected_distinct(config.num_experts, config.top_k, num_tokens)
-        num_bytes += _bytes_of(module.parameters()) * used / config.num_experts
+        of_all = _bytes_of(module.parameters()) + sum(map(_bytes_of_words, module.modules()))
+        num_bytes += of_all * used / config.num_experts
     return StepCost(2 * num_tokens * weights_of_token, num_bytes)
 
 
@@ -63,3 +65,9 @@ def expected_distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
 
 def _bytes_of(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def _bytes_of_words(module: nn.Module) -> int:
+    """Of quantized experts' weights, which are no parameters."""
+    words = getattr(module, "words", None)
+    return words.num_bytes if isinstance(words, WordMatrix) else 0

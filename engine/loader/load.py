@@ -56,7 +56,7 @@ def load_model(
             experts = {name: each.for_checkpoint(formats) for name, each in context.expert_methods.items()}
             linear = context.linear_methods.for_checkpoint(formats)
             context = replace(context, linear_methods=linear, expert_methods=experts)
-        context = with_quantized_layers(context, checkpoint, device)
+        context = with_quantized_layers(context, checkpoint)
         try:
             model = create_model(context, device, dtype)
         except SplitError as error:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
-import torch
-
+from engine.layers.linear_method import LinearMethod
 from engine.loader.backbone import names_in
 from engine.loader.checkpoint import Checkpoint, readable
 from engine.loader.formats import names_of
@@ -19,9 +18,7 @@ from engine.models.families import checkpoint_names
 from engine.quant.config import Quantization
 from engine.quant.methods.base import NothingStored, StoredShape, StoredTensors
 from engine.quant.methods.choose import METHODS, MethodsByScheme
-from engine.quant.methods.experts import QuantizedExperts
 from engine.quant.schemes import AtLoad, Scheme
-from pagewire.base.errors import ConfigError
 
 # Which no format quantizes, though not all descriptions say so.
 _ROUTERS = (".router", ".shared_expert_gate")
@@ -33,7 +30,9 @@ _KV_SCALES = (
 
 
 def with_quantized_layers(
-    context: ModelContext, checkpoint: Checkpoint | None, device: torch.device
+    context: ModelContext,
+    checkpoint: Checkpoint | None,
+    make_method: Callable[[Scheme], LinearMethod] | None = None,
 ) -> ModelContext:
     """The context with the methods of a quantized model's layers, found out before anything is allocated.
 
@@ -42,9 +41,7 @@ def with_quantized_layers(
 
     Args:
         checkpoint: None for random weights, of which nothing but the configuration is known.
-
-    Raises:
-        ConfigError: the device has no products for quantized experts.
+        make_method: a scheme's method; by default that which loads it.
     """
     config, quantization = context.config, context.config.quantization
     if quantization is None:
@@ -55,19 +52,15 @@ def with_quantized_layers(
         names = names_in(checkpoint, config)
         stored = _Stored(checkpoint, config, names)
     products = context.layout_products
-    methods = MethodsByScheme(
-        context.linear_methods,
-        _Schemes(config, quantization, stored, names).of,
-        lambda scheme: METHODS[type(scheme)](scheme, products, stored),
-    )
+
+    def loading(scheme: Scheme) -> LinearMethod:
+        return METHODS[type(scheme)](scheme, products, stored)
+
+    schemes = _Schemes(config, quantization, stored, names)
+    methods = MethodsByScheme(context.linear_methods, schemes.of, make_method or loading)
     experts = context.expert_methods
     if quantization.rules and any(layer.experts is not None for layer in config.layers):
-        if device.type != "cpu":
-            raise ConfigError(
-                f"experts quantized as {quantization.method!r} are not supported on GPUs yet; use "
-                "--device cpu, or an unquantized checkpoint"
-            )
-        experts = {**experts, "": QuantizedExperts(methods)}
+        experts = {**experts, "": products.experts(methods)}
     return replace(context, linear_methods=methods, expert_methods=experts)
 
 

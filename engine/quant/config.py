@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.quant.excluded import ExcludedModules
-from engine.quant.schemes import Scheme
+from engine.quant.schemes import AtLoad, Fp8, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +70,8 @@ class Quantization:
     def schemes(self) -> tuple[Scheme, ...]:
         """All that a matrix may have, each once."""
         return tuple(dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme is not None))
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether any matrix may be multiplied in FP8."""
+        return any(isinstance(scheme, Fp8) or scheme == AtLoad("fp8") for scheme in self.schemes)

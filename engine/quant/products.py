@@ -8,10 +8,15 @@ from typing import Any
 
 import torch
 
+from engine.layers.experts import ExpertMethod
+from engine.layers.linear_method import LinearMethods
 from engine.quant.layouts.base import Layout
+from engine.quant.methods.experts import QuantizedExperts
 
 # (layout, x [T, K], bias [N] or None) -> [T, N] of x's dtype.
 Product = Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
+# A layout -> the same matrix as a device's kernels want it.
+Form = Callable[[Any], Layout]
 
 
 class LayoutProducts:
@@ -20,10 +25,28 @@ class LayoutProducts:
     Args:
         own: those that are not the reference's. One may look at the layout and the number of tokens and call
             `layout.multiply`, which is the reference.
+        forms: layouts that are multiplied in another form, which is made once when they are loaded.
+        experts: makes the method of quantized experts, of the methods of their matrices; by default they are
+            computed one after the other.
     """
 
-    def __init__(self, own: Mapping[type[Layout], Product] | None = None) -> None:
-        self._own = dict(own or {})
+    def __init__(
+        self,
+        own: Mapping[type[Layout], Product] | None = None,
+        forms: Mapping[type[Layout], Form] | None = None,
+        experts: Callable[[LinearMethods], ExpertMethod] = QuantizedExperts,
+    ) -> None:
+        self._own, self._forms = dict(own or {}), dict(forms or {})
+        self.experts = experts
+
+    def covers(self, layout: Layout) -> bool:
+        """Whether it is not the reference that multiplies by the layout."""
+        return type(layout) in self._own
+
+    def prepared(self, layout: Layout) -> Layout:
+        """The layout in the form in which this device multiplies it; the layout itself may go."""
+        form = self._forms.get(type(layout))
+        return layout if form is None else form(layout)
 
     def multiply(self, layout: Layout, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [T, K] -> [T, N]."""

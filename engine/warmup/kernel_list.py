@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from engine.cuda.gpu import GpuTarget
 from engine.cuda.graphs import GraphSize, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.platform import CudaPlatform
+from engine.cuda.quantized_products import cuda_layout_products
 from engine.cuda.runner import CudaModelRunner
 from engine.kernels.linear.matrix_vector import MAX_TOKENS
 from engine.layers.linear_method import LinearMethods, SameMethod
@@ -33,7 +35,9 @@ from engine.models.config import LayerConfig, ModelConfig
 from engine.models.kv_groups import kv_groups
 from engine.platform.assemble import assemble, max_model_len
 from engine.platform.base import MakeTrial
+from engine.quant.products import LayoutProducts
 from engine.step.runner import Runner
+from engine.warmup.quantized import RehearsedExperts, with_rehearsed_layers
 
 # The first layer differs from the second, and all others of its kind are like that one.
 _FEWEST_LAYERS = 2
@@ -90,7 +94,7 @@ def find_kernels(
     platform = _RehearsalPlatform(config, device, dtype, target.num_sms)
 
     def load(context: ModelContext) -> CausalLM:
-        return create_model(context, device, dtype)
+        return create_model(with_rehearsed_layers(context, config), device, dtype)
 
     with _noted_launches(found):
         assemble(config, model, platform, load, lambda size: None, TensorParallel())
@@ -119,6 +123,10 @@ class _RehearsedLinear(CudaLinearMethod):
         return super().apply(layer, x, bias)
 
 
+def _leave_out(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """Stands for torch's product; see _RehearsedLinear."""
+
+
 class _RehearsalPlatform(CudaPlatform):
     """Launches whatever a worker does, up to its first plan and in its steps, captured or not."""
 
@@ -139,6 +147,13 @@ class _RehearsalPlatform(CudaPlatform):
     def linear_methods(self) -> LinearMethods:
         deterministic = self._config.deterministic
         return SameMethod(InvariantMethod() if deterministic else _RehearsedLinear(self.device))
+
+    def layout_products(self) -> LayoutProducts:
+        deterministic = self._config.deterministic
+        experts = partial(RehearsedExperts, deterministic=deterministic)
+        # The deterministic product of dequantized weights is a kernel of ours.
+        dense = None if deterministic else _leave_out
+        return cuda_layout_products(self.device, deterministic=deterministic, dense=dense, experts=experts)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         trial = make_trial()

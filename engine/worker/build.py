@@ -59,10 +59,11 @@ def build_worker(
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
     if config.world_size > 1 and device.type == "cuda" and not config.enforce_eager:
         raise ConfigError("several ranks on GPUs need enforce_eager: their graphs are not captured again yet")
-    if config.deterministic and model_config.quantization is not None and model_config.quantization.rules:
+    quantization = model_config.quantization
+    if config.deterministic and quantization is not None and quantization.has_fp8:
         raise ConfigError(
-            "deterministic is not available with quantized weights: their products depend on the batch; use "
-            "an unquantized checkpoint"
+            "deterministic is not available with FP8 weights: their products depend on the batch; use an "
+            "unquantized checkpoint, or one of integers"
         )
     platform = (make_platform or _platform_for(device))(config, device, dtype)
     communicator = Communicator(config.rank, config.world_size, device) if config.world_size > 1 else None

@@ -43,6 +43,11 @@ class Outliers:
         """N."""
         return len(self.starts) - 1
 
+    @property
+    def num_bytes(self) -> int:
+        """On the device."""
+        return self.row_starts.nbytes + self.columns.nbytes + self.values.nbytes
+
     def add_to(self, rows: torch.Tensor, begin: int, end: int) -> torch.Tensor:
         """rows [end - begin, K] fp32 with those of these outputs added."""
         first, last = self.starts[begin], self.starts[end]
@@ -127,7 +132,4 @@ class TableWeights(Layout):
     @property
     def num_bytes(self) -> int:
         own = super(TableWeights, self).num_bytes
-        if self.outliers is None:
-            return own
-        parts = (self.outliers.row_starts, self.outliers.columns, self.outliers.values)
-        return own + sum(part.nbytes for part in parts)
+        return own if self.outliers is None else own + self.outliers.num_bytes

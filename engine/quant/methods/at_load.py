@@ -11,7 +11,7 @@ from torch import nn
 from engine.layers.linear_method import LinearShape
 from engine.layers.linear_weight import FeatureDim, MatrixPart
 from engine.quant.bits import pack_words
-from engine.quant.layouts.base import Layout, join_runs
+from engine.quant.layouts.base import Layout
 from engine.quant.layouts.fp8 import LARGEST, Fp8Channels, to_fp8
 from engine.quant.layouts.groups import Int8Groups, PackedGroups
 from engine.quant.methods.base import (
@@ -22,8 +22,8 @@ from engine.quant.methods.base import (
     require_shape,
 )
 from engine.quant.schemes import Activations, AtLoad
+from engine.quant.sizes import AT_LOAD_GROUP_SIZES
 
-GROUP_SIZES = (128, 32)
 _LARGEST_INT4, _LARGEST_INT8 = 15, 127
 _SMALLEST_SCALE = 1e-12
 
@@ -60,7 +60,9 @@ class AtLoadMethod(QuantizedMethod[AtLoad]):
     def create_weights(self, layer: nn.Module, shape: LinearShape) -> None:
         """Raises SplitError if the inputs do not fill groups."""
         if self.scheme.kind == "int4":
-            require_multiple(layer, "in_features of int4 made at load", shape.in_features, GROUP_SIZES[-1])
+            require_multiple(
+                layer, "in_features of int4 made at load", shape.in_features, AT_LOAD_GROUP_SIZES[-1]
+            )
         dtype = torch.get_default_dtype()
         weight = PlainWeight.of(dtype, shape.out_features, shape.in_features)
         weight.kind, weight.dtype_of_scales = self.scheme.kind, dtype
@@ -74,7 +76,7 @@ class AtLoadMethod(QuantizedMethod[AtLoad]):
         weight = cast(PlainWeight, layer.get_parameter("weight"))
         layouts = [weight.kept[index] for index in sorted(weight.kept)]
         layer.register_parameter("weight", None)
-        layer.layouts = join_runs(layouts)  # type: ignore[assignment]
+        self.keep(layer, layouts)
 
 
 def quantized(weight: torch.Tensor, kind: str, dtype: torch.dtype) -> Layout:
@@ -109,7 +111,7 @@ def quantized(weight: torch.Tensor, kind: str, dtype: torch.dtype) -> Layout:
 def _int4(weight: torch.Tensor, dtype: torch.dtype) -> PackedGroups:
     """Zero itself is exact: it is among what a group's scale and zero point span."""
     in_features = weight.shape[1]
-    group_size = next(size for size in GROUP_SIZES if in_features % size == 0)
+    group_size = next(size for size in AT_LOAD_GROUP_SIZES if in_features % size == 0)
     groups = weight.view(len(weight), -1, group_size)
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     scales = ((high - low) / _LARGEST_INT4).clamp(min=torch.finfo(dtype).tiny * 2**4).to(dtype)

@@ -21,11 +21,10 @@ from engine.quant.methods.base import (
     require_multiple,
 )
 from engine.quant.schemes import Awq, Gptq, PackedInts
+from engine.quant.sizes import BITS_KEPT
 from pagewire.base.errors import ConfigError
 
 _WORD = 32
-# In memory values are 2, 4 or 8 bits; those of 3 have room for one more.
-_BITS_KEPT = {2: 2, 3: 4, 4: 4, 8: 8}
 # The column of each of a word's values in AutoAWQ's order.
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 # Scales are computed with in the dtype that files have them in, where it is one of these.
@@ -53,7 +52,7 @@ def grouped(
     zero_point = 2 ** (bits - 1)
     if zeros is not None and bool((zeros == zero_point).all()):
         zeros = None
-    kept = _BITS_KEPT[bits]
+    kept = BITS_KEPT[bits]
     scales = scales.contiguous()
     if kept < 8:
         return PackedGroups(

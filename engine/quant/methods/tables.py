@@ -25,9 +25,10 @@ from engine.quant.methods.base import (
     require_multiple,
 )
 from engine.quant.schemes import BnbTable, SqueezeLlm
+from engine.quant.sizes import TABLE_GROUP
 from pagewire.base.errors import ConfigError
 
-_BLOCK, _NESTED_BLOCK = 64, 256
+_NESTED_BLOCK = 256
 _STATES = ("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4")
 
 
@@ -49,8 +50,8 @@ class BnbTableMethod(QuantizedMethod[BnbTable]):
         parameter(layer, "weight", (by_row.count(shape.out_features), 1), torch.uint8, output=by_row)
         count = len(shape.shards)
         parameter(layer, "weight.quant_map", (count, ENTRIES), torch.float32, per_shard=True)
-        common = gcd(_BLOCK, shape.in_features)
-        by_block = FeatureDim(0, _BLOCK // common, shape.in_features // common)
+        common = gcd(TABLE_GROUP, shape.in_features)
+        by_block = FeatureDim(0, TABLE_GROUP // common, shape.in_features // common)
         blocks = sum(map(by_block.count, shape.shard_sizes))
         nested = self.scheme.nested
         absmax_dtype = torch.uint8 if nested else torch.float32
@@ -65,7 +66,7 @@ class BnbTableMethod(QuantizedMethod[BnbTable]):
     def convert(self, matrix: Matrix) -> Layout:
         tensors, out_features, in_features = matrix.tensors, matrix.out_features, matrix.in_features
         state = _read_state(matrix)
-        for name, needed in (("blocksize", _BLOCK), ("nested_blocksize", _NESTED_BLOCK)):
+        for name, needed in (("blocksize", TABLE_GROUP), ("nested_blocksize", _NESTED_BLOCK)):
             if state.get(name, needed) != needed:
                 raise ConfigError(
                     f"{matrix.where}: bitsandbytes: {name} is {state[name]}; supported is {needed}"
@@ -76,8 +77,8 @@ class BnbTableMethod(QuantizedMethod[BnbTable]):
         if self.scheme.nested:
             absmax = _unnested(absmax, matrix, state.get("nested_offset", 0.0))
         # Blocks run over the ends of rows where 64 does not divide them: their common divisor does.
-        group_size = gcd(_BLOCK, in_features)
-        scales = absmax.float().repeat_interleave(_BLOCK // group_size)[: codes.numel() // group_size]
+        group_size = gcd(TABLE_GROUP, in_features)
+        scales = absmax.float().repeat_interleave(TABLE_GROUP // group_size)[: codes.numel() // group_size]
         return TableWeights(
             words=pack_words(codes, BITS),
             table=tensors["weight.quant_map"].float().view(1, ENTRIES),

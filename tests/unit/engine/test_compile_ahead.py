@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,11 +19,20 @@ import torch
 from engine.config import WorkerConfig
 from engine.cuda.gpu import GpuTarget, find_gpu
 from engine.cuda.head_start import HeadStart
+from engine.cuda.quantized_products import cuda_layout_products
+from engine.layers.linear import RowParallelLinear
+from engine.layers.linear_method import SameMethod
+from engine.layers.parallel import TensorParallel
 from engine.models.config import ModelConfig
 from engine.models.families import load_model_config
+from engine.quant.methods.choose import METHODS
 from engine.warmup import compile_ahead
 from engine.warmup.compile_ahead import AheadCompiler, CompiledKernel
 from engine.warmup.kernel_list import KernelVariant
+from engine.warmup.quantized import empty_layout
+from tests.unit.engine.quantized_checkpoints import compressed
+from tests.unit.engine.test_quantized_layers import MIXTRAL, SPLIT, Stored, load
+from tests.unit.engine.test_quantized_models import CHANNEL_8, NF4, TOKENS_8
 from tests.unit.engine.tiny_experts import write_gpt_oss
 from tests.unit.engine.tiny_model import CONFIG
 
@@ -134,6 +144,54 @@ def test_kernels_of_experts_are_found_too(tmp_path: Path) -> None:
     assert functions >= {"route_kernel", "count_kernel", "place_kernel", "combine_kernel"}
     assert functions >= {"gate_up_rows_kernel", "down_rows_kernel"}
     assert functions >= {"gate_up_tiles_kernel", "down_tiles_kernel"}
+
+
+QUANTIZED = {
+    "gptq": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32},
+        {"shared_words_kernel", "dequantize_kernel"},
+    ),
+    "w8a8": (
+        compressed("int-quantized", CHANNEL_8, TOKENS_8),
+        {"quantize_kernel", "int8_kernel"},
+    ),
+    "gptq experts": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32},
+        {"expert_words_kernel", "gate_kernel", "combine_kernel", "shared_words_kernel"},
+    ),
+    "nf4": (NF4, {"shared_words_kernel", "dequantize_kernel"}),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_layers_of_a_rehearsal_have_the_shapes_of_those_that_are_loaded(name: str) -> None:
+    scheme, quantize = SPLIT[name]
+    products = cuda_layout_products(torch.device("cpu"), deterministic=False)
+    stored, _ = quantize(torch.randn(96, 128))
+    methods = SameMethod(METHODS[type(scheme)](scheme, products, Stored(stored)))
+    layer = RowParallelLinear("down", 128, 96, bias=False, methods=methods, parallel=TensorParallel())
+    [loaded] = load(layer, {"": stored})
+    rehearsed = empty_layout(scheme, 96, 128)
+    assert type(rehearsed) is type(loaded)
+    for field in dataclasses.fields(loaded):
+        ours, theirs = getattr(rehearsed, field.name), getattr(loaded, field.name)
+        if isinstance(theirs, torch.Tensor):
+            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), field.name
+        elif field.name != "outliers":  # their kernel is compiled whether a checkpoint has some or not
+            assert ours == theirs, field.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_kernels_of_quantized_layers_are_found_without_their_weights(name: str, tmp_path: Path) -> None:
+    described, functions = QUANTIZED[name]
+    config = {**CONFIG, **(MIXTRAL if "experts" in name else {}), "quantization_config": described}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = run_alone(NAMES, tmp_path)
+    assert run.returncode == 0, run.stderr
+    ahead, launched = json.loads(run.stdout.splitlines()[-1])
+    assert ahead == launched
+    assert {each.split()[0] for each in ahead} >= functions
 
 
 @pytest.mark.slow  # test_what_is_compiled_ahead_is_what_will_be_launched says it of one kind

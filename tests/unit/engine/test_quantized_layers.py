@@ -12,15 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.cpu.attention import TorchAttentionBackend
-from engine.cpu.ops import TorchLayerOps
 from engine.layers.linear import LinearLayer, MergedColumnParallelLinear, RowParallelLinear, SeparateProducts
-from engine.layers.linear_method import DenseMethod, LinearMethod, SameMethod
+from engine.layers.linear_method import LinearMethod, SameMethod
 from engine.layers.parallel import SplitError, TensorParallel
 from engine.loader.fingerprint import fingerprint
-from engine.loader.quantized import with_quantized_layers
-from engine.models.base import ModelContext
-from engine.models.families import load_model_config
 from engine.quant.bits import pack_words, unpack_words
 from engine.quant.layouts import base
 from engine.quant.layouts.base import Layout
@@ -365,21 +360,6 @@ def test_experts_are_quantized_each_matrix_as_it_is_stored(name: str, tmp_path: 
         assert all(torch.tensor(entry.top_logprobs).isfinite().all() for entry in told)
     for told in logprobs(plain, quantization="int8"):
         assert all(torch.tensor(entry.top_logprobs).isfinite().all() for entry in told)
-
-
-def test_quantized_experts_need_a_cpu(tmp_path: Path) -> None:
-    quantized, _ = write_both(tmp_path, MIXTURES["gptq"], mixtral(), MIXTRAL, {})
-    device = torch.device("cuda")
-    context = ModelContext(
-        load_model_config(quantized),
-        64,
-        TorchAttentionBackend(torch.device("cpu"), torch.float32),
-        TorchLayerOps(torch.device("cpu")),
-        SameMethod(DenseMethod()),
-        TensorParallel(),
-    )
-    with pytest.raises(ConfigError, match="experts quantized as 'gptq' are not supported on GPUs yet"):
-        with_quantized_layers(context, None, device)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
