@@ -12,9 +12,11 @@ from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.config import WorkerConfig
 from engine.cuda.attention import TritonAttentionBackend
 from engine.cuda.expert_method import cuda_expert_methods
+from engine.cuda.fp8_products import has_fp8
 from engine.cuda.graphs import GraphSize, decode_graph_sizes, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.ops import TritonLayerOps
+from engine.cuda.quantized_products import cuda_layout_products
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
 from engine.cuda.step_cost import step_cost
@@ -26,6 +28,7 @@ from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
 from engine.platform.device import CUDA_DEFAULTS, fitting
 from engine.platform.kv_cache import GIB, KVPool
+from engine.quant.products import LayoutProducts
 from engine.step.runner import Runner
 from pagewire.base.errors import ConfigError
 
@@ -50,6 +53,11 @@ class CudaPlatform(Platform):
     def __init__(self, config: WorkerConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(device, dtype)
         self._config = config
+        if config.kv_cache_dtype != "auto" and not has_fp8(device):
+            raise ConfigError(
+                f"kv_cache_dtype is {config.kv_cache_dtype!r}, which needs a GPU of compute capability 8.9 "
+                "or above; on this one it must be auto"
+            )
 
     def make_current(self) -> None:
         """Makes this GPU the current device. Triton launches on the current device wherever its tensors are,
@@ -73,6 +81,9 @@ class CudaPlatform(Platform):
     def linear_methods(self) -> LinearMethods:
         deterministic = self._config.deterministic
         return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
+
+    def layout_products(self) -> LayoutProducts:
+        return cuda_layout_products(self.device, self.dtype, deterministic=self._config.deterministic)
 
     def expert_methods(self) -> Mapping[str, ExpertMethod]:
         return cuda_expert_methods(deterministic=self._config.deterministic)

@@ -62,20 +62,23 @@ def with_quantized_layers(
     )
     experts = context.expert_methods
     if quantization.rules and any(layer.experts is not None for layer in config.layers):
-        if device.type != "cpu":
+        if device.type == "cpu":
+            experts = {**experts, "": QuantizedExperts(methods)}
+        elif quantization.is_fp8:
+            experts = {**experts, "": experts["fp8"].for_matrices(methods)}
+        else:
             raise ConfigError(
                 f"experts quantized as {quantization.method!r} are not supported on GPUs yet; use "
                 "--device cpu, or an unquantized checkpoint"
             )
-        experts = {**experts, "": QuantizedExperts(methods)}
     return replace(context, linear_methods=methods, expert_methods=experts)
 
 
 def names_of_quantized(
     names: CheckpointNames, checkpoint: Checkpoint, config: ModelConfig
 ) -> CheckpointNames:
-    """The names, with what quantized checkpoints hold beside the model ignored: scales for a KV cache of 8
-    bits, which is kept in the model's dtype, and biases of zeros, which AutoGPTQ gives every matrix.
+    """The names, with what quantized checkpoints hold beside the model's parameters ignored: scales for a KV
+    cache of 8 bits, which kv_scales.py reads, and biases of zeros, which AutoGPTQ gives every matrix.
 
     Raises:
         ConfigError: a file cannot be read.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.quant.excluded import ExcludedModules
-from engine.quant.schemes import Scheme
+from engine.quant.schemes import Activations, AtLoad, Fp8, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,19 @@ class Quantization:
             if rule is not None:
                 return rule.scheme
         return None
+
+    @property
+    def has_invariant_products(self) -> bool:
+        """Whether a device can have each token's products bitwise the same in any batch."""
+        return all(
+            each == AtLoad("fp8") or (isinstance(each, Fp8) and each.activations is not Activations.NONE)
+            for each in self.schemes
+        )
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether all that is quantized is e4m3."""
+        return all(isinstance(each, Fp8) or each == AtLoad("fp8") for each in self.schemes)
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:

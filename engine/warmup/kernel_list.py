@@ -23,17 +23,21 @@ from engine.cuda.gpu import GpuTarget
 from engine.cuda.graphs import GraphSize, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.platform import CudaPlatform
+from engine.cuda.quantized_products import cuda_layout_products
 from engine.cuda.runner import CudaModelRunner
 from engine.kernels.linear.matrix_vector import MAX_TOKENS
 from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.parallel import TensorParallel
 from engine.loader.load import create_model
+from engine.loader.quantized import with_quantized_layers
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import LayerConfig, ModelConfig
 from engine.models.kv_groups import kv_groups
 from engine.platform.assemble import assemble, max_model_len
 from engine.platform.base import MakeTrial
+from engine.quant.products import LayoutProducts
 from engine.step.runner import Runner
+from engine.warmup.quantized import RehearsedFp8, finish_loading
 
 # The first layer differs from the second, and all others of its kind are like that one.
 _FEWEST_LAYERS = 2
@@ -90,7 +94,11 @@ def find_kernels(
     platform = _RehearsalPlatform(config, device, dtype, target.num_sms)
 
     def load(context: ModelContext) -> CausalLM:
-        return create_model(context, device, dtype)
+        if model.quantization is None or not model.quantization.is_fp8:
+            return create_model(context, device, dtype)
+        made = create_model(with_quantized_layers(context, None, device), device, dtype)
+        finish_loading(made)
+        return made
 
     with _noted_launches(found):
         assemble(config, model, platform, load, lambda size: None, TensorParallel())
@@ -139,6 +147,14 @@ class _RehearsalPlatform(CudaPlatform):
     def linear_methods(self) -> LinearMethods:
         deterministic = self._config.deterministic
         return SameMethod(InvariantMethod() if deterministic else _RehearsedLinear(self.device))
+
+    def layout_products(self) -> LayoutProducts:
+        return cuda_layout_products(
+            self.device,
+            self.dtype,
+            deterministic=self._config.deterministic,
+            fp8_products=RehearsedFp8,
+        )
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         trial = make_trial()

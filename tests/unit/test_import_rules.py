@@ -80,6 +80,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.warmup": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.kernels", "engine.attention"),
         *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.loader", "engine.cuda"),
+        "engine.quant",
     ),
     "engine.worker": (
         *("pagewire.base", "pagewire.telemetry", "pagewire.hub"),
