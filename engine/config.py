@@ -15,6 +15,7 @@ ENGINES = ("model", "null")
 # Readers of one ring of plans.
 MAX_WORLD_SIZE = 32
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3")
 # Those that plain weights are turned into as they are loaded, then those that checkpoints have.
 QUANTIZATIONS = (
     *("auto", "int8", "int4", "fp8"),
@@ -39,6 +40,8 @@ class WorkerConfig:
         quantization: int8, int4 or fp8 turn plain weights into that as they are loaded. Of quantized ones
             auto reads what the checkpoint says: awq, gptq, auto-round, compressed-tensors, fp8, bitsandbytes,
             squeezellm or mxfp4; naming it insists on it (docs/quantization.md).
+        kv_cache_dtype: of keys and values: auto is that of activations; fp8, or fp8_e4m3, takes half of it,
+            so that twice as many tokens fit. Needs a GPU. Scales are the checkpoint's, or else 1.
         max_model_len: the longest request in tokens; default the model's own, cut to what the pool holds.
         max_num_seqs: request rows.
         max_num_batched_tokens: the most tokens computed in a step.
@@ -69,6 +72,7 @@ class WorkerConfig:
     dtype: str = "auto"
     load_format: str = "auto"
     quantization: str = "auto"
+    kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -110,6 +114,12 @@ class WorkerConfig:
             "quantization",
             self.quantization,
             f"one of {', '.join(QUANTIZATIONS)}",
+        )
+        require(
+            self.kv_cache_dtype in KV_CACHE_DTYPES,
+            "kv_cache_dtype",
+            self.kv_cache_dtype,
+            f"one of {', '.join(KV_CACHE_DTYPES)}",
         )
         size = self.world_size
         require(1 <= size <= MAX_WORLD_SIZE, "world_size", size, f"1 to {MAX_WORLD_SIZE}")

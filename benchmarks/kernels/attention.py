@@ -154,6 +154,7 @@ def launch_prefill(
     context: int,
     query: torch.Tensor,
     config: PrefillConfig,
+    **how: Any,
 ) -> Callable[[], torch.Tensor]:
     """Chunks of `counts` tokens, each after `context` ones."""
     seq_lens = np.array(counts) + context
@@ -174,6 +175,7 @@ def launch_prefill(
         scale=SCALE,
         out=out,
         config=config,
+        **how,
     )
 
 

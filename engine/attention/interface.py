@@ -18,10 +18,15 @@ class LayerKVCache:
     """One layer's keys and values, each [num_blocks, block_size, num_kv_heads, head_dim].
 
     Owned by the worker's KV pool; written by the attention layer, read by the backend.
+
+    Attributes:
+        scales: what the numbers of keys and of values are to be multiplied with, fp32 [2]; None where they
+            are of the model's dtype.
     """
 
     key: torch.Tensor
     value: torch.Tensor
+    scales: torch.Tensor | None = None
 
     def store(self, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor) -> None:
         """Writes key and value [T, num_kv_heads, head_dim] to their slots."""

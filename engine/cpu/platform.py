@@ -41,6 +41,10 @@ class CpuPlatform(Platform):
         super().__init__(device, dtype)
         if config.deterministic:
             raise ConfigError("deterministic needs a GPU; on the CPU sums depend on the batch")
+        if config.kv_cache_dtype != "auto":
+            raise ConfigError(
+                f"kv_cache_dtype is {config.kv_cache_dtype!r}, which needs a GPU; on the CPU it must be auto"
+            )
         self._kv_cache_memory = config.kv_cache_memory
         self._native = open_native() if dtype == torch.float32 else None
         self._is_rank = config.world_size > 1

@@ -142,6 +142,7 @@ class TritonAttentionBackend(AttentionBackend):
             k_norm=None if norm is None else norm.key,
             eps=0.0 if norm is None else norm.eps,
             interleaved=rotation is not None and rotation.table.interleaved,
+            kv_scales=kv_cache.scales,
         )
         if rotation is not None and rotation.table.query_scale is not None:
             scale = rotation.table.query_scale.index_select(0, rotation.positions)
@@ -176,6 +177,7 @@ class TritonAttentionBackend(AttentionBackend):
                 soft_cap=spec.soft_cap,
                 alibi_slopes=spec.alibi_slopes,
                 sinks=spec.sinks,
+                kv_scales=kv_cache.scales,
                 out=out,
             )
         return out
@@ -208,6 +210,7 @@ class TritonAttentionBackend(AttentionBackend):
                 num_prefix_splits=prefix_splits(
                     num_seqs, num_heads, num_kv_heads, self._num_sms, self._config.block_m
                 ),
+                kv_scales=kv_cache.scales,
                 workspace=self._workspace,
             )
         paged_decode_attention(
@@ -222,6 +225,7 @@ class TritonAttentionBackend(AttentionBackend):
             soft_cap=spec.soft_cap,
             alibi_slopes=spec.alibi_slopes,
             sinks=spec.sinks,
+            kv_scales=kv_cache.scales,
             num_splits=num_splits,
             out=out,
             workspace=self._workspace,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from engine.cuda.fp8_experts import CudaFp8Experts
 from engine.kernels.experts.choice import apply_experts
 from engine.kernels.experts.parts import ExpertMatrices, Gating
 from engine.layers.experts import ExpertMethod, Experts, ExpertShape, ExpertWeights
@@ -53,9 +54,10 @@ class CudaMxfp4Experts(Mxfp4Experts):
 
 
 def cuda_expert_methods(*, deterministic: bool) -> Mapping[str, ExpertMethod]:
-    """By the weights' number format."""
+    """By the weights' number format; "fp8" is for matrices that are loaded one by one."""
     return {
         "": CudaExperts(deterministic=deterministic),
+        "fp8": CudaFp8Experts(deterministic=deterministic),
         "mxfp4": CudaMxfp4Experts(deterministic=deterministic),
     }
 

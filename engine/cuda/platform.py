@@ -12,6 +12,7 @@ from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.config import WorkerConfig
 from engine.cuda.attention import TritonAttentionBackend
 from engine.cuda.expert_method import cuda_expert_methods
+from engine.cuda.fp8_products import has_fp8
 from engine.cuda.graphs import GraphSize, decode_graph_sizes, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.ops import TritonLayerOps
@@ -52,6 +53,11 @@ class CudaPlatform(Platform):
     def __init__(self, config: WorkerConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(device, dtype)
         self._config = config
+        if config.kv_cache_dtype != "auto" and not has_fp8(device):
+            raise ConfigError(
+                f"kv_cache_dtype is {config.kv_cache_dtype!r}, which needs a GPU of compute capability 8.9 "
+                "or above; on this one it must be auto"
+            )
 
     def make_current(self) -> None:
         """Makes this GPU the current device. Triton launches on the current device wherever its tensors are,

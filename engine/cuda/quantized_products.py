@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from engine.cuda.fp8_products import Fp8Products, has_fp8
 from engine.cuda.quantized_experts import CudaQuantizedExperts
 from engine.cuda.word_matrix import word_matrix
 from engine.kernels.linear.tiled import ShareWorkspace, TileConfig, invariant_linear
@@ -19,6 +20,7 @@ from engine.kernels.quantized.words import WordMatrix
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods
 from engine.quant.layouts.base import Layout
+from engine.quant.layouts.fp8 import Fp8Blocks, Fp8Channels
 from engine.quant.layouts.groups import GroupedInts, Int8Groups, PackedGroups
 from engine.quant.layouts.int8 import Int8Channels
 from engine.quant.layouts.table import TableWeights
@@ -43,6 +45,7 @@ def cuda_layout_products(
     deterministic: bool,
     dense: Dense | None = None,
     experts: Callable[[LinearMethods], ExpertMethod] | None = None,
+    fp8_products: type[Fp8Products] = Fp8Products,
 ) -> LayoutProducts:
     """The products of a worker.
 
@@ -51,6 +54,7 @@ def cuda_layout_products(
         deterministic: have each token's result bitwise the same whatever else is in the step.
         dense: multiplies by plain matrices; by default torch does, or a kernel of ours that is deterministic.
         experts: makes the method of quantized experts.
+        fp8_products: how e4m3 weights are multiplied.
     """
     workspace = Workspace(device)
     words = WordProducts(workspace, dense or (_invariant if deterministic else _by_torch), deterministic)
@@ -73,6 +77,9 @@ def cuda_layout_products(
         TableWeights: in_tiles,
         Int8Channels: as_it_is,
     }
+    if has_fp8(device):
+        fp8 = fp8_products(device, deterministic=deterministic)
+        products |= {Fp8Channels: fp8.channels, Fp8Blocks: fp8.blocks}
     by_tiles = partial(CudaQuantizedExperts, deterministic=deterministic)
     return LayoutProducts(products, forms, experts or by_tiles)
 

@@ -437,6 +437,7 @@ def facts_of(welcome: pb.Welcome) -> WorkerFacts:
         task=welcome.task or "generate",
         labels=tuple(welcome.labels),
         quantization=welcome.quantization,
+        kv_cache_dtype=welcome.kv_cache_dtype,
     )
 
 

@@ -15,7 +15,7 @@ class WorkerFacts:
         model: name or path of the model it loaded.
         limits: what it can take.
         eos_token_ids: tokens that end a completion.
-        dtype: number format of KV, of activations, and of weights that are not quantized, such as "float32".
+        dtype: number format of activations, and of weights that are not quantized, such as "float32".
         device: where it runs, such as "cpu" or "cuda:0 NVIDIA H200".
         rank, world_size: its place among the workers that share the model.
         fingerprint: identity of the weights and the tokenizer: equal for copies of a checkpoint, different
@@ -25,6 +25,7 @@ class WorkerFacts:
         labels: the names of the classes, limits.num_labels of them.
         quantization: how the weights are quantized, such as "gptq, 4 bits in groups of 128"; "" for plain
             numbers.
+        kv_cache_dtype: number format of keys and values, such as "float8_e4m3fn"; "" if it does not say.
         more_ahead: it has work that makes later steps faster, for plans with `work_ahead`.
     """
 
@@ -40,3 +41,4 @@ class WorkerFacts:
     task: str = "generate"
     labels: tuple[str, ...] = ()
     quantization: str = ""
+    kv_cache_dtype: str = ""

@@ -22,6 +22,10 @@ class Attention(nn.Module):
         rotary: which of the model's `rotary_tables` turns its queries and keys; None for no rotation.
         kv_group: which of the step's block tables finds its context; set anew when the groups of the whole
             model are known (engine/platform/assemble.py).
+
+    Attributes:
+        kv_scales: what the numbers of a cache of 8 bits are multiplied with, keys' and values'; the
+            checkpoint's, where it has some (engine/loader/kv_scales.py).
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Attention(nn.Module):
         self.rotary = rotary
         self.kv_group = kv_group
         self.backend = backend
+        self.kv_scales = (1.0, 1.0)
 
     def forward(
         self,

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from engine.layers.expert_config import ExpertTensors, GatedActivation
-from engine.layers.linear_method import FormatOf, LinearShape
+from engine.layers.linear_method import FormatOf, LinearMethods, LinearShape
 from engine.layers.linear_weight import FeatureDim, LinearWeight, OutputShard
 from engine.layers.ops import LayerOps, Routing
 from engine.layers.parallel import FeatureRange, TensorParallel
@@ -44,6 +44,11 @@ class ExpertMethod(ABC):
     def for_checkpoint(self, format_of: FormatOf) -> ExpertMethod:
         """This method for a model of this checkpoint, before any layer of it is created."""
         return self
+
+    def for_matrices(self, methods: LinearMethods) -> ExpertMethod:
+        """This method for experts each of whose matrices is loaded by a method of its own, where it can be
+        one for those."""
+        raise NotImplementedError
 
     @abstractmethod
     def create_weights(self, weights: ExpertWeights, shape: ExpertShape) -> None:

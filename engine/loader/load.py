@@ -15,6 +15,7 @@ from engine.loader.backbone import drop_missing_head, names_in
 from engine.loader.checkpoint import open_checkpoint
 from engine.loader.dummy import load_dummy
 from engine.loader.formats import MatrixFormats
+from engine.loader.kv_scales import load_kv_scales
 from engine.loader.quantized import names_of_quantized, with_quantized_layers
 from engine.loader.tied import untie_own_head
 from engine.loader.weights import load_weights
@@ -69,6 +70,7 @@ def load_model(
             names = names_in(checkpoint, context.config)
             model.names = names_of_quantized(names, checkpoint, context.config)
             load_weights(model, checkpoint, device)
+            load_kv_scales(model, checkpoint)
         for module in model.modules():
             if isinstance(module, LoadableModule):
                 module.finish_loading()

@@ -60,15 +60,17 @@ def with_quantized_layers(
     methods = MethodsByScheme(context.linear_methods, schemes.of, make_method or loading)
     experts = context.expert_methods
     if quantization.rules and any(layer.experts is not None for layer in config.layers):
-        experts = {**experts, "": products.experts(methods)}
+        of_fp8 = experts.get("fp8") if quantization.is_fp8 else None
+        made = products.experts(methods) if of_fp8 is None else of_fp8.for_matrices(methods)
+        experts = {**experts, "": made}
     return replace(context, linear_methods=methods, expert_methods=experts)
 
 
 def names_of_quantized(
     names: CheckpointNames, checkpoint: Checkpoint, config: ModelConfig
 ) -> CheckpointNames:
-    """The names, with what quantized checkpoints hold beside the model ignored: scales for a KV cache of 8
-    bits, which is kept in the model's dtype, and biases of zeros, which AutoGPTQ gives every matrix.
+    """The names, with what quantized checkpoints hold beside the model's parameters ignored: scales for a KV
+    cache of 8 bits, which kv_scales.py reads, and biases of zeros, which AutoGPTQ gives every matrix.
 
     Raises:
         ConfigError: a file cannot be read.

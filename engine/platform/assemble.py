@@ -14,6 +14,7 @@ from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
 from engine.models.kv_groups import KVGroups, kv_groups
 from engine.platform.base import Platform
+from engine.platform.device import pick_kv_dtype
 from engine.platform.kv_cache import KVCacheShape, KVCacheSize, allocate_kv_pool, size_kv_cache
 from engine.step.runner import Runner
 from pagewire.base.errors import ConfigError
@@ -74,8 +75,10 @@ def assemble(
         num_kv_heads=model.num_kv_heads,
         head_dim=model_config.head_dim,
         block_size=config.block_size,
-        dtype=platform.dtype,
+        dtype=pick_kv_dtype(config.kv_cache_dtype, platform.dtype),
     )
+
+    scales = [layer.kv_scales for layer in _attention_layers(model)]
 
     def limits_of(size: KVCacheSize) -> EngineLimits:
         return EngineLimits(
@@ -91,7 +94,7 @@ def assemble(
         )
 
     def make_runner(limits: EngineLimits, num_blocks: int) -> Runner:
-        kv_pool = allocate_kv_pool(shape, num_blocks, platform.device)
+        kv_pool = allocate_kv_pool(shape, num_blocks, platform.device, scales)
         return platform.make_runner(model, backend, kv_pool, limits)
 
     def make_trial() -> Runner:
@@ -129,9 +132,13 @@ def max_model_len(config: WorkerConfig, model: ModelConfig) -> int:
 
 def _set_kv_groups(model: CausalLM, groups: KVGroups) -> None:
     """Tells every attention layer, from the first to the last, its KV group."""
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
-    for layer, group in zip(layers, groups.group_of, strict=True):
+    for layer, group in zip(_attention_layers(model), groups.group_of, strict=True):
         layer.kv_group = group
+
+
+def _attention_layers(model: CausalLM) -> list[Attention]:
+    """From the first to the last."""
+    return [module for module in model.modules() if isinstance(module, Attention)]
 
 
 def _check_shares(model: ModelConfig, parallel: TensorParallel) -> None:

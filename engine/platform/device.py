@@ -13,6 +13,8 @@ from pagewire.base.errors import ConfigError
 MEMINFO = "/proc/meminfo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_KV_DTYPES = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn}
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceDefaults:
@@ -61,6 +63,11 @@ def pick_dtype(name: str, device: torch.device, checkpoint_dtype: str) -> torch.
     if device.type == "cpu":
         return torch.float32
     return torch.float16 if checkpoint_dtype == "float16" else torch.bfloat16
+
+
+def pick_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The number format of keys and values: "auto" is that of activations, `dtype`."""
+    return dtype if name == "auto" else _KV_DTYPES[name]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

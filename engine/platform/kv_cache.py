@@ -119,8 +119,16 @@ class KVPool:
         self.blocks[:, :, destinations] = self.blocks[:, :, sources]
 
 
-def allocate_kv_pool(shape: KVCacheShape, num_blocks: int, device: torch.device) -> KVPool:
+def allocate_kv_pool(
+    shape: KVCacheShape,
+    num_blocks: int,
+    device: torch.device,
+    scales: Sequence[tuple[float, float]] = (),
+) -> KVPool:
     """The pool, zeroed. On the CPU the system commits its pages as they are written.
+
+    Args:
+        scales: of each layer's keys and values, for a dtype of 8 bits; by default 1.
 
     Raises:
         ConfigError: the memory is not to be had.
@@ -136,7 +144,11 @@ def allocate_kv_pool(shape: KVCacheShape, num_blocks: int, device: torch.device)
     except (RuntimeError, OSError, OverflowError) as error:
         total = num_blocks * shape.block_bytes
         raise ConfigError(f"a KV pool of {num_blocks} blocks ({total} bytes) cannot be allocated") from error
-    return KVPool(pool, [LayerKVCache(pool[place, 0], pool[place, 1]) for place in places])
+    layers = [LayerKVCache(pool[place, 0], pool[place, 1]) for place in places]
+    if shape.dtype.itemsize == 1:
+        for layer, own in zip(layers, scales or [(1.0, 1.0)] * len(layers), strict=True):
+            layer.scales = torch.tensor(own, dtype=torch.float32, device=device)
+    return KVPool(pool, layers)
 
 
 def _lazy_zeros(num_bytes: int) -> torch.Tensor:

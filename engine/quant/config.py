@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.quant.excluded import ExcludedModules
-from engine.quant.schemes import AtLoad, Fp8, Scheme
+from engine.quant.schemes import Activations, AtLoad, Fp8, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,18 @@ class Quantization:
         return None
 
     @property
+    def has_invariant_products(self) -> bool:
+        """Whether a GPU can have each token's products bitwise the same in any batch."""
+        return not any(
+            isinstance(each, Fp8) and each.activations is Activations.NONE for each in self.schemes
+        )
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether all that is quantized is e4m3."""
+        return all(isinstance(each, Fp8) or each == AtLoad("fp8") for each in self.schemes)
+
+    @property
     def schemes(self) -> tuple[Scheme, ...]:
         """All that a matrix may have, each once."""
         return tuple(dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme is not None))
-
-    @property
-    def has_fp8(self) -> bool:
-        """Whether any matrix may be multiplied in FP8."""
-        return any(isinstance(scheme, Fp8) or scheme == AtLoad("fp8") for scheme in self.schemes)

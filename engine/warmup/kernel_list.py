@@ -6,7 +6,7 @@ told to note what it should compile instead of compiling it. So the list is what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,7 @@ from engine.cuda.platform import CudaPlatform
 from engine.cuda.quantized_products import cuda_layout_products
 from engine.cuda.runner import CudaModelRunner
 from engine.kernels.linear.matrix_vector import MAX_TOKENS
+from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.parallel import TensorParallel
 from engine.loader.load import create_model
@@ -37,7 +38,12 @@ from engine.platform.assemble import assemble, max_model_len
 from engine.platform.base import MakeTrial
 from engine.quant.products import LayoutProducts
 from engine.step.runner import Runner
-from engine.warmup.quantized import RehearsedExperts, with_rehearsed_layers
+from engine.warmup.quantized import (
+    RehearsedExperts,
+    RehearsedFp8,
+    RehearsedFp8Experts,
+    with_rehearsed_layers,
+)
 
 # The first layer differs from the second, and all others of its kind are like that one.
 _FEWEST_LAYERS = 2
@@ -150,10 +156,18 @@ class _RehearsalPlatform(CudaPlatform):
 
     def layout_products(self) -> LayoutProducts:
         deterministic = self._config.deterministic
-        experts = partial(RehearsedExperts, deterministic=deterministic)
         # The deterministic product of dequantized weights is a kernel of ours.
-        dense = None if deterministic else _leave_out
-        return cuda_layout_products(self.device, deterministic=deterministic, dense=dense, experts=experts)
+        return cuda_layout_products(
+            self.device,
+            deterministic=deterministic,
+            dense=None if deterministic else _leave_out,
+            experts=partial(RehearsedExperts, deterministic=deterministic),
+            fp8_products=RehearsedFp8,
+        )
+
+    def expert_methods(self) -> Mapping[str, ExpertMethod]:
+        of_fp8 = RehearsedFp8Experts(deterministic=self._config.deterministic)
+        return {**super().expert_methods(), "fp8": of_fp8}
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         trial = make_trial()

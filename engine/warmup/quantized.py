@@ -12,10 +12,14 @@ import torch
 from torch import nn
 
 from engine.config import WorkerConfig
+from engine.cuda.fp8_experts import CudaFp8Experts
+from engine.cuda.fp8_products import Fp8Products
 from engine.cuda.quantized_experts import CudaQuantizedExperts, stacked
-from engine.layers.experts import ExpertShape, ExpertWeights
+from engine.kernels.fp8.experts import Fp8ExpertMatrices
+from engine.kernels.fp8.matrix import Fp8Matrix
+from engine.layers.experts import ExpertMethod, ExpertShape, ExpertWeights
 from engine.layers.linear import LinearLayer
-from engine.layers.linear_method import LinearMethod, LinearShape
+from engine.layers.linear_method import LinearMethod, LinearMethods, LinearShape
 from engine.layers.linear_weight import LinearWeight
 from engine.loader.checkpoint import Checkpoint, open_checkpoint
 from engine.loader.quantized import with_quantized_layers
@@ -99,6 +103,50 @@ class RehearsedExperts(CudaQuantizedExperts):
         else:
             layouts = getattr(linear, "layouts", ())
             weights.words = stacked([layouts] * shape.num_experts, weights.layer_name)  # type: ignore[assignment]
+
+
+class RehearsedFp8(Fp8Products):
+    """Leaves out torch's products, the first of which imports a computer algebra system."""
+
+    def by_reference(
+        self, layout: Fp8Channels | Fp8Blocks, x: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return x.new_empty(x.shape[0], layout.out_features)
+
+    def by_torch(
+        self,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        matrix: Fp8Matrix,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        return scales.new_empty((codes.shape[0], matrix.codes.shape[0]), dtype=dtype)
+
+
+class RehearsedFp8Experts(CudaFp8Experts):
+    """Experts of e4m3 without numbers."""
+
+    def for_matrices(self, methods: LinearMethods) -> ExpertMethod:
+        return RehearsedFp8Experts(deterministic=self._deterministic, methods=methods)
+
+    def create_weights(self, weights: ExpertWeights, shape: ExpertShape) -> None:
+        super().create_weights(weights, replace(shape, num_experts=1))
+        layout = cast(Sequence[Layout], cast(Sequence[LinearLayer], weights.linears)[0].layouts)[0]
+        assert isinstance(layout, Fp8Channels | Fp8Blocks)
+        del weights.linears
+
+        def of_all(one: torch.Tensor) -> torch.Tensor:
+            return one.new_empty(shape.num_experts, *one.shape)
+
+        weights.matrices = Fp8ExpertMatrices(  # type: ignore[assignment]
+            of_all(layout.codes),
+            of_all(layout.scales),
+            layout.block if isinstance(layout, Fp8Blocks) else None,
+            layout.input_scale if isinstance(layout, Fp8Channels) else None,
+            # Of the families with biases, none has experts of e4m3.
+            None,
+        )
 
 
 def empty_layout(scheme: Scheme, n: int, k: int) -> Layout:

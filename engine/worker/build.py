@@ -20,7 +20,7 @@ from engine.models.families import load_model_config
 from engine.parallel.communicator import Communicator
 from engine.platform.assemble import assemble, max_model_len
 from engine.platform.base import Platform
-from engine.platform.device import device_name, dtype_name, pick_device, pick_dtype
+from engine.platform.device import device_name, dtype_name, pick_device, pick_dtype, pick_kv_dtype
 from engine.platform.kv_cache import GIB, KVCacheSize
 from engine.step.runner import LoadedWorker
 from engine.worker.timeline import Timeline
@@ -59,12 +59,7 @@ def build_worker(
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
     if config.world_size > 1 and device.type == "cuda" and not config.enforce_eager:
         raise ConfigError("several ranks on GPUs need enforce_eager: their graphs are not captured again yet")
-    quantization = model_config.quantization
-    if config.deterministic and quantization is not None and quantization.has_fp8:
-        raise ConfigError(
-            "deterministic is not available with FP8 weights: their products depend on the batch; use an "
-            "unquantized checkpoint, or one of integers"
-        )
+    _require_invariant_products(config, model_config)
     platform = (make_platform or _platform_for(device))(config, device, dtype)
     communicator = Communicator(config.rank, config.world_size, device) if config.world_size > 1 else None
     parallel = TensorParallel(config.rank, config.world_size, communicator)
@@ -96,21 +91,37 @@ def build_worker(
         device=device_name(device),
         rank=config.rank,
         world_size=config.world_size,
-        fingerprint=fingerprint(directory, load_format, config.seed, config.quantization),
+        fingerprint=fingerprint(
+            directory, load_format, config.seed, config.quantization, config.kv_cache_dtype
+        ),
         task=assembly.model.task,
         labels=assembly.model.labels,
         quantization="" if model_config.quantization is None else model_config.quantization.summary,
+        kv_cache_dtype=dtype_name(pick_kv_dtype(config.kv_cache_dtype, dtype)),
     )
     logger.info(
-        "%s: %s%s on %s, KV pool of %d blocks (%.2f GiB)",
+        "%s: %s%s on %s, KV pool of %d blocks of %s (%.2f GiB)",
         facts.model,
         facts.dtype,
         facts.quantization and f", weights {facts.quantization}",
         facts.device,
         facts.limits.num_blocks,
+        facts.kv_cache_dtype,
         assembly.kv_bytes / GIB,
     )
     return LoadedWorker(assembly.runner, facts, communicator)
+
+
+def _require_invariant_products(config: WorkerConfig, model: ModelConfig) -> None:
+    """Raises:
+    ConfigError: results are to be the same in any batch, and not all products have a kernel for that.
+    """
+    quantization = model.quantization
+    if config.deterministic and quantization is not None and not quantization.has_invariant_products:
+        raise ConfigError(
+            f"deterministic is not available with FP8 weights whose inputs are not quantized "
+            f"({quantization.summary}): their products depend on the batch"
+        )
 
 
 def _platform_for(device: torch.device) -> MakePlatform:

@@ -176,7 +176,11 @@ class SchedulerMetrics(Collector):
         )
         facts = self._facts()
         if facts is not None:
-            kind = {"dtype": facts.dtype, "quantization": facts.quantization or "none"}
+            kind = {
+                "dtype": facts.dtype,
+                "quantization": facts.quantization or "none",
+                "kv_cache_dtype": facts.kv_cache_dtype or facts.dtype,
+            }
             yield InfoMetricFamily("pagewire:engine", "What the engine computes with", value=kind)
         yield _labelled("request_success", "Ended requests", "finished_reason", self._finished)
         yield _labelled("request_refused", "Refused submissions", "code", self._refused)

@@ -27,6 +27,7 @@ def model_message(facts: WorkerFacts, limits: EngineLimits, *, ready: bool) -> p
         task=facts.task,
         labels=facts.labels,
         quantization=facts.quantization,
+        kv_cache_dtype=facts.kv_cache_dtype or facts.dtype,
     )
 
 

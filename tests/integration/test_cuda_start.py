@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,8 +43,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize("options", [{}, {"enforce_eager": True}, {"deterministic": True}], ids=str)
-def test_no_request_waits_for_the_compiler(tmp_path: Path, home: Path, options: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"enforce_eager": True},
+        {"deterministic": True},
+        {"quantization": "fp8", "kv_cache_dtype": "fp8"},
+    ],
+    ids=str,
+)
+def test_no_request_waits_for_the_compiler(tmp_path: Path, home: Path, options: dict[str, Any]) -> None:
     model = write_model(tmp_path / "model", **SIZES)
     prompts = [[(7 * i + length) % 2000 for i in range(length)] for length in (1, 2, 3, 17, 60, 150)]
     with LLM(str(model), device="cuda", dtype="bfloat16", **options) as llm:

@@ -21,6 +21,7 @@ ALL_CASES, EACH_OF = 3, 3
 def pytest_configure() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         _hasten_interpreter()
+        _round_like_a_gpu()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -62,6 +63,20 @@ def _hasten_interpreter() -> None:
     interpreter.InterpretedFunction.__call__ = call
     _remember_numpy_types()
     _type_tuples_when_asked()
+
+
+def _round_like_a_gpu() -> None:
+    """To e4m3 as GPUs do, and torch: the interpreter loses what rounding carries to the exponent."""
+    convert = interpreter._convert_float
+
+    def converted(values: np.ndarray, source: tl.dtype, target: tl.dtype, mode: Any) -> np.ndarray:
+        if source != tl.float32 or target != tl.float8e4nv:
+            result: np.ndarray = convert(values, source, target, mode)
+            return result
+        exact = torch.from_numpy(np.ascontiguousarray(values))
+        return exact.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+    interpreter._convert_float = converted
 
 
 def _remember_numpy_types() -> None:

@@ -5,7 +5,7 @@ Without a GPU they run in Triton's interpreter: small shapes, and no bf16, which
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -365,13 +365,44 @@ def joined(whole: Case, batch: list[tuple[int, int]], strangers: Case) -> Case:
     )
 
 
+def in_e4m3(case: Case) -> tuple[Case, Case, torch.Tensor]:
+    """The case over a pool of e4m3, over one of the numbers that it stands for, and the pool's scales."""
+    scales = torch.tensor([0.5, 2.0], device=DEVICE)
+    caches = zip((case.key, case.value), scales, strict=True)
+    key, value = ((cache.float() / scale).to(torch.float8_e4m3fn) for cache, scale in caches)
+    exact = replace(
+        case,
+        key=(key.float() * scales[0]).to(case.key.dtype),
+        value=(value.float() * scales[1]).to(case.value.dtype),
+    )
+    return replace(case, key=key, value=value), exact, scales
+
+
+@pytest.mark.parametrize("heads", [(9, 3, 64), *([(8, 2, 128)] if GPU else [])], ids=str)
+@pytest.mark.parametrize("names", [(), VARIANTS[-1]], ids=" ".join)
+def test_pools_of_e4m3(names: tuple[str, ...], heads: tuple[int, int, int]) -> None:
+    """Their numbers are exact in fp16, in which they are multiplied, unless the query has 32 bits."""
+    variant = make_variant(heads[0], *names)
+    for dtype in DTYPES if GPU else DTYPES[-1:]:
+        decodes = make_case([(70, 1), (0, 1), (33, 1), (1, 1)], heads, dtype=dtype)
+        chunks = make_case([(70, 50), (40, 1), (20, 20)], heads, dtype=dtype)
+        small, exact, scales = in_e4m3(decodes)
+        for num_splits in (1, 3):
+            out = decode(small, num_splits, kv_scales=scales, **variant)
+            assert_matches(out, exact, **variant)
+        small, exact, scales = in_e4m3(chunks)
+        assert_matches(prefill(small, kv_scales=scales, **variant), exact, **variant)
+
+
 @pytest.mark.parametrize(("prefix_len", "num_splits"), [(0, 1), (32, 1), (80, 2)])
 @pytest.mark.parametrize(
-    ("heads", "dtype", "names"),
+    ("heads", "dtype", "names", "e4m3"),
     [
-        ((9, 3, 64), DTYPES[0], ()),
-        ((9, 3, 64), DTYPES[0], ("soft_cap", "sinks")),
-        ((8, 2, 128), DTYPES[-1], ()),
+        ((9, 3, 64), DTYPES[0], (), False),
+        ((9, 3, 64), DTYPES[0], ("soft_cap", "sinks"), False),
+        ((9, 3, 64), DTYPES[0], ("soft_cap", "sinks"), True),
+        ((8, 2, 128), DTYPES[-1], (), False),
+        *([((8, 2, 128), DTYPES[-1], (), True)] if GPU else []),
     ],
     ids=str,
 )
@@ -381,12 +412,17 @@ def test_a_shared_prefix_changes_nothing_but_who_reads_it(
     names: tuple[str, ...],
     prefix_len: int,
     num_splits: int,
+    e4m3: bool,
 ) -> None:
     variant = make_variant(heads[0], *names)
     case = make_case([(100, 1), (81, 1), (0, 1), (90, 1), (130, 1)], heads, dtype=dtype)
     table, shared = case.block_table, prefix_len // 16
     for request in (1, 4):
         table[case.rows[request], :shared] = table[case.rows[0], :shared]
+    expected = case
+    scales = {}
+    if e4m3:
+        case, expected, scales["kv_scales"] = in_e4m3(case)
     num_seqs, num_prefix_splits = len(case.seq_lens), 3
     workspace = split_workspace(num_seqs, num_seqs * (num_splits + num_prefix_splits), *heads, DEVICE)
     workspace.partials.fill_(torch.nan)
@@ -404,6 +440,7 @@ def test_a_shared_prefix_changes_nothing_but_who_reads_it(
         num_splits=num_splits,
         num_prefix_splits=num_prefix_splits,
         workspace=workspace,
+        **scales,
     )
     out = paged_decode_attention(
         case.query,
@@ -415,9 +452,10 @@ def test_a_shared_prefix_changes_nothing_but_who_reads_it(
         out=case.poisoned_out(),
         workspace=workspace,
         prefix=prefix,
+        **scales,
         **variant,
     )
-    assert_matches(out, case, **variant)
+    assert_matches(out, expected, **variant)
     assert int(workspace.arrivals.abs().sum()) == 0
 
 
@@ -485,21 +523,28 @@ POINTERS = {f"{name}_ptr": "*bf16" for name in ("query", "key", "value", "out")}
 SCALARS = {"scale": "fp32", "window": "i32"}
 PLAIN = {"slopes_ptr": None, "sinks_ptr": None, "SOFT_CAP": 0.0}
 VARIED = {"SOFT_CAP": 50.0}
+NO_SCALES = {"kv_scales_ptr": None}
+E4M3_POINTERS = {"key_ptr": "*fp8e4nv", "value_ptr": "*fp8e4nv", "kv_scales_ptr": "*fp32"}
 VARIED_POINTERS = {"slopes_ptr": "*fp32", "sinks_ptr": "*bf16"}
 SHARED_LIMIT = 227 * 1024
 
 
 @pytest.mark.parametrize(
-    ("num_seqs", "split", "prefix", "varied"),
+    ("num_seqs", "split", "prefix", "varied", "e4m3"),
     [
-        (1, True, False, False),
-        (16, True, False, False),
-        (16, True, False, True),
-        (64, False, True, False),
-        (256, False, False, False),
+        (1, True, False, False, False),
+        (16, True, False, False, False),
+        (16, True, False, True, False),
+        (64, False, True, False, False),
+        (256, False, False, False, False),
+        pytest.param(1, True, False, False, True, marks=pytest.mark.slow),
+        pytest.param(16, True, False, True, True, marks=pytest.mark.slow),
+        (64, False, True, False, True),
     ],
 )
-def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool, varied: bool) -> None:
+def test_decode_compiles_for_hopper(
+    num_seqs: int, split: bool, prefix: bool, varied: bool, e4m3: bool
+) -> None:
     """With a window, a cap, slopes and sinks, or with none of them."""
     config = decode_config(128, torch.bfloat16, num_seqs * 8)
     integers = dict.fromkeys(
@@ -519,6 +564,7 @@ def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool, va
         "PREFIX_BLOCK_N": 128,
         "HAS_WINDOW": varied,
         **(VARIED if varied else PLAIN),
+        **({} if e4m3 else NO_SCALES),
     }
     binary = compile_overlapping(
         "engine.kernels.paged_attention.decode:_decode_kernel",
@@ -527,12 +573,14 @@ def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool, va
         | floats
         | SCALARS
         | {"prefix_splits": "i32", "min_share": "i32"}
-        | (VARIED_POINTERS if varied else {}),
+        | (VARIED_POINTERS if varied else {})
+        | (E4M3_POINTERS if e4m3 else {}),
         constants,
         early_reads=[
             *("seq_lens_ptr", "rows_ptr", "table_ptr"),
             *["prefix_lens_ptr"] * prefix,
             *(VARIED_POINTERS if varied else ()),
+            *["kv_scales_ptr"] * e4m3,
         ],
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -541,8 +589,9 @@ def test_decode_compiles_for_hopper(num_seqs: int, split: bool, prefix: bool, va
     assert binary["shared"] <= SHARED_LIMIT // 2
 
 
+@pytest.mark.parametrize("e4m3", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("varied", [False, True])
-def test_prefill_compiles_for_hopper(varied: bool) -> None:
+def test_prefill_compiles_for_hopper(varied: bool, e4m3: bool) -> None:
     config = prefill_config(128, torch.bfloat16)
     names = ("table", "rows", "query_start_loc", "seq_lens", "tile_request", "tile_start")
     constants = {
@@ -556,10 +605,15 @@ def test_prefill_compiles_for_hopper(varied: bool) -> None:
         "BLOCK_N": config.block_n,
         "HAS_WINDOW": True,
         **(VARIED if varied else PLAIN),
+        **({} if e4m3 else NO_SCALES),
     }
     binary = compile_for_hopper(
         "engine.kernels.paged_attention.prefill:_prefill_kernel",
-        POINTERS | {f"{name}_ptr": "*i32" for name in names} | SCALARS | (VARIED_POINTERS if varied else {}),
+        POINTERS
+        | {f"{name}_ptr": "*i32" for name in names}
+        | SCALARS
+        | (VARIED_POINTERS if varied else {})
+        | (E4M3_POINTERS if e4m3 else {}),
         constants,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -567,7 +621,8 @@ def test_prefill_compiles_for_hopper(varied: bool) -> None:
     assert binary["shared"] <= SHARED_LIMIT
 
 
-def test_the_shared_prefix_compiles_for_hopper() -> None:
+@pytest.mark.parametrize("e4m3", [False, True])
+def test_the_shared_prefix_compiles_for_hopper(e4m3: bool) -> None:
     config = prefill_config(128, torch.bfloat16)
     integers = dict.fromkeys(("table_ptr", "prefix_row_ptr", "prefix_len_ptr"), "*i32")
     floats = dict.fromkeys(("partials_ptr", "log_sums_ptr"), "*fp32")
@@ -579,9 +634,11 @@ def test_the_shared_prefix_compiles_for_hopper() -> None:
         | integers
         | floats
         | counts
-        | {"scale": "fp32"},
+        | {"scale": "fp32"}
+        | (E4M3_POINTERS if e4m3 else {}),
         {
             **strides,
+            **({} if e4m3 else NO_SCALES),
             "BLOCK_SIZE": 16,
             "GROUP": 4,
             "HEAD_DIM": 128,

@@ -133,6 +133,31 @@ def test_pairs_of_every_kind_are_rotated_and_all_else_is_kept(
         close(case.value_cache, reference.value_cache)
 
 
+@pytest.mark.parametrize("heads", HEADS[2:4], ids=str)
+def test_caches_of_e4m3_are_scaled_and_saturated(heads: tuple[int, int, int]) -> None:
+    case = make_case(5, heads, DTYPES[-1])
+    case.qkv *= 40
+    case = replace(
+        case,
+        key_cache=case.key_cache.to(torch.float8_e4m3fn),
+        value_cache=case.value_cache.to(torch.float8_e4m3fn),
+    )
+    scales = torch.tensor([0.25, 0.125], device=DEVICE)
+    reference = case.copy()
+    expected = naive_rotate_and_store(*reference.arguments, **case.sizes, kv_scales=scales)
+    query = rotate_and_store(*case.arguments, **case.sizes, kv_scales=scales)
+    close(query, expected)
+    for ours, theirs in (
+        (case.key_cache, reference.key_cache),
+        (case.value_cache, reference.value_cache),
+    ):
+        # Keys that fp32 rounds differently may be neighbours in e4m3.
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.13, atol=2e-3, equal_nan=True)
+        held = ~theirs.float().isnan()
+        assert (ours.float() == theirs.float())[held].float().mean() > 0.99
+        assert ours.float().nan_to_num().abs().max() == 448
+
+
 @pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
 def test_queries_replace_their_projections_and_nothing_else(slot_dtype: torch.dtype) -> None:
     case = make_case(5, (9, 3, 64), torch.float32, slot_dtype)
@@ -209,7 +234,7 @@ def test_compiles_for_hopper(
     signature = dict.fromkeys(["qkv", "key_cache", "value_cache", *norms * normed], "*bf16")
     signature |= {f"{name}_stride": "i32" for name in strides}
     signature |= {"slot_mapping": "*i32", "eps": "fp32"}
-    constants = {} if normed else dict.fromkeys(norms)
+    constants = dict.fromkeys(["kv_scales"] if normed else ["kv_scales", *norms])
     angles = {"positions": "*i32", "table": "*fp32"}
     if rotary_dim:
         signature |= angles

@@ -26,8 +26,9 @@ _GROUP_M = 8
 
 
 @triton.jit
-def _tile_place(tiles_n, num_blocks, GROUP_M: tl.constexpr):
-    # (block of pairs, tile of output). Programs that run together cover a patch, and so share operands in L2.
+def tile_place(tiles_n, num_blocks, GROUP_M: tl.constexpr):
+    """(block of pairs, tile of output). Programs that run together cover a patch, and so share operands in
+    L2."""
     group_size = GROUP_M * tiles_n
     group = tl.program_id(0) // group_size
     height = tl.minimum(num_blocks - group * GROUP_M, GROUP_M)
@@ -68,12 +69,13 @@ def _add_product(x, w, acc, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def _zeros(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr):
+def zeros(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Sums that begin, [BLOCK_M, BLOCK_N] or their transpose."""
     if TRANSPOSED:
-        zeros = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+        sums = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     else:
-        zeros = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    return zeros
+        sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    return sums
 
 
 @triton.jit
@@ -112,7 +114,7 @@ def gate_up_tiles_kernel(
     OVERLAP: tl.constexpr,
 ):
     wait_for_previous(OVERLAP)
-    block, tile = _tile_place((N + BLOCK_N - 1) // BLOCK_N, num_blocks, GROUP_M)
+    block, tile = tile_place((N + BLOCK_N - 1) // BLOCK_N, num_blocks, GROUP_M)
     expert = tl.load(blocks_ptr + block)
     if expert >= 0:
         places = tl.load(blocks_ptr + num_blocks + block) + tl.arange(0, BLOCK_M)
@@ -121,8 +123,8 @@ def gate_up_tiles_kernel(
         # Only rows that are known to be aligned are copied to shared memory some stages ahead.
         x_rows = x_ptr + tokens.to(tl.int64)[:, None] * X_STRIDE
         first = expert * (2 * N) + tile * BLOCK_N
-        gate = _zeros(BLOCK_M, BLOCK_N, TRANSPOSED)
-        up = _zeros(BLOCK_M, BLOCK_N, TRANSPOSED)
+        gate = zeros(BLOCK_M, BLOCK_N, TRANSPOSED)
+        up = zeros(BLOCK_M, BLOCK_N, TRANSPOSED)
         dtype: tl.constexpr = x_ptr.dtype.element_ty
         for k in range((K + BLOCK_K - 1) // BLOCK_K):
             columns = k * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
@@ -164,13 +166,13 @@ def down_tiles_kernel(
     OVERLAP: tl.constexpr,
 ):
     wait_for_previous(OVERLAP)
-    block, tile = _tile_place((N + BLOCK_N - 1) // BLOCK_N, num_blocks, GROUP_M)
+    block, tile = tile_place((N + BLOCK_N - 1) // BLOCK_N, num_blocks, GROUP_M)
     expert = tl.load(blocks_ptr + block)
     if expert >= 0:
         begin = tl.load(blocks_ptr + num_blocks + block)
         places = begin + tl.arange(0, BLOCK_M)
         held = places < tl.load(blocks_ptr + 2 * num_blocks + block)
-        acc = _zeros(BLOCK_M, BLOCK_N, TRANSPOSED)
+        acc = zeros(BLOCK_M, BLOCK_N, TRANSPOSED)
         dtype: tl.constexpr = out_ptr.dtype.element_ty
         first = expert * N + tile * BLOCK_N
         for k in range((K + BLOCK_K - 1) // BLOCK_K):
@@ -208,7 +210,7 @@ def combine_kernel(
     tl.store(out_ptr + token * N + channels, total.to(out_ptr.dtype.element_ty), mask=channels < N)
 
 
-settle_keys(_tile_place, _load_weights, _add_product, _zeros, _finish_sum)
+settle_keys(tile_place, _load_weights, _add_product, zeros, _finish_sum)
 
 
 def apply_by_tiles(
@@ -255,7 +257,7 @@ def apply_by_tiles(
         KIND=gating.kind,
         ALPHA=gating.alpha,
         LIMIT=gating.limit,
-        **_tile_options(gate_up_tile),
+        **tile_options(gate_up_tile),
     )
     made = x.new_empty(num_pairs, hidden)
     rows = [down_tile.block_m, down_tile.block_k]
@@ -271,7 +273,7 @@ def apply_by_tiles(
         E=down.weight.shape[0],
         N=hidden,
         K=inner,
-        **_tile_options(down_tile),
+        **tile_options(down_tile),
     )
     out = x.new_empty(num_tokens, hidden)
     block = min(1024, triton.next_power_of_2(hidden))
@@ -290,7 +292,8 @@ def _descriptor(matrices: ExpertMatrices, config: TileConfig) -> TensorDescripto
     return TensorDescriptor(weight, [num_experts * n, stored], [stored, 1], [config.block_n, block_k])
 
 
-def _tile_options(config: TileConfig) -> dict[str, int | bool]:
+def tile_options(config: TileConfig) -> dict[str, int | bool]:
+    """What a kernel of tiles is launched with."""
     return {
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,

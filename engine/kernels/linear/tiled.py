@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from engine.kernels.launch import ORDINARY, overlap_options, prefetch_lines, wait_for_previous
+from engine.kernels.launch import ORDINARY, overlap_options, prefetch_lines, settle_keys, wait_for_previous
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,10 @@ class ShareWorkspace:
 
 
 @triton.jit
-def _prefetch_weights(
+def prefetch_weights(
     w_ptr, first_n, begin, end, n, k, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr
 ):
-    # Blocks [begin, end) of K, of the rows from first_n on.
+    """Blocks [begin, end) of K, of the rows from first_n on."""
     LINE: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
     if OVERLAP:
         rows = (first_n + tl.arange(0, BLOCK_N))[:, None]
@@ -167,15 +167,15 @@ def whole_tiles_kernel(
     first_n = place // height * BLOCK_N
     blocks = tl.cdiv(k, BLOCK_K)
     prefetched = tl.minimum(blocks, PREFETCHED)
-    _prefetch_weights(w_ptr, first_n, 0, prefetched, n, k, BLOCK_N, BLOCK_K, OVERLAP)
+    prefetch_weights(w_ptr, first_n, 0, prefetched, n, k, BLOCK_N, BLOCK_K, OVERLAP)
     wait_for_previous(OVERLAP)
     acc = _multiply(x_desc, w_desc, first_m, first_n, 0, blocks, BLOCK_M, BLOCK_N, BLOCK_K, TRANSPOSED)
     _store(acc, bias_ptr, out_ptr, first_m, first_n, m, n, out_stride, BLOCK_M, BLOCK_N, TRANSPOSED, HAS_BIAS)
 
 
 @triton.jit
-def _part_offsets(program, slot, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr):
-    # Where a program leaves its part: slot 0 of a tile that it entered midway, 1 of one that it began.
+def part_offsets(program, slot, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Where a program leaves its part: slot 0 of a tile that it entered midway, 1 of one that it began."""
     if TRANSPOSED:
         within = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
     else:
@@ -214,7 +214,7 @@ def shares_kernel(
     begin = position % blocks
     prefetched = tl.minimum(begin + tl.minimum(stop - position, PREFETCHED), blocks)
     first_n = position // blocks // tiles_m * BLOCK_N
-    _prefetch_weights(w_ptr, first_n, begin, prefetched, n, k, BLOCK_N, BLOCK_K, OVERLAP)
+    prefetch_weights(w_ptr, first_n, begin, prefetched, n, k, BLOCK_N, BLOCK_K, OVERLAP)
     wait_for_previous(OVERLAP)
     while position < stop:
         tile = position // blocks
@@ -228,7 +228,7 @@ def shares_kernel(
         finished = end - begin == blocks
         if not finished:
             slot = (begin == 0).to(tl.int32)
-            offsets = _part_offsets(program, slot, BLOCK_M, BLOCK_N, TRANSPOSED)
+            offsets = part_offsets(program, slot, BLOCK_M, BLOCK_N, TRANSPOSED)
             tl.store(partials_ptr + offsets, acc)
             # All threads' parts are written before one thread says so.
             tl.debug_barrier()
@@ -238,10 +238,10 @@ def shares_kernel(
             if arrived == last - first:
                 # The program that began the tile left its part in slot 1; the others entered midway.
                 # Past L1, which other multiprocessors do not write to.
-                offsets = _part_offsets(first, 1, BLOCK_M, BLOCK_N, TRANSPOSED)
+                offsets = part_offsets(first, 1, BLOCK_M, BLOCK_N, TRANSPOSED)
                 acc = tl.load(partials_ptr + offsets, cache_modifier=".cg")
                 for other in range(first + 1, last + 1):
-                    offsets = _part_offsets(other, 0, BLOCK_M, BLOCK_N, TRANSPOSED)
+                    offsets = part_offsets(other, 0, BLOCK_M, BLOCK_N, TRANSPOSED)
                     acc += tl.load(partials_ptr + offsets, cache_modifier=".cg")
                 tl.store(arrivals_ptr + tile, 0)
                 finished = True
@@ -250,6 +250,9 @@ def shares_kernel(
                 acc, bias_ptr, out_ptr, first_m, first_n, m, n, out_stride,
                 BLOCK_M, BLOCK_N, TRANSPOSED, HAS_BIAS,
             )  # fmt: skip
+
+
+settle_keys(prefetch_lines, prefetch_weights, part_offsets)
 
 
 def tiled_linear(

@@ -152,6 +152,7 @@ def paged_decode_attention(
     soft_cap: float = 0.0,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
     out: torch.Tensor,
     workspace: DecodeWorkspace,
     prefix: SharedPrefix | None = None,
@@ -173,6 +174,8 @@ def paged_decode_attention(
         soft_cap: scaled scores s become soft_cap * tanh(s / soft_cap); 0 for no cap.
         alibi_slopes: [H] fp32, what is taken from a score for each token between key and query.
         sinks: [H], one more score of each head, of a key whose value is zero.
+        kv_scales: fp32 [2], what the caches' numbers are multiplied with, keys' and values'; None for caches
+            in the query's dtype. Nothing writes it while steps run.
         out: [S, H, D], as strided as the query may be.
         workspace: of at least S x (num_splits + prefix.num_splits) shares; untouched where that is S.
         prefix: what the workspace holds already of these contexts' beginnings; not with a sliding window or
@@ -202,6 +205,7 @@ def paged_decode_attention(
         workspace.arrivals,
         alibi_slopes,
         sinks,
+        kv_scales,
         scale * LOG2_E.value,
         sliding_window,
         prefix.num_splits if prefix else 0,
@@ -250,6 +254,7 @@ def _decode_kernel(
     arrivals_ptr,  # [S, HK]
     slopes_ptr,  # [H] or None
     sinks_ptr,  # [H] or None
+    kv_scales_ptr,  # [2] or None
     scale,
     window,
     prefix_splits,
@@ -331,6 +336,7 @@ def _decode_kernel(
         sinks = tl.load(sinks_ptr + kv_head * GROUP + heads, mask=is_first, other=0.0).to(tl.float32)
         highest = tl.where(is_first, sinks * LOG2_E, highest)
         total = tl.where(is_first, 1.0, 0.0)
+    scale, value_scale = scales_of(scale, kv_scales_ptr)
     wait_for_previous(OVERLAP)
 
     if seq_len == 0:
@@ -340,7 +346,7 @@ def _decode_kernel(
     if split >= num_shares:
         return
     query_ptrs = query_ptr + request.to(tl.int64) * QUERY_STRIDE_TOKEN + head_of_row * QUERY_STRIDE_HEAD
-    query = tl.load(query_ptrs + dims[None, :], mask=in_tile, other=0.0)
+    query = as_operand(tl.load(query_ptrs + dims[None, :], mask=in_tile, other=0.0), key_ptr)
     acc, log_sum = _attend_share(
         query,
         highest,
@@ -364,6 +370,7 @@ def _decode_kernel(
         BLOCK_N,
         SOFT_CAP,
     )
+    acc *= value_scale
     if (not SPLIT and not HAS_PREFIX) or num_prefix_shares + num_shares == 1:
         tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=in_tile)
     else:
@@ -395,6 +402,28 @@ def _decode_kernel(
             )
             if SPLIT:
                 tl.store(arrivals_ptr + pair, 0)
+
+
+@triton.jit
+def scales_of(scale, kv_scales_ptr):
+    """What scores are multiplied with, and what values are."""
+    value_scale = 1.0
+    if kv_scales_ptr is not None:
+        scale *= tl.load(kv_scales_ptr)
+        value_scale = tl.load(kv_scales_ptr + 1)
+    return scale, value_scale
+
+
+@triton.jit
+def as_operand(query, key_ptr):
+    """The query in the number format of the products.
+
+    Caches of e4m3 are multiplied in fp16, which has all of its numbers, and to which a GPU turns it in one
+    instruction; sums are of fp32. That format has fewer large numbers than bf16.
+    """
+    if key_ptr.dtype.element_ty == tl.float8e4nv and query.dtype == tl.bfloat16:
+        query = tl.minimum(tl.maximum(query.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
+    return query
 
 
 @triton.jit
@@ -493,7 +522,8 @@ def _attend_share(
         following = tokens + BLOCK_N
         blocks = tl.load(table_ptr + following // BLOCK_SIZE, mask=following < end, other=0)
 
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+        value = value.to(query.dtype)
+        scores = tl.dot(query, tl.trans(key.to(query.dtype)), input_precision="ieee")
         if FINAL:
             scores = final_scores(scores, scale, (position - tokens)[None, :], slopes, SOFT_CAP)
         scores = tl.where(inside[None, :], scores, float("-inf"))
@@ -559,4 +589,4 @@ def _merge_shares(
     )
 
 
-settle_keys(share_of, _prefetch_tile, final_scores, _attend_share, _merge_shares)
+settle_keys(scales_of, as_operand, share_of, _prefetch_tile, final_scores, _attend_share, _merge_shares)

@@ -23,6 +23,7 @@ def naive_paged_attention(
     soft_cap: float = 0.0,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of each request's last tokens over its whole context, computed in fp64.
 
@@ -37,6 +38,7 @@ def naive_paged_attention(
         soft_cap: scaled scores s become soft_cap * tanh(s / soft_cap); 0 for no cap.
         alibi_slopes: [H]; what is taken from a score for each token between key and query.
         sinks: [H]; one more score, of a key whose value is zero.
+        kv_scales: [2]; what keys and values are multiplied with.
 
     Returns:
         [T, H, D] in the query's dtype.
@@ -44,6 +46,7 @@ def naive_paged_attention(
     output = torch.empty_like(query)
     block_size = key_cache.shape[1]
     group = query.shape[1] // key_cache.shape[2]
+    key_scale, value_scale = (1.0, 1.0) if kv_scales is None else kv_scales.double().tolist()
     for request, seq_len in enumerate(seq_lens):
         begin, end = query_start_loc[request], query_start_loc[request + 1]
         positions = range(seq_len)
@@ -54,8 +57,8 @@ def naive_paged_attention(
             visible = seq_len - (end - 1 - token)
             oldest = max(0, visible - (sliding_window or visible))
             for head in range(query.shape[1]):
-                k = keys[oldest:visible, head // group].double()
-                v = values[oldest:visible, head // group].double()
+                k = keys[oldest:visible, head // group].double() * key_scale
+                v = values[oldest:visible, head // group].double() * value_scale
                 scores = k @ query[token, head].double() * scale
                 if soft_cap:
                     scores = soft_cap * torch.tanh(scores / soft_cap)

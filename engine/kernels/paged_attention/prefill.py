@@ -20,7 +20,13 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.paged_attention.decode import LOG2_E, final_scores, padded_head_dim
+from engine.kernels.paged_attention.decode import (
+    LOG2_E,
+    as_operand,
+    final_scores,
+    padded_head_dim,
+    scales_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,7 @@ def paged_prefill_attention(
     soft_cap: float = 0.0,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
     out: torch.Tensor,
     config: PrefillConfig | None = None,
 ) -> torch.Tensor:
@@ -106,7 +113,7 @@ def paged_prefill_attention(
         seq_lens: [S] int32, tokens in each context, its chunk included.
         tile_request, tile_start: [num_tiles] int32, see `prefill_tiles`; a request of -1 marks padding.
         scale: what scores are multiplied with, positive.
-        sliding_window, soft_cap, alibi_slopes, sinks: as for `paged_decode_attention`.
+        sliding_window, soft_cap, alibi_slopes, sinks, kv_scales: as for `paged_decode_attention`.
         out: [P, H, D], as strided as the query may be; tokens in no tile are left as they are.
         config: to choose between in benchmarks; by default `prefill_config`. The tiles must be made for it.
 
@@ -115,7 +122,7 @@ def paged_prefill_attention(
     """
     _, num_heads, head_dim = query.shape
     block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
-    config = config or prefill_config(head_dim, key_cache.dtype)
+    config = config or prefill_config(head_dim, query.dtype)
     _prefill_kernel[(num_kv_heads, tile_request.shape[0])](
         query,
         key_cache,
@@ -129,6 +136,7 @@ def paged_prefill_attention(
         out,
         alibi_slopes,
         sinks,
+        kv_scales,
         scale * LOG2_E.value,
         sliding_window,
         QUERY_STRIDE_TOKEN=query.stride(0),
@@ -171,6 +179,7 @@ def _prefill_kernel(
     out_ptr,  # [P, H, D]
     slopes_ptr,  # [H] or None
     sinks_ptr,  # [H] or None
+    kv_scales_ptr,  # [2] or None
     scale,
     window,
     QUERY_STRIDE_TOKEN: tl.constexpr,
@@ -212,7 +221,10 @@ def _prefill_kernel(
     heads = kv_head * GROUP + lanes % GROUP
     in_tile = ((lanes < BLOCK_Q * GROUP) & (tokens < count))[:, None] & (dims < HEAD_DIM)[None, :]
     query_rows = (query_begin + tokens).to(tl.int64) * QUERY_STRIDE_TOKEN + heads * QUERY_STRIDE_HEAD
-    query = tl.load(query_ptr + query_rows[:, None] + dims[None, :], mask=in_tile, other=0.0)
+    query = as_operand(
+        tl.load(query_ptr + query_rows[:, None] + dims[None, :], mask=in_tile, other=0.0), key_ptr
+    )
+    scale, value_scale = scales_of(scale, kv_scales_ptr)
 
     positions = seq_len - count + tokens
     first_position = seq_len - count + tile_start
@@ -257,7 +269,7 @@ def _prefill_kernel(
         BLOCK_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_WINDOW, SOFT_CAP, True,
     )
     # fmt: on
-    out = acc / total[:, None]
+    out = acc / total[:, None] * value_scale
     out_rows = (query_begin + tokens).to(tl.int64) * OUT_STRIDE_TOKEN + heads * OUT_STRIDE_HEAD
     tl.store(out_ptr + out_rows[:, None] + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=in_tile)
 
@@ -324,7 +336,8 @@ def attend_tiles(
         following = tokens + BLOCK_N
         blocks = tl.load(table_ptr + following // BLOCK_SIZE, mask=following < context_end, other=0)
 
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+        value = value.to(query.dtype)
+        scores = tl.dot(query, tl.trans(key.to(query.dtype)), input_precision="ieee")
         if FINAL:
             distances = positions[:, None] - tokens[None, :]
             scores = final_scores(scores, scale, distances, slopes, SOFT_CAP)

@@ -16,8 +16,10 @@ from engine.kernels.paged_attention.decode import (
     MAX_SPLITS,
     DecodeWorkspace,
     SharedPrefix,
+    as_operand,
     decode_splits,
     padded_head_dim,
+    scales_of,
     share_of,
     split_workspace,
 )
@@ -65,14 +67,16 @@ def shared_prefix_attention(
     soft_cap: float = 0.0,
     num_splits: int,
     num_prefix_splits: int,
+    kv_scales: torch.Tensor | None = None,
     workspace: DecodeWorkspace,
     config: PrefillConfig | None = None,
 ) -> SharedPrefix:
     """Attention of each request's newest token to the first tokens of one context, left in the workspace.
 
     Args:
-        query, key_cache, value_cache, block_table, scale, soft_cap: as for `paged_decode_attention`. Where a
-            score depends on the distance to the query (a window, ALiBi), nothing can be shared.
+        query, key_cache, value_cache, block_table, scale, soft_cap, kv_scales: as for
+            `paged_decode_attention`. Where a score depends on the distance to the query (a window, ALiBi),
+            nothing can be shared.
         prefix_row: [1] int32, a row of the block table that begins with the prefix.
         prefix_len: [1] int32, its length; 0 for none in this step, which costs next to nothing.
         prefix_lens: [S] int32: that length for requests that begin with the prefix, 0 for others.
@@ -87,7 +91,7 @@ def shared_prefix_attention(
     num_seqs, num_heads, head_dim = query.shape
     block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
     group = num_heads // num_kv_heads
-    config = config or prefill_config(head_dim, key_cache.dtype)
+    config = config or prefill_config(head_dim, query.dtype)
     assert num_splits + num_prefix_splits <= MAX_SPLITS.value
     _prefix_kernel[(num_kv_heads, triton.cdiv(num_seqs * group, config.block_m), num_prefix_splits)](
         query,
@@ -98,6 +102,7 @@ def shared_prefix_attention(
         prefix_len,
         workspace.partials,
         workspace.log_sums,
+        kv_scales,
         scale * LOG2_E.value,
         num_seqs,
         num_splits,
@@ -133,6 +138,7 @@ def _prefix_kernel(
     prefix_len_ptr,  # [1]
     partials_ptr,  # [S, HK, shares, GROUP, D]
     log_sums_ptr,  # [S, HK, shares, GROUP]
+    kv_scales_ptr,  # [2] or None
     scale,
     num_seqs,
     num_splits,
@@ -167,7 +173,10 @@ def _prefix_kernel(
     requests = (lanes // GROUP).to(tl.int64)
     in_tile = (requests < num_seqs)[:, None] & (dims < HEAD_DIM)[None, :]
     query_rows = requests * QUERY_STRIDE_TOKEN + (kv_head * GROUP + lanes % GROUP) * QUERY_STRIDE_HEAD
-    query = tl.load(query_ptr + query_rows[:, None] + dims[None, :], mask=in_tile, other=0.0)
+    query = as_operand(
+        tl.load(query_ptr + query_rows[:, None] + dims[None, :], mask=in_tile, other=0.0), key_ptr
+    )
+    scale, value_scale = scales_of(scale, kv_scales_ptr)
 
     # Every row sees all of the prefix.
     positions = tl.full([BLOCK_M], 0, tl.int32) + (end - 1)
@@ -194,5 +203,9 @@ def _prefix_kernel(
     # fmt: on
     rows = ((requests * tl.num_programs(0) + kv_head) * (prefix_splits + num_splits) + split) * GROUP
     rows += lanes % GROUP
-    tl.store(partials_ptr + rows[:, None] * HEAD_DIM + dims[None, :], acc / total[:, None], mask=in_tile)
+    tl.store(
+        partials_ptr + rows[:, None] * HEAD_DIM + dims[None, :],
+        acc / total[:, None] * value_scale,
+        mask=in_tile,
+    )
     tl.store(log_sums_ptr + rows, highest + tl.log2(total), mask=requests < num_seqs)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from engine.kernels.fp8.e4m3 import to_fp8
 from engine.kernels.launch import overlap_options, wait_for_previous
 
 if TYPE_CHECKING:  # needed for annotations alone, and much slower to import than Triton is to compile
@@ -53,6 +54,14 @@ def _store_pairs(target, first, second, gap, mask):
 
 
 @triton.jit
+def _store_in_cache(target, first, second, gap, mask, scale):
+    if target.dtype.element_ty == tl.float8e4nv:
+        first = to_fp8(first.to(tl.float32), scale)
+        second = to_fp8(second.to(tl.float32), scale)
+    _store_pairs(target, first, second, gap, mask)
+
+
+@triton.jit
 def _channels(pair, HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
     """The first channel of each pair, and how far behind it the second is.
 
@@ -76,6 +85,7 @@ def rotate_and_store_kernel(
     slot_mapping,  # [T]
     q_norm,  # [D] or None
     k_norm,
+    kv_scales,  # fp32 [2] or None
     eps,
     qkv_stride,
     cache_block_stride,
@@ -136,6 +146,9 @@ def rotate_and_store_kernel(
         gain = tl.where(is_query, q_norm, k_norm) + channel
         first_gain = tl.load(gain, mask=rotated, other=0.0).to(tl.float32)
         second_gain = tl.load(gain + gap, mask=rotated, other=0.0).to(tl.float32)
+    cache_scale = 1.0
+    if kv_scales is not None:
+        cache_scale = tl.load(kv_scales + is_value.to(tl.int32))
     wait_for_previous(OVERLAP)
 
     if is_query:
@@ -161,7 +174,7 @@ def rotate_and_store_kernel(
         if is_value:
             first = tl.load(source, mask=mask, other=0.0)
             second = tl.load(source + gap, mask=mask, other=0.0)
-            _store_pairs(value_cache + place, first, second, gap, stored)
+            _store_in_cache(value_cache + place, first, second, gap, stored, cache_scale)
         else:
             # fmt: off
             first, second = _rotate(
@@ -169,7 +182,7 @@ def rotate_and_store_kernel(
                 HEAD_DIM, q_norm is not None, ROTARY_DIM > 0, dtype,
             )
             # fmt: on
-            _store_pairs(key_cache + place, first, second, gap, stored)
+            _store_in_cache(key_cache + place, first, second, gap, stored, cache_scale)
 
 
 def rotate_and_store(
@@ -187,6 +200,7 @@ def rotate_and_store(
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
     interleaved: bool = False,
+    kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Norms and rotates (each if asked) queries and keys, and stores keys and values in the paged cache.
 
@@ -202,6 +216,8 @@ def rotate_and_store(
         slot_mapping: [T] int32 or int64, block_id * block_size + offset; -1 stores nothing.
         q_norm, k_norm: [D] weights of the RMSNorm over each head's channels (Qwen3), with its eps.
         interleaved: channel 2i pairs with 2i + 1; else i with i + R/2.
+        kv_scales: fp32 [2], for caches of float8_e4m3fn: what their numbers are to be multiplied with, keys'
+            and values'. What is too large becomes the largest.
 
     Returns:
         The queries, [T, H, D]: a strided view of qkv.
@@ -223,6 +239,7 @@ def rotate_and_store(
         slot_mapping,
         q_norm,
         k_norm,
+        kv_scales,
         eps,
         qkv.stride(0),
         block_stride,

@@ -20,6 +20,7 @@ def naive_rotate_and_store(
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
     interleaved: bool = False,
+    kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Everything in fp32, rounded once.
 
@@ -39,8 +40,12 @@ def naive_rotate_and_store(
         key[token] = _rotate(key[token], angles, interleaved, k_norm, eps)
         slot = int(slot_mapping[token])
         if slot >= 0:
-            key_cache[slot // block_size, slot % block_size] = key[token]
-            value_cache[slot // block_size, slot % block_size] = value[token]
+            for number, (cache, own) in enumerate(((key_cache, key), (value_cache, value))):
+                stored = own[token]
+                if kv_scales is not None:
+                    largest = torch.finfo(cache.dtype).max
+                    stored = (stored.float() / kv_scales[number]).clamp(-largest, largest)
+                cache[slot // block_size, slot % block_size] = stored.to(cache.dtype)
     return query
 
 

@@ -109,6 +109,7 @@ class EngineAnswer(BaseModel):
     task: Literal["generate", "classify", "embed"] = Field(description="What the model is for.")
     labels: list[str] = Field(description="The names of its classes, if it classifies.")
     quantization: str | None = Field(description="How the weights are quantized; null for plain numbers.")
+    kv_cache_dtype: str = Field(description="The number format of keys and values.")
 
 
 class TimelineEvent(BaseModel):

@@ -114,6 +114,7 @@ class OperationHandlers:
                 "task": facts.task or GENERATE,
                 "labels": list(facts.labels),
                 "quantization": facts.quantization or None,
+                "kv_cache_dtype": facts.kv_cache_dtype,
             }
         return web.json_response(
             {

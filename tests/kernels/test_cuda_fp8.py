@@ -1,0 +1,122 @@
+"""FP8 through the runner for GPUs: weights of every FP8 format, and keys and values of 8 bits. Interpreted it
+takes long: `make test-all`, or a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.cpu.platform import CpuPlatform
+from engine.cuda import shared_prefix
+from engine.cuda.runner import CudaModelRunner
+from engine.dispatch.records import StepResult
+from engine.dispatch.sampling import SamplingRecord
+from engine.worker.build import build_worker
+from pagewire.base.errors import ConfigError
+from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
+from tests.kernels.test_cuda_shared_prefix import launch_all
+from tests.unit.engine.quantized_checkpoints import write_pair
+from tests.unit.engine.test_quantized_models import CASES, INPUT_CASES
+from tests.unit.engine.tiny_model import write_model
+
+SAMPLING = SamplingRecord(temperature=0.0, logprobs=3)
+# Of log probabilities, at most. An input that is between two numbers of e4m3 may become either.
+WEIGHTS_ERROR = 0.02
+# Of log probabilities of 0 to -10 in the mean, whose logits are those of tiny random models.
+KV_ERROR = 0.1
+
+
+def differences(ours: list[StepResult], theirs: list[StepResult]) -> np.ndarray:
+    """Of the log probabilities of each step's likeliest tokens."""
+    pairs = [
+        (told.top_logprobs, wanted.top_logprobs)
+        for one, other in zip(ours, theirs, strict=True)
+        for told, wanted in zip(one.logprobs.values(), other.logprobs.values(), strict=True)
+    ]
+    return np.abs(np.array([np.array(one) - np.array(other) for one, other in pairs]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["fp8 by token", "fp8 blocks", "fp8 static", "fp8 channels, inputs as they are"]
+)
+def test_log_probabilities_are_those_of_the_cpu_runner(name: str, tmp_path: Path) -> None:
+    case = (INPUT_CASES.get(name) or CASES[name])[0]
+    quantized, _ = write_pair(tmp_path, case)
+    reference = build_worker(config(quantized, "cpu"), CpuPlatform).runner
+    runner = build_worker(config(quantized, DEVICE), InterpretedPlatform).runner
+    assert differences(launch_all(runner, SAMPLING), launch_all(reference, SAMPLING)).max() < WEIGHTS_ERROR
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), head_dim=16, tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def runner(directory: Path) -> CudaModelRunner:
+    """Keys and values of 8 bits."""
+    made = build_worker(config(directory, DEVICE, kv_cache_dtype="fp8"), InterpretedPlatform)
+    assert made.facts.kv_cache_dtype == "float8_e4m3fn"
+    assert isinstance(made.runner, CudaModelRunner)
+    return made.runner
+
+
+@pytest.mark.slow
+def test_keys_and_values_of_8_bits_change_log_probabilities_by_little(
+    directory: Path, runner: CudaModelRunner
+) -> None:
+    plain = build_worker(config(directory, DEVICE), InterpretedPlatform).runner
+    assert isinstance(plain, CudaModelRunner)
+    assert runner.kv_pool.blocks.nbytes * 4 == plain.kv_pool.blocks.nbytes
+    ours, theirs = launch_all(runner, SAMPLING), launch_all(plain, SAMPLING)
+    # Later steps may go on with other tokens.
+    assert 0 < differences(ours[:1], theirs[:1]).mean() < KV_ERROR
+
+
+@pytest.mark.slow
+def test_a_prefix_that_is_read_once_gives_the_same(
+    runner: CudaModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = launch_all(runner, SAMPLING)
+    monkeypatch.setattr(shared_prefix, "MIN_SAVED_TOKENS", 1)
+    assert differences(launch_all(runner, SAMPLING), apart).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_the_checkpoints_scales_of_keys_and_values_are_used(tmp_path: Path) -> None:
+    quantized, _ = write_pair(tmp_path, CASES["fp8 channels, inputs as they are"][0])
+    settings = config(quantized, DEVICE, kv_cache_dtype="fp8_e4m3")
+    unscaled = launch_all(build_worker(settings, InterpretedPlatform).runner, SAMPLING)
+    path = quantized / "model.safetensors"
+    scales = {
+        f"model.layers.{layer}.self_attn.{name}": torch.tensor([value])
+        for layer, name, value in ((0, "k_scale", 0.5), (0, "v_scale", 0.25), (1, "k_proj.output_scale", 2.0))
+    }
+    save_file({**load_file(path), **scales}, path)
+    runner = build_worker(settings, InterpretedPlatform).runner
+    assert isinstance(runner, CudaModelRunner)
+    found = [layer.scales.tolist() for layer in runner.kv_pool.layers if layer.scales is not None]
+    assert found == [[0.5, 0.25], [2.0, 1.0]]
+    # Powers of two change nothing but the smallest numbers.
+    assert differences(launch_all(runner, SAMPLING)[:1], unscaled[:1]).max() < WEIGHTS_ERROR
+
+
+@pytest.mark.slow
+def test_fp8_weights_are_deterministic_and_others_are_refused(tmp_path: Path) -> None:
+    quantized, _ = write_pair(tmp_path, INPUT_CASES["fp8 by token"][0])
+    runner = build_worker(config(quantized, DEVICE, deterministic=True), InterpretedPlatform).runner
+    reference = build_worker(config(quantized, "cpu"), CpuPlatform).runner
+    assert differences(launch_all(runner, SAMPLING), launch_all(reference, SAMPLING)).max() < WEIGHTS_ERROR
+    plain_inputs, _ = write_pair(tmp_path / "plain inputs", CASES["fp8 channels, inputs as they are"][0])
+    with pytest.raises(ConfigError, match=r"deterministic is available with FP8 weights and activations"):
+        build_worker(config(plain_inputs, DEVICE, deterministic=True), InterpretedPlatform)
+
+
+def test_a_cpu_refuses_keys_and_values_of_8_bits(directory: Path) -> None:
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype is 'fp8', which needs a GPU"):
+        build_worker(config(directory, "cpu", kv_cache_dtype="fp8"), CpuPlatform)
