@@ -3,11 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(BIN)/python tools/install.py
 
-# The release installed where there is no NVIDIA GPU; with one, pip takes the newest that the package allows.
+# The release installed where there is no NVIDIA GPU; with one, it is the newest that the package allows.
 TORCH ?= torch==2.13.0
-# Passed to pip for torch. PyTorch's own CPU builds save several GB without a GPU:
+# Passed to the installer for torch. PyTorch's own CPU builds save several GB without a GPU:
 #   make serve TORCH_PIP_ARGS="--index-url <PyTorch's CPU index>"
 TORCH_PIP_ARGS ?=
 
@@ -110,30 +110,32 @@ $(VENV)/.torch: | $(BIN)/python
 	else \
 	  echo "no NVIDIA GPU found: installing $(TORCH)"; \
 	  { $(PYTHON) -m engine.cpu.kernels.build >/dev/null 2>&1 & }; \
-	  $(PIP) install $(TORCH_PIP_ARGS) '$(TORCH)'; \
+	  $(INSTALL) $(TORCH_PIP_ARGS) '$(TORCH)'; \
 	fi
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.torch
-	$(PIP) install -e .
+	$(INSTALL) -e .
 	@touch $@
 
 # instructor holds others back, and lm-eval brings half of data science with it: both stay out of .venv.
 $(VENV)/.clients: pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)/clients
-	$(VENV)/clients/bin/pip install $(TORCH_PIP_ARGS) '$(TORCH)'
-	$(VENV)/clients/bin/pip install -e '.[dev]' instructor lm-eval
+	$(VENV)/clients/bin/python tools/install.py $(TORCH_PIP_ARGS) '$(TORCH)'
+	$(VENV)/clients/bin/python tools/install.py -e '.[dev]' instructor lm-eval
 	@touch $@
 
 # The lowest huggingface_hub is older than transformers 5: what compares with that is skipped. schemathesis, which
-# only tools/fuzz_http.py uses, asks for a newer rich than pagewire does.
+# only tools/fuzz_http.py uses, asks for a newer rich than pagewire does, and litellm for a newer jinja2; with it the
+# other clients' frameworks stay out, whose tests do not run here.
 $(VENV)/.lowest: pyproject.toml tools/lowest_versions.py
 	$(PYTHON) -m venv --clear $(VENV)/lowest
-	$(VENV)/lowest/bin/pip install $(TORCH_PIP_ARGS) '$(TORCH)'
-	$(VENV)/lowest/bin/pip install 'transformers<5' \
-	  $$($(VENV)/lowest/bin/python tools/lowest_versions.py torch transformers schemathesis)
+	$(VENV)/lowest/bin/python tools/install.py $(TORCH_PIP_ARGS) '$(TORCH)'
+	$(VENV)/lowest/bin/python tools/install.py 'transformers<5' \
+	  $$($(VENV)/lowest/bin/python tools/lowest_versions.py torch transformers schemathesis \
+	    litellm langchain-openai pydantic-ai-slim)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
-	$(PIP) install -e '.[dev,docs]'
+	$(INSTALL) -e '.[dev,docs]'
 	@touch $@ $(VENV)/.installed
