@@ -15,8 +15,8 @@ from collections.abc import Iterable
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 UV = "uv>=0.5"
-# What pip calls a setting, and the variable from which uv reads it. Several stand between spaces; uv has commas
-# between directories.
+# What pip calls a setting, and the variable from which uv reads it. Several stand between spaces, of uv's
+# directories between commas.
 VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
