@@ -52,7 +52,7 @@ test-clients: $(VENV)/.clients ## Run agent frameworks and lm-eval, those too wh
 	$(VENV)/clients/bin/python -m pytest tests/clients $(ARGS)
 
 test-lowest: $(VENV)/.lowest ## Run unit tests and a service on the lowest versions pyproject.toml allows (but TORCH)
-	$(VENV)/lowest/bin/python -m pytest -m "not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	$(VENV)/lowest/bin/python -m pytest -m "not gpu and not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  tests/unit tests/e2e/test_null_engine.py tests/e2e/test_grpc_client.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, types and wire contracts
@@ -126,14 +126,15 @@ $(VENV)/.clients: pyproject.toml
 	@touch $@
 
 # The lowest huggingface_hub is older than transformers 5: what compares with that is skipped. schemathesis, which
-# only tools/fuzz_http.py uses, asks for a newer rich than pagewire does, and litellm for a newer jinja2; with it the
-# other clients' frameworks stay out, whose tests do not run here.
+# only tools/fuzz_http.py uses, asks for a newer rich than pagewire does, litellm for a newer jinja2, and tritonclient for
+# a newer protobuf; the other clients' frameworks stay out too, whose tests do not run here.
 $(VENV)/.lowest: pyproject.toml tools/lowest_versions.py
 	$(PYTHON) -m venv --clear $(VENV)/lowest
 	$(VENV)/lowest/bin/python tools/install.py $(TORCH_PIP_ARGS) '$(TORCH)'
 	$(VENV)/lowest/bin/python tools/install.py 'transformers<5' \
 	  $$($(VENV)/lowest/bin/python tools/lowest_versions.py torch transformers schemathesis \
-	    litellm langchain-openai pydantic-ai-slim)
+	    litellm langchain-openai pydantic-ai-slim tritonclient)
+	$(VENV)/lowest/bin/pip install --no-deps -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch

@@ -113,7 +113,7 @@ async def test_a_field_of_any_name_can_be_at_fault(param: str) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await channel.unary_unary("/pagewire.tests/Answer")(b"")
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    told = dict(raised.value.trailing_metadata())["x-param"]
+    told = dict(iter(raised.value.trailing_metadata()))["x-param"]
     assert told.isprintable()
     assert told.isascii()
     assert len(told) <= MAX_PARAM

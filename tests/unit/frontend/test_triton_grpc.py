@@ -10,18 +10,21 @@ from collections.abc import AsyncIterator
 import grpc
 import numpy as np
 import pytest
-import tritonclient.grpc as tritongrpc
-import tritonclient.grpc.aio as tritonaio
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from tritonclient.grpc import model_config_pb2, service_pb2
-from tritonclient.utils import InferenceServerException
 
 from frontend.grpc.triton import stream as infer_stream
 from pagewire.scheduler.v1 import scheduler_pb2
 from pagewire.triton import triton_pb2
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler, failure
+
+pytest.importorskip("tritonclient")
+
+import tritonclient.grpc as tritongrpc
+import tritonclient.grpc.aio as tritonaio
+from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.utils import InferenceServerException
 
 METHOD = "/inference.GRPCInferenceService/"
 LENGTH = scheduler_pb2.END_REASON_LENGTH

@@ -9,14 +9,17 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
-import tritonclient.http.aio as tritonhttp
-from tritonclient.utils import InferenceServerException
 
 from frontend.http.triton import answers
 from frontend.triton.inputs import INPUTS, OUTPUTS
 from pagewire.scheduler.v1 import scheduler_pb2
 from tests.unit.frontend.conftest import FrontendFactory, RunningFrontend
 from tests.unit.frontend.scripted_scheduler import ScriptedScheduler
+
+pytest.importorskip("tritonclient")
+
+import tritonclient.http.aio as tritonhttp
+from tritonclient.utils import InferenceServerException
 
 ARTICLE = '{"text_input": "What is machine learning?", "max_tokens": 20, "bad_words": "", "stop_words": ""}'
 PARAMETERS = {"sequence_id": 0, "sequence_start": False, "sequence_end": False}
