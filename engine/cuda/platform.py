@@ -15,6 +15,7 @@ from engine.cuda.expert_method import cuda_expert_methods
 from engine.cuda.graphs import GraphSize, decode_graph_sizes, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.ops import TritonLayerOps
+from engine.cuda.quantized_products import cuda_layout_products
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
 from engine.cuda.step_cost import step_cost
@@ -26,6 +27,7 @@ from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
 from engine.platform.device import CUDA_DEFAULTS, fitting
 from engine.platform.kv_cache import GIB, KVPool
+from engine.quant.products import LayoutProducts
 from engine.step.runner import Runner
 from pagewire.base.errors import ConfigError
 
@@ -73,6 +75,9 @@ class CudaPlatform(Platform):
     def linear_methods(self) -> LinearMethods:
         deterministic = self._config.deterministic
         return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
+
+    def layout_products(self) -> LayoutProducts:
+        return cuda_layout_products(self.device, self.dtype, deterministic=self._config.deterministic)
 
     def expert_methods(self) -> Mapping[str, ExpertMethod]:
         return cuda_expert_methods(deterministic=self._config.deterministic)

@@ -11,7 +11,7 @@ from torch import nn
 from engine.layers.linear_method import LinearShape
 from engine.layers.linear_weight import FeatureDim, MatrixPart
 from engine.quant.bits import pack_words
-from engine.quant.layouts.base import Layout, join_runs
+from engine.quant.layouts.base import Layout
 from engine.quant.layouts.fp8 import LARGEST, Fp8Channels, to_fp8
 from engine.quant.layouts.groups import Int8Groups, PackedGroups
 from engine.quant.methods.base import (
@@ -74,7 +74,7 @@ class AtLoadMethod(QuantizedMethod[AtLoad]):
         weight = cast(PlainWeight, layer.get_parameter("weight"))
         layouts = [weight.kept[index] for index in sorted(weight.kept)]
         layer.register_parameter("weight", None)
-        layer.layouts = join_runs(layouts)  # type: ignore[assignment]
+        self.keep(layer, layouts)
 
 
 def quantized(weight: torch.Tensor, kind: str, dtype: torch.dtype) -> Layout:

@@ -89,7 +89,12 @@ class QuantizedMethod(LinearMethod, Generic[OneScheme]):
         layouts = [self.convert(_matrix(layer, names, part, where)) for part in parts.values()]
         for name in names:
             layer.register_parameter(name, None)
-        layer.layouts = join_runs(layouts)  # type: ignore[assignment]
+        self.keep(layer, layouts)
+
+    def keep(self, layer: nn.Module, layouts: Sequence[Layout]) -> None:
+        """Gives a layer its matrices, in order, as the device multiplies by them."""
+        joined = join_runs(layouts)
+        layer.layouts = tuple(self._products.prepared(layout) for layout in joined)  # type: ignore[assignment]
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         layouts = cast(Sequence[Layout], layer.layouts)
