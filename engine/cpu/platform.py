@@ -13,6 +13,7 @@ from engine.cpu.expert_method import PackedCpuExperts
 from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.native import NativeAttentionBackend, NativeLayerOps, open_native
 from engine.cpu.native_experts import NativeExperts
+from engine.cpu.native_layouts import NativeProducts
 from engine.cpu.native_linear import NativeMethods
 from engine.cpu.ops import TorchLayerOps
 from engine.cpu.recorded_steps import RecordedSteps
@@ -28,6 +29,7 @@ from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
 from engine.platform.device import CPU_DEFAULTS
 from engine.platform.kv_cache import KVPool, default_cpu_bytes
+from engine.quant.products import LayoutProducts
 from engine.step.runner import Runner
 from pagewire.base.errors import ConfigError
 
@@ -62,6 +64,11 @@ class CpuPlatform(Platform):
         if self._native is not None and self._keeps_formats:
             return NativeMethods(self._native, plain)
         return SameMethod(plain)
+
+    def layout_products(self) -> LayoutProducts:
+        if self._native is not None and self._keeps_formats:
+            return NativeProducts(self._native)
+        return LayoutProducts()
 
     def expert_methods(self) -> Mapping[str, ExpertMethod]:
         can_pack = PackedCpuMethod.is_available(self.dtype)

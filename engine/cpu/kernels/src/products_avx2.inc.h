@@ -118,7 +118,7 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
         }
     };
     for (int t = 0; t < T; ++t) out[t][0] = out[t][1] = _mm256_setzero_si256();
-    if (KIND == Q8) {  // the weights need no sign when 128 is added to them
+    if (is_signed(KIND)) {  // the weights need no sign when 128 is added to them
         for (int t = 0; t < T; ++t) out[t][0] = _mm256_set1_epi32((x[t].less[0] + x[t].less[1]) * 128);
 #pragma GCC unroll 8
         for (int group = 0; group < GROUPS; ++group) {
@@ -140,7 +140,7 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
 // Dot products of eight rows with columns of a block, in int32: the first and the second sixteen columns of Q6K, or all.
 template <int KIND, int T>
 inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) {
-    if (KIND == Q8) {
+    if (is_signed(KIND)) {
         for (int t = 0; t < T; ++t) out[t][0] = _mm256_setzero_si256();
 #pragma GCC unroll 8
         for (int group = 0; group < GROUPS; ++group) {
@@ -167,7 +167,7 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
             out[t][half] = begins ? wide : _mm256_add_epi32(out[t][half], wide);
         }
     };
-    constexpr bool narrow = KIND == Q4 || KIND == Q4M || KIND == Q4K;
+    constexpr bool narrow = KIND == Q4 || KIND == Q4M || KIND == Q4K || KIND == I4;
     add(unpacked.template group<0>(), 0, true);
     add(unpacked.template group<1>(), 1, false);
     if (KIND == Q6K) widen(0, true);
@@ -191,7 +191,7 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
 template <int KIND, int T>
 inline void add_block(const uint8_t* super, const uint8_t* block, int half, const Rounded* x, __m256 (&out)[T]) {
     __m256i dot[T][2];
-    const uint8_t* values = block + ROWS * (KIND == Q4M || KIND == Q5M ? 4 : 2) + half * 32;
+    const uint8_t* values = block + scale_bytes(KIND) + half * 32;
     dots<KIND, T>(values, x, dot);
     const int rows = half * 8;
     if (KIND == Q6K) {
@@ -208,7 +208,11 @@ inline void add_block(const uint8_t* super, const uint8_t* block, int half, cons
         return;
     }
     __m256 scale, min;
-    if (super_bytes(KIND)) {
+    if (is_grouped(KIND)) {
+        const float* scales = reinterpret_cast<const float*>(super) + rows;
+        scale = _mm256_loadu_ps(scales);
+        min = _mm256_loadu_ps(scales + ROWS);
+    } else if (super_bytes(KIND)) {
         scale = _mm256_mul_ps(halves_at(super + rows * 2), unsigned_at(block + rows));
         min = _mm256_mul_ps(halves_at(super + (ROWS + rows) * 2), unsigned_at(block + ROWS + rows));
         min = _mm256_sub_ps(_mm256_setzero_ps(), min);
@@ -231,6 +235,7 @@ template <int KIND, int T>
 void multiply_panel(const Product& product, int64_t panel, int64_t token) {
     constexpr int PASSES = T == 1 ? 1 : 2, HALVES = 2 / PASSES;
     const int64_t columns = product.x.columns, blocks = columns / BLOCK;
+    const int64_t each = super_blocks(KIND, product.group);
     for (int pass = 0; pass < PASSES; ++pass) {
         __m256 out[HALVES][T];
         for (int half = 0; half < HALVES; ++half) {
@@ -238,12 +243,14 @@ void multiply_panel(const Product& product, int64_t panel, int64_t token) {
         }
         const Rounded* x = product.x.at(token);
         const int64_t width = product.x.width(token);
-        const uint8_t* at = product.panels + panel * panel_bytes(KIND, columns);
+        const uint8_t* at = product.panels + panel * panel_bytes(KIND, columns, product.group);
         const uint8_t* super = at;
+        int64_t remaining = 0;  // blocks behind `super`
         for (int64_t block = 0; block < blocks; ++block, at += block_bytes(KIND), x += width) {
-            if (super_bytes(KIND) && block % 8 == 0) {
+            if (super_bytes(KIND) && remaining-- == 0) {
                 super = at;
                 at += super_bytes(KIND);
+                remaining = each - 1;
             }
             for (int half = 0; half < HALVES; ++half) {
                 add_block<KIND, T>(super, at, pass + half, x, out[half]);
