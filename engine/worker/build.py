@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -98,6 +98,8 @@ def build_worker(
         fingerprint=fingerprint(directory, load_format, config.seed, config.quantization),
         task=assembly.model.task,
         labels=assembly.model.labels,
+        kernels=platform.kernels(),
+        weights=_in_words(assembly.weights),
         quantization="" if model_config.quantization is None else model_config.quantization.summary,
     )
     logger.info(
@@ -109,7 +111,17 @@ def build_worker(
         facts.limits.num_blocks,
         assembly.kv_bytes / GIB,
     )
+    if facts.kernels:
+        logger.info("kernels: %s; weights: %s", facts.kernels, facts.weights)
     return LoadedWorker(assembly.runner, facts, communicator)
+
+
+def _in_words(weights: Mapping[str, int]) -> str:
+    """Such as "97 MB: Q4_1 66, Q6_K 31"; "" for none. Formats with less than half a MB are not named."""
+    if not weights:
+        return ""
+    parts = ", ".join(f"{name} {count / 1e6:.0f}" for name, count in weights.items() if count >= 5e5)
+    return f"{sum(weights.values()) / 1e6:.0f} MB" + (parts and f": {parts}")
 
 
 def _platform_for(device: torch.device) -> MakePlatform:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.cpu.kernels.build import BuildError
+from engine.cpu.native import open_native
 from engine.cpu.native_layouts import NativeGroups
 from engine.cpu.runner import CpuModelRunner
 from engine.quant.layouts.base import layouts_of
@@ -47,10 +49,10 @@ W8A8 = Case(compressed("int-quantized", CHANNEL_8, TOKENS_8), files.int8())
 
 @pytest.fixture(scope="module", autouse=True)
 def native_kernels() -> None:
-    from engine.cpu.native import open_native
-
-    if open_native() is None:
-        pytest.skip("the native kernels cannot be compiled here")
+    try:
+        open_native()
+    except BuildError as error:
+        pytest.skip(str(error))
 
 
 def errors(served: CpuModelRunner, exact: CpuModelRunner) -> np.ndarray:

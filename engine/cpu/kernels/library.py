@@ -151,6 +151,7 @@ class NativeLibrary:
 
     Attributes:
         instructions: which instruction set computes: "avx512", "avxvnni", "avx2" or "plain".
+        num_threads: that compute, the caller's among them.
     """
 
     def __init__(self, path: Path, num_threads: int, instructions: str = "") -> None:
@@ -164,6 +165,7 @@ class NativeLibrary:
             UnknownInstructionsError: the processor or the library lacks `instructions`.
             OSError: the library cannot be loaded.
         """
+        self.num_threads = num_threads
         self._functions = ctypes.CDLL(str(path))
         for name, (arguments, result) in _FUNCTIONS.items():
             function = getattr(self._functions, name)
