@@ -50,6 +50,9 @@ class NativeLayerOps(TorchLayerOps):
     def activate_and_mul(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         return self._native.activate_and_mul(gate_up, activation)
 
+    def scale(self, x: torch.Tensor, factor: float, soft_cap: float = 0.0) -> torch.Tensor:
+        return self._native.scale(x, factor, soft_cap)
+
 
 @dataclass(slots=True)
 class NativeRotation(Rotation):

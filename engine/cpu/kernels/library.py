@@ -42,6 +42,9 @@ _Norm = _structure(
 _Gating = _structure(
     "_Gating", **_all("gate_up out", _POINTER), **_all("tokens size", _LONG), activation=ctypes.c_int32
 )
+_Scaling = _structure(
+    "_Scaling", **_all("x out", _POINTER), **_all("tokens size", _LONG), **_all("factor cap", _FLOAT)
+)
 _Rotating = _structure(
     "_Rotating",
     **_all("qkv positions angles query_scale q_norm k_norm slots key value query", _POINTER),
@@ -81,7 +84,7 @@ _Gathering = _structure("_Gathering", **_all("x index out", _POINTER), **_all("c
 _Step = _structure("_Step", operation=_LONG, job=_POINTER)
 
 # Operation of src/program.cpp.
-_MULTIPLY, _EMBED, _NORM, _GATE, _ROTATE, _ATTEND, _GATHER = range(7)
+_MULTIPLY, _EMBED, _NORM, _GATE, _ROTATE, _ATTEND, _GATHER, _SCALE = range(8)
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
@@ -297,6 +300,14 @@ class NativeLibrary:
         out = torch.empty(num_tokens, size, dtype=torch.float32)
         job = _Gating(gate_up.data_ptr(), out.data_ptr(), num_tokens, size, ACTIVATIONS[activation])
         self._do(_GATE, job, gate_up, out)
+        return out
+
+    def scale(self, x: torch.Tensor, factor: float, soft_cap: float) -> torch.Tensor:
+        """See LayerOps.scale. x [T, size], contiguous."""
+        assert x.is_contiguous()
+        out = torch.empty_like(x)
+        job = _Scaling(x.data_ptr(), out.data_ptr(), len(x), x.shape[1], factor, soft_cap)
+        self._do(_SCALE, job, x, out)
         return out
 
     def rotate_and_store(

@@ -218,6 +218,10 @@ void pagewire_gate(PagewireLibrary* library, const Gating* job) {
     over_tokens(library->pool, library->instructions->layers.gate, *job, job->tokens, job->size * 4);
 }
 
+void pagewire_scale(PagewireLibrary* library, const Scaling* job) {
+    over_tokens(library->pool, library->instructions->layers.scale, *job, job->tokens, job->size);
+}
+
 void pagewire_rotate(PagewireLibrary* library, const Rotating* job) {
     over_tokens(library->pool, library->instructions->layers.rotate, *job, job->tokens, job->heads * job->dim);
 }

@@ -15,6 +15,7 @@ void pagewire_embed(PagewireLibrary* library, int kind, const uint8_t* panels, i
                     const int64_t* ids, int64_t tokens, float* out);
 void pagewire_norm(PagewireLibrary* library, const pagewire::Norm* job);
 void pagewire_gate(PagewireLibrary* library, const pagewire::Gating* job);
+void pagewire_scale(PagewireLibrary* library, const pagewire::Scaling* job);
 void pagewire_rotate(PagewireLibrary* library, const pagewire::Rotating* job);
 void pagewire_attend(PagewireLibrary* library, pagewire::Attending* job);
 }

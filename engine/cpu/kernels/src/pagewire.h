@@ -50,6 +50,15 @@ struct Product {
     int64_t out_stride;  // likewise
 };
 
+// Bytes of tokens' columns that are read again for each panel: they stay in the second cache.
+constexpr int64_t PART_BYTES = 256 << 10;
+
+// How many tokens they are of.
+inline int64_t tokens_of_part(const Product& product) {
+    const int64_t tokens = PART_BYTES / product.x.columns / TOGETHER * TOGETHER;
+    return tokens < TOGETHER ? TOGETHER : tokens;
+}
+
 // Panels first to last of a product with a matrix in 16 bits.
 struct Matrices {
     void (*bf16)(const Product& product, int64_t first, int64_t last);

@@ -166,12 +166,9 @@ void multiply_panel(const Product& product, int64_t panel, int64_t token) {
     }
 }
 
-// Bytes of tokens' columns that are read again for each panel: they stay in the second cache.
-constexpr int64_t PART_BYTES = 256 << 10;
-
 template <int KIND>
 void multiply(const Product& product, int64_t first, int64_t last) {
-    const int64_t part = std::max(TOGETHER, PART_BYTES / product.x.columns / TOGETHER * TOGETHER);
+    const int64_t part = tokens_of_part(product);
     for (int64_t begin = 0; begin < product.x.num_tokens; begin += part) {
         const int64_t end = std::min(begin + part, product.x.num_tokens);
         for (int64_t panel = first; panel < last; ++panel) {
