@@ -12,6 +12,7 @@ from engine.config import WorkerConfig
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.expert_method import PackedCpuExperts
 from engine.cpu.kernels.build import BuildError
+from engine.cpu.kernels.library import NativeLibrary
 from engine.cpu.linear_method import PackedCpuMethod
 from engine.cpu.native import NativeAttentionBackend, NativeLayerOps, open_native
 from engine.cpu.native_experts import NativeExperts
@@ -54,7 +55,8 @@ class CpuPlatform(Platform):
         self._is_rank = config.world_size > 1
         # A dtype that the user names is that of weights too.
         self._keeps_formats = config.dtype == "auto"
-        self._native, self._kernels = None, f"torch: native kernels have no {dtype_name(dtype)}"
+        self._native: NativeLibrary | None = None
+        self._kernels = f"torch: native kernels have no {dtype_name(dtype)}"
         if dtype == torch.float32:
             self._open_native()
 

@@ -178,9 +178,8 @@ class SchedulerMetrics(Collector):
         if facts is not None:
             kind = {"dtype": facts.dtype, "quantization": facts.quantization or "none"}
             yield InfoMetricFamily("pagewire:engine", "What the engine computes with", value=kind)
-            if facts.kernels:
-                value = {"kernels": facts.kernels, "weights": facts.weights}
-                yield InfoMetricFamily("pagewire:kernels", "What computes, and on what weights", value=value)
+            told = {"kernels": facts.kernels or "none", "weights": facts.weights or "none"}
+            yield InfoMetricFamily("pagewire:kernels", "What computes, and on what weights", value=told)
         yield _labelled("request_success", "Ended requests", "finished_reason", self._finished)
         yield _labelled("request_refused", "Refused submissions", "code", self._refused)
         for name, documentation, value in _gauges(core):
