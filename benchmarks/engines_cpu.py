@@ -194,6 +194,7 @@ def compare(makers: Mapping[str, Callable[[], Engine]], sizes: Sizes = SMOLLM2) 
     for round_ in range(sizes.rounds + 1):  # the first is the warm-up
         for name, engine in engines.items():
             result = measure(engine, 1000 * (round_ + 1), sizes)
+            print(round_, name, result, flush=True)
             if round_:
                 rounds[name].append(result)
     for engine in engines.values():

@@ -1,7 +1,7 @@
 """A model of Llama 3.2's 1B shape with random weights in bfloat16 on a CPU: pagewire and transformers, in
 turns within one run.
 
-Rows as in engines_cpu, smaller: one stream, 16 requests of 32/16, prefill of 512. pagewire keeps the weights
+Rows as in engines_cpu, smaller: one stream, 16 requests of 16/8, prefill of 512. pagewire keeps the weights
 in bfloat16 and computes in fp32; transformers computes in the number format that it is given.
 """
 
@@ -19,7 +19,7 @@ from benchmarks import record
 from benchmarks.engines_cpu import THREADS, Pagewire, Sizes, Transformers, compare
 from pagewire.hub import DEFAULT_MODEL, resolve_model
 
-SIZES = Sizes(decode=16, prompt=32, output=16, prefill=512, rounds=3)
+SIZES = Sizes(decode=8, prompt=16, output=8, prefill=512, rounds=2)
 SHAPE = LlamaConfig(
     hidden_size=2048,
     intermediate_size=8192,

@@ -8,6 +8,7 @@ llama-cpp-python.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import math
 import tempfile
@@ -47,25 +48,34 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="*", choices=[*KINDS], default=[*KINDS], help="beside the file itself"
     )
+    parser.add_argument(
+        "--windows", type=int, default=WINDOWS, help=f"of {WINDOW} tokens (default %(default)s)"
+    )
+    parser.add_argument(
+        "--llama-cpp",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="its perplexity too (default %(default)s)",
+    )
     arguments = parser.parse_args()
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    windows = _windows()
+    windows = _windows(arguments.windows)
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, path in _files(Path(scratch), arguments.kinds):
-            results[name] = _measure(path, windows)
-            print(name, results[name])
-    record.write(arguments.json, {"tokens": WINDOWS * (WINDOW - 1), "kinds": results})
+            results[name] = _measure(path, windows, with_llama_cpp=arguments.llama_cpp)
+            print(name, results[name], flush=True)
+    record.write(arguments.json, {"tokens": len(windows) * (WINDOW - 1), "kinds": results})
 
 
-def _windows() -> list[list[int]]:
+def _windows(count: int) -> list[list[int]]:
     tokenizer = Tokenizer.from_file(str(resolve_model(DEFAULT_MODEL) / "tokenizer.json"))
     text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in TEXTS)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    assert len(ids) >= WINDOWS * WINDOW
-    return [ids[at : at + WINDOW] for at in range(0, WINDOWS * WINDOW, WINDOW)]
+    assert len(ids) >= count * WINDOW
+    return [ids[at : at + WINDOW] for at in range(0, count * WINDOW, WINDOW)]
 
 
 def _files(scratch: Path, kinds: list[str]) -> Iterator[tuple[str, Path]]:
@@ -82,19 +92,21 @@ def _files(scratch: Path, kinds: list[str]) -> Iterator[tuple[str, Path]]:
         made.unlink()
 
 
-def _measure(path: Path, windows: list[list[int]]) -> dict[str, Any]:
+def _measure(path: Path, windows: list[list[int]], *, with_llama_cpp: bool) -> dict[str, Any]:
     native, likeliest = _told_by_pagewire(path, "auto", windows)
     exact, exactly_likeliest = _told_by_pagewire(path, "float32", windows)
     errors = np.abs(native - exact)
-    theirs = _told_by_llama_cpp(path, windows)
-    return {
+    told = {
         "largest error": round(float(errors.max()), 4),
         "mean error": round(float(errors.mean()), 5),
         "same likeliest token": round(float((likeliest == exactly_likeliest).mean()), 4),
         "perplexity": round(math.exp(-native.mean()), 3),
         "perplexity in float32": round(math.exp(-exact.mean()), 3),
-        "perplexity of llama.cpp": round(math.exp(-theirs.mean()), 3),
     }
+    if with_llama_cpp:
+        theirs = _told_by_llama_cpp(path, windows)
+        told["perplexity of llama.cpp"] = round(math.exp(-theirs.mean()), 3)
+    return told
 
 
 def _told_by_pagewire(path: Path, dtype: str, windows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -18,22 +17,19 @@ from engine.attention.interface import (
     Rotation,
 )
 from engine.cpu.attention import TorchAttentionBackend
-from engine.cpu.kernels.build import DIRECTORY, BuildError, build
+from engine.cpu.kernels.build import DIRECTORY, build
 from engine.cpu.kernels.library import NativeLibrary
 from engine.cpu.ops import TorchLayerOps
 from pagewire.base.cache_home import cache_home
 
-logger = logging.getLogger(__name__)
 
+def open_native() -> NativeLibrary:
+    """The kernels for as many threads as torch uses, compiled first if they are not in the cache.
 
-def open_native() -> NativeLibrary | None:
-    """The kernels for as many threads as torch uses, compiled first if they are not in the cache; None, with
-    a line in the log, where they cannot be."""
-    try:
-        return NativeLibrary(build(cache_home() / DIRECTORY), torch.get_num_threads())
-    except (BuildError, OSError) as error:
-        logger.warning("torch computes everything, more slowly than native kernels: %s", error)
-        return None
+    Raises:
+        BuildError, OSError: they cannot be.
+    """
+    return NativeLibrary(build(cache_home() / DIRECTORY), torch.get_num_threads())
 
 
 class NativeLayerOps(TorchLayerOps):
@@ -53,6 +49,9 @@ class NativeLayerOps(TorchLayerOps):
 
     def activate_and_mul(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         return self._native.activate_and_mul(gate_up, activation)
+
+    def scale(self, x: torch.Tensor, factor: float, soft_cap: float = 0.0) -> torch.Tensor:
+        return self._native.scale(x, factor, soft_cap)
 
 
 @dataclass(slots=True)

@@ -436,6 +436,8 @@ def facts_of(welcome: pb.Welcome) -> WorkerFacts:
         more_ahead=welcome.more_ahead,
         task=welcome.task or "generate",
         labels=tuple(welcome.labels),
+        kernels=welcome.kernels,
+        weights=welcome.weights,
         quantization=welcome.quantization,
         kv_cache_dtype=welcome.kv_cache_dtype,
     )

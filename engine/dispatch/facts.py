@@ -23,6 +23,8 @@ class WorkerFacts:
         task: what the model is for: "generate"; "classify" for one with a classification head; "embed" for
             one without any head.
         labels: the names of the classes, limits.num_labels of them.
+        kernels: what computes, such as "native avx2, 2 threads"; "" where there is nothing to tell.
+        weights: what they take by number format, such as "97 MB: Q4_1 66, Q6_K 31"; "" if it does not say.
         quantization: how the weights are quantized, such as "gptq, 4 bits in groups of 128"; "" for plain
             numbers.
         kv_cache_dtype: number format of keys and values, such as "float8_e4m3fn"; "" if it does not say.
@@ -40,5 +42,7 @@ class WorkerFacts:
     more_ahead: bool = False
     task: str = "generate"
     labels: tuple[str, ...] = ()
+    kernels: str = ""
+    weights: str = ""
     quantization: str = ""
     kv_cache_dtype: str = ""

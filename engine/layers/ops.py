@@ -56,6 +56,11 @@ class LayerOps(ABC):
     ) -> torch.Tensor:
         """Adds x to the residual stream [T, hidden], in place, and returns the norm of the sum."""
 
+    def scale(self, x: torch.Tensor, factor: float, soft_cap: float = 0.0) -> torch.Tensor:
+        """x [T, size] * factor; under a soft cap, soft_cap * tanh(that / soft_cap)."""
+        x = x if factor == 1.0 else x * factor
+        return torch.tanh(x / soft_cap) * soft_cap if soft_cap else x
+
     @abstractmethod
     def activate_and_mul(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         """[T, 2 * n], gate then up -> activation(gate) * up, [T, n] (arXiv:2002.05202).

@@ -44,6 +44,7 @@ class DecoderLayer(nn.Module):
         self.mlp_out_norm = _make_norm(context) if config.norm_outputs else None
         self.parallel_residual = config.parallel_residual
         self.residual_scale = config.residual_scale
+        self.ops = context.ops
 
     def forward(
         self,
@@ -64,7 +65,7 @@ class DecoderLayer(nn.Module):
         """What a part adds to the residual stream."""
         if norm is not None:
             x = norm.normalise(x)
-        return x if self.residual_scale == 1.0 else x * self.residual_scale
+        return x if self.residual_scale == 1.0 else self.ops.scale(x, self.residual_scale)
 
 
 def _make_norm(context: ModelContext) -> Norm:
@@ -110,6 +111,7 @@ class DecoderModel(nn.Module):
         # As a tensor of the model's number format holds it, which is what Gemma was trained with.
         scale = torch.tensor(config.embedding_scale, device="cpu")
         self.embedding_scale = scale.to(torch.get_default_dtype()).item()
+        self.ops = context.ops
 
     def forward(
         self,
@@ -119,7 +121,7 @@ class DecoderModel(nn.Module):
     ) -> torch.Tensor:
         x: torch.Tensor = self.embed_tokens(token_ids)
         if self.embedding_scale != 1.0:
-            x = x * self.embedding_scale
+            x = self.ops.scale(x, self.embedding_scale)
         residual: torch.Tensor | None = None
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             x, residual = layer(x, residual, kv_cache, context)
@@ -154,10 +156,8 @@ class Decoder(CausalLM):
         if self.lm_head is None:  # asked for all the same by rehearsals, and for slots that sample nothing
             return hidden.new_zeros(len(hidden), config.vocab_size)
         logits: torch.Tensor = self.lm_head(hidden)
-        if config.logit_scale != 1.0:
-            logits = logits * config.logit_scale
-        if config.logit_soft_cap:
-            logits = torch.tanh(logits / config.logit_soft_cap) * config.logit_soft_cap
+        if config.logit_scale != 1.0 or config.logit_soft_cap:
+            logits = self.model.ops.scale(logits, config.logit_scale, config.logit_soft_cap)
         return logits
 
     def finish_pooled(self, states: torch.Tensor) -> torch.Tensor:

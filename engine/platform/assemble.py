@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.attention.interface import HeadLayout
@@ -25,13 +25,14 @@ Load = Callable[[ModelContext], CausalLM]
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A runner, the configuration of its model as loaded, the limits it was made for, and the bytes of its KV
-    pool."""
+    """A runner, the configuration of its model as loaded, the limits it was made for, the bytes of its KV
+    pool, and of weights by number format."""
 
     runner: Runner
     model: ModelConfig
     limits: EngineLimits
     kv_bytes: int
+    weights: Mapping[str, int]
 
 
 def assemble(
@@ -114,7 +115,8 @@ def assemble(
     limits = limits_of(size)
     runner = make_runner(limits, limits.num_blocks)
     platform.finish(runner)
-    return Assembly(runner, model.config, limits, limits.num_blocks * shape.block_bytes)
+    kv_bytes = limits.num_blocks * shape.block_bytes
+    return Assembly(runner, model.config, limits, kv_bytes, platform.weights(model))
 
 
 def max_model_len(config: WorkerConfig, model: ModelConfig) -> int:

@@ -78,5 +78,13 @@ class Platform(ABC):
             ConfigError: the limits leave none.
         """
 
+    def kernels(self) -> str:
+        """What computes, such as "native avx2, 2 threads"; "" where there is nothing to tell."""
+        return ""
+
+    def weights(self, model: CausalLM) -> Mapping[str, int]:
+        """Bytes of a loaded model's weights by number format, the most first; empty where nobody counted."""
+        return {}
+
     def finish(self, runner: Runner) -> None:  # noqa: B027 - some have nothing to do
         """Called once, when the runner has its KV pool and before it gets its first plan."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -96,6 +96,8 @@ def build_worker(
         ),
         task=assembly.model.task,
         labels=assembly.model.labels,
+        kernels=platform.kernels(),
+        weights=_in_words(assembly.weights),
         quantization="" if model_config.quantization is None else model_config.quantization.summary,
         kv_cache_dtype=dtype_name(pick_kv_dtype(config.kv_cache_dtype, dtype)),
     )
@@ -109,6 +111,8 @@ def build_worker(
         facts.kv_cache_dtype,
         assembly.kv_bytes / GIB,
     )
+    if facts.kernels:
+        logger.info("kernels: %s; weights: %s", facts.kernels, facts.weights)
     return LoadedWorker(assembly.runner, facts, communicator)
 
 
@@ -122,6 +126,14 @@ def _require_invariant_products(config: WorkerConfig, model: ModelConfig) -> Non
             f"deterministic is not available with FP8 weights whose inputs are not quantized "
             f"({quantization.summary}): their products depend on the batch"
         )
+
+
+def _in_words(weights: Mapping[str, int]) -> str:
+    """Such as "97 MB: Q4_1 66, Q6_K 31"; "" for none. Formats with less than half a MB are not named."""
+    if not weights:
+        return ""
+    parts = ", ".join(f"{name} {count / 1e6:.0f}" for name, count in weights.items() if count >= 5e5)
+    return f"{sum(weights.values()) / 1e6:.0f} MB" + (parts and f": {parts}")
 
 
 def _platform_for(device: torch.device) -> MakePlatform:

@@ -124,7 +124,8 @@ def _title(scraper: Scraper) -> str:
     names = ", ".join(info.get("served_model_names") or ["?"])
     engine = info.get("engine") or {}
     where = f"{engine.get('device')} {engine.get('dtype')}" if engine else "no engine yet"
-    return f"{names}\n{where}\n{scraper.url}"
+    kernels = engine.get("kernels")
+    return f"{names}\n{where}" + (f" ({kernels})" if kernels else "") + f"\n{scraper.url}"
 
 
 def _look_and_draw(services: Sequence[Watched]) -> Table:

@@ -182,6 +182,8 @@ class SchedulerMetrics(Collector):
                 "kv_cache_dtype": facts.kv_cache_dtype or facts.dtype,
             }
             yield InfoMetricFamily("pagewire:engine", "What the engine computes with", value=kind)
+            told = {"kernels": facts.kernels or "none", "weights": facts.weights or "none"}
+            yield InfoMetricFamily("pagewire:kernels", "What computes, and on what weights", value=told)
         yield _labelled("request_success", "Ended requests", "finished_reason", self._finished)
         yield _labelled("request_refused", "Refused submissions", "code", self._refused)
         for name, documentation, value in _gauges(core):

@@ -26,6 +26,8 @@ def model_message(facts: WorkerFacts, limits: EngineLimits, *, ready: bool) -> p
         takes_changes=True,
         task=facts.task,
         labels=facts.labels,
+        kernels=facts.kernels,
+        weights=facts.weights,
         quantization=facts.quantization,
         kv_cache_dtype=facts.kv_cache_dtype or facts.dtype,
     )

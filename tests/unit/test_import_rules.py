@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.cpu": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.attention", "engine.sampling"),
-        *("engine.step", "engine.layers", "engine.models", "engine.platform"),
+        *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.quant"),
     ),
     "engine.cuda": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.kernels", "engine.attention"),

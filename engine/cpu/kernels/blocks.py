@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from pagewire.base.gguf_blocks import KEPT, block_size
 
+# Columns that every kind of blocks computes together.
+BLOCK = 32
+
 
 @dataclass(frozen=True, slots=True)
 class BlockKind:
@@ -32,7 +35,7 @@ class BlockKind:
         return row_bytes // self.num_bytes * self.columns
 
 
-# In the order of the library's codes.
+# In the order of the library's codes; INTEGERS go on.
 BLOCK_KINDS = {
     kind.name: kind
     for kind in (
@@ -40,4 +43,9 @@ BLOCK_KINDS = {
         BlockKind("BF16", len(KEPT), 1, 2),
         BlockKind("F16", len(KEPT) + 1, 1, 2),
     )
+}
+# Integers that groups of blocks have an fp32 scale and minimum for, by their bits. No file has them so.
+INTEGERS = {
+    4: BlockKind("INT4", len(BLOCK_KINDS), BLOCK, BLOCK // 2),
+    8: BlockKind("INT8", len(BLOCK_KINDS) + 1, BLOCK, BLOCK),
 }

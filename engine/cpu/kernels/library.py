@@ -20,7 +20,7 @@ from engine.attention.interface import (
     QKNorm,
     RotaryTable,
 )
-from engine.cpu.kernels.blocks import BlockKind
+from engine.cpu.kernels.blocks import BLOCK, INTEGERS, BlockKind
 
 _POINTER, _INT, _LONG, _TEXT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
 _FLOAT = ctypes.c_float
@@ -41,6 +41,9 @@ _Norm = _structure(
 )
 _Gating = _structure(
     "_Gating", **_all("gate_up out", _POINTER), **_all("tokens size", _LONG), activation=ctypes.c_int32
+)
+_Scaling = _structure(
+    "_Scaling", **_all("x out", _POINTER), **_all("tokens size", _LONG), **_all("factor cap", _FLOAT)
 )
 _Rotating = _structure(
     "_Rotating",
@@ -63,7 +66,7 @@ _Multiplying = _structure(
     "_Multiplying",
     kind=_LONG,
     panels=_POINTER,
-    **_all("rows columns", _LONG),
+    **_all("rows columns group", _LONG),
     x=_POINTER,
     **_all("x_stride tokens", _LONG),
     **_all("bias out", _POINTER),
@@ -72,7 +75,7 @@ _Embedding = _structure(
     "_Embedding",
     kind=_LONG,
     panels=_POINTER,
-    columns=_LONG,
+    **_all("columns group", _LONG),
     ids=_POINTER,
     tokens=_LONG,
     out=_POINTER,
@@ -81,7 +84,7 @@ _Gathering = _structure("_Gathering", **_all("x index out", _POINTER), **_all("c
 _Step = _structure("_Step", operation=_LONG, job=_POINTER)
 
 # Operation of src/program.cpp.
-_MULTIPLY, _EMBED, _NORM, _GATE, _ROTATE, _ATTEND, _GATHER = range(7)
+_MULTIPLY, _EMBED, _NORM, _GATE, _ROTATE, _ATTEND, _GATHER, _SCALE = range(8)
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
@@ -93,8 +96,12 @@ _FUNCTIONS = {
     "pagewire_open": ((_INT, _TEXT), _POINTER),
     "pagewire_close": ((_POINTER,), None),
     "pagewire_instructions": ((_POINTER,), _TEXT),
-    "pagewire_packed_bytes": ((_INT, _LONG, _LONG), _LONG),
+    "pagewire_packed_bytes": ((_INT, _LONG, _LONG, _LONG), _LONG),
     "pagewire_pack": ((_POINTER, _INT, _POINTER, _LONG, _LONG, _POINTER), None),
+    "pagewire_pack_groups": (
+        (_POINTER, _INT, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER),
+        None,
+    ),
     "pagewire_do": ((_POINTER, _LONG, _POINTER), None),
     "pagewire_run": ((_POINTER, _POINTER, _LONG), None),
 }
@@ -110,12 +117,14 @@ class PackedMatrix:
 
     Attributes:
         panels: bytes, on the CPU.
+        group: blocks of 32 columns that share a scale, of integers in groups.
     """
 
     kind: BlockKind
     rows: int
     columns: int
     panels: torch.Tensor
+    group: int = 0
 
 
 class Program:
@@ -145,6 +154,7 @@ class NativeLibrary:
 
     Attributes:
         instructions: which instruction set computes: "avx512", "avxvnni", "avx2" or "plain".
+        num_threads: that compute, the caller's among them.
     """
 
     def __init__(self, path: Path, num_threads: int, instructions: str = "") -> None:
@@ -158,6 +168,7 @@ class NativeLibrary:
             UnknownInstructionsError: the processor or the library lacks `instructions`.
             OSError: the library cannot be loaded.
         """
+        self.num_threads = num_threads
         self._functions = ctypes.CDLL(str(path))
         for name, (arguments, result) in _FUNCTIONS.items():
             function = getattr(self._functions, name)
@@ -208,12 +219,41 @@ class NativeLibrary:
                 f"not {rows.shape[1]}"
             )
         rows = rows.contiguous()
-        num_bytes = self._functions.pagewire_packed_bytes(kind.code, len(rows), columns)
-        panels = torch.empty(num_bytes, dtype=torch.uint8)
+        panels = self._panels(kind, len(rows), columns, 0)
         self._functions.pagewire_pack(
             self._handle, kind.code, rows.data_ptr(), len(rows), columns, panels.data_ptr()
         )
         return PackedMatrix(kind, len(rows), columns, panels)
+
+    def pack_groups(
+        self, bits: int, codes: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor, group_size: int
+    ) -> PackedMatrix:
+        """Integers as panels: codes * scales + minima.
+
+        Args:
+            bits: 4, with codes uint8 [rows, columns] below 16; or 8, with int8.
+            scales, minima: fp32 [rows, groups]. The last group may be shorter.
+            group_size: columns of a group, a multiple of 32; there are a multiple of 32 columns too.
+        """
+        rows, columns = codes.shape
+        assert columns % BLOCK == 0
+        assert group_size % BLOCK == 0
+        assert codes.dtype == (torch.uint8 if bits == 4 else torch.int8)
+        for each in (scales, minima):
+            assert each.dtype == torch.float32
+            assert each.shape == (rows, -(-columns // group_size))
+        codes, scales, minima = codes.contiguous(), scales.contiguous(), minima.contiguous()
+        kind, group = INTEGERS[bits], group_size // BLOCK
+        panels = self._panels(kind, rows, columns, group)
+        self._functions.pagewire_pack_groups(
+            self._handle, kind.code, codes.data_ptr(), scales.data_ptr(), minima.data_ptr(),
+            rows, columns, group, panels.data_ptr(),
+        )  # fmt: skip
+        return PackedMatrix(kind, rows, columns, panels, group)
+
+    def _panels(self, kind: BlockKind, rows: int, columns: int, group: int) -> torch.Tensor:
+        num_bytes = self._functions.pagewire_packed_bytes(kind.code, rows, columns, group)
+        return torch.empty(num_bytes, dtype=torch.uint8)
 
     def multiply(
         self, x: torch.Tensor, matrix: PackedMatrix, bias: torch.Tensor | None = None
@@ -229,7 +269,7 @@ class NativeLibrary:
         assert bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
         out = torch.empty(len(x), matrix.rows, dtype=torch.float32)
         job = _Multiplying(
-            matrix.kind.code, matrix.panels.data_ptr(), matrix.rows, matrix.columns,
+            matrix.kind.code, matrix.panels.data_ptr(), matrix.rows, matrix.columns, matrix.group,
             x.data_ptr(), x.stride(0), len(x), _address(bias), out.data_ptr(),
         )  # fmt: skip
         self._do(_MULTIPLY, job, x, matrix, bias, out)
@@ -260,6 +300,14 @@ class NativeLibrary:
         out = torch.empty(num_tokens, size, dtype=torch.float32)
         job = _Gating(gate_up.data_ptr(), out.data_ptr(), num_tokens, size, ACTIVATIONS[activation])
         self._do(_GATE, job, gate_up, out)
+        return out
+
+    def scale(self, x: torch.Tensor, factor: float, soft_cap: float) -> torch.Tensor:
+        """See LayerOps.scale. x [T, size], contiguous."""
+        assert x.is_contiguous()
+        out = torch.empty_like(x)
+        job = _Scaling(x.data_ptr(), out.data_ptr(), len(x), x.shape[1], factor, soft_cap)
+        self._do(_SCALE, job, x, out)
         return out
 
     def rotate_and_store(
@@ -313,7 +361,7 @@ class NativeLibrary:
         assert token_ids.is_contiguous()
         out = torch.empty(len(token_ids), matrix.columns, dtype=torch.float32)
         job = _Embedding(
-            matrix.kind.code, matrix.panels.data_ptr(), matrix.columns,
+            matrix.kind.code, matrix.panels.data_ptr(), matrix.columns, matrix.group,
             token_ids.data_ptr(), len(token_ids), out.data_ptr(),
         )  # fmt: skip
         self._do(_EMBED, job, token_ids, matrix, out)

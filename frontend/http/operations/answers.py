@@ -108,6 +108,8 @@ class EngineAnswer(BaseModel):
     max_num_batched_tokens: int
     task: Literal["generate", "classify", "embed"] = Field(description="What the model is for.")
     labels: list[str] = Field(description="The names of its classes, if it classifies.")
+    kernels: str | None = Field(description="What computes on a CPU, such as native avx2, 2 threads.")
+    weights: str | None = Field(description="What weights take on a CPU, by number format.")
     quantization: str | None = Field(description="How the weights are quantized; null for plain numbers.")
     kv_cache_dtype: str = Field(description="The number format of keys and values.")
 

@@ -113,6 +113,8 @@ class OperationHandlers:
             engine |= {
                 "task": facts.task or GENERATE,
                 "labels": list(facts.labels),
+                "kernels": facts.kernels or None,
+                "weights": facts.weights or None,
                 "quantization": facts.quantization or None,
                 "kv_cache_dtype": facts.kv_cache_dtype,
             }

@@ -239,10 +239,10 @@ void attend_rows(const Attending& job, const Cut& cut, const Piece& piece, int64
             }
             // A row that has seen nothing yet keeps its zeros.
             const Vector base = select(most > all(-INFINITY), most, all(0.0f));
-            fade[v] = exponential(highest[v] - base);
+            fade[v] = decay(highest[v] - base);
             highest[v] = most;
             for (i = 0; i < tile.begin; ++i) scores[i][v] = Vector{};
-            for (; i < tile.end; ++i) scores[i][v] = exponential(scores[i][v] - base);
+            for (; i < tile.end; ++i) scores[i][v] = decay(scores[i][v] - base);
             for (; i < TILE; ++i) scores[i][v] = Vector{};
             total[v] = total[v] * fade[v] + sum_weights<V>(scores, v);
         }
@@ -317,8 +317,8 @@ inline float weigh(const Attending& job, const Tile& tile, float* scores, int64_
     const float before = highest;
     highest = base;
     if (base == -INFINITY) base = 0;
-    const float fade = exponential(all(before - base))[0];
-    for (int p = 0; p < PARTS; ++p) store(scores + p * LANES, exponential(part[p] - all(base)));
+    const float fade = decay(all(before - base))[0];
+    for (int p = 0; p < PARTS; ++p) store(scores + p * LANES, decay(part[p] - all(base)));
     total = total * fade + sum_weights(scores);
     return fade;
 }

@@ -29,11 +29,19 @@ enum Kind : int32_t {
     Q6K = 7,   // d * scale * (q - 32), 6 bits, a scale for 16 columns: Q6_K
     BF16 = 8,  // the upper half of an fp32
     F16 = 9,   // IEEE half precision
-    NUM_KINDS = 10,
+    I4 = 10,   // d * q + m, 4 bits; d and m in fp32 for a group of blocks, as long as the matrix says
+    I8 = 11,   // the same with 8 bits, signed
+    NUM_KINDS = 12,
 };
 
 // Whether a kind is multiplied with fp32 activations, not with those in 8 bits.
 constexpr bool is_16_bit(int kind) { return kind == BF16 || kind == F16; }
+
+// Whether a group of blocks has its scales before it, and matrices differ in how many blocks that is.
+constexpr bool is_grouped(int kind) { return kind == I4 || kind == I8; }
+
+// Whether values have 8 bits, with a sign.
+constexpr bool is_signed(int kind) { return kind == Q8 || kind == I8; }
 
 // Bytes of one block of a panel of blocks: scales of its rows, then their values.
 constexpr int block_bytes(int kind) {
@@ -46,23 +54,35 @@ constexpr int block_bytes(int kind) {
         case Q4K: return ROWS * 2 + ROWS * 16;  // 8 bits each of scale and min
         case Q5K: return ROWS * 2 + ROWS * 20;
         case Q6K: return ROWS * 2 + ROWS * 24;  // two scales of 8 bits
+        case I4: return ROWS * 16;
+        case I8: return ROWS * 32;
     }
     return 0;
 }
 
-// Bytes before the blocks of each 256 columns.
+// Bytes before a block's values, of its own scales.
+constexpr int scale_bytes(int kind) {
+    if (is_grouped(kind)) return 0;
+    return ROWS * (kind == Q4M || kind == Q5M ? 4 : 2);
+}
+
+// Bytes before the blocks of each 256 columns, or of each group.
 constexpr int super_bytes(int kind) {
     switch (kind) {
         case Q4K: case Q5K: return ROWS * 4;
         case Q6K: return ROWS * 2;
+        case I4: case I8: return ROWS * 8;
     }
     return 0;
 }
 
+// Blocks behind those bytes.
+constexpr int64_t super_blocks(int kind, int64_t group) { return is_grouped(kind) ? group : 8; }
+
 // Columns that a file's format keeps together.
 constexpr int unit_columns(int kind) {
     if (is_16_bit(kind)) return 1;
-    return super_bytes(kind) ? 256 : BLOCK;
+    return super_bytes(kind) && !is_grouped(kind) ? 256 : BLOCK;
 }
 
 // Bytes that a file has for them.
@@ -81,12 +101,14 @@ constexpr int file_bytes(int kind) {
     return 0;
 }
 
-// Bytes of a panel of so many columns.
-inline int64_t panel_bytes(int kind, int64_t columns) {
+// Bytes of a panel of so many columns. `group`: blocks of a group, where the kind has any.
+inline int64_t panel_bytes(int kind, int64_t columns, int64_t group) {
     if (kind == BF16) return (columns + 1) / 2 * ROWS * 4;
     if (kind == F16) return columns * ROWS * 2;
-    int64_t blocks = columns / BLOCK;
-    return blocks * block_bytes(kind) + (super_bytes(kind) ? columns / 256 * super_bytes(kind) : 0);
+    const int64_t blocks = columns / BLOCK;
+    if (!super_bytes(kind)) return blocks * block_bytes(kind);
+    const int64_t each = super_blocks(kind, group);
+    return blocks * block_bytes(kind) + (blocks + each - 1) / each * super_bytes(kind);
 }
 
 // The sixth and fifth bits of a row's columns are kept apart from the lower four. Of byte j of a row's four, bit g

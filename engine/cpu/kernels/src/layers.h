@@ -26,6 +26,13 @@ struct Gating {
     int32_t activation;
 };
 
+struct Scaling {
+    const float* x;  // [tokens, size]
+    float* out;      // the same: x * factor, and under a cap, cap * tanh(that / cap)
+    int64_t tokens, size;
+    float factor, cap;  // 0 for none
+};
+
 struct Rotating {
     float* qkv;                  // [tokens, (heads + 2 * kv_heads) * dim], overwritten
     const int64_t* positions;    // [tokens]; null without angles
@@ -59,6 +66,7 @@ struct Attending {
 struct Layers {
     void (*norm)(const Norm& job, int64_t first, int64_t last);
     void (*gate)(const Gating& job, int64_t first, int64_t last);
+    void (*scale)(const Scaling& job, int64_t first, int64_t last);
     void (*rotate)(const Rotating& job, int64_t first, int64_t last);
     void (*attend)(Attending& job, int thread, Pool& pool);
 };

@@ -53,6 +53,19 @@ void gate(const Gating& job, int64_t first, int64_t last) {
     }
 }
 
+Vector scale_vector(Vector x, const Scaling& job) {
+    x *= all(job.factor);
+    if (job.cap == 0) return x;
+    return all(job.cap) * (all(1.0f) - all(2.0f) / (exponential(x * all(2 / job.cap)) + all(1.0f)));
+}
+
+void scale(const Scaling& job, int64_t first, int64_t last) {
+    const int64_t end = last * job.size;
+    int64_t i = first * job.size;
+    for (; i + LANES <= end; i += LANES) store(job.out + i, scale_vector(load(job.x + i), job));
+    for (; i < end; ++i) job.out[i] = scale_vector(all(job.x[i]), job)[0];
+}
+
 void turn(float* head, const float* angles, int64_t rotary_dim, bool interleaved) {
     int64_t pairs = rotary_dim / 2;
     const float *cos = angles, *sin = angles + pairs;
@@ -97,7 +110,7 @@ void rotate(const Rotating& job, int64_t first, int64_t last) {
     }
 }
 
-const Layers LAYERS = {norm, gate, rotate, attend};
+const Layers LAYERS = {norm, gate, scale, rotate, attend};
 
 }  // namespace
 }  // namespace pagewire

@@ -32,20 +32,30 @@ const Instructions* choose(const char* wanted) {
 
 struct Packing {
     int kind;
-    const uint8_t* source;
+    const uint8_t* source;  // as a file has it, or the codes of integers in groups
     int64_t row_bytes, rows, columns;
+    const float *scales, *minima;  // of groups
+    int64_t group;
     uint8_t* panels;
     std::atomic<int64_t> next{0};
 };
 
 void pack(void* argument, int, Pool& pool) {
     auto& job = *static_cast<Packing*>(argument);
-    int64_t first, last, bytes = panel_bytes(job.kind, job.columns);
+    const int64_t bytes = panel_bytes(job.kind, job.columns, job.group);
+    const int64_t groups = job.group ? (job.columns / BLOCK + job.group - 1) / job.group : 0;
+    int64_t first, last;
     while (pool.take(job.next, (job.rows + ROWS - 1) / ROWS, 8, &first, &last)) {
         for (int64_t panel = first; panel < last; ++panel) {
             int rows = static_cast<int>(std::min<int64_t>(ROWS, job.rows - panel * ROWS));
-            pack_panel(job.kind, job.source + panel * ROWS * job.row_bytes, job.row_bytes, rows, job.columns,
-                       job.panels + panel * bytes);
+            const uint8_t* source = job.source + panel * ROWS * job.row_bytes;
+            uint8_t* to = job.panels + panel * bytes;
+            if (!is_grouped(job.kind)) {
+                pack_panel(job.kind, source, job.row_bytes, rows, job.columns, to);
+                continue;
+            }
+            const int64_t before = panel * ROWS * groups;
+            pack_groups(job.kind, source, job.scales + before, job.minima + before, rows, job.columns, job.group, to);
         }
     }
 }
@@ -95,17 +105,17 @@ void multiply(void* argument, int thread, Pool& pool) {
 struct Embedding {
     int kind;
     const uint8_t* panels;
-    int64_t columns;
+    int64_t columns, group;
     const int64_t* ids;
     float* out;
 };
 
 void embed(const Embedding& job, int64_t first, int64_t last) {
-    const int64_t bytes = panel_bytes(job.kind, job.columns);
+    const int64_t bytes = panel_bytes(job.kind, job.columns, job.group);
     for (int64_t token = first; token < last; ++token) {
         const int64_t id = job.ids[token];
         unpack_row(job.kind, job.panels + id / ROWS * bytes, static_cast<int>(id % ROWS), job.columns,
-                   job.out + token * job.columns);
+                   job.group, job.out + token * job.columns);
     }
 }
 
@@ -165,37 +175,39 @@ void pagewire_close(PagewireLibrary* library) { delete library; }
 
 const char* pagewire_instructions(PagewireLibrary* library) { return library->instructions->name; }
 
-int64_t pagewire_packed_bytes(int kind, int64_t rows, int64_t columns) {
-    return (rows + ROWS - 1) / ROWS * panel_bytes(kind, columns);
+int64_t pagewire_packed_bytes(int kind, int64_t rows, int64_t columns, int64_t group) {
+    return (rows + ROWS - 1) / ROWS * panel_bytes(kind, columns, group);
 }
 
 void pagewire_pack(PagewireLibrary* library, int kind, const uint8_t* source, int64_t rows, int64_t columns,
                    uint8_t* panels) {
-    Packing job;
-    job.kind = kind;
-    job.source = source;
-    job.row_bytes = columns / unit_columns(kind) * file_bytes(kind);
-    job.rows = rows;
-    job.columns = columns;
-    job.panels = panels;
+    const int64_t row_bytes = columns / unit_columns(kind) * file_bytes(kind);
+    Packing job = {kind, source, row_bytes, rows, columns, nullptr, nullptr, 0, panels};
+    library->pool.run(pack, &job);
+}
+
+// codes [rows, columns], scales and minima [rows, groups]; a group is so many blocks, the last one may be shorter.
+void pagewire_pack_groups(PagewireLibrary* library, int kind, const uint8_t* codes, const float* scales,
+                          const float* minima, int64_t rows, int64_t columns, int64_t group, uint8_t* panels) {
+    Packing job = {kind, codes, columns, rows, columns, scales, minima, group, panels};
     library->pool.run(pack, &job);
 }
 
 void pagewire_multiply(PagewireLibrary* library, int kind, const uint8_t* panels, int64_t rows, int64_t columns,
-                       const float* x, int64_t x_stride, int64_t tokens, const float* bias, float* out,
+                       int64_t group, const float* x, int64_t x_stride, int64_t tokens, const float* bias, float* out,
                        int64_t out_stride) {
     Multiplying job;
     job.instructions = library->instructions;
     job.kind = kind;
-    job.product = {panels, rows, {nullptr, columns, tokens}, x, x_stride, bias, out, out_stride};
+    job.product = {panels, rows, group, {nullptr, columns, tokens}, x, x_stride, bias, out, out_stride};
     if (!is_16_bit(kind)) need(library->pool.shared(), rounded_bytes(job.product.x));
     library->pool.run(multiply, &job);
 }
 
 // Ids are below the matrix's rows.
-void pagewire_embed(PagewireLibrary* library, int kind, const uint8_t* panels, int64_t columns, const int64_t* ids,
-                    int64_t tokens, float* out) {
-    over_tokens<Embedding>(library->pool, embed, {kind, panels, columns, ids, out}, tokens, columns);
+void pagewire_embed(PagewireLibrary* library, int kind, const uint8_t* panels, int64_t columns, int64_t group,
+                    const int64_t* ids, int64_t tokens, float* out) {
+    over_tokens<Embedding>(library->pool, embed, {kind, panels, columns, group, ids, out}, tokens, columns);
 }
 
 void pagewire_norm(PagewireLibrary* library, const Norm* job) {
@@ -204,6 +216,10 @@ void pagewire_norm(PagewireLibrary* library, const Norm* job) {
 
 void pagewire_gate(PagewireLibrary* library, const Gating* job) {
     over_tokens(library->pool, library->instructions->layers.gate, *job, job->tokens, job->size * 4);
+}
+
+void pagewire_scale(PagewireLibrary* library, const Scaling* job) {
+    over_tokens(library->pool, library->instructions->layers.scale, *job, job->tokens, job->size);
 }
 
 void pagewire_rotate(PagewireLibrary* library, const Rotating* job) {

@@ -62,7 +62,7 @@ void add_last_column(const Product& product, int64_t first, int64_t last) {
         float* out = product.out + token * product.out_stride;
         for (int64_t row = first * ROWS; row < rows; ++row) {
             uint16_t upper;
-            memcpy(&upper, panels + row / ROWS * panel_bytes(BF16, product.x.columns) + row % ROWS * 4, 2);
+            memcpy(&upper, panels + row / ROWS * panel_bytes(BF16, product.x.columns, 0) + row % ROWS * 4, 2);
             const uint32_t bits = static_cast<uint32_t>(upper) << 16;
             float weight;
             memcpy(&weight, &bits, 4);
@@ -76,7 +76,7 @@ void add_last_column(const Product& product, int64_t first, int64_t last) {
 template <int KIND, int PANELS, int T>
 void multiply_part(const Product& product, int64_t panel, int64_t token, int64_t first, int64_t last) {
     constexpr int V = PANELS * VECTORS;
-    const int64_t bytes = panel_bytes(KIND, product.x.columns);
+    const int64_t bytes = panel_bytes(KIND, product.x.columns, 0);
     const uint8_t* at[PANELS];
     const float* x[T];
     for (int p = 0; p < PANELS; ++p) at[p] = product.panels + (panel + p) * bytes + first * ROWS * 2;

@@ -109,7 +109,7 @@ void interleave(uint8_t* panel, int row, const uint8_t* from, int size) {
 }  // namespace
 
 void pack_panel(int kind, const uint8_t* rows, int64_t row_bytes, int num_rows, int64_t columns, uint8_t* panel) {
-    memset(panel, 0, static_cast<size_t>(panel_bytes(kind, columns)));
+    memset(panel, 0, static_cast<size_t>(panel_bytes(kind, columns, 0)));
     if (is_16_bit(kind)) {
         const int together = kind == BF16 ? 2 : 1;  // columns of a row side by side
         for (int row = 0; row < num_rows; ++row) {
@@ -120,7 +120,6 @@ void pack_panel(int kind, const uint8_t* rows, int64_t row_bytes, int num_rows, 
         }
         return;
     }
-    int scale_bytes = kind == Q4M || kind == Q5M ? 4 : 2;
     int per_unit = unit_columns(kind) / BLOCK;
     for (int row = 0; row < num_rows; ++row) {
         const uint8_t* unit = rows + row * row_bytes;
@@ -136,13 +135,13 @@ void pack_panel(int kind, const uint8_t* rows, int64_t row_bytes, int num_rows, 
             for (int index = 0; index < per_unit; ++index, at += block_bytes(kind)) {
                 RowBlock block = {};
                 read_block(kind, unit, index, block);
-                uint8_t* values = at + ROWS * scale_bytes;
+                uint8_t* values = at + scale_bytes(kind);
                 if (super_bytes(kind)) {  // one byte of each scale a row
                     at[row] = block.scales[0];
                     at[ROWS + row] = block.scales[1];
                 } else {  // the rows' d, then their m
                     memcpy(at + row * 2, block.scales, 2);
-                    if (scale_bytes == 4) memcpy(at + (ROWS + row) * 2, block.scales + 2, 2);
+                    if (scale_bytes(kind) == ROWS * 4) memcpy(at + (ROWS + row) * 2, block.scales + 2, 2);
                 }
                 if (kind == Q8) {
                     interleave(values, row, block.bytes, 32);
@@ -154,6 +153,30 @@ void pack_panel(int kind, const uint8_t* rows, int64_t row_bytes, int num_rows, 
                 }
                 if (kind == Q6K) interleave(values + ROWS * 20, row, block.high[1], 4);
             }
+        }
+    }
+}
+
+void pack_groups(int kind, const uint8_t* codes, const float* scales, const float* minima, int num_rows, int64_t columns,
+                 int64_t group, uint8_t* panel) {
+    memset(panel, 0, static_cast<size_t>(panel_bytes(kind, columns, group)));
+    const int64_t blocks = columns / BLOCK, groups = (blocks + group - 1) / group;
+    for (int row = 0; row < num_rows; ++row) {
+        const uint8_t* from = codes + row * columns;
+        uint8_t* at = panel;
+        for (int64_t block = 0; block < blocks; ++block, from += BLOCK, at += block_bytes(kind)) {
+            if (block % group == 0) {
+                memcpy(at + row * 4, scales + row * groups + block / group, 4);
+                memcpy(at + (ROWS + row) * 4, minima + row * groups + block / group, 4);
+                at += super_bytes(kind);
+            }
+            if (kind == I8) {
+                interleave(at, row, from, BLOCK);
+                continue;
+            }
+            RowBlock out = {};
+            split(from, out);
+            interleave(at, row, out.low, 16);
         }
     }
 }

@@ -41,6 +41,7 @@ struct Tokens {
 struct Product {
     const uint8_t* panels;
     int64_t rows;
+    int64_t group;  // blocks of a group, of kinds that have them
     Tokens x;
     const float* numbers;  // [tokens, columns], what x was rounded from; kinds of 16 bits have only this
     int64_t numbers_stride;  // elements from a token to the next
@@ -48,6 +49,15 @@ struct Product {
     float* out;
     int64_t out_stride;  // likewise
 };
+
+// Bytes of tokens' columns that are read again for each panel: they stay in the second cache.
+constexpr int64_t PART_BYTES = 256 << 10;
+
+// How many tokens they are of.
+inline int64_t tokens_of_part(const Product& product) {
+    const int64_t tokens = PART_BYTES / product.x.columns / TOGETHER * TOGETHER;
+    return tokens < TOGETHER ? TOGETHER : tokens;
+}
 
 // Panels first to last of a product with a matrix in 16 bits.
 struct Matrices {
@@ -78,9 +88,13 @@ const Instructions& amx_instructions();
 #endif
 
 // Row `row` of a panel, as numbers.
-void unpack_row(int kind, const uint8_t* panel, int row, int64_t columns, float* out);
+void unpack_row(int kind, const uint8_t* panel, int row, int64_t columns, int64_t group, float* out);
 
 void pack_panel(int kind, const uint8_t* rows, int64_t row_bytes, int num_rows, int64_t columns, uint8_t* panel);
+
+// Integers in groups: codes [num_rows, columns], scales and minima [num_rows, groups].
+void pack_groups(int kind, const uint8_t* codes, const float* scales, const float* minima, int num_rows, int64_t columns,
+                 int64_t group, uint8_t* panel);
 
 // IEEE half precision, any value.
 inline float half_to_float(const uint8_t* bytes) {

@@ -2,6 +2,8 @@
 // a lane is a row, its four bytes are columns.
 #pragma once
 
+#include <algorithm>
+
 #include <immintrin.h>
 
 #include "pagewire.h"
@@ -72,10 +74,10 @@ constexpr bool has_fifth(int kind) { return kind == Q5 || kind == Q5M || kind ==
 // Eight rows' values of a block, unpacked a group of four columns at a time.
 template <int KIND>
 struct Values {
-    __m256i low[4], fifth, sixth;
+    const uint8_t* at;
+    __m256i fifth, sixth;
 
-    explicit Values(const uint8_t* at) {
-        for (int i = 0; i < 4; ++i) low[i] = bytes_at(at + i * ROWS * 4);
+    explicit Values(const uint8_t* values) : at(values) {
         if (has_fifth(KIND)) fifth = bytes_at(at + ROWS * 16);
         if (KIND == Q6K) sixth = bytes_at(at + ROWS * 20);
     }
@@ -83,7 +85,7 @@ struct Values {
     template <int GROUP>
     __m256i group() const {
         const __m256i nibble = _mm256_set1_epi8(15);
-        __m256i value = low[GROUP % 4];
+        __m256i value = bytes_at(at + GROUP % 4 * ROWS * 4);
         value = _mm256_and_si256(GROUP < 4 ? value : _mm256_srli_epi16(value, 4), nibble);
         if (has_fifth(KIND)) value = _mm256_or_si256(value, bit<GROUP, 4>(fifth));
         if (KIND == Q6K) value = _mm256_or_si256(value, bit<GROUP, 5>(sixth));
@@ -118,7 +120,7 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
         }
     };
     for (int t = 0; t < T; ++t) out[t][0] = out[t][1] = _mm256_setzero_si256();
-    if (KIND == Q8) {  // the weights need no sign when 128 is added to them
+    if (is_signed(KIND)) {  // the weights need no sign when 128 is added to them
         for (int t = 0; t < T; ++t) out[t][0] = _mm256_set1_epi32((x[t].less[0] + x[t].less[1]) * 128);
 #pragma GCC unroll 8
         for (int group = 0; group < GROUPS; ++group) {
@@ -126,21 +128,22 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
         }
         return;
     }
+    // In the order in which two groups share a vector's bytes, which then need no register for long.
     const Values<KIND> unpacked(values);
     add(unpacked.template group<0>(), 0);
-    add(unpacked.template group<1>(), 1);
-    add(unpacked.template group<2>(), 2);
-    add(unpacked.template group<3>(), 3);
     add(unpacked.template group<4>(), 4);
+    add(unpacked.template group<1>(), 1);
     add(unpacked.template group<5>(), 5);
+    add(unpacked.template group<2>(), 2);
     add(unpacked.template group<6>(), 6);
+    add(unpacked.template group<3>(), 3);
     add(unpacked.template group<7>(), 7);
 }
 #else
 // Dot products of eight rows with columns of a block, in int32: the first and the second sixteen columns of Q6K, or all.
 template <int KIND, int T>
 inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) {
-    if (KIND == Q8) {
+    if (is_signed(KIND)) {
         for (int t = 0; t < T; ++t) out[t][0] = _mm256_setzero_si256();
 #pragma GCC unroll 8
         for (int group = 0; group < GROUPS; ++group) {
@@ -148,6 +151,7 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
             for (int t = 0; t < T; ++t) {
                 const __m256i four = _mm256_sign_epi8(four_columns(x[t].q + 4 * group), weight);
                 out[t][0] = _mm256_add_epi32(out[t][0], pairs_added(_mm256_maddubs_epi16(size, four)));
+                asm("" : "+x"(out[t][0]));
             }
         }
         return;
@@ -159,6 +163,8 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
         for (int t = 0; t < T; ++t) {
             __m256i product = _mm256_maddubs_epi16(weight, four_columns(x[t].q + 4 * group));
             sixteens[t] = begins ? product : _mm256_add_epi16(sixteens[t], product);
+            // Or the compiler adds them in an order for which it has too few registers.
+            asm("" : "+x"(sixteens[t]));
         }
     };
     auto widen = [&](int half, bool begins) {
@@ -167,23 +173,33 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
             out[t][half] = begins ? wide : _mm256_add_epi32(out[t][half], wide);
         }
     };
-    constexpr bool narrow = KIND == Q4 || KIND == Q4M || KIND == Q4K;
-    add(unpacked.template group<0>(), 0, true);
-    add(unpacked.template group<1>(), 1, false);
-    if (KIND == Q6K) widen(0, true);
-    add(unpacked.template group<2>(), 2, KIND == Q6K);
-    add(unpacked.template group<3>(), 3, false);
-    if (!narrow) widen(0, KIND != Q6K);
-    add(unpacked.template group<4>(), 4, !narrow);
-    add(unpacked.template group<5>(), 5, false);
-    if (KIND == Q6K) widen(1, true);
-    add(unpacked.template group<6>(), 6, KIND == Q6K);
-    add(unpacked.template group<7>(), 7, false);
-    if (KIND == Q6K) {
+    if constexpr (KIND == Q6K) {
+        add(unpacked.template group<0>(), 0, true);
+        add(unpacked.template group<1>(), 1, false);
+        widen(0, true);
+        add(unpacked.template group<2>(), 2, true);
+        add(unpacked.template group<3>(), 3, false);
+        widen(0, false);
+        add(unpacked.template group<4>(), 4, true);
+        add(unpacked.template group<5>(), 5, false);
+        widen(1, true);
+        add(unpacked.template group<6>(), 6, true);
+        add(unpacked.template group<7>(), 7, false);
         widen(1, false);
-    } else {
-        widen(0, narrow);
+        return;
     }
+    // In the order in which two groups share a vector's bytes, which then need no register for long.
+    constexpr bool narrow = KIND == Q4 || KIND == Q4M || KIND == Q4K || KIND == I4;
+    add(unpacked.template group<0>(), 0, true);
+    add(unpacked.template group<4>(), 4, false);
+    add(unpacked.template group<1>(), 1, false);
+    add(unpacked.template group<5>(), 5, false);
+    if (!narrow) widen(0, true);
+    add(unpacked.template group<2>(), 2, !narrow);
+    add(unpacked.template group<6>(), 6, false);
+    add(unpacked.template group<3>(), 3, false);
+    add(unpacked.template group<7>(), 7, false);
+    widen(0, narrow);
 }
 #endif
 
@@ -191,7 +207,7 @@ inline void dots(const uint8_t* values, const Rounded* x, __m256i (&out)[T][2]) 
 template <int KIND, int T>
 inline void add_block(const uint8_t* super, const uint8_t* block, int half, const Rounded* x, __m256 (&out)[T]) {
     __m256i dot[T][2];
-    const uint8_t* values = block + ROWS * (KIND == Q4M || KIND == Q5M ? 4 : 2) + half * 32;
+    const uint8_t* values = block + scale_bytes(KIND) + half * 32;
     dots<KIND, T>(values, x, dot);
     const int rows = half * 8;
     if (KIND == Q6K) {
@@ -208,7 +224,11 @@ inline void add_block(const uint8_t* super, const uint8_t* block, int half, cons
         return;
     }
     __m256 scale, min;
-    if (super_bytes(KIND)) {
+    if (is_grouped(KIND)) {
+        const float* scales = reinterpret_cast<const float*>(super) + rows;
+        scale = _mm256_loadu_ps(scales);
+        min = _mm256_loadu_ps(scales + ROWS);
+    } else if (super_bytes(KIND)) {
         scale = _mm256_mul_ps(halves_at(super + rows * 2), unsigned_at(block + rows));
         min = _mm256_mul_ps(halves_at(super + (ROWS + rows) * 2), unsigned_at(block + ROWS + rows));
         min = _mm256_sub_ps(_mm256_setzero_ps(), min);
@@ -231,6 +251,7 @@ template <int KIND, int T>
 void multiply_panel(const Product& product, int64_t panel, int64_t token) {
     constexpr int PASSES = T == 1 ? 1 : 2, HALVES = 2 / PASSES;
     const int64_t columns = product.x.columns, blocks = columns / BLOCK;
+    const int64_t each = super_blocks(KIND, product.group);
     for (int pass = 0; pass < PASSES; ++pass) {
         __m256 out[HALVES][T];
         for (int half = 0; half < HALVES; ++half) {
@@ -238,12 +259,14 @@ void multiply_panel(const Product& product, int64_t panel, int64_t token) {
         }
         const Rounded* x = product.x.at(token);
         const int64_t width = product.x.width(token);
-        const uint8_t* at = product.panels + panel * panel_bytes(KIND, columns);
+        const uint8_t* at = product.panels + panel * panel_bytes(KIND, columns, product.group);
         const uint8_t* super = at;
+        int64_t remaining = 0;  // blocks behind `super`
         for (int64_t block = 0; block < blocks; ++block, at += block_bytes(KIND), x += width) {
-            if (super_bytes(KIND) && block % 8 == 0) {
+            if (super_bytes(KIND) && remaining-- == 0) {
                 super = at;
                 at += super_bytes(KIND);
+                remaining = each - 1;
             }
             for (int half = 0; half < HALVES; ++half) {
                 add_block<KIND, T>(super, at, pass + half, x, out[half]);
@@ -269,12 +292,16 @@ void multiply_panel(const Product& product, int64_t panel, int64_t token) {
 
 template <int KIND>
 void multiply(const Product& product, int64_t first, int64_t last) {
-    for (int64_t panel = first; panel < last; ++panel) {
-        int64_t token = 0, num = product.x.num_tokens;
-        for (; token + 4 <= num; token += 4) multiply_panel<KIND, 4>(product, panel, token);
-        if (num - token == 3) multiply_panel<KIND, 3>(product, panel, token);
-        if (num - token == 2) multiply_panel<KIND, 2>(product, panel, token);
-        if (num - token == 1) multiply_panel<KIND, 1>(product, panel, token);
+    const int64_t part = tokens_of_part(product);
+    for (int64_t begin = 0; begin < product.x.num_tokens; begin += part) {
+        const int64_t end = std::min(begin + part, product.x.num_tokens);
+        for (int64_t panel = first; panel < last; ++panel) {
+            int64_t token = begin;
+            for (; token + 4 <= end; token += 4) multiply_panel<KIND, 4>(product, panel, token);
+            if (end - token == 3) multiply_panel<KIND, 3>(product, panel, token);
+            if (end - token == 2) multiply_panel<KIND, 2>(product, panel, token);
+            if (end - token == 1) multiply_panel<KIND, 1>(product, panel, token);
+        }
     }
 }
 

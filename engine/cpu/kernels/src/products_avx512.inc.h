@@ -33,7 +33,8 @@ inline __m512i four_columns(const int8_t* q) {
 
 constexpr bool has_fifth(int kind) { return kind == Q5 || kind == Q5M || kind == Q5K || kind == Q6K; }
 
-// A panel's values of a block, unpacked a group of four columns at a time, without a sign: Q8's have 128 added.
+// A panel's values of a block, unpacked a group of four columns at a time, without a sign: those of 8 bits have 128
+// added.
 template <int KIND>
 struct Values {
     const uint8_t* at;
@@ -46,7 +47,7 @@ struct Values {
 
     template <int GROUP>
     __m512i group() const {
-        if (KIND == Q8) return _mm512_xor_si512(bytes_at(at + GROUP * ROWS * 4), _mm512_set1_epi8(-128));
+        if (is_signed(KIND)) return _mm512_xor_si512(bytes_at(at + GROUP * ROWS * 4), _mm512_set1_epi8(-128));
         __m512i value = bytes_at(at + GROUP % 4 * ROWS * 4);
         value = _mm512_and_si512(GROUP < 4 ? value : _mm512_srli_epi16(value, 4), _mm512_set1_epi8(15));
         if (has_fifth(KIND)) value = with_bit<GROUP, 4>(value, fifth);
@@ -97,7 +98,7 @@ inline void add_half(const Values<Q6K>& values, __m512 scale, const Rounded* x, 
 // Adds a block's share to the sums of the panel's rows.
 template <int KIND, int T>
 inline void add_block(const uint8_t* super, const uint8_t* block, const Rounded* x, __m512 (&out)[T]) {
-    const Values<KIND> values(block + ROWS * (KIND == Q4M || KIND == Q5M ? 4 : 2));
+    const Values<KIND> values(block + scale_bytes(KIND));
     if constexpr (KIND == Q6K) {
         const __m512 scale = halves_at(super);
         add_half<0, T>(values, _mm512_mul_ps(scale, signed_at(block)), x, out);
@@ -108,7 +109,7 @@ inline void add_block(const uint8_t* super, const uint8_t* block, const Rounded*
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
         dot[t] = _mm512_setzero_si512();
-        if (KIND == Q8) {  // 128 of each
+        if (is_signed(KIND)) {  // 128 of each
             dot[t] = _mm512_add_epi32(_mm512_set1_epi32(x[t].less[0]), _mm512_set1_epi32(x[t].less[1]));
             dot[t] = _mm512_slli_epi32(dot[t], 7);
         }
@@ -116,7 +117,10 @@ inline void add_block(const uint8_t* super, const uint8_t* block, const Rounded*
     add_groups<KIND, 0, T>(values, x, dot);
     add_groups<KIND, 4, T>(values, x, dot);
     __m512 scale, min = _mm512_setzero_ps();
-    if (super_bytes(KIND)) {
+    if (is_grouped(KIND)) {
+        scale = _mm512_loadu_ps(super);
+        min = _mm512_loadu_ps(super + ROWS * 4);
+    } else if (super_bytes(KIND)) {
         scale = _mm512_mul_ps(halves_at(super), unsigned_at(block));
         min = _mm512_sub_ps(min, _mm512_mul_ps(halves_at(super + ROWS * 2), unsigned_at(block + ROWS)));
     } else {
@@ -136,17 +140,20 @@ inline void add_block(const uint8_t* super, const uint8_t* block, const Rounded*
 template <int KIND, int T>
 void multiply_panel(const Product& product, int64_t panel, int64_t token) {
     const int64_t columns = product.x.columns, blocks = columns / BLOCK;
+    const int64_t each = super_blocks(KIND, product.group);
     const Rounded* x = product.x.at(token);
     const int64_t width = product.x.width(token);
     __m512 out[T];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) out[t] = _mm512_setzero_ps();
-    const uint8_t* at = product.panels + panel * panel_bytes(KIND, columns);
+    const uint8_t* at = product.panels + panel * panel_bytes(KIND, columns, product.group);
     const uint8_t* super = at;
+    int64_t remaining = 0;  // blocks behind `super`
     for (int64_t block = 0; block < blocks; ++block, at += block_bytes(KIND), x += width) {
-        if (super_bytes(KIND) && block % 8 == 0) {
+        if (super_bytes(KIND) && remaining-- == 0) {
             super = at;
             at += super_bytes(KIND);
+            remaining = each - 1;
         }
         add_block<KIND, T>(super, at, x, out);
     }
@@ -159,12 +166,9 @@ void multiply_panel(const Product& product, int64_t panel, int64_t token) {
     }
 }
 
-// Bytes of tokens' columns that are read again for each panel: they stay in the second cache.
-constexpr int64_t PART_BYTES = 256 << 10;
-
 template <int KIND>
 void multiply(const Product& product, int64_t first, int64_t last) {
-    const int64_t part = std::max(TOGETHER, PART_BYTES / product.x.columns / TOGETHER * TOGETHER);
+    const int64_t part = tokens_of_part(product);
     for (int64_t begin = 0; begin < product.x.num_tokens; begin += part) {
         const int64_t end = std::min(begin + part, product.x.num_tokens);
         for (int64_t panel = first; panel < last; ++panel) {

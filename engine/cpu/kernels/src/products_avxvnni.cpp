@@ -7,7 +7,8 @@ const Instructions& avxvnni_instructions() {
         "avxvnni",
         quantize,
         {multiply<Q4>, multiply<Q4M>, multiply<Q5>, multiply<Q5M>, multiply<Q8>, multiply<Q4K>, multiply<Q5K>,
-         multiply<Q6K>, avx2_matrices().bf16, avx2_matrices().f16},
+         multiply<Q6K>, avx2_matrices().bf16, avx2_matrices().f16,
+         multiply<I4>, multiply<I8>},
         avx2_layers(),
     };
     return instructions;

@@ -31,7 +31,7 @@ void quantize(const Product& product, int64_t first, int64_t last) {
 template <int KIND>
 int weight(const uint8_t* values, int row, int column) {
     int group = column / 4, byte = row * 4 + column % 4;
-    if (KIND == Q8) return static_cast<int8_t>(values[group * ROWS * 4 + byte]);
+    if (is_signed(KIND)) return static_cast<int8_t>(values[group * ROWS * 4 + byte]);
     uint8_t pair = values[group % 4 * ROWS * 4 + byte];
     int value = group < 4 ? pair & 15 : pair >> 4;
     if (KIND == Q5 || KIND == Q5M || KIND == Q5K || KIND == Q6K) {
@@ -41,10 +41,17 @@ int weight(const uint8_t* values, int row, int column) {
     return value;
 }
 
+// One of a group's scales, behind which its minima lie.
+float group_scale(const uint8_t* super, int index) {
+    float scale;
+    memcpy(&scale, super + index * 4, 4);
+    return scale;
+}
+
 template <int KIND>
 void multiply(const Product& product, int64_t first, int64_t last) {
     int64_t columns = product.x.columns, blocks = columns / BLOCK;
-    int64_t stride = panel_bytes(KIND, columns);
+    const int64_t each = super_blocks(KIND, product.group), stride = panel_bytes(KIND, columns, product.group);
     for (int64_t panel = first; panel < last; ++panel) {
         for (int64_t token = 0; token < product.x.num_tokens; ++token) {
             float out[ROWS] = {};
@@ -52,17 +59,21 @@ void multiply(const Product& product, int64_t first, int64_t last) {
             const uint8_t* super = at;
             const Rounded* x = product.x.at(token);
             for (int64_t block = 0; block < blocks; ++block, at += block_bytes(KIND), x += product.x.width(token)) {
-                if (super_bytes(KIND) && block % 8 == 0) {
+                if (super_bytes(KIND) && block % each == 0) {
                     super = at;
                     at += super_bytes(KIND);
                 }
-                const uint8_t* values = at + ROWS * (KIND == Q4M || KIND == Q5M ? 4 : 2);
+                const uint8_t* values = at + scale_bytes(KIND);
                 for (int row = 0; row < ROWS; ++row) {
                     int dots[2] = {0, 0};
                     for (int column = 0; column < BLOCK; ++column) {
                         dots[column / 16] += weight<KIND>(values, row, column) * x->q[column];
                     }
                     float whole = x->d * static_cast<float>(dots[0] + dots[1]), sum = x->sum;
+                    if (is_grouped(KIND)) {
+                        out[row] += group_scale(super, row) * whole + group_scale(super, ROWS + row) * sum;
+                        continue;
+                    }
                     float scale = half_to_float((super_bytes(KIND) ? super : at) + row * 2);
                     if (KIND == Q4) {
                         out[row] += scale * (whole - 8 * sum);
@@ -93,17 +104,21 @@ void multiply(const Product& product, int64_t first, int64_t last) {
 }
 
 template <int KIND>
-void unpack(const uint8_t* at, int row, int64_t columns, float* out) {
+void unpack(const uint8_t* at, int row, int64_t columns, int64_t group, float* out) {
     const uint8_t* super = at;
+    const int64_t each = super_blocks(KIND, group);
     for (int64_t block = 0; block < columns / BLOCK; ++block, at += block_bytes(KIND)) {
-        if (super_bytes(KIND) && block % 8 == 0) {
+        if (super_bytes(KIND) && block % each == 0) {
             super = at;
             at += super_bytes(KIND);
         }
-        const uint8_t* values = at + ROWS * (KIND == Q4M || KIND == Q5M ? 4 : 2);
-        const float d = half_to_float((super_bytes(KIND) ? super : at) + row * 2);
+        const uint8_t* values = at + scale_bytes(KIND);
+        const float d = is_grouped(KIND)    ? group_scale(super, row)
+                        : super_bytes(KIND) ? half_to_float(super + row * 2)
+                                            : half_to_float(at + row * 2);
         for (int column = 0; column < BLOCK; ++column) {
             float scale = d, min = 0;
+            if (is_grouped(KIND)) min = group_scale(super, ROWS + row);
             if (KIND == Q4) min = -8 * d;
             if (KIND == Q5) min = -16 * d;
             if (KIND == Q4M || KIND == Q5M) min = half_to_float(at + (ROWS + row) * 2);
@@ -120,7 +135,7 @@ void unpack(const uint8_t* at, int row, int64_t columns, float* out) {
     }
 }
 
-void unpack_bf16(const uint8_t* at, int row, int64_t columns, float* out) {
+void unpack_bf16(const uint8_t* at, int row, int64_t columns, int64_t, float* out) {
     for (int64_t column = 0; column < columns; ++column) {
         uint16_t upper;
         memcpy(&upper, at + (column / 2 * ROWS + row) * 4 + column % 2 * 2, 2);
@@ -129,18 +144,19 @@ void unpack_bf16(const uint8_t* at, int row, int64_t columns, float* out) {
     }
 }
 
-void unpack_f16(const uint8_t* at, int row, int64_t columns, float* out) {
+void unpack_f16(const uint8_t* at, int row, int64_t columns, int64_t, float* out) {
     for (int64_t column = 0; column < columns; ++column) out[column] = half_to_float(at + (column * ROWS + row) * 2);
 }
 
 }  // namespace
 
-void unpack_row(int kind, const uint8_t* panel, int row, int64_t columns, float* out) {
+void unpack_row(int kind, const uint8_t* panel, int row, int64_t columns, int64_t group, float* out) {
     static constexpr decltype(&unpack<Q4>) unpackers[NUM_KINDS] = {
         unpack<Q4>,  unpack<Q4M>, unpack<Q5>,  unpack<Q5M>, unpack<Q8>,
         unpack<Q4K>, unpack<Q5K>, unpack<Q6K>, unpack_bf16, unpack_f16,
+        unpack<I4>,  unpack<I8>,
     };
-    unpackers[kind](panel, row, columns, out);
+    unpackers[kind](panel, row, columns, group, out);
 }
 
 const Instructions& plain_instructions() {
@@ -148,7 +164,8 @@ const Instructions& plain_instructions() {
         "plain",
         quantize,
         {multiply<Q4>, multiply<Q4M>, multiply<Q5>, multiply<Q5M>, multiply<Q8>, multiply<Q4K>, multiply<Q5K>,
-         multiply<Q6K>, plain_matrices().bf16, plain_matrices().f16},
+         multiply<Q6K>, plain_matrices().bf16, plain_matrices().f16,
+         multiply<I4>, multiply<I8>},
         plain_layers(),
     };
     return instructions;

@@ -9,7 +9,7 @@ namespace {
 struct Multiplying {
     int64_t kind;
     const uint8_t* panels;
-    int64_t rows, columns;
+    int64_t rows, columns, group;
     const float* x;
     int64_t x_stride, tokens;
     const float* bias;
@@ -19,7 +19,7 @@ struct Multiplying {
 struct Embedding {
     int64_t kind;
     const uint8_t* panels;
-    int64_t columns;
+    int64_t columns, group;
     const int64_t* ids;
     int64_t tokens;
     float* out;
@@ -32,7 +32,7 @@ struct Gathering {
     int64_t count, size;
 };
 
-enum Operation : int64_t { MULTIPLY, EMBED, NORM, GATE, ROTATE, ATTEND, GATHER };
+enum Operation : int64_t { MULTIPLY, EMBED, NORM, GATE, ROTATE, ATTEND, GATHER, SCALE };
 
 }  // namespace
 
@@ -43,19 +43,21 @@ void pagewire_do(PagewireLibrary* library, int64_t operation, void* job) {
     switch (operation) {
         case MULTIPLY: {
             const auto& m = *static_cast<Multiplying*>(job);
-            pagewire_multiply(library, static_cast<int>(m.kind), m.panels, m.rows, m.columns, m.x, m.x_stride,
-                              m.tokens, m.bias, m.out, m.rows);
+            pagewire_multiply(library, static_cast<int>(m.kind), m.panels, m.rows, m.columns, m.group, m.x,
+                              m.x_stride, m.tokens, m.bias, m.out, m.rows);
             break;
         }
         case EMBED: {
             const auto& e = *static_cast<Embedding*>(job);
-            pagewire_embed(library, static_cast<int>(e.kind), e.panels, e.columns, e.ids, e.tokens, e.out);
+            pagewire_embed(library, static_cast<int>(e.kind), e.panels, e.columns, e.group, e.ids, e.tokens,
+                           e.out);
             break;
         }
         case NORM: pagewire_norm(library, static_cast<pagewire::Norm*>(job)); break;
         case GATE: pagewire_gate(library, static_cast<pagewire::Gating*>(job)); break;
         case ROTATE: pagewire_rotate(library, static_cast<pagewire::Rotating*>(job)); break;
         case ATTEND: pagewire_attend(library, static_cast<pagewire::Attending*>(job)); break;
+        case SCALE: pagewire_scale(library, static_cast<pagewire::Scaling*>(job)); break;
         case GATHER: {
             const auto& g = *static_cast<Gathering*>(job);
             for (int64_t row = 0; row < g.count; ++row)

@@ -107,22 +107,41 @@ inline Vector select(Whole condition, Vector yes, Vector no) {
                                     (reinterpret_cast<Whole>(no) & ~condition));
 }
 
-inline Vector larger(Vector a, Vector b) { return select(a > b, a, b); }
+// `b` where one of them is no number.
+inline Vector larger(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX__)
+    return reinterpret_cast<Vector>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+    return select(a > b, a, b);
+#endif
+}
 
-// e to the power of x, to 2 units in the last place (the polynomial is Cephes'); 0 far below, and NaN for NaN.
-inline Vector exponential(Vector x) {
+// e to the power of x from -87 to 88, to 2 units in the last place (the polynomial is Cephes').
+inline Vector exponential_within(Vector x) {
     const Vector magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    Vector clamped = select(x < all(-87.0f), all(-87.0f), select(x > all(88.0f), all(88.0f), x));
-    Vector power = fused(clamped, all(1.44269504088896341f), magic) - magic;
-    Vector rest = fused(power, all(2.12194440e-4f), fused(power, all(-0.693359375f), clamped));
+    Vector power = fused(x, all(1.44269504088896341f), magic) - magic;
+    Vector rest = fused(power, all(2.12194440e-4f), fused(power, all(-0.693359375f), x));
     Vector series = all(1.9875691500e-4f);
     for (float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
         series = fused(series, rest, all(factor));
     }
     Vector value = fused(series * rest, rest, rest) + all(1.0f);
     Whole exponent = __builtin_convertvector(power, Whole) << 23;
-    value = reinterpret_cast<Vector>(reinterpret_cast<Whole>(value) + exponent);
-    return select(x < all(-87.0f), all(0.0f), value);
+    return reinterpret_cast<Vector>(reinterpret_cast<Whole>(value) + exponent);
+}
+
+// e to the power of x; 0 far below, and NaN for NaN.
+inline Vector exponential(Vector x) {
+    const Vector clamped = select(x < all(-87.0f), all(-87.0f), select(x > all(88.0f), all(88.0f), x));
+    return select(x < all(-87.0f), all(0.0f), exponential_within(clamped));
+}
+
+// The same of a number that is not above 0.
+inline Vector decay(Vector x) {
+    const Vector value = exponential_within(larger(all(-87.0f), x));
+    return reinterpret_cast<Vector>(reinterpret_cast<Whole>(value) & ~(x < all(-87.0f)));
 }
 
 }  // namespace

@@ -51,6 +51,16 @@ def test_gates_are_torchs(native: NativeLibrary, activation: str, shape: tuple[i
     torch.testing.assert_close(out, OPS.activate_and_mul(gate_up.clone(), activation), rtol=2e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 21), (40, 1024)], ids=str)
+@pytest.mark.parametrize(("factor", "soft_cap"), [(1.7, 0.0), (1.0, 30.0), (0.5, 2.0)])
+def test_scales_and_caps_are_torchs(
+    native: NativeLibrary, shape: tuple[int, int], factor: float, soft_cap: float
+) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 20
+    out = native.scale(x, factor, soft_cap)
+    torch.testing.assert_close(out, OPS.scale(x, factor, soft_cap), rtol=2e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("rotary", ["none", "half", "interleaved", "scaled"])
 @pytest.mark.parametrize("normed", [False, True])
 def test_queries_and_keys_are_turned_and_stored_as_by_torch(

@@ -159,3 +159,48 @@ def test_a_token_has_the_same_bits_among_any_number_of_others(native: NativeLibr
     for count in (1, 2, 5, 17):
         parts = [native.multiply(part, matrix) for part in x.split(count)]
         assert torch.equal(torch.cat(parts), together), count
+
+
+def integers(
+    native: NativeLibrary, bits: int, columns: int, group_size: int, codes: torch.Tensor | None = None
+) -> tuple[PackedMatrix, np.ndarray]:
+    """A matrix of integers in groups, and what it stands for."""
+    generator = torch.Generator().manual_seed(bits)
+    low, high, dtype = (0, 16, torch.uint8) if bits == 4 else (-128, 128, torch.int8)
+    if codes is None:
+        codes = torch.randint(low, high, (37, columns), generator=generator).to(dtype)
+    num_groups = -(-columns // group_size)
+    scales, minima = (torch.randn(len(codes), num_groups, generator=generator) * 0.01 for _ in range(2))
+    spread = [each.repeat_interleave(group_size, 1)[:, :columns].double() for each in (scales, minima)]
+    matrix = native.pack_groups(bits, codes, scales, minima, group_size)
+    return matrix, (codes.double() * spread[0] + spread[1]).numpy()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", [(1, 96, 96), (7, 256, 32), (70, 416, 128)], ids=str)
+def test_products_of_integers_in_groups(
+    native: NativeLibrary, bits: int, shape: tuple[int, int, int]
+) -> None:
+    """The last group of the last shape is shorter."""
+    num_tokens, columns, group_size = shape
+    matrix, weights = integers(native, bits, columns, group_size)
+    x = torch.randn(num_tokens, columns, generator=torch.Generator().manual_seed(0))
+    expected = rounded(x) @ weights.T
+    out = native.multiply(x, matrix)
+    assert np.abs(out.numpy() - expected).max() < 1e-6 * np.abs(expected).max() + 1e-5
+    for token in (0, num_tokens - 1):
+        assert torch.equal(native.multiply(x[token : token + 1], matrix)[0], out[token])
+    ids = torch.tensor([0, 36, 16])
+    np.testing.assert_allclose(native.embed(ids, matrix).numpy(), weights[ids.numpy()], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("bits", "lowest", "highest"), [(4, 0, 15), (8, -128, 127)])
+def test_extreme_integers_do_not_overflow(
+    native: NativeLibrary, bits: int, lowest: int, highest: int
+) -> None:
+    dtype = torch.uint8 if bits == 4 else torch.int8
+    codes = torch.tensor([[lowest], [highest]]).to(dtype).expand(2, 256)
+    matrix, weights = integers(native, bits, 256, 64, codes)
+    x = torch.tensor([[1.0], [-1.0]]).expand(2, 256).contiguous()
+    expected = x.numpy().astype(np.float64) @ weights.T
+    assert np.abs(native.multiply(x, matrix).numpy() - expected).max() < 1e-5 * np.abs(expected).max()
