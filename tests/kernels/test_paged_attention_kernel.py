@@ -201,7 +201,9 @@ def prefill(
 ) -> torch.Tensor:
     num_heads, num_kv_heads = case.query.shape[1], case.key.shape[2]
     block_q = prefill_block_q(
-        num_heads, num_kv_heads, config or prefill_config(case.query.shape[2], case.query.dtype)
+        num_heads,
+        num_kv_heads,
+        config or prefill_config(case.query.shape[2], case.query.dtype, case.key.dtype),
     )
     tiles = prefill_tiles(np.array(case.counts), np.array(case.seq_lens), block_q)
     padding = np.full(2, -1, dtype=np.int32)
@@ -592,7 +594,7 @@ def test_decode_compiles_for_hopper(
 @pytest.mark.parametrize("e4m3", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("varied", [False, True])
 def test_prefill_compiles_for_hopper(varied: bool, e4m3: bool) -> None:
-    config = prefill_config(128, torch.bfloat16)
+    config = prefill_config(128, torch.bfloat16, torch.float8_e4m3fn if e4m3 else torch.bfloat16)
     names = ("table", "rows", "query_start_loc", "seq_lens", "tile_request", "tile_start")
     constants = {
         **CONSTANT_STRIDES,
@@ -623,7 +625,7 @@ def test_prefill_compiles_for_hopper(varied: bool, e4m3: bool) -> None:
 
 @pytest.mark.parametrize("e4m3", [False, True])
 def test_the_shared_prefix_compiles_for_hopper(e4m3: bool) -> None:
-    config = prefill_config(128, torch.bfloat16)
+    config = prefill_config(128, torch.bfloat16, torch.float8_e4m3fn if e4m3 else torch.bfloat16)
     integers = dict.fromkeys(("table_ptr", "prefix_row_ptr", "prefix_len_ptr"), "*i32")
     floats = dict.fromkeys(("partials_ptr", "log_sums_ptr"), "*fp32")
     counts = dict.fromkeys(("num_seqs", "num_splits"), "i32")

@@ -76,7 +76,8 @@ def prefetch_weights(
     w_ptr, first_n, begin, end, n, k, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr
 ):
     """Blocks [begin, end) of K, of the rows from first_n on."""
-    LINE: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    # Elements of a cache line, or of as much of one as a block has.
+    LINE: tl.constexpr = min(BLOCK_K, 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8))
     if OVERLAP:
         rows = (first_n + tl.arange(0, BLOCK_N))[:, None]
         for block in range(begin, end):
