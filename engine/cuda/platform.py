@@ -87,7 +87,7 @@ class CudaPlatform(Platform):
         return cuda_layout_products(self.device, deterministic=self._config.deterministic)
 
     def expert_methods(self) -> Mapping[str, ExpertMethod]:
-        return cuda_expert_methods(deterministic=self._config.deterministic)
+        return cuda_expert_methods(self.device, deterministic=self._config.deterministic)
 
     def make_runner(
         self,

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from engine.cpu.platform import CpuPlatform
 from engine.cuda import shared_prefix
+from engine.cuda.fp8_experts import CudaFp8Experts
 from engine.cuda.runner import CudaModelRunner
 from engine.dispatch.records import StepResult
 from engine.dispatch.sampling import SamplingRecord
+from engine.layers.linear_method import DenseMethod, SameMethod
 from engine.quant.layouts.base import Layout
 from engine.quant.products import LayoutProducts
 from engine.worker.build import build_worker
@@ -159,6 +161,13 @@ def test_fp8_weights_are_deterministic_and_others_are_refused(tmp_path: Path) ->
     plain_inputs, _ = write_pair(tmp_path / "plain inputs", CASES["fp8 channels, inputs as they are"][0])
     with pytest.raises(ConfigError, match=r"deterministic is available with FP8 weights and activations"):
         build_worker(config(plain_inputs, DEVICE, deterministic=True), InterpretedPlatform)
+
+
+def test_experts_of_e4m3_need_a_gpu_that_has_it() -> None:
+    with pytest.raises(
+        ConfigError, match=r"experts are in FP8, which needs a GPU of compute capability 8\.9"
+    ):
+        CudaFp8Experts(deterministic=False, available=False).for_matrices(SameMethod(DenseMethod()))
 
 
 def test_a_cpu_refuses_keys_and_values_of_8_bits(directory: Path) -> None:
