@@ -46,7 +46,7 @@ ROW_SHAPES = [(22, 272), *([(1040, 1040)] if CUDA else [])]
 def _chosen() -> Iterator[tuple[RowsConfig | TileConfig, bool, int]]:
     """What serving chooses from, whether for blocks, and for how many tokens at most."""
     for in_blocks, table in ((False, measured.CHANNELS), (True, measured.BLOCKS)):
-        for n, k in (*table, (4096, 4096), (28672, 4096)):
+        for n, k in (*table, (1024, 2048), (4096, 4096), (28672, 4096)):
             for m in (1, 2, 3, 4, 8, 16, 32, 64, 65, 256, 1024):
                 config = choose_fp8(m, n, k, in_blocks=in_blocks, torch_fits=False)
                 assert config is not None
