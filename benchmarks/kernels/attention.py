@@ -185,7 +185,7 @@ def launch_cascade(
     """Decodes whose first `shared` tokens are those of the first row, attended to once."""
     num_seqs, num_heads, _ = query.shape
     num_sms = torch.cuda.get_device_properties(0).multi_processor_count
-    block_m = prefill_config(HEAD_DIM, query.dtype).block_m
+    block_m = prefill_config(HEAD_DIM, query.dtype, query.dtype).block_m
     splits = prefix_splits(num_seqs, num_heads, NUM_KV_HEADS, num_sms, block_m)
     shares = num_seqs * (1 + splits)
     workspace = split_workspace(num_seqs, shares, num_heads, NUM_KV_HEADS, HEAD_DIM, query.device)
@@ -287,7 +287,7 @@ def measure_decode(pool: Pool, num_heads: int, num_seqs: int, context: int, copy
 def measure_decode_by_prefill(pool: Pool, num_heads: int, num_seqs: int, context: int) -> float:
     """Microseconds of the same batch as chunks of one token, which makes it independent of the batch."""
     rows = integers(np.arange(num_seqs))
-    config = prefill_config(HEAD_DIM, torch.bfloat16)
+    config = prefill_config(HEAD_DIM, torch.bfloat16, torch.bfloat16)
     query = random_query(num_seqs, num_heads)
     return round(median_us([launch_prefill(pool, rows, [1] * num_seqs, context - 1, query, config)], 4), 1)
 

@@ -1,6 +1,6 @@
 """FP8 on a GPU: products with the weights of llama8b, and attention over keys and values of 8 bits.
 
-    python -m benchmarks.kernels.fp8 [--json FILE] [--tune]
+    python -m benchmarks.kernels.fp8 [--json FILE] [--tune] [--tokens N...]
 
 Products are timed with the quantization of their inputs, as the engine computes them: ours with scales for
 each output and in blocks of 128 x 128, torch's scaled product (with scales for each token and output), and
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,64 +60,62 @@ LARGEST_ERROR = 6e-2
 DECODES, CONTEXT = 64, 7000
 PROMPTS = (4, 2048)
 DECODE_CONFIGS = (
-    DecodeConfig(64, 4, 3),
-    DecodeConfig(64, 4, 4),
-    DecodeConfig(64, 4, 5),
-    DecodeConfig(64, 2, 4),
-    DecodeConfig(32, 2, 5),
-    DecodeConfig(128, 4, 3),
-    DecodeConfig(128, 4, 4),
+    DecodeConfig(64, 1, 4),
+    DecodeConfig(64, 2, 3),
+    DecodeConfig(64, 2, 5),
+    DecodeConfig(64, 2, 6),
+    DecodeConfig(128, 2, 3),
+    DecodeConfig(128, 2, 4),
 )
 PREFILL_CONFIGS = (
-    PrefillConfig(64, 64, 4, 2),
-    PrefillConfig(64, 64, 4, 3),
-    PrefillConfig(128, 64, 8, 2),
-    PrefillConfig(128, 64, 8, 3),
-    PrefillConfig(128, 128, 8, 2),
+    PrefillConfig(64, 128, 4, 2),
+    PrefillConfig(64, 128, 4, 3),
+    PrefillConfig(128, 128, 8, 3),
+    PrefillConfig(256, 64, 8, 2),
 )
 
 
 def candidates(m: int, *, in_blocks: bool) -> list[Config]:
     """The plausible configs for m tokens."""
-    found: list[Config] = []
-    if m <= 4:
-        sizes = {1: (1, 2, 4, 8), 2: (1, 2, 4), 4: (1, 2)}[m]
-        found += [RowsConfig(block_n, num_warps) for block_n in sizes for num_warps in (2, 4)]
-    return found + [
-        config
-        for config in _tiles(m)
-        # A block's inputs are added up at once.
-        if not in_blocks or config.block_k <= BLOCK
-    ]
+    rows = [RowsConfig(4, 2), RowsConfig(2, 2)] if m == 1 else []
+    # A block's inputs are added up at once.
+    return rows + [config for config in _tiles(m) if not in_blocks or config.block_k <= BLOCK]
 
 
 def _tiles(m: int) -> Iterator[TileConfig]:
-    small, large = TileConfig(128, 128, 128, 8, 4), TileConfig(64, 128, 128, 4, 4)
+    large = TileConfig(64, 128, 128, 4, 4)
     if m <= 32:
         rows = max(16, m)
-        narrow = TileConfig(rows, 64, 128, 4, 6, transposed=True)
         deep = TileConfig(rows, 64, 256, 4, 4, transposed=True)
-        for config in (narrow, deep):
-            yield from _shared(config, 0, ONE_PER_SM, TWO_PER_SM)
-        yield TileConfig(rows, 128, 128, 4, 5, transposed=True, programs=ONE_PER_SM)
+        narrow = TileConfig(rows, 64, 128, 4, 6, transposed=True)
+        wide = TileConfig(rows, 128, 128, 4, 5, transposed=True, programs=ONE_PER_SM)
+        yield from _ahead(deep, 0, 8, 16)
+        yield from _ahead(replace(deep, programs=ONE_PER_SM), 0, 8)
+        yield replace(deep, programs=TWO_PER_SM, ahead=8)
+        yield from _ahead(narrow, 0, 16, 32)
+        yield replace(narrow, programs=TWO_PER_SM, ahead=16)
+        yield from _ahead(wide, 0, 16)
     elif m == 64:
-        yield from _shared(TileConfig(64, 64, 128, 4, 6), 0, ONE_PER_SM, TWO_PER_SM)
-        yield from _shared(TileConfig(64, 64, 128, 4, 6, transposed=True), 0, TWO_PER_SM)
-        yield from _shared(large, 0, ONE_PER_SM)
+        narrow = TileConfig(64, 64, 128, 4, 6)
+        yield from _ahead(narrow, 0, 16)
+        yield from _ahead(replace(narrow, programs=TWO_PER_SM), 0, 16)
+        yield from _ahead(large, 0, 16)
     elif m <= 256:
-        yield from _shared(TileConfig(128, 64, 128, 4, 5), 0, TWO_PER_SM)
-        yield from _shared(large, 0, TWO_PER_SM)
-        yield from _shared(small, 0, ONE_PER_SM)
+        yield from _ahead(TileConfig(128, 64, 128, 4, 5), 0, 16)
+        yield from _ahead(large, 0, 16)
+        yield replace(large, num_stages=3)
+        yield TileConfig(128, 128, 128, 8, 4, programs=ONE_PER_SM)
     else:
-        yield small
         yield large
-        yield TileConfig(64, 256, 128, 8, 3)
-        yield TileConfig(128, 64, 128, 4, 4)
+        # Three programs on a multiprocessor.
+        yield replace(large, num_stages=3)
+        yield TileConfig(128, 64, 128, 4, 3)
+        yield TileConfig(128, 128, 128, 8, 4)
 
 
-def _shared(config: TileConfig, *programs: int) -> Iterator[TileConfig]:
-    for count in programs:
-        yield replace(config, programs=count)
+def _ahead(config: TileConfig, *blocks: int) -> Iterator[TileConfig]:
+    for count in blocks:
+        yield replace(config, ahead=count)
 
 
 def to_matrix(weight: torch.Tensor, layout: str) -> Fp8Matrix:
@@ -284,12 +282,13 @@ def attend() -> list[dict[str, Any]]:
     heads, channels = attention.QUERY_HEADS[0], attention.HEAD_DIM
     query = torch.randn(DECODES, heads, channels, device="cuda", dtype=torch.bfloat16)
     workspace = split_workspace(DECODES, DECODES, heads, attention.NUM_KV_HEADS, channels, query.device)
-    decoding = decode_config(channels, query.dtype, DECODES * attention.NUM_KV_HEADS)
+    chosen = {
+        each.key.dtype: decode_config(channels, each.key.dtype, DECODES * attention.NUM_KV_HEADS)
+        for each in (pool, small)
+    }
     moved = 2 * DECODES * CONTEXT * attention.NUM_KV_HEADS * channels
-    for config in (decoding, *DECODE_CONFIGS):
-        for own_pool, kv_scales, width in ((pool, None, 2), (small, scales, 1)):
-            if own_pool is pool and config is not decoding:
-                continue
+    for own_pool, kv_scales, width in ((pool, None, 2), (small, scales, 1)):
+        for config in (chosen[own_pool.key.dtype], *(DECODE_CONFIGS if own_pool is small else ())):
             us = _launch_us(
                 lambda own_pool=own_pool, kv_scales=kv_scales, config=config: attention.launch_decode(
                     own_pool, rows, CONTEXT, query, workspace,
@@ -308,11 +307,9 @@ def attend() -> list[dict[str, Any]]:
     count, length = PROMPTS
     query = torch.randn(count * length, heads, channels, device="cuda", dtype=torch.bfloat16)
     operations = 4 * count * length * length / 2 * heads * channels
-    prefilling = prefill_config(channels, query.dtype)
-    for prefill in (prefilling, *PREFILL_CONFIGS):
-        for own_pool, kv_scales in ((pool, None), (small, scales)):
-            if own_pool is pool and prefill is not prefilling:
-                continue
+    for own_pool, kv_scales in ((pool, None), (small, scales)):
+        prefilling = prefill_config(channels, query.dtype, own_pool.key.dtype)
+        for prefill in (prefilling, *(PREFILL_CONFIGS if own_pool is small else ())):
             us = _launch_us(
                 lambda own_pool=own_pool, kv_scales=kv_scales, prefill=prefill: attention.launch_prefill(
                     own_pool, rows[:count], [length] * count, 0, query, prefill, kv_scales=kv_scales
@@ -360,11 +357,11 @@ def compile_one(job: tuple[Config, int, int, str]) -> None:
         print(f"{layout} {describe(config)}: {type(error).__name__}: {error}"[:200])
 
 
-def compile_all() -> None:
-    """Compiles every candidate, several at a time."""
+def compile_all(tokens: Sequence[int]) -> None:
+    """Compiles every candidate for these numbers of tokens, several at a time."""
     jobs: dict[Any, tuple[Config, int, int, str]] = {}
     for layout in LAYOUTS:
-        for m in TOKENS:
+        for m in tokens:
             for name in NAMES:
                 k = SHAPES[name][1]
                 for config in candidates(m, in_blocks=layout == "blocks"):
@@ -404,6 +401,8 @@ def _code(config: Config | None) -> str:
             more = ", transposed=True" * config.transposed
             if config.programs:
                 more += f", programs={config.programs}"
+            if config.ahead:
+                more += f", ahead={config.ahead}"
             warps = f"num_warps={config.num_warps}, num_stages={config.num_stages}"
             return f"TileConfig({tile}, {warps}{more})"
     return "None"
@@ -432,13 +431,14 @@ def print_tables(rows: list[dict[str, Any]], attended: list[dict[str, Any]]) -> 
 def main() -> None:
     parser = record.parser(__doc__)
     parser.add_argument("--tune", action="store_true", help="print the tables of measured.py")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="numbers of tokens")
     arguments = parser.parse_args()
-    compile_all()
+    compile_all(arguments.tokens)
     bench = Fp8Bench()
     rows = []
     for name in NAMES:
         weights = bench.make_weights(*SHAPES[name])
-        for m in TOKENS:
+        for m in arguments.tokens:
             try:
                 rows.append(measure(bench, name, weights, m))
             except Exception:

@@ -147,7 +147,8 @@ def describe(config: Config | None) -> str:
             order = "nm" if config.transposed else "mn"
             tile = f"{config.block_m}x{config.block_n}x{config.block_k}"
             shares = f" p{config.programs}" if config.programs else ""
-            return f"{order} {tile} w{config.num_warps} s{config.num_stages}{shares}"
+            ahead = f" a{config.ahead}" if config.ahead else ""
+            return f"{order} {tile} w{config.num_warps} s{config.num_stages}{shares}{ahead}"
     return "torch"
 
 

@@ -96,11 +96,12 @@ class TritonAttentionBackend(AttentionBackend):
         max_num_seqs: int,
         device: torch.device,
         dtype: torch.dtype,
+        cache_dtype: torch.dtype,
         deterministic: bool = False,
         num_sms: int | None = None,
     ) -> None:
         self.tile_decodes = deterministic
-        self._config = prefill_config(heads.head_dim, dtype)
+        self._config = prefill_config(heads.head_dim, dtype, cache_dtype)
         self.block_q = prefill_block_q(heads.num_heads, heads.num_kv_heads, self._config)
         self._num_sms = num_sms or _SMS_WITHOUT_DEVICE
         if device.type == "cuda":

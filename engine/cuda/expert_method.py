@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from engine.cuda.fp8_experts import CudaFp8Experts
+from engine.cuda.fp8_products import has_fp8
 from engine.kernels.experts.choice import apply_experts
 from engine.kernels.experts.parts import ExpertMatrices, Gating
 from engine.layers.experts import ExpertMethod, Experts, ExpertShape, ExpertWeights
@@ -53,11 +54,11 @@ class CudaMxfp4Experts(Mxfp4Experts):
         return _apply(experts, x, routing, "blocks", "scales", deterministic=self._deterministic)
 
 
-def cuda_expert_methods(*, deterministic: bool) -> Mapping[str, ExpertMethod]:
+def cuda_expert_methods(device: torch.device, *, deterministic: bool) -> Mapping[str, ExpertMethod]:
     """By the weights' number format; "fp8" is for matrices that are loaded one by one."""
     return {
         "": CudaExperts(deterministic=deterministic),
-        "fp8": CudaFp8Experts(deterministic=deterministic),
+        "fp8": CudaFp8Experts(deterministic=deterministic, available=has_fp8(device)),
         "mxfp4": CudaMxfp4Experts(deterministic=deterministic),
     }
 

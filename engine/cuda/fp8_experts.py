@@ -34,14 +34,23 @@ class CudaFp8Experts(QuantizedExperts):
 
     Args:
         deterministic: have each token's result bitwise the same whatever else is in the step.
+        available: whether the GPU has e4m3.
         methods: of each matrix, whose shard is such as "7.gate".
     """
 
-    def __init__(self, *, deterministic: bool, methods: LinearMethods | None = None) -> None:
+    def __init__(
+        self, *, deterministic: bool, available: bool = True, methods: LinearMethods | None = None
+    ) -> None:
         super().__init__(methods or SameMethod(DenseMethod()))
-        self._deterministic = deterministic
+        self._deterministic, self._available = deterministic, available
 
     def for_matrices(self, methods: LinearMethods) -> ExpertMethod:
+        """Raises ConfigError if the GPU has no e4m3."""
+        if not self._available:
+            raise ConfigError(
+                "the model's experts are in FP8, which needs a GPU of compute capability 8.9 or above; use "
+                "--device cpu, or another checkpoint"
+            )
         return CudaFp8Experts(deterministic=self._deterministic, methods=methods)
 
     def finish_loading(self, weights: ExpertWeights) -> None:

@@ -26,7 +26,7 @@ from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
-from engine.platform.device import CUDA_DEFAULTS, fitting
+from engine.platform.device import CUDA_DEFAULTS, fitting, pick_kv_dtype
 from engine.platform.kv_cache import GIB, KVPool
 from engine.quant.products import LayoutProducts
 from engine.step.runner import Runner
@@ -72,6 +72,7 @@ class CudaPlatform(Platform):
             max_num_seqs=max_num_seqs,
             device=self.device,
             dtype=self.dtype,
+            cache_dtype=pick_kv_dtype(self._config.kv_cache_dtype, self.dtype),
             deterministic=self._config.deterministic,
         )
 
@@ -86,7 +87,7 @@ class CudaPlatform(Platform):
         return cuda_layout_products(self.device, deterministic=self._config.deterministic)
 
     def expert_methods(self) -> Mapping[str, ExpertMethod]:
-        return cuda_expert_methods(deterministic=self._config.deterministic)
+        return cuda_expert_methods(self.device, deterministic=self._config.deterministic)
 
     def make_runner(
         self,

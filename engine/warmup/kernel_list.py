@@ -36,6 +36,7 @@ from engine.models.config import LayerConfig, ModelConfig
 from engine.models.kv_groups import kv_groups
 from engine.platform.assemble import assemble, max_model_len
 from engine.platform.base import MakeTrial
+from engine.platform.device import pick_kv_dtype
 from engine.quant.products import LayoutProducts
 from engine.step.runner import Runner
 from engine.warmup.quantized import (
@@ -146,6 +147,7 @@ class _RehearsalPlatform(CudaPlatform):
             max_num_seqs=max_num_seqs,
             device=self.device,
             dtype=self.dtype,
+            cache_dtype=pick_kv_dtype(self._config.kv_cache_dtype, self.dtype),
             deterministic=self._config.deterministic,
             num_sms=self._num_sms,
         )

@@ -46,7 +46,7 @@ ROW_SHAPES = [(22, 272), *([(1040, 1040)] if CUDA else [])]
 def _chosen() -> Iterator[tuple[RowsConfig | TileConfig, bool, int]]:
     """What serving chooses from, whether for blocks, and for how many tokens at most."""
     for in_blocks, table in ((False, measured.CHANNELS), (True, measured.BLOCKS)):
-        for n, k in (*table, (4096, 4096), (28672, 4096)):
+        for n, k in (*table, (1024, 2048), (4096, 4096), (28672, 4096)):
             for m in (1, 2, 3, 4, 8, 16, 32, 64, 65, 256, 1024):
                 config = choose_fp8(m, n, k, in_blocks=in_blocks, torch_fits=False)
                 assert config is not None
@@ -393,6 +393,15 @@ def test_quantization_compiles_for_hopper(group: int) -> None:
     ids=str,
 )
 def test_tiles_compile_for_hopper(config: TileConfig, in_blocks: bool) -> None:
+    compile_tiles(config, 128 if in_blocks else 0)
+
+
+def test_blocks_narrower_than_a_cache_line_compile_for_hopper() -> None:
+    compile_tiles(TileConfig(16, 64, 32, num_warps=4, num_stages=6, transposed=True), 32)
+
+
+def compile_tiles(config: TileConfig, block: int) -> None:
+    """With scales of blocks of so many outputs and inputs, or, for 0, of outputs."""
     signature = {
         "x_desc": f"tensordesc<fp8e4nv[{config.block_m}, {config.block_k}]>",
         "w_desc": f"tensordesc<fp8e4nv[{config.block_n}, {config.block_k}]>",
@@ -404,13 +413,13 @@ def test_tiles_compile_for_hopper(config: TileConfig, in_blocks: bool) -> None:
         **dict.fromkeys(["m", "n", "k", "out_stride"], "i32"),
     }
     shape = {
-        "OUTPUTS": 128 if in_blocks else 0,
-        "INPUTS": 128,
+        "OUTPUTS": block,
+        "INPUTS": block or config.block_k,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "TRANSPOSED": config.transposed,
-        "PREFETCHED": config.num_stages,
+        "PREFETCHED": config.ahead or config.num_stages,
     }
     kernel = "fp8_whole_tiles_kernel"
     if config.programs:

@@ -23,17 +23,36 @@ ALIGNMENT = 16
 # Sums of the tensor cores are of so many inputs at most, or of a block's.
 _BLOCK_K = 128
 _FEW_TOKENS = 2
-# What was not measured: by tokens at most.
-_SMALL_TILES = (
-    (16, TileConfig(16, 64, _BLOCK_K, num_warps=4, num_stages=6, transposed=True)),
-    (32, TileConfig(32, 64, _BLOCK_K, num_warps=4, num_stages=6, transposed=True)),
-    (64, TileConfig(64, 64, _BLOCK_K, num_warps=4, num_stages=5)),
-)
-_TILE = TileConfig(128, 128, _BLOCK_K, num_warps=8, num_stages=4)
-# One program for each of the multiprocessors of an H100 or H200, where there are fewer tiles.
+# Weights so small that a second launch, which quantizes the inputs, takes longer than what tiles save.
+_SMALL_MATRIX = 1 << 22
+# What was not measured: by tokens at most, with scales of outputs and in blocks.
+_SMALL_TILES = {
+    False: (
+        (16, TileConfig(16, 64, 256, num_warps=4, num_stages=4, transposed=True)),
+        (32, TileConfig(32, 64, 256, num_warps=4, num_stages=4, transposed=True)),
+        (64, TileConfig(64, 64, _BLOCK_K, num_warps=4, num_stages=6)),
+        (256, TileConfig(128, 64, _BLOCK_K, num_warps=4, num_stages=5)),
+    ),
+    True: (
+        (16, TileConfig(16, 64, _BLOCK_K, num_warps=4, num_stages=6, transposed=True)),
+        (32, TileConfig(32, 64, _BLOCK_K, num_warps=4, num_stages=6, transposed=True)),
+        (64, TileConfig(64, 64, _BLOCK_K, num_warps=4, num_stages=6)),
+        (256, TileConfig(64, 128, _BLOCK_K, num_warps=4, num_stages=4)),
+    ),
+}
+_LARGE_TILE = TileConfig(64, 128, _BLOCK_K, num_warps=4, num_stages=4)
+# From so many tokens on torch's product is the fastest where there is one.
+_MANY_TOKENS = 128
+# Multiprocessors of an H100 or H200. Fewer tiles than these are cut into as many shares, if they are long;
+# adding up the shares of short ones takes as long as it saves, unless there are very few tiles.
 _PROGRAMS = 132
+_LONG = 8192
+_FEW_TILES = 64
 # For each token's result to be the same in any batch: an element of whole tiles depends on its rows alone.
-_INVARIANT_TILES = (TileConfig(64, 64, _BLOCK_K, num_warps=4, num_stages=5), _TILE)
+_INVARIANT_TILES = (
+    TileConfig(64, 64, _BLOCK_K, num_warps=4, num_stages=5),
+    TileConfig(128, 128, _BLOCK_K, num_warps=8, num_stages=4),
+)
 
 
 @lru_cache(maxsize=4096)
@@ -49,13 +68,19 @@ def choose_fp8(m: int, n: int, k: int, *, in_blocks: bool, torch_fits: bool) -> 
     for most, config in table.get((n, k), ()):
         if m <= most and (config is not None or torch_fits):
             return config and replace(config, overlap=True)
-    if m <= _FEW_TOKENS:
+    if m <= _FEW_TOKENS and n * k <= _SMALL_MATRIX:
         return replace(one_token_rows(n), overlap=True)
-    for most, small in _SMALL_TILES:
-        if m <= most:
-            programs = 0 if triton.cdiv(n, small.block_n) >= _PROGRAMS else _PROGRAMS
-            return replace(small, programs=programs, overlap=True)
-    return None if torch_fits else replace(_TILE, overlap=True)
+    if torch_fits and m >= _MANY_TOKENS:
+        return None
+    tile = next((tile for most, tile in _SMALL_TILES[in_blocks] if m <= most), _LARGE_TILE)
+    return replace(tile, programs=_shares(m, n, k, tile), overlap=True)
+
+
+def _shares(m: int, n: int, k: int, tile: TileConfig) -> int:
+    """The programs that take equal shares; 0 for whole tiles."""
+    tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+    enough = _PROGRAMS if k >= _LONG else _FEW_TILES
+    return 0 if tiles >= enough else _PROGRAMS
 
 
 def torch_fits(matrix: Fp8Matrix, dtype: torch.dtype) -> bool:

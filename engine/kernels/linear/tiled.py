@@ -38,6 +38,7 @@ class TileConfig:
         programs: 0 for whole tiles; otherwise this many take equal shares.
         overlap: have the first weights on their way to the L2 cache while the kernel before still runs; see
             engine/kernels/launch.py.
+        ahead: with `overlap`, blocks of K of each program that are on their way then; 0 for `num_stages`.
     """
 
     block_m: int
@@ -48,6 +49,7 @@ class TileConfig:
     transposed: bool = False
     programs: int = 0
     overlap: bool = False
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ def prefetch_weights(
     w_ptr, first_n, begin, end, n, k, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr
 ):
     """Blocks [begin, end) of K, of the rows from first_n on."""
-    LINE: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    # Elements of a cache line, or of as much of one as a block has.
+    LINE: tl.constexpr = min(BLOCK_K, 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8))
     if OVERLAP:
         rows = (first_n + tl.arange(0, BLOCK_N))[:, None]
         for block in range(begin, end):
@@ -290,7 +293,7 @@ def tiled_linear(
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         # As many as the loop will have in flight.
-        "PREFETCHED": config.num_stages,
+        "PREFETCHED": config.ahead or config.num_stages,
         **(overlap_options() if config.overlap else ORDINARY),
     }
     if not config.programs:

@@ -39,14 +39,22 @@ class PrefillConfig:
     num_stages: int
 
 
-def prefill_config(head_dim: int, dtype: torch.dtype) -> PrefillConfig:
-    """The configuration for a model: one for all its batches, since results depend on it bit for bit."""
+def prefill_config(head_dim: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> PrefillConfig:
+    """The configuration for a model: one for all its batches, since results depend on it bit for bit.
+
+    Args:
+        dtype: of queries.
+        cache_dtype: of keys and values.
+    """
     if dtype == torch.float32:
         # No tensor cores: larger tiles do not fit in registers.
         size = 16 if head_dim > 128 else 32
         return PrefillConfig(block_m=size, block_n=size, num_warps=4, num_stages=2)
     if head_dim > 128:
         return PrefillConfig(block_m=128, block_n=64, num_warps=8, num_stages=2)
+    if cache_dtype.itemsize == 1:
+        # Each tile is converted by every program that reads it: the more tokens share one, the better.
+        return PrefillConfig(block_m=128, block_n=128, num_warps=8, num_stages=2)
     return PrefillConfig(block_m=64, block_n=64, num_warps=4, num_stages=3)
 
 
@@ -122,7 +130,7 @@ def paged_prefill_attention(
     """
     _, num_heads, head_dim = query.shape
     block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
-    config = config or prefill_config(head_dim, query.dtype)
+    config = config or prefill_config(head_dim, query.dtype, key_cache.dtype)
     _prefill_kernel[(num_kv_heads, tile_request.shape[0])](
         query,
         key_cache,

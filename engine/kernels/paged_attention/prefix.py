@@ -91,7 +91,7 @@ def shared_prefix_attention(
     num_seqs, num_heads, head_dim = query.shape
     block_size, num_kv_heads = key_cache.shape[1], key_cache.shape[2]
     group = num_heads // num_kv_heads
-    config = config or prefill_config(head_dim, query.dtype)
+    config = config or prefill_config(head_dim, query.dtype, key_cache.dtype)
     assert num_splits + num_prefix_splits <= MAX_SPLITS.value
     _prefix_kernel[(num_kv_heads, triton.cdiv(num_seqs * group, config.block_m), num_prefix_splits)](
         query,
