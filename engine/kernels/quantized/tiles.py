@@ -39,8 +39,8 @@ class WordConfig:
 
     Attributes:
         block_m: tokens of a tile, 8 or more.
-        block_n: outputs of a tile, 64 or 128.
-        num_warps: 4, or 8 for 128 outputs.
+        block_n: outputs of a tile: 32, 64 or 128.
+        num_warps: 4, or 8 for 128 outputs; with fewer, each warp multiplies 32 outputs on its own.
         num_stages: blocks of K in flight.
         programs: 0 for whole tiles; otherwise this many take equal shares.
         overlap: have the first weights on their way to the L2 cache while the kernel before still runs; see
