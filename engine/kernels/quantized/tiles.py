@@ -25,10 +25,10 @@ from engine.kernels.quantized.words import (
     group_addresses,
     load_groups,
     scales_of,
-    settled,
     table_rows,
     values_of,
 )
+from engine.kernels.tensor_cores import settled
 
 _GROUP_M = 8
 
@@ -90,7 +90,7 @@ def multiply_words(
             next_groups = load_groups(addresses, block + 1, num_groups, GROUP, BLOCK_K)
         w = values_of(words, groups, tables, dtype, BLOCK_N, BLOCK_K, BITS, TABLES, SCALED, PACKED)
         if SCALED or not GROUP:
-            acc = settled(tl.dot(w, x.T, acc), PACKED)
+            acc = settled(tl.dot(w, x.T, acc))
         else:
             acc += tl.dot(w, x.T) * scales_of(groups, TABLES)
         if GROUP:

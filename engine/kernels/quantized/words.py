@@ -280,21 +280,6 @@ def values_of(
     return tl.reshape(tl.join(low, high), (BLOCK_N, BLOCK_K))
 
 
-@triton.jit
-def settled(acc, PACKED: tl.constexpr):
-    """The sums, when the tensor cores are done with them.
-
-    Sums that the next product takes as they are, Triton has in flight while the next weights are made. The
-    last ones are read from registers meanwhile, and the compiler does not keep those: they are overwritten
-    before they are read. What uses the sums in between ends that.
-    """
-    if PACKED:
-        acc = tl.inline_asm_elementwise(
-            "mov.f32 $0, $1;", "=f,f", [acc], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return acc
-
-
 settle_keys(
     first_word_row,
     group_addresses,
@@ -308,5 +293,4 @@ settle_keys(
     _look_up,
     _table_values,
     values_of,
-    settled,
 )
