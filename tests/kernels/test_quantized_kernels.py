@@ -442,6 +442,7 @@ def test_products_of_words_compile_for_hopper(case: str) -> None:
         num_stages=num_stages,
     )
     assert size["shared"] <= SHARED_LIMIT
+    assert size["in_flight"] == 0  # see engine/kernels/tensor_cores.py
 
 
 @pytest.mark.slow
@@ -535,3 +536,4 @@ def test_products_of_experts_compile_for_hopper(block_m: int) -> None:
         num_stages=4,
     )  # fmt: skip
     assert size["shared"] <= SHARED_LIMIT
+    assert size["in_flight"] == 0
