@@ -1,6 +1,7 @@
 """Products with quantized weights of llama8b's shapes: ours beside torch's in bf16, and the floor.
 
     python -m benchmarks.kernels.quantized [--json FILE] [--tune] [--kinds KIND,...] [--shapes NAME,...]
+        [--tokens NUMBER,...]
 
 Each product is timed in a CUDA graph of many calls that take turns over copies of the weights which do not
 fit in the L2 cache. The floor is the larger of the bytes at the measured copy bandwidth and the operations at
@@ -44,62 +45,58 @@ SHAPES = {
 KINDS = ("int4", "int8", "table4", "w8a8")
 COMPILERS = 14
 DTYPE = torch.bfloat16
-TWO, THREE, FOUR = 264, 396, 528
+# Programs, for each of 132 multiprocessors.
+ONE, TWO, THREE, FOUR, SIX, EIGHT, TWELVE = 132, 264, 396, 528, 792, 1056, 1584
 
 Config = WordConfig | TileConfig | None
 
 
 def word_candidates(kind: str, m: int) -> list[Config]:
     """The plausible configs for m tokens."""
+    if m <= 16:
+        rows = 8 if m <= 8 else 16
+        found: list[Config] = [
+            WordConfig(rows, 64, 4, 5, FOUR),
+            WordConfig(rows, 128, 4, 4, THREE),
+            WordConfig(rows, 128, 4, 4, FOUR),
+            WordConfig(rows, 64, 2, 5, EIGHT),
+            WordConfig(rows, 64, 2, 4, SIX),
+            WordConfig(rows, 128, 4, 4, TWO),
+        ]
+        if rows == 8:
+            found += [WordConfig(8, 32, 1, 5, TWELVE)]
+        return [*found, WordConfig(rows, 128, 8, 4, TWO)] if kind == "table4" else found
     match m:
-        case 1 | 2 | 4 | 8 | 16:
-            found = [
-                WordConfig(16, 64, 4, 4, FOUR),
-                WordConfig(16, 64, 4, 6, THREE),
-                WordConfig(16, 64, 4, 6, TWO),
-                WordConfig(16, 128, 4, 4, TWO),
-                WordConfig(16, 128, 8, 4, TWO),
-                WordConfig(16, 64, 4, 5),
-            ]
-            if kind == "table4":
-                return [*found[:3], found[4]]
-            few = [
-                WordConfig(8, 64, 4, 5, FOUR),
-                WordConfig(8, 128, 4, 4, THREE),
-                WordConfig(8, 128, 4, 5, TWO),
-            ]
-            return [*found, *few] if m <= 8 else found
         case 32:
             return [
                 WordConfig(32, 64, 4, 4, FOUR),
-                WordConfig(32, 64, 4, 5, TWO),
+                WordConfig(32, 64, 2, 4, SIX),
                 WordConfig(32, 128, 4, 4, TWO),
-                WordConfig(32, 128, 8, 4, TWO),
+                WordConfig(32, 128, 4, 3, THREE),
             ]
         case 64:
             return [
-                WordConfig(64, 64, 4, 4, THREE),
                 WordConfig(64, 64, 4, 4, TWO),
+                WordConfig(64, 64, 4, 3, THREE),
                 WordConfig(64, 128, 8, 4, TWO),
                 WordConfig(64, 128, 8, 3),
             ]
         case 128:
             return [
                 WordConfig(128, 64, 4, 3, TWO),
-                WordConfig(128, 128, 8, 3, 132),
-                WordConfig(128, 128, 8, 3, TWO),
+                WordConfig(128, 64, 4, 2, THREE),
+                WordConfig(128, 128, 8, 3, ONE),
                 WordConfig(128, 128, 8, 3),
-                None,
             ]
         case 256:
             return [
-                WordConfig(256, 64, 4, 3, 132),
-                WordConfig(256, 128, 8, 3, 132),
-                WordConfig(128, 128, 8, 3, 132),
+                WordConfig(256, 128, 8, 3, ONE),
+                WordConfig(256, 64, 4, 3, ONE),
+                WordConfig(128, 128, 8, 3, ONE),
                 WordConfig(128, 128, 8, 3),
-                None,
+                WordConfig(128, 64, 4, 3, TWO),
             ]
-    return [WordConfig(256, 128, 8, 3), WordConfig(128, 128, 8, 3), None]
+    return [WordConfig(256, 128, 8, 3, ONE), WordConfig(256, 128, 8, 3), WordConfig(128, 128, 8, 3), None]
 
 
 def int8_candidates(m: int) -> list[Config]:
@@ -218,7 +215,12 @@ def describe(config: Config) -> str:
     return f"{tile} w{config.num_warps} s{config.num_stages}{shares}"
 
 
-def compile_one(job: tuple[str, int, Config | str]) -> str:
+def chosen(kind: str, m: int, n: int, k: int) -> Config:
+    """What serving takes."""
+    return choose_int8(m, n, k) if kind == "w8a8" else choose_words(kind, m, n, k)
+
+
+def compile_one(job: tuple[str, int, Config]) -> str:
     """Fills Triton's cache on disk. What fails is met again in the timing."""
     kind, m, config = job
     try:
@@ -233,13 +235,13 @@ def compile_one(job: tuple[str, int, Config | str]) -> str:
     return ""
 
 
-def compile_all(kinds: list[str], *, tune: bool) -> None:
-    """Compiles every candidate, several at a time: one after the other they would take minutes."""
-    jobs: dict[Any, tuple[str, int, Config | str]] = {}
+def compile_all(kinds: list[str], names: list[str], tokens: list[int], *, tune: bool) -> None:
+    """Compiles every config, several at a time: one after the other they would take minutes."""
+    jobs: dict[Any, tuple[str, int, Config]] = {}
     for kind in kinds:
-        for m in TOKENS:
-            jobs[kind, m] = (kind, min(m, 512) if kind != "w8a8" else m, "chosen")
-            for config in candidates(kind, m) if tune else []:
+        for m in tokens:
+            configs = [chosen(kind, m, *SHAPES[name]) for name in names]
+            for config in [*configs, *(candidates(kind, m) if tune else [])]:
                 jobs[kind, config] = (kind, min(m, 512), config)
     with ProcessPoolExecutor(COMPILERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         for failed in filter(None, pool.map(compile_one, jobs.values())):
@@ -273,12 +275,12 @@ def _replay(graph: torch.cuda.CUDAGraph, replays: int) -> float:
     return begin.elapsed_time(end) / 1e3 / replays
 
 
-def bf16_seconds(n: int, k: int) -> dict[int, float]:
+def bf16_seconds(n: int, k: int, tokens: list[int]) -> dict[int, float]:
     """torch's product in bf16, by the number of tokens."""
     copies = max(1, math.ceil(ROTATED_BYTES / (2 * n * k)))
     weights = torch.empty(copies, n, k, dtype=DTYPE, device="cuda").normal_(std=k**-0.5)
     found = {}
-    for m in TOKENS:
+    for m in tokens:
         x = torch.randn(m, k, dtype=DTYPE, device="cuda")
         found[m] = seconds_of(lambda index, x=x: F.linear(x, weights[index]), copies)  # type: ignore[misc]
     return found
@@ -290,6 +292,7 @@ def measure(
     multiply: Callable[[Layout, torch.Tensor], torch.Tensor],
     forced: Forced,
     *,
+    tokens: list[int],
     tune: bool,
 ) -> list[dict[str, Any]]:
     """A kind of weights of one shape, for each number of tokens."""
@@ -299,7 +302,7 @@ def measure(
     layouts = [first, *(prepare(kind, n, k) for _ in range(copies - 1))]
     weight = first.weight()
     rows = []
-    for m in TOKENS:
+    for m in tokens:
         x = torch.randn(m, k, dtype=DTYPE, device="cuda")
         expected = x.float() @ weight.T
         times: dict[str, float] = {}
@@ -384,7 +387,8 @@ def print_summary(rows: list[dict[str, Any]]) -> None:
     by_weights: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         by_weights.setdefault((row["kind"], row["weights"]), []).append(row)
-    print(f"{'tokens':16} " + " ".join(f"{m:>16}" for m in TOKENS))
+    tokens = dict.fromkeys(row["m"] for row in rows)
+    print(f"{'tokens':16} " + " ".join(f"{m:>16}" for m in tokens))
     for (kind, name), found in by_weights.items():
         cells = (
             f"{row['took_us']:7.1f} {row['share_of_floor']:3.0%} {row['times_bf16']:4.2f}" for row in found
@@ -397,17 +401,19 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="time every candidate")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
     arguments = parser.parse_args()
+    tokens = [int(each) for each in arguments.tokens.split(",")]
     kinds, names = arguments.kinds.split(","), arguments.shapes.split(",")
-    compile_all(kinds, tune=arguments.tune)
+    compile_all(kinds, names, tokens, tune=arguments.tune)
     forced = Forced()
     multiply = products(forced)
     rows = []
     for name in names:
-        bf16 = bf16_seconds(*SHAPES[name])
+        bf16 = bf16_seconds(*SHAPES[name], tokens)
         torch.cuda.empty_cache()
         for kind in kinds:
-            found = measure(kind, name, multiply, forced, tune=arguments.tune)
+            found = measure(kind, name, multiply, forced, tokens=tokens, tune=arguments.tune)
             print_rows(found, bf16)
             rows += found
             torch.cuda.empty_cache()

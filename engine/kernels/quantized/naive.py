@@ -20,7 +20,8 @@ def naive_quantize(
     """
     values = x.float()
     if scale is None:
-        scales = (values.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-10)
+        # Torch multiplies by the reciprocal of a number on a GPU, and divides by a tensor.
+        scales = (values.abs().amax(-1, keepdim=True) / values.new_tensor(127.0)).clamp(min=1e-10)
         return (values / scales).round().to(torch.int8), scales
     whole = (values / scale).round()
     return (whole if zero is None else whole + zero).clamp(-128, 127).to(torch.int8), scale

@@ -28,6 +28,7 @@ from engine.kernels.quantized.words import (
     table_rows,
     values_of,
 )
+from engine.kernels.tensor_cores import settled
 
 _GROUP_M = 8
 
@@ -38,8 +39,8 @@ class WordConfig:
 
     Attributes:
         block_m: tokens of a tile, 8 or more.
-        block_n: outputs of a tile, 64 or 128.
-        num_warps: 4, or 8 for 128 outputs.
+        block_n: outputs of a tile: 32, 64 or 128.
+        num_warps: 4, or 8 for 128 outputs; with fewer, each warp multiplies 32 outputs on its own.
         num_stages: blocks of K in flight.
         programs: 0 for whole tiles; otherwise this many take equal shares.
         overlap: have the first weights on their way to the L2 cache while the kernel before still runs; see
@@ -89,7 +90,7 @@ def multiply_words(
             next_groups = load_groups(addresses, block + 1, num_groups, GROUP, BLOCK_K)
         w = values_of(words, groups, tables, dtype, BLOCK_N, BLOCK_K, BITS, TABLES, SCALED, PACKED)
         if SCALED or not GROUP:
-            acc = tl.dot(w, x.T, acc)
+            acc = settled(tl.dot(w, x.T, acc))
         else:
             acc += tl.dot(w, x.T) * scales_of(groups, TABLES)
         if GROUP:
