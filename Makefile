@@ -15,9 +15,9 @@ MODEL ?= smollm2-135m
 PORT ?= 8000
 GRPC_PORT ?= 50051
 ARGS ?=
-# Many tests start a service of their own and wait for it: two files at a time keep two cores busy. The slowest
+# Many tests start a service of their own and wait for it: three files at a time keep two cores busy. The slowest
 # come first by name; in the order that xdist would choose they come last, one core idle.
-JOBS ?= 2
+JOBS ?= 3
 # Kernels and tiny models share a GPU well; a model takes most of its memory, so that models come one by one.
 GPU_JOBS ?= 8
 TINY_ON_GPU := tests/integration/test_cuda_families.py tests/integration/test_cuda_quantized.py
@@ -79,7 +79,7 @@ proto: $(VENV)/.installed-dev ## Regenerate the stubs from protos/
 	$(BIN)/python tools/stubs.py
 
 console: ## Build the web console from console/ (needs Node 20 or newer; what it builds is committed)
-	cd console && npm ci --no-audit --no-fund && npm run build
+	cd console && npm install --no-audit --no-fund && npm run build
 
 pictures: $(VENV)/.installed-dev ## Take the pictures of the console in docs/pictures (needs Debian's chromium)
 	$(BIN)/python -m pytest -n 0 tests/e2e/test_console.py -k look --pictures docs/pictures

@@ -21,9 +21,9 @@ from tests.e2e.prompts import greedy, prompt_ids
 from tools.service import Service
 
 TIE = 1e-4
-MAX_TOKENS = 24
-FEW_TOKENS = 12
-FIRST_TOKENS = 8
+MAX_TOKENS = 16
+FEW_TOKENS = 8
+FIRST_TOKENS = 4
 
 
 class Reference:

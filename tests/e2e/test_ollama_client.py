@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import httpx
 import ollama
@@ -19,7 +20,7 @@ class Town(pydantic.BaseModel, extra="forbid"):
     """What an answer is held to."""
 
     capital: bool
-    population: int
+    language: Literal["German", "French"]
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ export const theme = signal<Theme>((localStorage.getItem(NAME) as Theme | null) 
 /** Counts the times that colours changed, for what draws with them. */
 export const colours = signal(0);
 
-effect(() => {
-  const value = theme.value;
-  if (value === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = value;
-  localStorage.setItem(NAME, value);
-  colours.value = colours.peek() + 1;
+const media = matchMedia("(prefers-color-scheme: dark)");
+const systemIsDark = signal(media.matches);
+media.addEventListener("change", (event) => {
+  systemIsDark.value = event.matches;
 });
 
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+effect(() => {
+  document.documentElement.dataset.theme = isDark() ? "dark" : "light";
+  localStorage.setItem(NAME, theme.value);
   colours.value = colours.peek() + 1;
 });
 
@@ -26,8 +26,7 @@ export function nextTheme(): void {
 }
 
 export function isDark(): boolean {
-  if (theme.value !== "system") return theme.value === "dark";
-  return matchMedia("(prefers-color-scheme: dark)").matches;
+  return theme.value === "system" ? systemIsDark.value : theme.value === "dark";
 }
 
 /** A colour of the style sheet, for canvases. */

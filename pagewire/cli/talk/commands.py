@@ -143,4 +143,5 @@ COMMANDS: Mapping[str, Command] = {
     "/stats": Command("", "tokens, time to the first one, tokens/s", _stats),
     "/help": Command("", "this", _help),
     "/exit": Command("", "leave", lambda exchange, _: exchange.leave()),
+    "/bye": Command("", "leave, as with Ollama", lambda exchange, _: exchange.leave()),
 }
