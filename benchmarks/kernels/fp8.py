@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ DECODES, CONTEXT = 64, 7000
 PROMPTS = (4, 2048)
 DECODE_CONFIGS = (
     DecodeConfig(64, 1, 4),
-    DecodeConfig(64, 2, 3),
+    DecodeConfig(64, 2, 4),
     DecodeConfig(64, 2, 5),
     DecodeConfig(64, 2, 6),
     DecodeConfig(128, 2, 3),
@@ -70,7 +71,7 @@ DECODE_CONFIGS = (
 PREFILL_CONFIGS = (
     PrefillConfig(64, 128, 4, 2),
     PrefillConfig(64, 128, 4, 3),
-    PrefillConfig(128, 128, 8, 3),
+    PrefillConfig(128, 128, 8, 2),
     PrefillConfig(256, 64, 8, 2),
 )
 
@@ -88,34 +89,21 @@ def _tiles(m: int) -> Iterator[TileConfig]:
         rows = max(16, m)
         deep = TileConfig(rows, 64, 256, 4, 4, transposed=True)
         narrow = TileConfig(rows, 64, 128, 4, 6, transposed=True)
-        wide = TileConfig(rows, 128, 128, 4, 5, transposed=True, programs=ONE_PER_SM)
-        yield from _ahead(deep, 0, 8, 16)
-        yield from _ahead(replace(deep, programs=ONE_PER_SM), 0, 8)
-        yield replace(deep, programs=TWO_PER_SM, ahead=8)
-        yield from _ahead(narrow, 0, 16, 32)
-        yield replace(narrow, programs=TWO_PER_SM, ahead=16)
-        yield from _ahead(wide, 0, 16)
+        yield from (deep, replace(deep, programs=ONE_PER_SM))
+        yield from (narrow, replace(narrow, programs=TWO_PER_SM))
+        yield TileConfig(rows, 128, 128, 4, 5, transposed=True, programs=ONE_PER_SM)
     elif m == 64:
         narrow = TileConfig(64, 64, 128, 4, 6)
-        yield from _ahead(narrow, 0, 16)
-        yield from _ahead(replace(narrow, programs=TWO_PER_SM), 0, 16)
-        yield from _ahead(large, 0, 16)
+        yield from (narrow, replace(narrow, transposed=True), replace(narrow, programs=TWO_PER_SM), large)
     elif m <= 256:
-        yield from _ahead(TileConfig(128, 64, 128, 4, 5), 0, 16)
-        yield from _ahead(large, 0, 16)
-        yield replace(large, num_stages=3)
+        yield TileConfig(128, 64, 128, 4, 5)
+        yield from (large, replace(large, num_stages=3))
         yield TileConfig(128, 128, 128, 8, 4, programs=ONE_PER_SM)
     else:
-        yield large
-        # Three programs on a multiprocessor.
-        yield replace(large, num_stages=3)
+        # The second and the third: three programs on a multiprocessor.
+        yield from (large, replace(large, num_stages=3))
         yield TileConfig(128, 64, 128, 4, 3)
         yield TileConfig(128, 128, 128, 8, 4)
-
-
-def _ahead(config: TileConfig, *blocks: int) -> Iterator[TileConfig]:
-    for count in blocks:
-        yield replace(config, ahead=count)
 
 
 def to_matrix(weight: torch.Tensor, layout: str) -> Fp8Matrix:
@@ -164,9 +152,9 @@ class Fp8Bench(Bench):
 
     def best(
         self, x: torch.Tensor, weights: Weights, layout: str, failed: dict[str, str]
-    ) -> dict[Config, float]:
+    ) -> dict[Config | None, float]:
         """Seconds of each candidate, quantization included; what fails or is wrong is noted."""
-        times: dict[Config, float] = {}
+        times: dict[Config | None, float] = {}
         expected = F.linear(x, weights.plain[0]).float()
         for config in candidates(x.shape[0], in_blocks=layout == "blocks"):
             overlapping = replace(config, overlap=True)
@@ -216,7 +204,7 @@ def measure(bench: Fp8Bench, name: str, weights: Weights, m: int) -> dict[str, A
     failed: dict[str, str] = {}
     times: dict[str, dict[Config | None, float]] = {}
     for layout in LAYOUTS:
-        times[layout] = {**bench.best(x, weights, layout, failed)}
+        times[layout] = bench.best(x, weights, layout, failed)
     try:
         scaled(channels[0])
         times["channels"][None] = bench.time(scaled, channels, math.inf)
@@ -290,8 +278,8 @@ def attend() -> list[dict[str, Any]]:
     for own_pool, kv_scales, width in ((pool, None, 2), (small, scales, 1)):
         for config in (chosen[own_pool.key.dtype], *(DECODE_CONFIGS if own_pool is small else ())):
             us = _launch_us(
-                lambda own_pool=own_pool, kv_scales=kv_scales, config=config: attention.launch_decode(
-                    own_pool, rows, CONTEXT, query, workspace,
+                partial(
+                    attention.launch_decode, own_pool, rows, CONTEXT, query, workspace,
                     num_splits=1, kv_scales=kv_scales, config=config,
                 )
             )  # fmt: skip
@@ -311,10 +299,11 @@ def attend() -> list[dict[str, Any]]:
         prefilling = prefill_config(channels, query.dtype, own_pool.key.dtype)
         for prefill in (prefilling, *(PREFILL_CONFIGS if own_pool is small else ())):
             us = _launch_us(
-                lambda own_pool=own_pool, kv_scales=kv_scales, prefill=prefill: attention.launch_prefill(
-                    own_pool, rows[:count], [length] * count, 0, query, prefill, kv_scales=kv_scales
+                partial(
+                    attention.launch_prefill, own_pool, rows[:count], [length] * count, 0, query, prefill,
+                    kv_scales=kv_scales,
                 )
-            )
+            )  # fmt: skip
             results.append(
                 {
                     "what": f"prompts {count} x {length}",
@@ -401,8 +390,6 @@ def _code(config: Config | None) -> str:
             more = ", transposed=True" * config.transposed
             if config.programs:
                 more += f", programs={config.programs}"
-            if config.ahead:
-                more += f", ahead={config.ahead}"
             warps = f"num_warps={config.num_warps}, num_stages={config.num_stages}"
             return f"TileConfig({tile}, {warps}{more})"
     return "None"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -147,8 +147,7 @@ def describe(config: Config | None) -> str:
             order = "nm" if config.transposed else "mn"
             tile = f"{config.block_m}x{config.block_n}x{config.block_k}"
             shares = f" p{config.programs}" if config.programs else ""
-            ahead = f" a{config.ahead}" if config.ahead else ""
-            return f"{order} {tile} w{config.num_warps} s{config.num_stages}{shares}{ahead}"
+            return f"{order} {tile} w{config.num_warps} s{config.num_stages}{shares}"
     return "torch"
 
 
@@ -185,7 +184,7 @@ class Bench:
             check(call, x, weights[0])
         return self.time(call, weights, budget)
 
-    def time(self, call: Callable[[torch.Tensor], Any], weights: list[torch.Tensor], budget: float) -> float:
+    def time(self, call: Callable[[Any], Any], weights: Sequence[Any], budget: float) -> float:
         """Seconds of one call; the caller has warmed it up."""
         calls = len(weights) * math.ceil(8 / len(weights))
         graph = torch.cuda.CUDAGraph()
@@ -215,13 +214,13 @@ def check(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, w: torc
 
 
 def _seconds(graph: torch.cuda.CUDAGraph, replays: int) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     for _ in range(replays):
         graph.replay()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / replays
+    return float(begin.elapsed_time(end)) / 1e3 / replays
 
 
 def compile_one(job: tuple[Config, int, int]) -> None:

@@ -266,13 +266,13 @@ def seconds_of(call: Callable[[int], Any], copies: int, budget: float = math.inf
 
 
 def _replay(graph: torch.cuda.CUDAGraph, replays: int) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     for _ in range(replays):
         graph.replay()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / replays
+    return float(begin.elapsed_time(end)) / 1e3 / replays
 
 
 def bf16_seconds(n: int, k: int, tokens: list[int]) -> dict[int, float]:

@@ -4,6 +4,7 @@ takes long: `make test-all`, or a GPU."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.cpu.platform import CpuPlatform
+from engine.cpu.runner import CpuModelRunner
 from engine.cuda import shared_prefix
 from engine.cuda.fp8_experts import CudaFp8Experts
 from engine.cuda.runner import CudaModelRunner
-from engine.dispatch.records import StepResult
-from engine.dispatch.sampling import SamplingRecord
+from engine.dispatch.records import NewRequest, StepResult, TokenLogprobs
+from engine.dispatch.sampling import SamplingRecord, u32
 from engine.layers.linear_method import DenseMethod, SameMethod
 from engine.quant.layouts.base import Layout
 from engine.quant.products import LayoutProducts
 from engine.worker.build import build_worker
 from pagewire.base.errors import ConfigError
 from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
-from tests.kernels.test_cuda_shared_prefix import launch_all
+from tests.kernels.test_cuda_shared_prefix import BLOCKS, NUM_DECODES, PROMPTS, launch_all, plan
 from tests.unit.engine.quantized_checkpoints import write_pair
 from tests.unit.engine.test_quantized_models import CASES, INPUT_CASES
 from tests.unit.engine.tiny_model import write_model
@@ -38,6 +40,12 @@ WEIGHTS_ERROR = 0.02
 KV_ERROR = 0.1
 
 
+def runner_of(directory: Path, **options: Any) -> CudaModelRunner:
+    runner = build_worker(config(directory, DEVICE, **options), InterpretedPlatform).runner
+    assert isinstance(runner, CudaModelRunner)
+    return runner
+
+
 def differences(ours: list[StepResult], theirs: list[StepResult]) -> np.ndarray:
     """Of the log probabilities of each step's likeliest tokens."""
     pairs = [
@@ -45,7 +53,23 @@ def differences(ours: list[StepResult], theirs: list[StepResult]) -> np.ndarray:
         for one, other in zip(ours, theirs, strict=True)
         for told, wanted in zip(one.logprobs.values(), other.logprobs.values(), strict=True)
     ]
-    return np.abs(np.array([np.array(one) - np.array(other) for one, other in pairs]))
+    found: np.ndarray = np.abs(np.array([np.array(one) - np.array(other) for one, other in pairs]))
+    return found
+
+
+def launch_the_last(runner: CudaModelRunner) -> list[StepResult]:
+    """What `launch_all` does of the last of its requests, which shares nothing with the others."""
+    runner.reset()
+    length = len(PROMPTS[-1])
+    request = NewRequest(0, u32(PROMPTS[-1]), length, u32(BLOCKS[-1]), SAMPLING)
+    steps = [plan(0, [0], [length], request)]
+    steps += [plan(1 + i, [length + i], [1]) for i in range(NUM_DECODES)]
+    return [runner.launch(step).result() for step in steps]
+
+
+def last_of(steps: list[StepResult]) -> list[TokenLogprobs]:
+    """Of each step's last request."""
+    return [list(step.logprobs.values())[-1] for step in steps]
 
 
 class ComparedProducts:
@@ -68,34 +92,43 @@ class ComparedProducts:
         self.errors.append((own - expected).abs().amax(1) / largest)
         return own
 
+    def assert_close(self, num_products: int) -> None:
+        """Of a run with so many products."""
+        assert len(self.errors) == num_products
+        assert (torch.cat(self.errors) > PRODUCT_ERROR).float().mean() < MOST_DIFFERING
+
 
 MULTIPLY = LayoutProducts.multiply
+
+
+# Two layers of four matrices.
+NUM_MATRICES = 8
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> ComparedProducts:
+    products = ComparedProducts()
+    monkeypatch.setattr(LayoutProducts, "multiply", lambda *operands: products.multiply(*operands))
+    return products
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fp8 by token", "fp8 blocks", "fp8 static"])
 def test_every_product_of_a_model_is_the_layouts(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, compared: ComparedProducts
 ) -> None:
     quantized, _ = write_pair(tmp_path, INPUT_CASES[name][0])
-    runner = build_worker(config(quantized, DEVICE), InterpretedPlatform).runner
-    compared = ComparedProducts()
-    monkeypatch.setattr(
-        LayoutProducts, "multiply", lambda products, *operands: compared.multiply(products, *operands)
-    )
-    steps = launch_all(runner, SAMPLING)
-    # Two layers of four matrices.
-    assert len(compared.errors) == 8 * len(steps)
-    errors = torch.cat(compared.errors)
-    assert (errors > PRODUCT_ERROR).float().mean() < MOST_DIFFERING
+    steps = launch_all(runner_of(quantized), SAMPLING)
+    compared.assert_close(NUM_MATRICES * len(steps))
 
 
 @pytest.mark.slow
 def test_log_probabilities_are_those_of_the_cpu_runner(tmp_path: Path) -> None:
     quantized, _ = write_pair(tmp_path, CASES["fp8 channels, inputs as they are"][0])
     reference = build_worker(config(quantized, "cpu"), CpuPlatform).runner
-    runner = build_worker(config(quantized, DEVICE), InterpretedPlatform).runner
-    assert differences(launch_all(runner, SAMPLING), launch_all(reference, SAMPLING)).max() < WEIGHTS_ERROR
+    assert isinstance(reference, CpuModelRunner)
+    ours, theirs = launch_all(runner_of(quantized), SAMPLING), launch_all(reference, SAMPLING)
+    assert differences(ours, theirs).max() < WEIGHTS_ERROR
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +149,7 @@ def runner(directory: Path) -> CudaModelRunner:
 def test_keys_and_values_of_8_bits_change_log_probabilities_by_little(
     directory: Path, runner: CudaModelRunner
 ) -> None:
-    plain = build_worker(config(directory, DEVICE), InterpretedPlatform).runner
-    assert isinstance(plain, CudaModelRunner)
+    plain = runner_of(directory)
     assert runner.kv_pool.blocks.nbytes * 4 == plain.kv_pool.blocks.nbytes
     ours, theirs = launch_all(runner, SAMPLING), launch_all(plain, SAMPLING)
     # Later steps may go on with other tokens.
@@ -136,16 +168,14 @@ def test_a_prefix_that_is_read_once_gives_the_same(
 @pytest.mark.slow
 def test_the_checkpoints_scales_of_keys_and_values_are_used(tmp_path: Path) -> None:
     quantized, _ = write_pair(tmp_path, CASES["fp8 channels, inputs as they are"][0])
-    settings = config(quantized, DEVICE, kv_cache_dtype="fp8_e4m3")
-    unscaled = launch_all(build_worker(settings, InterpretedPlatform).runner, SAMPLING)
+    unscaled = launch_all(runner_of(quantized, kv_cache_dtype="fp8_e4m3"), SAMPLING)
     path = quantized / "model.safetensors"
     scales = {
         f"model.layers.{layer}.self_attn.{name}": torch.tensor([value])
         for layer, name, value in ((0, "k_scale", 0.5), (0, "v_scale", 0.25), (1, "k_proj.output_scale", 2.0))
     }
     save_file({**load_file(path), **scales}, path)
-    runner = build_worker(settings, InterpretedPlatform).runner
-    assert isinstance(runner, CudaModelRunner)
+    runner = runner_of(quantized, kv_cache_dtype="fp8_e4m3")
     found = [layer.scales.tolist() for layer in runner.kv_pool.layers if layer.scales is not None]
     assert found == [[0.5, 0.25], [2.0, 1.0]]
     # Powers of two change nothing but the smallest numbers.
@@ -153,14 +183,20 @@ def test_the_checkpoints_scales_of_keys_and_values_are_used(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_fp8_weights_are_deterministic_and_others_are_refused(tmp_path: Path) -> None:
+def test_fp8_weights_are_deterministic(tmp_path: Path, compared: ComparedProducts) -> None:
     quantized, _ = write_pair(tmp_path, INPUT_CASES["fp8 by token"][0])
-    runner = build_worker(config(quantized, DEVICE, deterministic=True), InterpretedPlatform).runner
-    reference = build_worker(config(quantized, "cpu"), CpuPlatform).runner
-    assert differences(launch_all(runner, SAMPLING), launch_all(reference, SAMPLING)).max() < WEIGHTS_ERROR
-    plain_inputs, _ = write_pair(tmp_path / "plain inputs", CASES["fp8 channels, inputs as they are"][0])
+    runner = runner_of(quantized, deterministic=True)
+    together = launch_all(runner, SAMPLING)
+    compared.assert_close(NUM_MATRICES * len(together))
+    for alone, among_others in zip(last_of(launch_the_last(runner)), last_of(together), strict=True):
+        assert list(alone.top_ids) == list(among_others.top_ids)
+        assert list(alone.top_logprobs) == list(among_others.top_logprobs)
+
+
+def test_fp8_weights_whose_inputs_are_not_quantized_are_not_deterministic(tmp_path: Path) -> None:
+    quantized, _ = write_pair(tmp_path, CASES["fp8 channels, inputs as they are"][0])
     with pytest.raises(ConfigError, match=r"not available with FP8 weights whose inputs are not"):
-        build_worker(config(plain_inputs, DEVICE, deterministic=True), InterpretedPlatform)
+        runner_of(quantized, deterministic=True)
 
 
 def test_experts_of_e4m3_need_a_gpu_that_has_it() -> None:

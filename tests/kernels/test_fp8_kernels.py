@@ -419,7 +419,7 @@ def compile_tiles(config: TileConfig, block: int) -> None:
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "TRANSPOSED": config.transposed,
-        "PREFETCHED": config.ahead or config.num_stages,
+        "PREFETCHED": config.num_stages,
     }
     kernel = "fp8_whole_tiles_kernel"
     if config.programs:

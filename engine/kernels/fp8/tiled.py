@@ -250,8 +250,8 @@ def fp8_tiles(
         "TRANSPOSED": config.transposed,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
-        # By default as many as the loop will have in flight.
-        "PREFETCHED": config.ahead or config.num_stages,
+        # As many as the loop will have in flight.
+        "PREFETCHED": config.num_stages,
         **(overlap_options() if config.overlap else ORDINARY),
     }
     if not config.programs:

@@ -38,7 +38,6 @@ class TileConfig:
         programs: 0 for whole tiles; otherwise this many take equal shares.
         overlap: have the first weights on their way to the L2 cache while the kernel before still runs; see
             engine/kernels/launch.py.
-        ahead: with `overlap`, blocks of K of each program that are on their way then; 0 for `num_stages`.
     """
 
     block_m: int
@@ -49,7 +48,6 @@ class TileConfig:
     transposed: bool = False
     programs: int = 0
     overlap: bool = False
-    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +291,7 @@ def tiled_linear(
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         # As many as the loop will have in flight.
-        "PREFETCHED": config.ahead or config.num_stages,
+        "PREFETCHED": config.num_stages,
         **(overlap_options() if config.overlap else ORDINARY),
     }
     if not config.programs:

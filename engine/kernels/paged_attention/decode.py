@@ -100,7 +100,7 @@ def decode_config(head_dim: int, dtype: torch.dtype, num_programs: int) -> Decod
     if num_programs >= _MANY_PROGRAMS:
         return DecodeConfig(within(tile), num_warps=4, num_stages=3)
     if num_programs >= _SEVERAL_PROGRAMS:
-        return DecodeConfig(within(tile // 2), num_warps=2, num_stages=4)
+        return DecodeConfig(within(tile // 2), num_warps=2, num_stages=3 if dtype.itemsize == 1 else 4)
     if num_programs >= _SOME_PROGRAMS:  # only long contexts are worth a second program
         return DecodeConfig(within(tile), num_warps=4, num_stages=3, min_share=8 * within(tile))
     # Merging two shares takes longer than reading another tile, unless most of the device has nothing to do.

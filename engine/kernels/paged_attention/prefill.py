@@ -53,8 +53,9 @@ def prefill_config(head_dim: int, dtype: torch.dtype, cache_dtype: torch.dtype) 
     if head_dim > 128:
         return PrefillConfig(block_m=128, block_n=64, num_warps=8, num_stages=2)
     if cache_dtype.itemsize == 1:
-        # Each tile is converted by every program that reads it: the more tokens share one, the better.
-        return PrefillConfig(block_m=128, block_n=128, num_warps=8, num_stages=2)
+        # Each tile is converted by every program that reads it: the more tokens share one, the better. Twice
+        # as many were 3 % faster still, with long prompts, and would have twice as many rows of padding.
+        return PrefillConfig(block_m=128, block_n=128, num_warps=8, num_stages=3)
     return PrefillConfig(block_m=64, block_n=64, num_warps=4, num_stages=3)
 
 
