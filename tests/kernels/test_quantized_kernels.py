@@ -378,7 +378,8 @@ def test_experts(bits: int, group_size: int, deterministic: bool) -> None:
 def test_tables_of_choices_are_ascending_and_fit_their_kinds() -> None:
     for entries in (measured.WORDS, measured.INT8, *measured.MEASURED.values()):
         assert [most for most, _ in entries] == sorted({most for most, _ in entries})
-    assert choice.choose_words("int4", 1, 96, 64) == replace(measured.WORDS[0][1], overlap=True)
+    assert choice.choose_words("int4", 1, 96, 64) == measured.WORDS[0][1]
+    assert choice.choose_words("int4", 16, 96, 64).overlap
     assert choice.choose_words("int4", 100_000, 96, 64) is None
     assert choice.choose_int8(100_000, 96, 64) == replace(measured.INT8[-1][1], overlap=True)
     assert [choice.invariant_words(m).block_m for m in (1, 17, 128, 4096)] == [16, 32, 128, 128]

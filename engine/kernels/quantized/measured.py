@@ -1,9 +1,9 @@
 """The configs of products with quantized weights, by the kind of weights (`WordMatrix.kind`, "w8a8").
 
-Those of MEASURED are llama8b's matrices on an H200, as `python -m benchmarks.kernels.quantized --tune` prints
-them, with groups of 128 (int4), of K (int8) and of 64 (table4); int4 and int8 as in
-benchmarks/results/h200_quantized.json, where the fastest for one token is taken up to 8. Those of table4 are
-of a run before that, whose kernels did not wait for the tensor cores between blocks of K. Configs whose
+Those of MEASURED are llama8b's matrices on an H200, as `python -m benchmarks.kernels.quantized --tune`
+prints them, with groups of 128 (int4), of K (int8) and of 64 (table4); int4 and int8 as in
+benchmarks/results/h200_quantized.json, where the fastest for one token is taken up to 8. Those of table4
+are of a run before that, whose kernels did not wait for the tensor cores between blocks of K. Configs whose
 results were wrong for it are not among them; what waiting costs the others was not measured.
 """
 
