@@ -15,9 +15,9 @@ MODEL ?= smollm2-135m
 PORT ?= 8000
 GRPC_PORT ?= 50051
 ARGS ?=
-# Many tests start a service of their own and wait for it: three files at a time keep two cores busy. The slowest
+# Many tests start a service of their own and wait for it: two files at a time keep two cores busy. The slowest
 # come first by name; in the order that xdist would choose they come last, one core idle.
-JOBS ?= 3
+JOBS ?= 2
 # Kernels and tiny models share a GPU well; a model takes most of its memory, so that models come one by one.
 GPU_JOBS ?= 8
 TINY_ON_GPU := tests/integration/test_cuda_families.py tests/integration/test_cuda_quantized.py
