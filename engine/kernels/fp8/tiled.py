@@ -20,7 +20,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.fp8.matrix import Fp8Matrix
 from engine.kernels.launch import ORDINARY, overlap_options, settle_keys, wait_for_previous
-from engine.kernels.linear.tiled import ShareWorkspace, TileConfig, part_offsets, prefetch_weights
+from engine.kernels.linear.tiled import (
+    ShareWorkspace,
+    TileConfig,
+    gather_parts,
+    prefetch_weights,
+    whole_tile,
+)
 
 _GROUP_M = 8
 
@@ -104,14 +110,7 @@ def fp8_whole_tiles_kernel(
     PREFETCHED: tl.constexpr,  # blocks of K
     OVERLAP: tl.constexpr,
 ):
-    # Programs that run together cover a patch, GROUP_M tiles of tokens high, and so share operands in L2.
-    tiles_m = tl.cdiv(m, BLOCK_M)
-    group_size = GROUP_M * tl.cdiv(n, BLOCK_N)
-    group = tl.program_id(0) // group_size
-    height = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
-    place = tl.program_id(0) % group_size
-    first_m = (group * GROUP_M + place % height) * BLOCK_M
-    first_n = place // height * BLOCK_N
+    first_m, first_n = whole_tile(m, n, BLOCK_M, BLOCK_N, GROUP_M)
     blocks = tl.cdiv(k, BLOCK_K)
     prefetch_weights(w_ptr, first_n, 0, tl.minimum(blocks, PREFETCHED), n, k, BLOCK_N, BLOCK_K, OVERLAP)
     wait_for_previous(OVERLAP)
@@ -177,26 +176,20 @@ def fp8_shares_kernel(
             OUTPUTS, INPUTS, BLOCK_M, BLOCK_N, BLOCK_K, TRANSPOSED,
         )
         # fmt: on
-        finished = end - begin == blocks
-        if not finished:
-            slot = (begin == 0).to(tl.int32)
-            offsets = part_offsets(program, slot, BLOCK_M, BLOCK_N, TRANSPOSED)
-            tl.store(partials_ptr + offsets, acc)
-            # All threads' parts are written before one thread says so.
-            tl.debug_barrier()
-            first = tile * blocks // share
-            last = ((tile + 1) * blocks - 1) // share
-            arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
-            if arrived == last - first:
-                # The program that began the tile left its part in slot 1; the others entered midway.
-                # Past L1, which other multiprocessors do not write to.
-                offsets = part_offsets(first, 1, BLOCK_M, BLOCK_N, TRANSPOSED)
-                acc = tl.load(partials_ptr + offsets, cache_modifier=".cg")
-                for other in range(first + 1, last + 1):
-                    offsets = part_offsets(other, 0, BLOCK_M, BLOCK_N, TRANSPOSED)
-                    acc += tl.load(partials_ptr + offsets, cache_modifier=".cg")
-                tl.store(arrivals_ptr + tile, 0)
-                finished = True
+        acc, finished = gather_parts(
+            acc,
+            partials_ptr,
+            arrivals_ptr,
+            program,
+            tile,
+            begin,
+            end,
+            blocks,
+            share,
+            BLOCK_M,
+            BLOCK_N,
+            TRANSPOSED,
+        )  # fmt: skip
         if finished:
             # fmt: off
             _store(
@@ -206,7 +199,7 @@ def fp8_shares_kernel(
             # fmt: on
 
 
-settle_keys(prefetch_weights, part_offsets, _add_blocks, _store)
+settle_keys(_add_blocks, _store)
 
 
 def fp8_tiles(
@@ -258,8 +251,7 @@ def fp8_tiles(
         fp8_whole_tiles_kernel[(tiles,)](*operands, m, n, k, out.stride(0), GROUP_M=_GROUP_M, **shape)
         return out
     assert workspace is not None
-    assert tiles <= workspace.arrivals.numel()
-    assert 2 * config.programs * config.block_m * config.block_n <= workspace.partials.numel()
+    workspace.require(tiles, config.programs * config.block_m * config.block_n)
     fp8_shares_kernel[(config.programs,)](
         *operands, workspace.partials, workspace.arrivals, m, n, k, out.stride(0), **shape
     )

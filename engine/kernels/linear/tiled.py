@@ -70,6 +70,12 @@ class ShareWorkspace:
         partials = torch.empty(2 * tile_elements, dtype=torch.float32, device=device)
         return ShareWorkspace(partials, torch.zeros(tiles, dtype=torch.int32, device=device))
 
+    def require(self, tiles: int, tile_elements: int) -> None:
+        """Asserts that there is room for a launch of so many tiles, and programs * block_m * block_n
+        elements."""
+        assert tiles <= self.arrivals.numel()
+        assert 2 * tile_elements <= self.partials.numel()
+
 
 @triton.jit
 def prefetch_weights(
@@ -138,6 +144,67 @@ def _store(
     tl.store(addresses, acc.to(out_ptr.dtype.element_ty), mask=(tokens[:, None] < m) & (rows[None, :] < n))
 
 
+@triton.jit
+def _part_offsets(program, slot, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr):
+    # Where a program leaves its part: slot 0 of a tile that it entered midway, 1 of one that it began.
+    if TRANSPOSED:
+        within = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+    else:
+        within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    return (program * 2 + slot) * (BLOCK_M * BLOCK_N) + within
+
+
+@triton.jit
+def whole_tile(m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """The first token and the first row of weights of this program's tile. Programs that run together cover a
+    patch, GROUP_M tiles of tokens high, and so share operands in L2."""
+    tiles_m = tl.cdiv(m, BLOCK_M)
+    group_size = GROUP_M * tl.cdiv(n, BLOCK_N)
+    group = tl.program_id(0) // group_size
+    height = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
+    place = tl.program_id(0) % group_size
+    return (group * GROUP_M + place % height) * BLOCK_M, place // height * BLOCK_N
+
+
+@triton.jit
+def gather_parts(
+    acc, partials_ptr, arrivals_ptr, program, tile, begin, end, blocks, share,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """The sums of a tile, and whether they are whole, for a program that has added up the blocks [begin, end)
+    of K. If that is not all of them it leaves its part, and who comes last adds them up, always in the same
+    order.
+
+    Args:
+        acc: [BLOCK_M, BLOCK_N] or its transpose.
+        partials_ptr: of acc's type, [programs, 2, tile].
+        arrivals_ptr: int32 [tiles], all zero, and zero again afterwards.
+        blocks: of K, in a tile.
+        share: blocks of each program.
+    """
+    finished = end - begin == blocks
+    if not finished:
+        slot = (begin == 0).to(tl.int32)
+        offsets = _part_offsets(program, slot, BLOCK_M, BLOCK_N, TRANSPOSED)
+        tl.store(partials_ptr + offsets, acc)
+        # All threads' parts are written before one thread says so.
+        tl.debug_barrier()
+        first = tile * blocks // share
+        last = ((tile + 1) * blocks - 1) // share
+        arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
+        if arrived == last - first:
+            # The program that began the tile left its part in slot 1; the others entered midway.
+            # Past L1, which other multiprocessors do not write to.
+            offsets = _part_offsets(first, 1, BLOCK_M, BLOCK_N, TRANSPOSED)
+            acc = tl.load(partials_ptr + offsets, cache_modifier=".cg")
+            for other in range(first + 1, last + 1):
+                offsets = _part_offsets(other, 0, BLOCK_M, BLOCK_N, TRANSPOSED)
+                acc += tl.load(partials_ptr + offsets, cache_modifier=".cg")
+            tl.store(arrivals_ptr + tile, 0)
+            finished = True
+    return acc, finished
+
+
 @triton.jit(do_not_specialize=["m"])
 def whole_tiles_kernel(
     x_desc,  # [M, K], blocks of [BLOCK_M, BLOCK_K]
@@ -158,30 +225,13 @@ def whole_tiles_kernel(
     PREFETCHED: tl.constexpr,  # blocks of K
     OVERLAP: tl.constexpr,
 ):
-    # Programs that run together cover a patch, GROUP_M tiles of tokens high, and so share operands in L2.
-    tiles_m = tl.cdiv(m, BLOCK_M)
-    group_size = GROUP_M * tl.cdiv(n, BLOCK_N)
-    group = tl.program_id(0) // group_size
-    height = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
-    place = tl.program_id(0) % group_size
-    first_m = (group * GROUP_M + place % height) * BLOCK_M
-    first_n = place // height * BLOCK_N
+    first_m, first_n = whole_tile(m, n, BLOCK_M, BLOCK_N, GROUP_M)
     blocks = tl.cdiv(k, BLOCK_K)
     prefetched = tl.minimum(blocks, PREFETCHED)
     prefetch_weights(w_ptr, first_n, 0, prefetched, n, k, BLOCK_N, BLOCK_K, OVERLAP)
     wait_for_previous(OVERLAP)
     acc = _multiply(x_desc, w_desc, first_m, first_n, 0, blocks, BLOCK_M, BLOCK_N, BLOCK_K, TRANSPOSED)
     _store(acc, bias_ptr, out_ptr, first_m, first_n, m, n, out_stride, BLOCK_M, BLOCK_N, TRANSPOSED, HAS_BIAS)
-
-
-@triton.jit
-def part_offsets(program, slot, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Where a program leaves its part: slot 0 of a tile that it entered midway, 1 of one that it began."""
-    if TRANSPOSED:
-        within = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-    else:
-        within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    return (program * 2 + slot) * (BLOCK_M * BLOCK_N) + within
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -226,26 +276,10 @@ def shares_kernel(
         first_m = tile % tiles_m * BLOCK_M
         first_n = tile // tiles_m * BLOCK_N
         acc = _multiply(x_desc, w_desc, first_m, first_n, begin, end, BLOCK_M, BLOCK_N, BLOCK_K, TRANSPOSED)
-        finished = end - begin == blocks
-        if not finished:
-            slot = (begin == 0).to(tl.int32)
-            offsets = part_offsets(program, slot, BLOCK_M, BLOCK_N, TRANSPOSED)
-            tl.store(partials_ptr + offsets, acc)
-            # All threads' parts are written before one thread says so.
-            tl.debug_barrier()
-            first = tile * blocks // share
-            last = ((tile + 1) * blocks - 1) // share
-            arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
-            if arrived == last - first:
-                # The program that began the tile left its part in slot 1; the others entered midway.
-                # Past L1, which other multiprocessors do not write to.
-                offsets = part_offsets(first, 1, BLOCK_M, BLOCK_N, TRANSPOSED)
-                acc = tl.load(partials_ptr + offsets, cache_modifier=".cg")
-                for other in range(first + 1, last + 1):
-                    offsets = part_offsets(other, 0, BLOCK_M, BLOCK_N, TRANSPOSED)
-                    acc += tl.load(partials_ptr + offsets, cache_modifier=".cg")
-                tl.store(arrivals_ptr + tile, 0)
-                finished = True
+        acc, finished = gather_parts(
+            acc, partials_ptr, arrivals_ptr, program, tile, begin, end, blocks, share,
+            BLOCK_M, BLOCK_N, TRANSPOSED,
+        )  # fmt: skip
         if finished:
             _store(
                 acc, bias_ptr, out_ptr, first_m, first_n, m, n, out_stride,
@@ -253,7 +287,7 @@ def shares_kernel(
             )  # fmt: skip
 
 
-settle_keys(prefetch_lines, prefetch_weights, part_offsets)
+settle_keys(prefetch_lines, prefetch_weights, whole_tile, _part_offsets, gather_parts)
 
 
 def tiled_linear(
@@ -298,8 +332,7 @@ def tiled_linear(
         whole_tiles_kernel[(tiles,)](x_desc, w_desc, w, bias, out, m, n, k, out.stride(0), GROUP_M=8, **shape)
         return out
     assert workspace is not None
-    assert tiles <= workspace.arrivals.numel()
-    assert 2 * config.programs * config.block_m * config.block_n <= workspace.partials.numel()
+    workspace.require(tiles, config.programs * config.block_m * config.block_n)
     shares_kernel[(config.programs,)](
         x_desc, w_desc, w, bias, out, workspace.partials, workspace.arrivals, m, n, k, out.stride(0), **shape
     )

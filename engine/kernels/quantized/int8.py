@@ -9,7 +9,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.launch import ORDINARY, overlap_options, settle_keys, wait_for_previous
-from engine.kernels.linear.tiled import ShareWorkspace, TileConfig
+from engine.kernels.linear.tiled import ShareWorkspace, TileConfig, gather_parts
 
 _BLOCK = 2048
 _LARGEST = tl.constexpr(127.0)
@@ -128,13 +128,6 @@ def _store(
     tl.store(addresses, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _part_offsets(program, slot, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    # Where a program leaves its part: slot 0 of a tile that it entered midway, 1 of one that it began.
-    within = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    return (program * 2 + slot) * SIZE + within
-
-
 @triton.jit(do_not_specialize=["m"])
 def int8_kernel(
     x_desc,  # int8 [M, K], blocks of [BLOCK_M, BLOCK_K]
@@ -158,8 +151,6 @@ def int8_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Equal shares of all tiles' blocks of K, as in linear/tiled.py; with a program a tile, whole tiles."""
-    ROWS: tl.constexpr = BLOCK_N if TRANSPOSED else BLOCK_M
-    COLUMNS: tl.constexpr = BLOCK_M if TRANSPOSED else BLOCK_N
     blocks = tl.cdiv(k, BLOCK_K)  # of K, in a tile
     tiles_m = tl.cdiv(m, BLOCK_M)
     total = tiles_m * tl.cdiv(n, BLOCK_N) * blocks
@@ -177,24 +168,10 @@ def int8_kernel(
         first_m = tile % tiles_m * BLOCK_M
         first_n = tile // tiles_m * BLOCK_N
         acc = _multiply(x_desc, w_desc, first_m, first_n, begin, end, BLOCK_M, BLOCK_N, BLOCK_K, TRANSPOSED)
-        finished = end - begin == blocks
-        if not finished:
-            slot = (begin == 0).to(tl.int32)
-            tl.store(partials_ptr + _part_offsets(program, slot, ROWS * COLUMNS, ROWS, COLUMNS), acc)
-            # All threads' parts are written before one thread says so.
-            tl.debug_barrier()
-            first = tile * blocks // share
-            last = ((tile + 1) * blocks - 1) // share
-            arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
-            if arrived == last - first:
-                # Past L1, which other multiprocessors do not write to.
-                part = partials_ptr + _part_offsets(first, 1, ROWS * COLUMNS, ROWS, COLUMNS)
-                acc = tl.load(part, cache_modifier=".cg")
-                for other in range(first + 1, last + 1):
-                    part = partials_ptr + _part_offsets(other, 0, ROWS * COLUMNS, ROWS, COLUMNS)
-                    acc += tl.load(part, cache_modifier=".cg")
-                tl.store(arrivals_ptr + tile, 0)
-                finished = True
+        acc, finished = gather_parts(
+            acc, partials_ptr, arrivals_ptr, program, tile, begin, end, blocks, share,
+            BLOCK_M, BLOCK_N, TRANSPOSED,
+        )  # fmt: skip
         if finished:
             _store(
                 acc, input_scales_ptr, scales_ptr, zero_ptr, sums_ptr, bias_ptr, out_ptr,
@@ -202,7 +179,7 @@ def int8_kernel(
             )  # fmt: skip
 
 
-settle_keys(_load, _multiply, _store, _part_offsets)
+settle_keys(_load, _multiply, _store)
 
 
 def multiply_int8(
@@ -233,8 +210,7 @@ def multiply_int8(
     out = codes.new_empty(m, n, dtype=dtype)
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     if config.programs:
-        assert tiles <= workspace.arrivals.numel()
-        assert 2 * config.programs * config.block_m * config.block_n <= workspace.partials.numel()
+        workspace.require(tiles, config.programs * config.block_m * config.block_n)
     int8_kernel[(config.programs or tiles,)](
         TensorDescriptor(codes, [m, k], [k, 1], [config.block_m, config.block_k]),
         TensorDescriptor(w, [n, k], [k, 1], [config.block_n, config.block_k]),

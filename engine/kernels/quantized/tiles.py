@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.launch import ORDINARY, overlap_options, prefetch_lines, settle_keys, wait_for_previous
-from engine.kernels.linear.tiled import ShareWorkspace
+from engine.kernels.linear.tiled import ShareWorkspace, gather_parts, whole_tile
 from engine.kernels.quantized.words import (
     TILE_WORDS,
     WordMatrix,
@@ -138,14 +138,7 @@ def whole_words_kernel(
     PREFETCHED: tl.constexpr,  # blocks of K
     OVERLAP: tl.constexpr,
 ):
-    # Programs that run together cover a patch, GROUP_M tiles of tokens high, and so share operands in L2.
-    tiles_m = tl.cdiv(m, BLOCK_M)
-    group_size = GROUP_M * tl.cdiv(n, BLOCK_N)
-    patch = tl.program_id(0) // group_size
-    height = tl.minimum(tiles_m - patch * GROUP_M, GROUP_M)
-    place = tl.program_id(0) % group_size
-    first_m = (patch * GROUP_M + place % height) * BLOCK_M
-    first_n = place // height * BLOCK_N
+    first_m, first_n = whole_tile(m, n, BLOCK_M, BLOCK_N, GROUP_M)
     blocks = tl.cdiv(k, BLOCK_K)
     _prefetch(words_ptr, first_n, 0, tl.minimum(blocks, PREFETCHED), blocks, BLOCK_N, OVERLAP)
     wait_for_previous(OVERLAP)
@@ -154,13 +147,6 @@ def whole_words_kernel(
         out_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_K, BITS, GROUP, TABLES, SCALED, PACKED,
     )  # fmt: skip
     _store(acc, bias_ptr, out_ptr, first_m, first_n, m, n, out_stride, BLOCK_M, BLOCK_N)
-
-
-@triton.jit
-def _part_offsets(program, slot, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    # Where a program leaves its part: slot 0 of a tile that it entered midway, 1 of one that it began.
-    within = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-    return (program * 2 + slot) * (BLOCK_M * BLOCK_N) + within
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -212,29 +198,15 @@ def shared_words_kernel(
             x_desc, words_desc, groups_ptr, table_ptr, first_m, first_n, begin, end, n, k,
             out_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_K, BITS, GROUP, TABLES, SCALED, PACKED,
         )  # fmt: skip
-        finished = end - begin == blocks
-        if not finished:
-            slot = (begin == 0).to(tl.int32)
-            tl.store(partials_ptr + _part_offsets(program, slot, BLOCK_M, BLOCK_N), acc)
-            # All threads' parts are written before one thread says so.
-            tl.debug_barrier()
-            first = tile * blocks // share
-            last = ((tile + 1) * blocks - 1) // share
-            arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu")
-            if arrived == last - first:
-                # The program that began the tile left its part in slot 1; the others entered midway.
-                # Past L1, which other multiprocessors do not write to.
-                acc = tl.load(partials_ptr + _part_offsets(first, 1, BLOCK_M, BLOCK_N), cache_modifier=".cg")
-                for other in range(first + 1, last + 1):
-                    part = partials_ptr + _part_offsets(other, 0, BLOCK_M, BLOCK_N)
-                    acc += tl.load(part, cache_modifier=".cg")
-                tl.store(arrivals_ptr + tile, 0)
-                finished = True
+        acc, finished = gather_parts(
+            acc, partials_ptr, arrivals_ptr, program, tile, begin, end, blocks, share,
+            BLOCK_M, BLOCK_N, True,
+        )  # fmt: skip
         if finished:
             _store(acc, bias_ptr, out_ptr, first_m, first_n, m, n, out_stride, BLOCK_M, BLOCK_N)
 
 
-settle_keys(_prefetch, multiply_words, _store, _part_offsets)
+settle_keys(_prefetch, multiply_words, _store)
 
 
 def multiply_by_words(
@@ -288,8 +260,7 @@ def multiply_by_words(
         whole_words_kernel[(tiles,)](*operands, *sizes, GROUP_M=_GROUP_M, **constants)
         return out
     assert workspace is not None
-    assert tiles <= workspace.arrivals.numel()
-    assert 2 * config.programs * config.block_m * config.block_n <= workspace.partials.numel()
+    workspace.require(tiles, config.programs * config.block_m * config.block_n)
     shared_words_kernel[(config.programs,)](
         *operands, workspace.partials, workspace.arrivals, *sizes, **constants
     )
