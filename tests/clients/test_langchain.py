@@ -7,6 +7,8 @@ import pytest
 from tests.clients.conftest import City, get_weather
 from tools.service import Service
 
+pytestmark = pytest.mark.slow  # importing it takes long; pydantic-ai and instructor stand for such clients
+
 QUESTION = "Name the capital of France."
 
 

@@ -9,6 +9,8 @@ import pytest
 from tests.clients.conftest import City
 from tools.service import Service
 
+pytestmark = pytest.mark.slow  # importing it takes long; pydantic-ai and instructor stand for such clients
+
 ASKED = [{"role": "user", "content": "Name the capital of France."}]
 TOOL = {
     "type": "function",

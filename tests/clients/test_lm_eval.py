@@ -15,6 +15,7 @@ from tools.service import Service
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("tenacity")
+pytestmark = pytest.mark.slow
 
 QUESTIONS = [
     ("The capital of France is", " Paris"),

@@ -92,7 +92,10 @@ def test_best_of_returns_what_has_the_highest_mean_log_probability(target: Targe
 
 
 @pytest.mark.extension
-@pytest.mark.parametrize(("width", "length_penalty", "early_stopping"), [(3, 0.5, False), (4, 2.0, True)])
+@pytest.mark.parametrize(
+    ("width", "length_penalty", "early_stopping"),
+    [(3, 0.5, False), pytest.param(4, 2.0, True, marks=pytest.mark.slow)],
+)
 def test_beams_are_those_of_transformers(
     float32_target: Target, reference: Reference, width: int, length_penalty: float, early_stopping: bool
 ) -> None:

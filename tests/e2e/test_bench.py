@@ -76,6 +76,7 @@ def test_startup_with_empty_caches_and_with_full_ones(model: Path, tmp_path: Pat
     assert run.stdout.split()[:2] == ["CACHES", "READY"]
 
 
+@pytest.mark.slow  # a service for each of two strategies
 def test_strategies_side_by_side(tmp_path: Path, smollm2_dir: Path) -> None:
     path, picture = tmp_path / "strategies.json", tmp_path / "strategies.svg"
     engine = (

@@ -23,6 +23,7 @@ STRIKES = (
 )
 
 
+@pytest.mark.slow  # test_deaths.py kills each kind of process once
 @pytest.mark.timeout(120)
 async def test_streams_get_every_token_once_whatever_is_killed(tmp_path: Path, smollm2_dir: Path) -> None:
     async def disturb(strikes: Strikes) -> None:

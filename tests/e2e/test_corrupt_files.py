@@ -86,7 +86,11 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             absurd_size,
             "engine-worker: {}/config.json: hidden_size is 1000000000000; it must be at most 1048576",
         ),
-        (highest_token_id, "frontend: {}/tokenizer.json: a token has the id 4294967295; the highest"),
+        pytest.param(
+            highest_token_id,
+            "frontend: {}/tokenizer.json: a token has the id 4294967295; the highest",
+            marks=pytest.mark.slow,
+        ),
         (brackets, "{}/tokenizer_config.json is nested too deeply; at most 64 levels are read"),
         (endless_template, "frontend: {}/tokenizer_config.json: the chat template takes more calls within"),
         (cut_gguf, "{}: truncated: tensor 'blk."),

@@ -110,6 +110,7 @@ async def test_odd_token_budgets_that_cut_prompts_into_chunks(
         assert await _check(service, reference, prompts, concurrency=16, max_tokens=FEW_TOKENS) == 0
 
 
+@pytest.mark.slow  # tests/integration/test_group_families.py preempts too
 async def test_a_pool_so_small_that_requests_are_preempted(
     tmp_path: Path, reference: Reference, prompts: list[list[int]]
 ) -> None:

@@ -23,7 +23,7 @@ QUESTION = [{"role": "user", "content": "Name the capital of France."}]
 
 @pytest.fixture(scope="module")
 def llm(smollm2_dir: Path) -> Iterator[LLM]:
-    with LLM(dtype="float32", max_model_len=256, kv_cache_memory=1 << 28) as llm:
+    with LLM(max_model_len=256, kv_cache_memory=1 << 28) as llm:
         yield llm
 
 

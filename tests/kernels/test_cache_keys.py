@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 KEYS = """
@@ -38,6 +40,7 @@ def keys(*arguments: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_kernels_key_does_not_depend_on_what_was_compiled_before() -> None:
     forward, backward = keys(), keys("reversed")
     assert len(forward) > 20

@@ -21,7 +21,9 @@ from tests.kernels.test_cuda_shared_prefix import launch_all
 from tests.unit.engine.tiny_experts import write_gpt_oss
 
 
-@pytest.mark.parametrize(("kind", "deterministic"), [("mxfp4", False), ("plain", True)])
+@pytest.mark.parametrize(
+    ("kind", "deterministic"), [("mxfp4", False), pytest.param("plain", True, marks=pytest.mark.slow)]
+)
 def test_log_probabilities_are_those_of_the_cpu_runner(
     tmp_path: Path, kind: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,12 @@ from tests.kernels.test_cuda_runner import DEVICE, InterpretedPlatform, config
 from tests.kernels.test_cuda_shared_prefix import launch_all
 from tests.unit.engine.patchwork_model import FAMILIES, write_patchwork
 
-# One KV group and two, with windows; the interpreter would take long for what another group adds.
-ARCHITECTURES = [name for name in FAMILIES if name != "LocalForCausalLM"]
+# Two KV groups, with a window; the interpreter takes long for what other kinds of layers add.
+ARCHITECTURES = [
+    pytest.param(name, marks=[] if name == "PatchworkForCausalLM" else pytest.mark.slow)
+    for name in FAMILIES
+    if name != "LocalForCausalLM"
+]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

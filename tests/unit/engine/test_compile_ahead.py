@@ -133,6 +133,7 @@ def test_what_is_compiled_ahead_is_what_will_be_launched(tmp_path: Path, model: 
     assert functions >= {"_decode_kernel", "_prefill_kernel", "_choose_tokens", "scatter_words_kernel"}
 
 
+@pytest.mark.slow
 def test_kernels_of_experts_are_found_too(tmp_path: Path) -> None:
     # So many that one token takes rows, and a longer step tiles.
     write_gpt_oss(tmp_path / "mxfp4", tmp_path / "plain", num_experts=16)
