@@ -41,15 +41,16 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint, device: torch.device) 
 def _load_mapped(targets: LoadTargets, checkpoint: Checkpoint) -> None:
     """Copies each tensor from its file's pages in memory."""
     for path, tensors in checkpoint.files.items():
-        with readable(path), _mapped(path) as tensor_of:
+        with readable(path), mapped(path) as tensor_of:
             for stored in tensors:
                 if targets.wants(stored.name, str(path)):
                     targets.load(stored, tensor_of(stored), str(path))
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[Callable[[StoredTensor], torch.Tensor]]:
-    """A file whose tensors are views of its pages, which the system reads as they are copied and forgets."""
+def mapped(path: Path) -> Iterator[Callable[[StoredTensor], torch.Tensor]]:
+    """A file whose tensors are views of its pages, which the system reads as they are copied and forgets. To
+    be used inside `readable`."""
     if is_safetensors(path):
         with safe_open(path, framework="pt", device="cpu") as file:
             yield lambda stored: file.get_tensor(stored.name)

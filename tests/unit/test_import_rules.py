@@ -64,6 +64,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("pagewire.base", "pagewire.hub", "engine.layers", "engine.models", "engine.platform"),
         "engine.quant",
     ),
+    "engine.lora": (
+        *("pagewire.base", "pagewire.hub", "engine.layers", "engine.loader", "engine.models"),
+        *("engine.platform", "engine.quant"),
+    ),
     "engine.cpu": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.attention", "engine.sampling"),
         *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.quant"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -81,6 +81,35 @@ def fetch_model(repository: Repository, *, file: str | None, load_format: str, p
         return _fetch(repository, file, load_format, progress=progress)
     except HubUnreachable as error:
         return _from_cache(repository, file, load_format, error)
+    except HubRefused as error:
+        raise ConfigError(f"{repository.name}: {repository.hub_title} refuses a file: {error}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{repository.name}: the model cache {repository.directory} cannot be used: {error}; set "
+            "PAGEWIRE_HOME to a directory that can be written"
+        ) from error
+
+
+def fetch_files_of(
+    repository: Repository, choose: Callable[[str, list[str]], list[str]], *, progress: bool
+) -> Path:
+    """The directory that has the files which `choose` wants, given the repository's name and its files.
+    Without a network what was fetched before is used.
+
+    Raises:
+        ConfigError: as `fetch_model`, or as `choose`.
+    """
+    try:
+        files = repository.list_files()
+        return _fetch_files(repository, files, choose(repository.name, list(files)), progress=progress)
+    except HubUnreachable as error:
+        directory = repository.cached()
+        if directory is None:
+            raise ConfigError(
+                f"{repository.name}: not in the cache, and {repository.hub_title} cannot be asked: {error}"
+            ) from error
+        choose(repository.name, [str(path.relative_to(directory)) for path in directory.rglob("*")])
+        return directory
     except HubRefused as error:
         raise ConfigError(f"{repository.name}: {repository.hub_title} refuses a file: {error}") from error
     except OSError as error:
