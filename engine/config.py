@@ -30,8 +30,10 @@ class WorkerConfig:
     Attributes:
         model: a directory in Hugging Face layout, a .gguf file, a model on a hub or an alias.
         socket: path of the Unix control socket it listens on; ranks after the first add their number to it.
-        rank: its place among the workers that share the model.
-        world_size: how many workers share the model, each with a part of every matrix.
+        rank: its place among the workers that share the model, from 0; those of one pipeline stage are
+            neighbours.
+        tensor_parallel_size: workers that share each layer, each with a part of every matrix, on a GPU each.
+        pipeline_parallel_size: stages, each with some of the layers; each has tensor_parallel_size workers.
         engine: "model", or "null" to measure everything else: tokens come at a set rate from no model at all.
         device: "auto", "cpu" or "cuda" (optionally "cuda:N").
         dtype: "auto", "float32", "bfloat16" or "float16". On a CPU "auto" computes on weights in the format
@@ -66,7 +68,8 @@ class WorkerConfig:
     model: str
     socket: Path
     rank: int = 0
-    world_size: int = 1
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     engine: str = "model"
     device: str = "auto"
     dtype: str = "auto"
@@ -121,10 +124,7 @@ class WorkerConfig:
             self.kv_cache_dtype,
             f"one of {', '.join(KV_CACHE_DTYPES)}",
         )
-        size = self.world_size
-        require(1 <= size <= MAX_WORLD_SIZE, "world_size", size, f"1 to {MAX_WORLD_SIZE}")
-        require(0 <= self.rank < size, "rank", self.rank, f"below world_size, which is {size}")
-        require(self.engine == "model" or size == 1, "world_size", size, "1 with the null engine")
+        self._check_ranks()
         require_positive(
             self,
             "max_model_len",
@@ -146,3 +146,23 @@ class WorkerConfig:
             value = getattr(self, name)
             require(0 <= value <= LONGEST_NULL, name, value, f"at least 0 and at most {LONGEST_NULL:g}")
             require(self.engine == "null" or value == 0, name, value, "0 unless the engine is null")
+
+    @property
+    def world_size(self) -> int:
+        """How many workers share the model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    def _check_ranks(self) -> None:
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            size = getattr(self, name)
+            require(1 <= size <= MAX_WORLD_SIZE, name, size, f"1 to {MAX_WORLD_SIZE}")
+            require(self.engine == "model" or size == 1, name, size, "1 with the null engine")
+        size = self.world_size
+        require(
+            size <= MAX_WORLD_SIZE,
+            "tensor_parallel_size",
+            self.tensor_parallel_size,
+            f"at most {MAX_WORLD_SIZE} workers in all, and with {self.pipeline_parallel_size} stages there "
+            f"would be {size}",
+        )
+        require(0 <= self.rank < size, "rank", self.rank, f"below the number of workers, which is {size}")

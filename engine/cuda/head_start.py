@@ -12,11 +12,12 @@ class HeadStart:
 
     Args:
         device: as in WorkerConfig; for "cpu" nothing is started.
+        rank: whose GPU it is, where the device has no number.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, rank: int = 0) -> None:
         self.target: GpuTarget | None = None
-        self._index = int(device.partition(":")[2] or 0)
+        self._index = int(device.partition(":")[2] or rank)
         self._target_known = threading.Event()
         works = [] if device == "cpu" else [self._cuda, self._triton]
         self._threads = [threading.Thread(target=work, daemon=True) for work in works]

@@ -47,6 +47,7 @@ from pagewire.worker.v1 import worker_pb2 as pb
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 10.0
+# With one pipeline stage; see `steps_in_flight` and `ring_slots`.
 MAX_STEPS_IN_FLIGHT = 2
 RING_SLOTS = 2 * MAX_STEPS_IN_FLIGHT
 # A worker's first steps may compile and load what later ones find.
@@ -57,6 +58,17 @@ _MAX_PACKET = 1 << 16
 
 # Makes the worker one of a group; told where the ranks find each other.
 Join = Callable[[str], None]
+
+
+def steps_in_flight(num_stages: int) -> int:
+    """How many steps there are at once at most: one in every pipeline stage, and the next."""
+    return num_stages + 1
+
+
+def ring_slots(num_stages: int) -> int:
+    """Records that a ring of plans or results has room for: those of the steps in flight, and as many pieces
+    of work ahead."""
+    return 2 * steps_in_flight(num_stages)
 
 
 def rank_socket(path: Path, rank: int) -> Path:
@@ -98,11 +110,12 @@ class WorkerSilent(HandshakeTimeout):
 
     Attributes:
         process: which; it belongs to whoever catches this.
+        rank: its place, as its socket says.
     """
 
-    def __init__(self, message: str, process: PeerProcess) -> None:
+    def __init__(self, message: str, process: PeerProcess, rank: int = 0) -> None:
         super().__init__(message)
-        self.process = process
+        self.process, self.rank = process, rank
 
 
 def send(sock: socket.socket, kind: str, message: object, fds: tuple[int, ...] = ()) -> None:
@@ -432,6 +445,7 @@ def facts_of(welcome: pb.Welcome) -> WorkerFacts:
         device=welcome.device,
         rank=welcome.rank,
         world_size=welcome.world_size,
+        num_stages=welcome.num_stages or 1,
         fingerprint=welcome.fingerprint,
         more_ahead=welcome.more_ahead,
         task=welcome.task or "generate",

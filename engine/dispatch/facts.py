@@ -18,6 +18,7 @@ class WorkerFacts:
         dtype: number format of activations, and of weights that are not quantized, such as "float32".
         device: where it runs, such as "cpu" or "cuda:0 NVIDIA H200".
         rank, world_size: its place among the workers that share the model.
+        num_stages: pipeline stages of the group; ranks of one stage are neighbours.
         fingerprint: identity of the weights and the tokenizer: equal for copies of a checkpoint, different
             for any other.
         task: what the model is for: "generate"; "classify" for one with a classification head; "embed" for
@@ -38,6 +39,7 @@ class WorkerFacts:
     device: str
     rank: int = 0
     world_size: int = 1
+    num_stages: int = 1
     fingerprint: str = ""
     more_ahead: bool = False
     task: str = "generate"
@@ -46,3 +48,8 @@ class WorkerFacts:
     weights: str = ""
     quantization: str = ""
     kv_cache_dtype: str = ""
+
+    @property
+    def reporting_rank(self) -> int:
+        """The rank whose results have the sampled tokens: the first one of the last stage."""
+        return self.world_size - self.world_size // self.num_stages

@@ -18,7 +18,6 @@ from typing import Self
 
 from engine.dispatch.control import (
     HANDSHAKE_SECONDS,
-    RING_SLOTS,
     HandshakeError,
     HandshakeTimeout,
     WorkerGone,
@@ -29,6 +28,7 @@ from engine.dispatch.control import (
     limits_message,
     rank_socket,
     receive,
+    ring_slots,
     send,
 )
 from engine.dispatch.facts import WorkerFacts
@@ -75,17 +75,19 @@ class Rank:
         results: reads them.
     """
 
-    def __init__(self, path: Path, timeout: float) -> None:
+    def __init__(self, path: Path, timeout: float, number: int = 0) -> None:
         """Connects.
 
         Args:
             path: of its socket.
+            number: the rank that is expected there.
             timeout: seconds for each of its answers.
 
         Raises:
             OSError: nobody listens there (yet).
             TimeoutError: it has left many connections waiting.
         """
+        self._number = number
         self._fds: list[int] = []
         self._ring: Ring | None = None
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -113,7 +115,7 @@ class Rank:
 
     def offer(self, plans: Ring, limits: EngineLimits, rendezvous: str) -> None:
         """Sends it all that it needs to attach."""
-        self._ring = Ring.create(RingShape(result_bytes(limits), RING_SLOTS))
+        self._ring = Ring.create(RingShape(result_bytes(limits), ring_slots(self.facts.num_stages)))
         self._fds += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
         self.plan_fd, self.result_fd = self._fds
         self.results = SignalledReader(self._ring, 0, self.result_fd)
@@ -137,7 +139,7 @@ class Rank:
         try:
             return receive(self._sock, kind)[0]
         except HandshakeTimeout as error:
-            raise WorkerSilent(str(error), self.process) from error
+            raise WorkerSilent(str(error), self.process, self._number) from error
 
     def refuse(self, reason: str) -> None:
         """Tells it why it is left."""
@@ -207,7 +209,7 @@ class WorkerLink:
         with ExitStack() as left:
             ranks: list[Rank] = []
             for number in range(world_size):
-                ranks.append(Rank(rank_socket(path, number), seconds))
+                ranks.append(Rank(rank_socket(path, number), seconds, number))
                 left.callback(ranks[-1].leave)
             try:
                 link = cls._attach(path, ranks)
@@ -227,7 +229,7 @@ class WorkerLink:
         facts = _agree(ranks)
         limits = facts.limits
         rendezvous = f"{path}.group-{secrets.token_hex(8)}" if len(ranks) > 1 else ""
-        plans = Ring.create(RingShape(plan_bytes(limits), RING_SLOTS, len(ranks)))
+        plans = Ring.create(RingShape(plan_bytes(limits), ring_slots(facts.num_stages), len(ranks)))
         try:
             for rank in ranks:
                 rank.offer(plans, limits, rendezvous)
@@ -314,7 +316,7 @@ def _agree(ranks: list[Rank]) -> WorkerFacts:
                     f"the worker at the socket of rank {number} of {len(ranks)} says that it is rank "
                     f"{each.rank} of {each.world_size}"
                 )
-        for name in ("fingerprint", "dtype", "eos_token_ids"):
+        for name in ("fingerprint", "dtype", "eos_token_ids", "num_stages"):
             values = [getattr(each, name) for each in facts]
             if any(value != values[0] for value in values):
                 raise ValueError(f"workers of one group differ in {name}: {values}")

@@ -151,10 +151,11 @@ def _check_shares(model: ModelConfig, parallel: TensorParallel) -> None:
     for name in ("num_attention_heads", "intermediate_size", "vocab_size"):
         total = getattr(model, name)
         if total % size:
-            raise ConfigError(f"world_size is {size}; it must divide {name}, which is {total}")
+            raise ConfigError(f"tensor_parallel_size is {size}; it must divide {name}, which is {total}")
     if num_kv_heads % size and size % num_kv_heads:
         raise ConfigError(
-            f"world_size is {size}; num_key_value_heads is {num_kv_heads}, and one must divide the other"
+            f"tensor_parallel_size is {size}; num_key_value_heads is {num_kv_heads}, and one must divide the "
+            "other"
         )
 
 

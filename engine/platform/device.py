@@ -34,21 +34,24 @@ CPU_DEFAULTS = DeviceDefaults(max_num_seqs=64, max_num_batched_tokens=256)
 CUDA_DEFAULTS = DeviceDefaults(max_num_seqs=256, max_num_batched_tokens=8192)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device for "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+def pick_device(name: str, rank: int = 0) -> torch.device:
+    """The device of a rank for "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N". Without a number
+    each rank has a GPU of its own.
 
     Raises:
         ConfigError: there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(f"device is {name!r}, but torch sees no CUDA device; use --device cpu")
-    number = int(name.partition(":")[2] or 0)
-    if number >= torch.cuda.device_count():
-        raise ConfigError(f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices")
+    number, count = int(name.partition(":")[2] or rank), torch.cuda.device_count()
+    if number >= count:
+        raise ConfigError(
+            f"device is {name!r}, of which rank {rank} has number {number}, but there are {count} of CUDA"
+        )
     return torch.device("cuda", number)
 
 

@@ -53,7 +53,7 @@ def build_worker(
         ConfigError: a setting or a model file is wrong, or the memory does not suffice.
     """
     timeline = timeline or Timeline()
-    device = pick_device(config.device)
+    device = pick_device(config.device, config.rank)
     directory, load_format = resolve_checkpoint(config.model, config.load_format)
     model_config = load_model_config(directory, config.quantization)
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
@@ -62,7 +62,8 @@ def build_worker(
     _require_invariant_products(config, model_config)
     platform = (make_platform or _platform_for(device))(config, device, dtype)
     communicator = Communicator(config.rank, config.world_size, device) if config.world_size > 1 else None
-    parallel = TensorParallel(config.rank, config.world_size, communicator)
+    size = config.tensor_parallel_size
+    parallel = TensorParallel(config.rank % size, size, communicator)
     compiled = compile_ahead(config, model_config, dtype) if compile_ahead else None
     platform.make_current()
 
@@ -91,6 +92,7 @@ def build_worker(
         device=device_name(device),
         rank=config.rank,
         world_size=config.world_size,
+        num_stages=config.pipeline_parallel_size,
         fingerprint=fingerprint(
             directory, load_format, config.seed, config.quantization, config.kv_cache_dtype
         ),

@@ -132,6 +132,7 @@ class _Serving:
         requests: OpenRequests,
     ) -> None:
         self._runner, self._facts, self._group = worker.runner, worker.facts, worker.group
+        self._reports = worker.facts.rank == worker.facts.reporting_rank
         self._termination = termination
         self._profiler = profiler
         self._requests = requests
@@ -187,7 +188,7 @@ class _Serving:
         while pending and pending[0].done():
             result = pending.popleft().result()
             self._requests.finished(result)
-            session.send_result(result if self._facts.rank == 0 else _completion(result))
+            session.send_result(result if self._reports else _completion(result))
             if result.is_last:
                 raise DeviceLost(result.error)
 

@@ -57,8 +57,8 @@ def run_worker(config: WorkerConfig) -> int:
 
 def _serve_model(config: WorkerConfig, timeline: Timeline) -> int:
     _check_model(config)
-    _set_thread_policy()
-    head_start = HeadStart(config.device)
+    _set_thread_policy(config.world_size)
+    head_start = HeadStart(config.device, config.rank)
     build_ahead(config.device, config.dtype)
 
     from engine.worker.build import build_worker
@@ -110,11 +110,15 @@ def _compiler(target: GpuTarget) -> CompileAhead | None:
     return AheadCompiler(directory, target).start
 
 
-def _set_thread_policy() -> None:
+def _set_thread_policy(num_ranks: int) -> None:
     """Makes torch's OpenMP threads sleep while they wait. Read when torch is first imported.
 
     Spinning threads keep a core busy between steps, and on a shared machine they cost more than they save.
+    Ranks of one machine share its processors.
     """
+    if num_ranks > 1:
+        num_threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
+        os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

@@ -19,6 +19,8 @@ Config = TypeVar("Config")
 
 # A repeatable option is named after one of its values.
 SINGULAR = {"api_keys": "api_key", "served_model_names": "served_model_name"}
+# Options that have a short name too, which other engines' users know.
+SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp"}
 # Options that may come from the environment. Keys do, so that they need not appear in lists of processes.
 ENVIRONMENT = {"api_keys": "PAGEWIRE_API_KEY"}
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pagewire.base.command_line import ENVIRONMENT, Config, flag
+from pagewire.base.command_line import ENVIRONMENT, SHORT, Config, flag
 
 
 def with_options(*configs: type, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Any]:
@@ -90,6 +90,7 @@ def _parameters(config: type) -> dict[str, inspect.Parameter]:
             name = f"{flag(field.name)}/{flag(field.name, False)}" if kind is bool else flag(field.name)
             info = typer.Option(
                 name,
+                *([SHORT[field.name]] if field.name in SHORT else []),
                 help=helps.get(field.name),
                 envvar=ENVIRONMENT.get(field.name),
                 show_envvar=field.name in ENVIRONMENT,

@@ -72,7 +72,6 @@ with_engine_options = with_options(
     without=(
         "socket",
         "rank",
-        "world_size",
         "max_num_seqs",
         "block_size",
         "num_blocks",

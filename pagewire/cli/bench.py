@@ -76,7 +76,7 @@ Json = Annotated[
 
 DEFAULT_NUM_REQUESTS, DEFAULT_PROMPT_LEN, DEFAULT_OUTPUT_LEN = 64, "512", "128"
 MAX_COLUMNS = 250
-with_worker_options = with_options(WorkerConfig, without=("socket", "rank", "world_size"))
+with_worker_options = with_options(WorkerConfig, without=("socket", "rank"))
 
 THROUGHPUT_EXAMPLES = (
     "pagewire bench throughput smollm2-135m --num-requests 16",

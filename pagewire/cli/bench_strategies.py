@@ -62,7 +62,7 @@ EXAMPLES = examples("pagewire bench strategies smollm2-135m")
 
 def register(bench: typer.Typer) -> None:
     """Adds the command to `pagewire bench`."""
-    options = with_options(WorkerConfig, without=("socket", "rank", "world_size"))
+    options = with_options(WorkerConfig, without=("socket", "rank"))
     bench.command("strategies", epilog=EXAMPLES)(options(strategies))
 
 

@@ -21,12 +21,12 @@ from pagewire.base.version import __version__
 from pagewire.cli.ports import ReservedPort
 from pagewire.cli.registry import PREFIX, RecordingReport, ServiceRecord, runtime_parent
 from pagewire.hub.names.model_name import default_model_name
-from pagewire.supervisor import ProcessSpec, Report, Supervisor
+from pagewire.supervisor import ProcessSpec, Report, Supervisor, ranks_of
 from scheduler.config import SchedulerConfig
 
 # What the service decides by itself, so that `pagewire serve` has no option for it.
 WIRING = (
-    *("socket", "listen", "worker_socket", "scheduler", "admin_socket", "reuse_port", "rank", "world_size"),
+    *("socket", "listen", "worker_socket", "scheduler", "admin_socket", "reuse_port", "rank"),
     *("scheduler_ssl_ca_certs", "scheduler_ssl_certfile", "scheduler_ssl_keyfile"),
 )
 # Longest path of a Unix socket, its closing NUL included (sockaddr_un).
@@ -40,7 +40,7 @@ _NO_BLAS_THREADS = MappingProxyType({"OPENBLAS_NUM_THREADS": "1"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
-    """One service: worker, scheduler and `frontends` frontends that share their ports.
+    """One service: workers that share a model, scheduler and `frontends` frontends that share their ports.
 
     `model` in worker and frontend is a directory, resolved already. Socket paths are relative to the
     runtime directory, which exists only while the service runs.
@@ -111,7 +111,7 @@ class ServiceConfig:
         return [
             frontends,
             [_process("scheduler", "scheduler", self.scheduler, more=_NO_BLAS_THREADS)],
-            [_process("engine-worker", "engine", self.worker)],
+            [_process(name, "engine", rank) for name, rank in ranks_of(self.worker).items()],
         ]
 
     def _frontend(self, index: int, generation: int = 0) -> ProcessSpec:

@@ -21,7 +21,7 @@ EXAMPLES = examples(
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app."""
-    options = with_options(WorkerConfig, without=("socket", "rank", "world_size"))
+    options = with_options(WorkerConfig, without=("socket", "rank"))
     app.command("warmup", epilog=EXAMPLES)(options(warmup))
 
 

@@ -1,55 +1,38 @@
-"""The engine of one program: a worker process of its own and the scheduler core in this process.
+"""The engine of one program: worker processes of its own and the scheduler core in this process.
 
 The same worker, dispatch and core as in the service; only the sockets to clients are missing.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
 
 from engine.config import WorkerConfig
-from engine.dispatch.control import (
-    MAX_STEPS_IN_FLIGHT,
-    NUM_FIRST_STEPS,
-    WORK_AHEAD_STEP,
-    WorkerGone,
-    WorkerSilent,
-)
+from engine.dispatch.control import NUM_FIRST_STEPS, WORK_AHEAD_STEP, WorkerGone, steps_in_flight
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import StepResult
-from pagewire.base.command_line import arguments
-from pagewire.base.errors import ConfigError, Unavailable
-from pagewire.base.exit_status import CONFIG_ERROR
-from pagewire.base.lifeline import Lifeline
-from pagewire.base.own_packages import python_command
 from pagewire.offline.idle_work import IdleWork
+from pagewire.offline.workers import OfflineWorkers
 from scheduler.core import Scheduler
 from scheduler.masks.maker import MaskMaker, MaskOutcome
 from scheduler.request import EndReason, Request, Status
 from scheduler.settings import CoreSettings
 from scheduler.step import StepOutput
+from scheduler.workers.group import GroupResults
 from scheduler.workers.pacing import Pacing
-from scheduler.workers.watchdog import FIRST_STEPS_FACTOR, STACKS_SECONDS
+from scheduler.workers.watchdog import FIRST_STEPS_FACTOR
 from scheduler.workers.work_ahead import WorkAhead, work_ahead_plan
 
 # Seconds that a step may take; as of a service.
 STEP_TIMEOUT = 120.0
-_LAST_BYTES = 4096
-_RETRY_SECONDS = 0.02
 _STOP_SECONDS = 10.0
 
 
 class OfflineEngine:
-    """Owns the worker process, the link to it and the core. Not for use from several threads.
+    """Owns the worker processes, the link to them and the core. Not for use from several threads.
 
     Attributes:
         facts: of the worker.
@@ -74,14 +57,10 @@ class OfflineEngine:
             ConfigError: the worker refuses its configuration or the model.
             Unavailable: it died while it started.
         """
-        self._directory = tempfile.TemporaryDirectory(prefix="pagewire-", ignore_cleanup_errors=True)
-        socket = Path(self._directory.name) / "worker.sock"
-        self._log: IO[bytes] = (Path(self._directory.name) / "worker.log").open("w+b")
-        self._lifeline = Lifeline()
+        self._workers = OfflineWorkers(worker)
         self._link: WorkerLink | None = None
-        self._process = self._start(worker, socket)
         try:
-            link = self._connect(socket)
+            link = self._workers.connect()
             self._attach(link, settings, step_timeout)
             self._idle.begin()
         except BaseException:
@@ -89,66 +68,22 @@ class OfflineEngine:
             raise
 
     def _attach(self, link: WorkerLink, settings: CoreSettings, step_timeout: float = STEP_TIMEOUT) -> None:
-        self._link = link
+        self._link, self._results = link, GroupResults(link)
+        self._most_in_flight = steps_in_flight(link.facts.num_stages)
         self._step_timeout = step_timeout
         self._num_finished, self._began = 0, 0.0
         self._ahead = WorkAhead(link.facts.more_ahead)
-        self._idle = IdleWork(link, self._ahead)
+        self._idle = IdleWork(link, self._results, self._ahead)
         self.facts: WorkerFacts = link.facts
         self.core = Scheduler(self.facts.limits, settings)
         self._mask_ready = threading.Event()
         self._pacing = Pacing()
         self._masks = MaskMaker(self.facts, self._mask_ready.set)
 
-    def _start(self, worker: WorkerConfig, socket: Path) -> subprocess.Popen[bytes]:
-        config = [*arguments(worker), "--socket", str(socket)]
-        return subprocess.Popen(
-            [*python_command("engine"), *config],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env=_environment(self._lifeline),
-            pass_fds=(self._lifeline.child_fd,),
-            start_new_session=True,
-        )
-
-    def _connect(self, socket: Path) -> WorkerLink:
-        while True:
-            try:
-                return WorkerLink.connect(socket)
-            except WorkerSilent as error:
-                error.process.close()
-                raise self._hung("the handshake") from None
-            except (FileNotFoundError, ConnectionRefusedError):
-                if self._process.poll() is not None:
-                    raise self._died() from None
-            time.sleep(_RETRY_SECONDS)
-
-    def _died(self) -> ConfigError | Unavailable:
-        self._process.wait()
-        log = self._last_log()
-        if self._process.returncode == CONFIG_ERROR:
-            return ConfigError(log.splitlines()[-1].removeprefix("engine-worker: "))
-        return Unavailable(f"the engine-worker ended with status {self._process.returncode}:\n{log}")
-
-    def _hung(self, what: str) -> Unavailable:
-        """Ends the worker, after it has written the stacks of its threads."""
-        self._process.send_signal(signal.SIGUSR1)
-        time.sleep(STACKS_SECONDS)
-        self._process.kill()
-        self._process.wait()
-        return Unavailable(
-            f"the engine-worker hung and was killed: {what} did not end. Its log:\n{self._last_log()}"
-        )
-
     @property
     def _limit(self) -> float:
         """Seconds that a step may take."""
         return self._step_timeout * (FIRST_STEPS_FACTOR if self._num_finished < NUM_FIRST_STEPS else 1)
-
-    def _last_log(self) -> str:
-        self._log.seek(0)
-        return self._log.read()[-_LAST_BYTES:].decode(errors="replace").strip()
 
     def check(self, request: Request) -> None:
         """Checks a request, and compiles its constraint; not while `steps` runs.
@@ -179,12 +114,12 @@ class OfflineEngine:
         """
         assert self._link is not None
         if not self._idle.end(self._limit):
-            raise self._hung("work ahead of steps")
+            raise self._workers.hung("work ahead of steps")
         while True:
             if self._masks.num_under_way and (ended := self._take_masks()):
                 yield StepOutput(ended=ended)
             while (
-                self.core.num_in_flight < MAX_STEPS_IN_FLIGHT
+                self.core.num_in_flight < self._most_in_flight
                 and not self._pacing.holds_back(self.core)
                 and (plan := self.core.schedule()) is not None
             ):
@@ -219,14 +154,16 @@ class OfflineEngine:
         assert self._link is not None
         seconds = self._began + self._limit - time.monotonic()
         try:
-            result = self._link.wait_result(max(0.0, seconds))
+            result = self._results.wait(max(0.0, seconds))
         except WorkerGone:
-            raise self._died() from None
+            raise self._workers.died() from None
         now = time.monotonic()
         if result is None:
             if now >= self._began + self._limit:
                 limit = f"after {now - self._began:.1f} s (step_timeout is {self._step_timeout:g})"
-                raise self._hung(f"{self.core.describe_oldest()}, {limit},")
+                late = [rank.facts.rank for rank in self._results.late_ranks()]
+                what = f"{self.core.describe_oldest()}, {limit},"
+                raise self._workers.hung(what, late[0] if len(late) == 1 else None)
             return None
         self._began = now
         if result.step_id == WORK_AHEAD_STEP:
@@ -277,21 +214,9 @@ class OfflineEngine:
         self._stop()
 
     def _stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._workers.stop()
         if self._link is not None:
-            self._idle.end(_STOP_SECONDS)  # at once, as the worker has ended
+            self._idle.end(_STOP_SECONDS)  # at once, as the workers have ended
             self._link.close()
             self._link = None
-        self._lifeline.close()
-        self._log.close()
-        self._directory.cleanup()
-
-
-def _environment(lifeline: Lifeline) -> dict[str, str]:
-
-    return {**os.environ, "PYTHONUNBUFFERED": "1", **lifeline.environment()}
+        self._workers.close()

@@ -7,6 +7,7 @@ import time
 
 from engine.dispatch.control import WorkerGone
 from engine.dispatch.link import WorkerLink
+from scheduler.workers.group import GroupResults
 from scheduler.workers.work_ahead import WorkAhead, work_ahead_plan
 
 
@@ -15,12 +16,13 @@ class IdleWork:
     Nobody else uses the link between `begin` and `end`.
 
     Args:
-        link: to the worker.
+        link: to the worker, or all ranks.
+        results: theirs.
         ahead: what there is to do.
     """
 
-    def __init__(self, link: WorkerLink, ahead: WorkAhead) -> None:
-        self._link, self._ahead = link, ahead
+    def __init__(self, link: WorkerLink, results: GroupResults, ahead: WorkAhead) -> None:
+        self._link, self._results, self._ahead = link, results, ahead
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -49,7 +51,7 @@ class IdleWork:
                 if not self._ahead.in_flight:
                     self._link.send_plan(work_ahead_plan())
                     self._ahead.sent(time.monotonic())
-                result = self._link.wait_result()
+                result = self._results.wait()
                 if result is not None:
                     self._ahead.finished(result.more_ahead)
         except WorkerGone:

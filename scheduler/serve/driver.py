@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from engine.dispatch.control import MAX_STEPS_IN_FLIGHT, WORK_AHEAD_STEP, is_warm, rank_socket
+from engine.dispatch.control import WORK_AHEAD_STEP, is_warm, rank_socket, steps_in_flight
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.link import Rank, WorkerLink
@@ -80,6 +80,7 @@ class EngineDriver:
         self._pump_timer: asyncio.TimerHandle | None = None
         self._masks = MaskRelay(self._apply_mask, self._pump)
         self._pacing = Pacing()
+        self._most_in_flight = steps_in_flight(1)
         self.facts: WorkerFacts | None = None
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
         self.detached.set()
@@ -141,6 +142,7 @@ class EngineDriver:
             self._leave_model()
         self.facts = facts
         group = self._group = WorkerGroup(link, self._leave)
+        self._most_in_flight = steps_in_flight(facts.num_stages)
         self._ahead = WorkAhead(facts.more_ahead)
         self._one_hangs = False
         self._core = Scheduler(self._limits(facts), self._config.core())
@@ -355,7 +357,7 @@ class EngineDriver:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Plans and sends steps up to MAX_STEPS_IN_FLIGHT, each no earlier than `Pacing` allows."""
+        """Plans and sends steps up to `steps_in_flight`, each no earlier than `Pacing` allows."""
         self._pump_scheduled = False
         if self._pump_timer is not None:
             self._pump_timer.cancel()
@@ -365,7 +367,7 @@ class EngineDriver:
             return
         core, pacing = self._core, self._pacing
         while (
-            core.num_in_flight < MAX_STEPS_IN_FLIGHT
+            core.num_in_flight < self._most_in_flight
             and not pacing.holds_back(core)
             and not self._pump_later(pacing.too_early(core, time.perf_counter()))
             and (plan := core.schedule()) is not None

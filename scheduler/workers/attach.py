@@ -65,7 +65,8 @@ async def attach(socket: Path, step_timeout: float = math.inf, *, one_hangs: boo
                 logger.warning("cannot attach to the worker at %s: %s", socket, error)
                 seconds = _MOST_SECONDS
                 if isinstance(error, WorkerSilent):
-                    silence.kept_by(error.process, patience)
+                    who = "the worker" if world_size == 1 else f"the worker of rank {error.rank}"
+                    silence.kept_by(error.process, patience, who)
                 if isinstance(error, WorkerSilent | TimeoutError):
                     await silence.end_if_longer_than(patience)
             await asyncio.sleep(seconds)
@@ -83,9 +84,10 @@ class _Silence:
 
     def __init__(self) -> None:
         self._process: PeerProcess | None = None
+        self._name = ""
         self._began = 0.0
 
-    def kept_by(self, process: PeerProcess, patience: float) -> None:
+    def kept_by(self, process: PeerProcess, patience: float, name: str) -> None:
         """Records that this worker did not answer for `patience` seconds, or HANDSHAKE_SECONDS if that is
         less. Unless it was silent before, its silence began then. Takes over `process`.
         """
@@ -93,7 +95,7 @@ class _Silence:
             process.close()
             return
         self.close()
-        self._process = process
+        self._process, self._name = process, name
         self._began = asyncio.get_running_loop().time() - min(patience, HANDSHAKE_SECONDS)
 
     async def end_if_longer_than(self, patience: float) -> None:
@@ -102,7 +104,7 @@ class _Silence:
         seconds = asyncio.get_running_loop().time() - self._began
         if process is None or seconds < patience:
             return
-        who = f"the worker (pid {process.pid})"
+        who = f"{self._name} (pid {process.pid})"
         logger.error("%s hangs: it has answered no scheduler for %.1f s, and is killed", who, seconds)
         try:
             process.signal(signal.SIGUSR1)

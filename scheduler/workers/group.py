@@ -1,8 +1,9 @@
 """The workers of one attachment, treated as one: a step is over when every rank has completed it.
 
-The first rank reports results; the others report only that they completed a step or failed. If any rank
-fails a step, the step has failed. If only some ranks fail, the others may wait forever for data from them,
-so the scheduler detaches from the whole group; the workers keep their weights and can be attached again.
+The first rank of the last pipeline stage reports results; the others report only that they completed a step
+or failed. If any rank fails a step, the step has failed. If only some ranks fail, the others may wait forever
+for data from them, so the scheduler detaches from the whole group; the workers keep their weights and can be
+attached again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,69 @@ from engine.dispatch.records import StepResult
 FAILURE_SECONDS = 2.0
 
 
+class GroupResults:
+    """The results of all ranks, as one a step. Does not own the link.
+
+    Attributes:
+        num_complete: steps that every rank has completed or failed.
+        execute_us: microseconds that each rank spent on the step polled last; empty for a group of one, whose
+            result says it.
+    """
+
+    def __init__(self, link: WorkerLink) -> None:
+        self._link = link
+        self._reporter = link.facts.reporting_rank
+        # Each rank's results of steps that other ranks have not completed yet.
+        self._completed: list[deque[StepResult]] = [deque() for _ in link.ranks]
+        self.num_complete = 0
+        self.execute_us: list[int] = []
+
+    def poll(self) -> StepResult | None:
+        """The result of the next step if every rank has completed it, or if one rank reports its last
+        result; else None.
+
+        Raises:
+            RecordError, RingError: a worker wrote something malformed.
+            ValueError: ranks report different steps.
+        """
+        for number, completed in enumerate(self._completed):
+            while (result := self._link.poll_result(number)) is not None:
+                if result.error:
+                    result.error = f"rank {number}: {result.error}"
+                if result.is_last:
+                    return result
+                completed.append(result)
+        if not all(self._completed):
+            return None
+        self.num_complete += 1
+        results = [completed.popleft() for completed in self._completed]
+        self.execute_us = [result.execute_us for result in results]
+        return _merge(results, self._reporter)
+
+    def wait(self, timeout: float | None = None) -> StepResult | None:
+        """As `poll`, after waiting up to `timeout` seconds (None: for ever) for any rank to signal.
+
+        Raises:
+            WorkerGone: a worker is gone, and none has signalled.
+        """
+        result = self.poll()
+        if result is not None:
+            return result
+        self._link.wait(timeout)
+        return self.poll()
+
+    @property
+    def failure(self) -> str:
+        """The error of a step that some ranks have failed and others have not finished; "" if none has."""
+        errors = [completed[0].error for completed in self._completed if completed and completed[0].error]
+        return errors[0] if errors else ""
+
+    def late_ranks(self) -> list[Rank]:
+        """The ranks that have not completed the oldest step in flight."""
+        pairs = zip(self._link.ranks, self._completed, strict=True)
+        return [rank for rank, completed in pairs if not completed]
+
+
 class WorkerGroup:
     """The ranks that one scheduler drives. Used on the event loop only.
 
@@ -30,11 +94,7 @@ class WorkerGroup:
         ranks: the worker processes.
         send_plan: publishes a plan to all ranks.
         clear: clears the eventfds of all ranks; read all results afterwards.
-        poll_result: the result of the next step if every rank has completed it, or if one rank reports its
-            last result; else None. Raises RecordError or RingError if a worker wrote something malformed,
-            and ValueError if ranks report different steps.
-        execute_us: microseconds that each rank spent on the step polled last; empty for a group of one, whose
-            result says it.
+        poll_result: the result of the next step; see GroupResults.poll.
     """
 
     def __init__(self, link: WorkerLink, leave: Callable[[str], None]) -> None:
@@ -43,52 +103,45 @@ class WorkerGroup:
         self.facts, self.ranks = link.facts, link.ranks
         self.send_plan, self.clear = link.send_plan, link.clear
         self._is_alone = len(link.ranks) == 1
+        self._results = GroupResults(link)
         self.poll_result: Callable[[], StepResult | None] = link.poll_result
         if not self._is_alone:
             self.poll_result = self._poll_all
-        # Each rank's results of steps that other ranks have not completed yet.
-        self._completed: list[deque[StepResult]] = [deque() for _ in link.ranks]
-        self._num_complete = 0
-        self.execute_us: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def execute_us(self) -> list[int]:
+        """See GroupResults."""
+        return self._results.execute_us
+
     def _poll_all(self) -> StepResult | None:
-        for number, completed in enumerate(self._completed):
-            while (result := self._link.poll_result(number)) is not None:
-                if result.error:
-                    result.error = f"rank {number}: {result.error}"
-                if result.is_last:
-                    return result
-                completed.append(result)
-        if not all(self._completed):
+        result = self._results.poll()
+        if result is None:
             self._watch_failure()
-            return None
-        self._num_complete += 1
-        results = [completed.popleft() for completed in self._completed]
-        self.execute_us = [result.execute_us for result in results]
-        return _merge(results)
+        return result
 
     def _watch_failure(self) -> None:
         """Starts a timer that gives the group up if some ranks failed a step and others do not finish it."""
-        errors = [completed[0].error for completed in self._completed if completed and completed[0].error]
-        if errors and self._timer is None:
+        failure = self._results.failure
+        if failure and self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(FAILURE_SECONDS, self._give_up, errors[0], self._num_complete)
+            num_complete = self._results.num_complete
+            self._timer = loop.call_later(FAILURE_SECONDS, self._give_up, failure, num_complete)
 
     def _give_up(self, error: str, num_complete: int) -> None:
         self._timer = None
-        if self._num_complete == num_complete:
+        if self._results.num_complete == num_complete:
             self._leave(f"a step failed on some ranks only: {error}")
         else:
             self._watch_failure()
 
     def late_ranks(self) -> list[Rank]:
         """The ranks that have not completed the oldest step in flight."""
-        return [rank for rank, completed in zip(self.ranks, self._completed, strict=True) if not completed]
+        return self._results.late_ranks()
 
     def name_of(self, rank: Rank) -> str:
         """A rank's readable name, for logs and errors."""
-        return "the engine-worker" if self._is_alone else f"the engine-worker of rank {rank.facts.rank}"
+        return "the engine-worker" if self._is_alone else f"the engine-worker of {rank}"
 
     def close(self) -> None:
         """Closes the link to the workers."""
@@ -97,14 +150,14 @@ class WorkerGroup:
         self._link.close()
 
 
-def _merge(results: list[StepResult]) -> StepResult:
-    """The first rank's result, with the errors, times and `more_ahead` of all ranks.
+def _merge(results: list[StepResult], reporter: int) -> StepResult:
+    """The result of the rank that reports, with the errors, times and `more_ahead` of all ranks.
 
     Raises:
         ValueError: the ranks report different steps.
     """
-    merged = results[0]
-    for other in results[1:]:
+    merged = results[reporter]
+    for other in results:
         if other.step_id != merged.step_id:
             raise ValueError(f"ranks report steps {merged.step_id} and {other.step_id} at the same time")
         merged.error = merged.error or other.error

@@ -200,7 +200,7 @@ def test_a_worker_that_hangs_is_killed_and_the_error_says_over_what(smollm2_dir:
     with LLM(engine="null", step_timeout=0.2) as llm:
         assert llm._engine is not None
         assert len(llm.generate("Hello", GREEDY)[0].outputs[0].token_ids) == 16
-        process = llm._engine._process
+        process = llm._engine._workers.processes[0]
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(Unavailable, match=r"hung and was killed: step \d+ with 1 request .*step_timeout"):
             llm.generate("Hello", GREEDY)
@@ -211,7 +211,7 @@ def test_a_dead_worker_is_an_error_with_its_log_and_closing_leaves_no_process(sm
     before = set(psutil.Process().children())
     llm = LLM(engine="null")
     assert llm._engine is not None
-    os.kill(llm._engine._process.pid, signal.SIGKILL)
+    os.kill(llm._engine._workers.processes[0].pid, signal.SIGKILL)
     with pytest.raises(Unavailable, match="engine-worker ended with status -9"):
         llm.generate("a", GREEDY)
     llm.close()

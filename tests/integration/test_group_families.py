@@ -110,4 +110,4 @@ def test_what_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="queries are normalised together, and ranks have some of the heads"
     ):
-        CoreDriver(write("olmo2", tmp_path), rank=1, world_size=2)
+        CoreDriver(write("olmo2", tmp_path), rank=1, tensor_parallel_size=2)

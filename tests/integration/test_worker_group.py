@@ -58,7 +58,7 @@ class Workers:
 
     def _start(self, rank: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "engine", str(self._model), "--socket", str(self.socket)]
-        command += ["--rank", str(rank), "--world-size", str(self._world_size), *self._options]
+        command += ["--rank", str(rank), "--tensor-parallel-size", str(self._world_size), *self._options]
         self._logs.append((self.socket.parent / f"{len(self._logs)}.log").open("w+b"))
         return subprocess.Popen(
             command, stderr=self._logs[-1], env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True

@@ -16,8 +16,8 @@ KILLED = "was killed by SIGKILL"
 
 
 def role_of(name: str) -> str:
-    """Of a process: all frontends have one."""
-    return "frontend" if name.startswith("frontend") else name
+    """Of a process: all frontends have one, and all ranks."""
+    return next((role for role in ROLES if name.startswith(role)), name)
 
 
 def living(service: Service) -> dict[str, psutil.Process]:

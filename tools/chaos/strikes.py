@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -91,7 +92,9 @@ class Strikes:
 
     def _may_be_hit(self, process: psutil.Process, kind: str) -> bool:
         """A worker that hangs while it starts is not noticed: nobody knows how long a start may take."""
-        return kind != HANG or f"attached to worker {process.pid}:" in self._service.log
+        return kind != HANG or bool(
+            re.search(rf"attached to worker [\d, ]*\b{process.pid}\b", self._service.log)
+        )
 
     @property
     def counts(self) -> Counter[str]:

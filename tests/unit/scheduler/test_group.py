@@ -20,7 +20,7 @@ class FakeLink:
     """Results as ranks write them."""
 
     def __init__(self, num_ranks: int) -> None:
-        self.facts = "facts"
+        self.facts = SimpleNamespace(reporting_rank=0)
         self.ranks = tuple(
             cast(Rank, SimpleNamespace(facts=SimpleNamespace(rank=rank))) for rank in range(num_ranks)
         )
