@@ -8,6 +8,7 @@ from pathlib import Path
 
 from frontend.chat.settings import ChatSettings, ConstraintSettings, is_template
 from frontend.metrics_names import CHOICES as METRICS_NAMES
+from frontend.replicas.addresses import Addresses
 from pagewire.base.observed import check_observed
 from pagewire.base.settings import require, require_positive
 from pagewire.base.tls import ClientTls, ServerTls
@@ -26,7 +27,8 @@ class FrontendConfig:
     Attributes:
         model: a directory in Hugging Face layout, a .gguf file, a model on a hub or an alias; only its
             tokenizer, templates and defaults are read, and of its weights what they are.
-        scheduler: gRPC address of the scheduler, "unix:/path" or "host:port".
+        scheduler: gRPC address of the scheduler, "unix:/path" or "host:port"; several with commas between
+            them are replicas of one model, and "dns:name:port" is every address of a name.
         scheduler_ssl_ca_certs: PEM file of the authorities that may have signed the scheduler's certificate;
             with it, or scheduler_ssl_certfile, the connection to a scheduler at host:port is TLS.
         scheduler_ssl_certfile: PEM file with the certificate that is shown to the scheduler (mTLS).
@@ -185,6 +187,7 @@ class FrontendConfig:
             self.score_template,
             "given with classifier_from_token, such as qwen3-reranker: it asks what the tokens answer",
         )
+        Addresses.parse(self.scheduler)
         require_positive(self, "max_body_bytes", "max_prompt_tokens", "max_connections")
         require(self.idle_timeout > 0, "idle_timeout", self.idle_timeout, "more than 0")
         age = self.max_connection_age
@@ -241,7 +244,7 @@ class FrontendConfig:
             ConfigError: a key has no certificate.
         """
         files = (self.scheduler_ssl_ca_certs, self.scheduler_ssl_certfile, self.scheduler_ssl_keyfile)
-        if self.scheduler.startswith("unix:") or not any(files):
+        if not any(files) or all(each.startswith("unix:") for each in self.scheduler.split(",")):
             return None
         ca_certs, certfile, keyfile = files
         return ClientTls(ca_certs=ca_certs, certfile=certfile, keyfile=keyfile, prefix="scheduler_ssl")

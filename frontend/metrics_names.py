@@ -47,6 +47,8 @@ _TRITON_NAMES = {
 _SUFFIX = r"(?:_total|_bucket|_sum|_count|_created)?"
 # A comment or a sample of ours: what comes before the name, the name, its suffix, labels, the rest.
 _LINE = re.compile(rf"(# (?:HELP|TYPE) )?{_OURS}(\w+?)({_SUFFIX})(?:\{{(.*)\}})?( .*)")
+# What comes first among the labels where there are several schedulers; vLLM calls them engines.
+_REPLICA = re.compile(r'replica="((?:[^"\\]|\\.)*)",?')
 
 
 def named(exposition: str, names: str, model: str) -> str:
@@ -60,7 +62,7 @@ def named(exposition: str, names: str, model: str) -> str:
     if names == "pagewire":
         return exposition
     ours, theirs = [], []
-    label = 'model_name="{}",engine="0"'.format(model.replace("\\", "\\\\").replace('"', '\\"'))
+    label = 'model_name="{}"'.format(model.replace("\\", "\\\\").replace('"', '\\"'))
     for line in exposition.splitlines():
         copies = list(_under_vllm_names(line, label))
         theirs += copies
@@ -90,7 +92,9 @@ def _under_vllm_names(line: str, label: str) -> Iterator[str]:
     known = max((each for each in VLLM_NAMES if whole.startswith(each)), key=len, default=None)
     if known is None or not re.fullmatch(_SUFFIX, whole.removeprefix(known)):
         return
-    all_labels = None if before else f"{label},{labels}" if labels else label
+    replica = _REPLICA.match(labels or "")
+    engine, others = ("0", labels or "") if replica is None else (replica[1], (labels or "")[replica.end() :])
+    all_labels = None if before else f'{label},engine="{engine}"' + (f",{others}" if others else "")
     for theirs in VLLM_NAMES[known]:
         yield _written(before, _VLLM + theirs + whole.removeprefix(known), all_labels, rest)
 

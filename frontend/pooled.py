@@ -16,7 +16,7 @@ from frontend.generation.open_request import OpenRequest, Submission, Wakeup
 from frontend.generation.pipeline import Admitted, GenerationPipeline
 from frontend.generation.request import INT32_RANGE, TextPrompt, TokenPrompt, require_at_most
 from frontend.generation.submissions import check_range
-from frontend.scheduler_link import SchedulerLink
+from frontend.replicas.links import SchedulerLinks
 from frontend.text.tokenizer import TextTokenizer
 from pagewire.base.errors import InvalidRequest, PagewireError, Unavailable
 from pagewire.inference.v1 import inference_pb2
@@ -239,7 +239,7 @@ def usage_of(ended: Sequence[OpenRequest]) -> Usage:
     )
 
 
-async def run_all(link: SchedulerLink, submissions: Sequence[Submission], at_once: int) -> list[OpenRequest]:
+async def run_all(link: SchedulerLinks, submissions: Sequence[Submission], at_once: int) -> list[OpenRequest]:
     """Submits everything, at most `at_once` at a time, and returns the requests in order, all ended well.
 
     Raises:

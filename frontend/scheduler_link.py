@@ -1,4 +1,4 @@
-"""The frontend's one stream to its scheduler.
+"""The frontend's one stream to one scheduler; `frontend.replicas.links` has those to all.
 
 Submissions and aborts go out, one StepDeltas message a step comes in and is spread over the open requests.
 When the scheduler is lost, the link connects again and submits every open request once more with the
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -34,6 +34,7 @@ takes them in it does nothing else.
 """
 
 _NOTHING = scheduler_pb2.Abort()
+_WATCH_CACHE = scheduler_pb2.ConnectRequest(watch_cache=scheduler_pb2.WatchCache())
 
 UNARY_TIMEOUT = 5.0
 """Seconds that GetLoad and GetMetrics may take."""
@@ -64,23 +65,44 @@ class SchedulerLink:
     will send, so that an abort costs its caller nothing and overtakes nothing.
 
     Attributes:
+        name: what people and metrics call the scheduler.
+        target: its gRPC address.
+        number: its place among the frontend's schedulers.
         model: facts about the served model, from the last scheduler that told; None before the first.
         num_reconnects: how often the stream was lost and came back.
         failed: completes with the exception if the link itself breaks; it never does otherwise.
+        refused: why it gets no request although it is there; empty if nothing is wrong.
+        drained: whether it gets no new request because an operator said so.
+        load_of_others: requests that run or wait there and are not this frontend's, as far as it has told.
+        on_lost: called when the stream has ended, before anybody who listens to changes.
+        on_cache: called with what changed in its prefix cache; None if that need not be known.
     """
 
-    def __init__(self, target: str, *, reconnect_timeout: float = 30.0, tls: ClientTls | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        name: str = "0",
+        number: int = 0,
+        host: str = "",
+        reconnect_timeout: float = 30.0,
+        tls: ClientTls | None = None,
+    ) -> None:
         """Args:
         target: gRPC address of the scheduler.
-        reconnect_timeout: seconds that open requests wait for a lost scheduler before they are ended, and new
-            ones for a scheduler or an engine before they are refused.
+        name, number: see above.
+        host: the name that its certificate is for, if not the one in `target`.
+        reconnect_timeout: seconds that open requests wait for a lost scheduler before they are ended.
         tls: how the scheduler is to prove who it is; None for a plain connection.
 
         Raises:
             ConfigError: a file of `tls` is wrong.
         """
+        self.name, self.number, self.target = name, number, target
         self._credentials = None if tls is None else tls.credentials()
-        self._target = target
+        self._options: tuple[tuple[str, int | str], ...] = _CHANNEL_OPTIONS
+        if host:
+            self._options = (*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", host))
         self._reconnect_timeout = reconnect_timeout
         self.model: scheduler_pb2.GetModelResponse | None = None
         self.num_reconnects = 0
@@ -96,10 +118,12 @@ class SchedulerLink:
         """Handle -> None for a submission, else an abort, in the order they are to be written."""
         self._has_unsent = asyncio.Event()
         self._next_handle = 1
-        self._heard = asyncio.Event()
-        self._has_changed = asyncio.Event()
-        self._expects_none = False
-        self._num_waiting = 0
+        self.heard = asyncio.Event()
+        self.refused = ""
+        self.drained = False
+        self.load_of_others = 0
+        self.on_lost: Callable[[], None] = lambda: None
+        self.on_cache: Callable[[scheduler_pb2.CacheChanges], None] | None = None
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -107,43 +131,26 @@ class SchedulerLink:
         """Whether the scheduler is there and has an engine."""
         return self._streaming and self._engine_ready
 
+    @property
+    def takes_requests(self) -> bool:
+        """Whether it is to get new requests."""
+        return self._streaming and self._engine_ready and not (self.drained or self.refused)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the stream is open."""
+        return self._streaming
+
+    @property
+    def num_open(self) -> int:
+        """Requests of this frontend that it has."""
+        return len(self._open)
+
     def on_change(self, listener: Callable[[], None]) -> None:
         """Calls `listener` whenever `ready` or `model` may have changed."""
         self._listeners.append(listener)
 
-    async def heard_within(self, seconds: float) -> bool:
-        """Waits for the scheduler's first news; whether they came in time."""
-        return await _within(seconds, self._heard.wait())
-
-    async def back_soon(self) -> bool:
-        """Waits for a scheduler and an engine, if there are none; whether they came in time. They may have
-        been lost, or this frontend be the one that was just started again. If too many wait already,
-        or `expect_no_first_engine` was called, nothing is waited for."""
-        if self.ready or self._num_waiting >= MAX_UNSENT:
-            return self.ready
-        self._num_waiting += 1
-        try:
-            await _within(self._reconnect_timeout, self._until_ready())
-            return self.ready
-        finally:
-            self._num_waiting -= 1
-
-    async def _until_ready(self) -> None:
-        while not (self.ready or self._expects_none):
-            self._has_changed.clear()
-            await self._has_changed.wait()
-
-    def expect_no_first_engine(self) -> None:
-        """Ends the waiting in `back_soon` for the first engine since this frontend was started: it may be one
-        that cannot load its model. For an engine that was there and was lost, waiting goes on.
-        """
-        if self.model is None:
-            self._expects_none = True
-            self._has_changed.set()
-
     def _changed(self) -> None:
-        if self.ready:
-            self._has_changed.set()
         for listener in self._listeners:
             listener()
 
@@ -151,9 +158,9 @@ class SchedulerLink:
         """Starts connecting; returns at once."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._credentials is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(self.target, options=self._options)
         else:
-            self._channel = grpc.aio.secure_channel(self._target, self._credentials, options=_CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(self.target, self._credentials, options=self._options)
         self._stub = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._task = asyncio.create_task(self._run(), name="scheduler-link")
         self._task.add_done_callback(self._task_done)
@@ -181,12 +188,30 @@ class SchedulerLink:
         if len(self._unsent) >= MAX_UNSENT:
             raise Overloaded(f"{MAX_UNSENT} submissions wait to be sent to the scheduler; try again later")
         request = OpenRequest(self._draw_handle(), submission, wakeup)
-        if submission.deadline is not None:
+        self.adopt(request)
+        return request
+
+    def adopt(self, request: OpenRequest) -> None:
+        """Submits a request that another link has released, with the tokens it has."""
+        request.handle = self._draw_handle() if request.link is not None else request.handle
+        request.link = self
+        deadline = request.submission.deadline
+        if deadline is not None:
             loop = asyncio.get_running_loop()
-            request.timer = loop.call_at(submission.deadline, self._expire, request)
+            request.timer = loop.call_at(deadline, self._expire, request)
         self._open[request.handle] = request
         self._send(request.handle)
-        return request
+
+    def release(self) -> list[OpenRequest]:
+        """Gives away all open requests. If the scheduler is still there it is told that they have ended."""
+        released = list(self._open.values())
+        self._open = {}
+        for request in released:
+            if request.timer is not None:
+                request.timer.cancel()
+            self._abort(request)
+        self._stop_waiting()
+        return released
 
     def close(self, request: OpenRequest) -> None:
         """Ends the caller's interest in a request; the scheduler is told unless it already ended it."""
@@ -205,6 +230,14 @@ class SchedulerLink:
         if not self._streaming:
             return "the scheduler is not reachable; try again shortly"
         return "no engine is attached to the scheduler yet; try again shortly"
+
+    def why_no_requests(self) -> str:
+        """For people: why it is to get no new requests; empty if it is."""
+        if not self.ready:
+            return self.why_not_ready().partition(";")[0]
+        if self.refused:
+            return "it serves another model than the others"
+        return "drained" if self.drained else ""
 
     def _draw_handle(self) -> int:
         handle, self._next_handle = self._next_handle, self._next_handle + 1
@@ -284,6 +317,8 @@ class SchedulerLink:
         """
         loop = asyncio.get_running_loop()
         try:
+            if self.on_cache is not None:
+                await call.write(_WATCH_CACHE)
             while self._next_handle <= _LAST_HANDLE:
                 await self._has_unsent.wait()
                 self._has_unsent.clear()
@@ -342,10 +377,17 @@ class SchedulerLink:
         self._note("scheduler lost")
         self._unsent.clear()
         self._resubmit_needed = True
+        self.load_of_others = 0
+        self.on_lost()
         if self._give_up is None:
             loop = asyncio.get_running_loop()
             self._give_up = loop.call_later(self._reconnect_timeout, self._give_up_waiting)
         self._changed()
+
+    def _stop_waiting(self) -> None:
+        if self._give_up is not None:
+            self._give_up.cancel()
+            self._give_up = None
 
     def _give_up_waiting(self) -> None:
         self._give_up = None
@@ -357,9 +399,7 @@ class SchedulerLink:
 
     def _resubmit(self) -> None:
         """Submits every open request to the scheduler that took over, with what it has generated so far."""
-        if self._give_up is not None:
-            self._give_up.cancel()
-            self._give_up = None
+        self._stop_waiting()
         self._resubmit_needed = False
         self._note("resubmitted")
         for handle in self._open:
@@ -369,8 +409,12 @@ class SchedulerLink:
     def _receive(self, message: scheduler_pb2.ConnectResponse) -> None:
         if message.HasField("deltas"):
             self._spread(message.deltas)
+        elif message.HasField("cache"):
+            self.load_of_others = message.cache.num_requests - message.cache.num_own_requests
+            if self.on_cache is not None:
+                self.on_cache(message.cache)
         elif message.HasField("model"):
-            self._heard.set()
+            self.heard.set()
             if self._engine_ready != message.model.ready:
                 self._note("engine attached" if message.model.ready else "engine lost")
             self._engine_ready = message.model.ready
@@ -486,15 +530,6 @@ class SchedulerLink:
                     yield message
         finally:
             call.cancel()
-
-
-async def _within(seconds: float, awaited: Coroutine[Any, Any, Any]) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await awaited
-    except TimeoutError:
-        return False
-    return True
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The frontend process: both protocols on one event loop, over one stream to the scheduler."""
+"""The frontend process: both protocols on one event loop, over one stream to each scheduler."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from frontend.grpc.admin import AdminServer
 from frontend.grpc.service import GrpcServer
 from frontend.http.server import HttpServer
 from frontend.metrics import FrontendMetrics
+from frontend.replicas.links import SchedulerLinks
 from frontend.request_log import RequestLog
-from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
 from frontend.tracing import FrontendTracing
 from pagewire.base.gc_freeze import spare_what_is_loaded
@@ -62,10 +62,11 @@ class Frontend:
         self._admin: AdminServer | None = None
         tls = config.tls()
         self._tls = None if tls is None else tls.reloading()
-        self.link = SchedulerLink(
+        self.link = SchedulerLinks(
             config.scheduler, reconnect_timeout=config.reconnect_timeout, tls=config.scheduler_tls()
         )
         self.link.on_change(self._show_link)
+        self.metrics.before = self._show_replicas
 
     async def start(self) -> None:
         """Connects to the scheduler and, meanwhile, loads the model's text side; then serves.
@@ -128,6 +129,16 @@ class Frontend:
         self.pipeline.close()
         if self._spans is not None:
             await asyncio.to_thread(self._spans.close)
+
+    def _show_replicas(self) -> None:
+        self.metrics.requests_moved.set(self.link.num_moved)
+        for link in self.link.links if self.link.are_several else ():
+            self.metrics.show_replica(
+                link.name,
+                ready=link.takes_requests,
+                requests=self.link.num_routed[link.name],
+                prefix_tokens=self.link.num_prefix_tokens[link.name],
+            )
 
     def _show_link(self) -> None:
         self.metrics.scheduler_ready.set(self.link.ready)

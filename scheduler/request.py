@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from engine.dispatch.sampling import Pooling, SamplingRecord, U32Array
+from pagewire.wire.block_hashes import ROOT_HASH, BlockHash, hash_blocks
 from pagewire.wire.sampling_params import StructuredOutput
-from scheduler.blocks.hashes import ROOT_HASH, BlockHash, hash_blocks
 from scheduler.policy.shares import Share
 
 NO_TURN = 1 << 62
@@ -61,7 +61,7 @@ class Request:
         priority: lower goes first; ties by turn.
         client: who sent it; see `Shares.of`.
         owner: the submitter's own data; the core does not read it.
-        root_hash: parent hash of its first block; see `scheduler.blocks.hashes.root_hash`.
+        root_hash: parent hash of its first block; see `pagewire.wire.block_hashes.root_hash`.
         adapter_id: the adapter that its tokens are computed with; 0 is none.
         constraint: the structure that the output must have. Each token is sampled under a mask that the
             submitter provides: see `allow`.

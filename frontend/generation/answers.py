@@ -39,7 +39,7 @@ def open_answer(
 
     Raises:
         InvalidRequest: the request does not suit the model.
-        Unavailable, Overloaded: see `SchedulerLink.open`.
+        Unavailable, Overloaded: see `SchedulerLinks.open`.
     """
     sampling = request.sampling
     tokenizer = model.tokenizer if request.new_parser is None else model.message_tokenizer

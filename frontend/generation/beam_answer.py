@@ -53,7 +53,7 @@ class BeamAnswer(Answer):
         """Submits every prompt's first request.
 
         Raises:
-            Unavailable, Overloaded: see `SchedulerLink.open`.
+            Unavailable, Overloaded: see `SchedulerLinks.open`.
         """
         super().__init__(request.request_id)
         self._request = request

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pagewire.base.errors import PagewireError
 from pagewire.inference.v1 import inference_pb2
@@ -95,6 +96,13 @@ class Submission:
     part: int = 0
 
 
+class Stream(Protocol):
+    """What a request is on: the link to a scheduler."""
+
+    def close(self, request: OpenRequest) -> None:
+        """Ends the caller's interest in a request."""
+
+
 class OpenRequest:
     """A submitted request. The link appends to it and tells its wakeup, one consumer takes from it, both on
     one event loop.
@@ -105,6 +113,7 @@ class OpenRequest:
 
     Attributes:
         handle: names the request on the scheduler's stream, and on the next one has another value.
+        link: the stream that it is on; None before it is on one.
         submission: what was asked for.
         wakeup: tells the consumer of news; several requests may share it.
         output_ids: every token generated so far.
@@ -126,6 +135,7 @@ class OpenRequest:
         "ended",
         "handle",
         "is_complete",
+        "link",
         "num_cached_tokens",
         "output_ids",
         "pooled",
@@ -137,6 +147,7 @@ class OpenRequest:
 
     def __init__(self, handle: int, submission: Submission, wakeup: Wakeup) -> None:
         self.handle = handle
+        self.link: Stream | None = None
         self.submission = submission
         self.wakeup = wakeup
         self.output_ids: list[int] = []

@@ -19,8 +19,8 @@ from frontend.generation.prompts import PromptTokens, is_tokens, read_prompt, re
 from frontend.generation.request import Conversation, GenerationRequest, TextPrompt
 from frontend.generation.submissions import Submissions, check_range
 from frontend.metrics import FrontendMetrics
+from frontend.replicas.links import SchedulerLinks
 from frontend.request_log import RequestLog
-from frontend.scheduler_link import SchedulerLink
 from frontend.served_model import ServedModel
 from frontend.tracing import FrontendTracing
 from pagewire.base.errors import (
@@ -48,7 +48,7 @@ class GenerationPipeline:
 
     Attributes:
         model: what is served.
-        link: the stream to the scheduler.
+        link: the streams to the schedulers.
         max_prompt_tokens: the longest prompt taken, or None for what the model's context holds.
         draining: whether new requests are refused because this process is to end.
     """
@@ -56,7 +56,7 @@ class GenerationPipeline:
     def __init__(
         self,
         model: ServedModel,
-        link: SchedulerLink,
+        link: SchedulerLinks,
         metrics: FrontendMetrics,
         *,
         request_log: RequestLog,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup
 from frontend.generation.request import GenerationRequest
-from frontend.scheduler_link import SchedulerLink
+from frontend.replicas.links import SchedulerLinks
 from pagewire.base.errors import InvalidRequest
 from pagewire.inference.v1 import inference_pb2
 from pagewire.scheduler.v1 import scheduler_pb2
@@ -43,7 +43,7 @@ class Submissions:
 
     def __init__(
         self,
-        link: SchedulerLink,
+        link: SchedulerLinks,
         request: GenerationRequest,
         *,
         deadline: float | None,
@@ -63,7 +63,7 @@ class Submissions:
         """Submits a part of the answer. In logs, all but the first have a number behind the request's id.
 
         Raises:
-            Unavailable, Overloaded: see `SchedulerLink.open`.
+            Unavailable, Overloaded: see `SchedulerLinks.open`.
         """
         request_id = self._request.request_id
         number, self._num_submitted = self._num_submitted, self._num_submitted + 1
@@ -80,6 +80,7 @@ class Submissions:
                 part=number,
             ),
             wakeup,
+            beside=self.first,
         )
         self._open[opened] = None
         if self.first is None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -17,7 +19,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from frontend.generation.pipeline import GenerationPipeline
 from pagewire.admin.v1 import admin_pb2, admin_pb2_grpc
-from pagewire.base.errors import ConfigError
+from pagewire.base.errors import ConfigError, PagewireError
 
 _PROGRESS_SECONDS = 0.1
 
@@ -47,18 +49,40 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, f"timeout is {timeout:g}; it must be a number from 0 on"
             )
-        draining = asyncio.create_task(self._pipeline.drain(timeout))
+        count: Callable[[], int] = partial(getattr, self._pipeline, "num_open")
+        if request.replica:
+            draining = asyncio.create_task(self._pipeline.link.drain(request.replica, timeout))
+            count = partial(self._pipeline.link.num_open_at, request.replica)
+        else:
+            draining = asyncio.create_task(self._pipeline.drain(timeout))
         told = None
         try:
             while not draining.done():
-                if (num_open := self._pipeline.num_open) != told:
+                if (num_open := count()) != told:
                     yield admin_pb2.DrainResponse(num_open_requests=num_open)
                     told = num_open
                 await asyncio.wait((draining,), timeout=_PROGRESS_SECONDS)
         finally:
             # Whoever asked may have gone; that open requests have an end was promised to others too.
-            await asyncio.shield(draining)
+            with suppress(PagewireError):
+                await asyncio.shield(draining)
+        if isinstance(error := draining.exception(), PagewireError):
+            await context.abort(_status(error), error.message)
         yield admin_pb2.DrainResponse(drained=True, num_aborted=draining.result())
+
+    async def Resume(  # noqa: N802
+        self, request: admin_pb2.ResumeRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ResumeResponse:
+        """Gives a replica requests again."""
+        try:
+            self._pipeline.link.undrain(request.replica)
+        except PagewireError as error:
+            await context.abort(_status(error), error.message)
+        return admin_pb2.ResumeResponse()
+
+
+def _status(error: PagewireError) -> grpc.StatusCode:
+    return next(status for status in grpc.StatusCode if status.value[0] == error.code)
 
 
 class AdminServer:

@@ -19,8 +19,12 @@ Config = TypeVar("Config")
 
 # A repeatable option is named after one of its values.
 SINGULAR = {"api_keys": "api_key", "served_model_names": "served_model_name"}
-# Options that have a short name too, which other engines' users know.
-SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp"}
+# Options that have another name too, which other engines' users know.
+SHORT = {
+    "tensor_parallel_size": "-tp",
+    "pipeline_parallel_size": "-pp",
+    "scheduler": "--schedulers",
+}
 # Options that may come from the environment. Keys do, so that they need not appear in lists of processes.
 ENVIRONMENT = {"api_keys": "PAGEWIRE_API_KEY"}
 
@@ -56,6 +60,7 @@ def read(config: type[Config], words: Sequence[str]) -> Config:
     """
     hints = typing.get_type_hints(config)
     flags = {flag(name, is_on): (name, is_on) for name in hints for is_on in (True, False)}
+    flags |= {SHORT[name]: (name, True) for name in hints if name in SHORT}
     values: dict[str, Any] = {
         name: tuple(os.environ[variable].split())
         for name, variable in ENVIRONMENT.items()

@@ -39,6 +39,12 @@ def register(app: typer.Typer) -> None:
 def serve(
     model: Model = DEFAULT_MODEL,
     frontends: Annotated[int, typer.Option(help="Frontend processes that share the ports.")] = 1,
+    data_parallel_size: Annotated[
+        int,
+        typer.Option(
+            "--data-parallel-size", "-dp", help="Replicas of the model, each with a scheduler of its own."
+        ),
+    ] = 1,
     hub: Hub = None,
     revision: Revision = None,
     file: File = None,
@@ -46,7 +52,7 @@ def serve(
 ) -> None:
     """Serve a model: frontends, scheduler and engine-worker, supervised, until Ctrl-C."""
     place = located(model, hub=hub, revision=revision, file=file)
-    config = ServiceConfig.resolve(place, values, frontends=frontends)
+    config = ServiceConfig.resolve(place, values, frontends=frontends, data_parallel_size=data_parallel_size)
     raise typer.Exit(asyncio.run(_serve(config)))
 
 

@@ -20,6 +20,7 @@ from pagewire.base.own_packages import python_command, python_path
 from pagewire.base.version import __version__
 from pagewire.cli.ports import ReservedPort
 from pagewire.cli.registry import PREFIX, RecordingReport, ServiceRecord, runtime_parent
+from pagewire.cli.replicas import Replica, check_data_parallel_size, replicas
 from pagewire.hub.names.model_name import default_model_name
 from pagewire.supervisor import ProcessSpec, Report, Supervisor, ranks_of
 from scheduler.config import SchedulerConfig
@@ -40,7 +41,8 @@ _NO_BLAS_THREADS = MappingProxyType({"OPENBLAS_NUM_THREADS": "1"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
-    """One service: workers that share a model, scheduler and `frontends` frontends that share their ports.
+    """One service: `data_parallel_size` replicas, each a scheduler and its worker, and `frontends` frontends
+    that share their ports.
 
     `model` in worker and frontend is a directory, resolved already. Socket paths are relative to the
     runtime directory, which exists only while the service runs.
@@ -50,9 +52,12 @@ class ServiceConfig:
     scheduler: SchedulerConfig
     frontend: FrontendConfig
     frontends: int
+    data_parallel_size: int = 1
 
     @classmethod
-    def resolve(cls, model: str, values: dict[str, Any], *, frontends: int = 1) -> ServiceConfig:
+    def resolve(
+        cls, model: str, values: dict[str, Any], *, frontends: int = 1, data_parallel_size: int = 1
+    ) -> ServiceConfig:
         """From option values; fetches the model, with progress on stderr, if it is not there yet.
 
         Raises:
@@ -60,6 +65,7 @@ class ServiceConfig:
         """
         if frontends < 1:
             raise ConfigError(f"frontends is {frontends}; it must be at least 1", param="frontends")
+        check_data_parallel_size(data_parallel_size)
         names = values.get("served_model_names") or (default_model_name(model),)
         values = {**values, "model": model, "served_model_names": names}
         socket, scheduler_address = Path("worker.sock"), "unix:scheduler.sock"
@@ -81,6 +87,7 @@ class ServiceConfig:
             scheduler=scheduler,
             frontend=replace(frontend, model=str(directory)),
             frontends=frontends,
+            data_parallel_size=data_parallel_size,
         )
 
     def placed(self, runtime_dir: Path, port: int, grpc_port: int) -> ServiceConfig:
@@ -89,8 +96,6 @@ class ServiceConfig:
         Raises:
             ConfigError: the directory's path is too long for Unix sockets.
         """
-        scheduler_socket = f"unix:{runtime_dir / 'scheduler.sock'}"
-        worker_socket = runtime_dir / "worker.sock"
         if len(str(runtime_dir / "frontend-999.999.notify")) >= MAX_SOCKET_PATH:
             raise ConfigError(
                 f"the runtime directory {runtime_dir} has too long a path for Unix sockets (at most "
@@ -98,21 +103,47 @@ class ServiceConfig:
             )
         return replace(
             self,
-            worker=replace(self.worker, socket=worker_socket),
-            scheduler=replace(self.scheduler, listen=(scheduler_socket,), worker_socket=worker_socket),
+            worker=replace(self.worker, socket=runtime_dir / "worker.sock"),
             frontend=replace(
-                self.frontend, scheduler=scheduler_socket, port=port, grpc_port=grpc_port, reuse_port=True
+                self.frontend,
+                scheduler=",".join(
+                    f"unix:{runtime_dir / replica.scheduler_socket}" for replica in self.replicas
+                ),
+                port=port,
+                grpc_port=grpc_port,
+                reuse_port=True,
             ),
         )
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """The replicas' names."""
+        return replicas(self.data_parallel_size)
 
     def stages(self) -> list[list[ProcessSpec]]:
         """The processes in the order in which they stop."""
         frontends = [self._frontend(index) for index in range(self.frontends)]
         return [
             frontends,
-            [_process("scheduler", "scheduler", self.scheduler, more=_NO_BLAS_THREADS)],
-            [_process(name, "engine", rank) for name, rank in ranks_of(self.worker).items()],
+            [self._scheduler(replica) for replica in self.replicas],
+            [process for replica in self.replicas for process in self._workers(replica)],
         ]
+
+    def _scheduler(self, replica: Replica) -> ProcessSpec:
+        directory = self.worker.socket.parent
+        config = replace(
+            self.scheduler,
+            listen=(f"unix:{directory / replica.scheduler_socket}",),
+            worker_socket=directory / replica.worker_socket,
+        )
+        return _process(replica.name("scheduler"), "scheduler", config, more=_NO_BLAS_THREADS)
+
+    def _workers(self, replica: Replica) -> list[ProcessSpec]:
+        """The workers that share one replica's model."""
+        config = replace(self.worker, socket=self.worker.socket.with_name(replica.worker_socket))
+        more = replica.environment(config.device, config.world_size)
+        ranks = ranks_of(config, replica.name("engine-worker"))
+        return [_process(name, "engine", rank, more=more) for name, rank in ranks.items()]
 
     def _frontend(self, index: int, generation: int = 0) -> ProcessSpec:
         """A frontend, or the one that is to take its place, whose sockets have names of their own."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scheduler.blocks.hashes import BlockHash
+from pagewire.wire.block_hashes import HASH_BYTES, BlockHash
 from scheduler.blocks.partial import Place
 from scheduler.blocks.pool import BlockPool
 from scheduler.request import Request
@@ -33,6 +33,7 @@ class KVGroups:
         has_windows: whether any group gives blocks back while a request runs.
         is_plain: whether one group without a window is all there is. Blocks are then found by their hashes
             alone.
+        told: the group whose blocks others are told of, one that keeps whole prefixes where there is one.
     """
 
     def __init__(self, windows: Sequence[int], block_size: int) -> None:
@@ -45,12 +46,20 @@ class KVGroups:
         self._suffixes = [bytes([group] if group else []) for group in range(self.count)]
         self._full = [group for group, window in enumerate(windows) if not window]
         self._windowed = [group for group, window in enumerate(windows) if window]
+        self.told = self._full[0] if self._full else 0
         # Those of them whose layers see more than the token that they compute.
         self._reaching = [group for group in self._windowed if windows[group] > 1]
 
     def key(self, block_hash: BlockHash, group: int) -> BlockHash:
         """What a group's block of this hash is found by."""
         return block_hash + self._suffixes[group]
+
+    def told_hash(self, key: BlockHash) -> BlockHash | None:
+        """The hash of a block of the group that others are told of; None for the keys of other groups."""
+        suffix = self._suffixes[self.told]
+        if len(key) != HASH_BYTES + len(suffix) or not key.endswith(suffix):
+            return None
+        return key[:HASH_BYTES]
 
     def place(self, first: Place, group: int) -> Place:
         """A group's place where the first group's is `first`."""

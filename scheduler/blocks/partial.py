@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
-from scheduler.blocks.hashes import BlockHash
+from pagewire.wire.block_hashes import BlockHash
 
 Place = tuple[BlockHash, str]
 """A block's position: the hash of the block before it, or a root, and the client. Blocks are not copied

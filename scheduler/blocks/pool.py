@@ -12,9 +12,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from scheduler.blocks.hashes import ROOT_HASH, BlockHash
+from pagewire.wire.block_hashes import ROOT_HASH, BlockHash
 from scheduler.blocks.partial import PartialBlocks, Place
+from scheduler.request import Request
 
 # At most one in _KEPT_SHARE blocks, but at least _MIN_KEPT, may be free and kept only for its first tokens.
 # Every request leaves one such block, and without a limit they would evict as many full ones.
@@ -37,6 +39,19 @@ class CachedBlock:
     parent: BlockHash
     ref_count: int
     num_hits: int
+
+
+class CacheListener(Protocol):
+    """Told which cached blocks come and go. It may change nothing."""
+
+    def stored(self, request: Request, index: int) -> None:
+        """A request's block number `index` can be found now, by `request.block_hashes[index]`."""
+
+    def removed(self, key: BlockHash) -> None:
+        """What was found by this key is about to be overwritten; see `KVGroups.key`."""
+
+    def cleared(self) -> None:
+        """Nothing can be found any more."""
 
 
 class _Block:
@@ -63,11 +78,13 @@ class BlockPool:
 
     Attributes:
         partial: the index of blocks by their first tokens.
+        listener: told which cached blocks come and go; None if nobody wants to know.
     """
 
     def __init__(self, num_blocks: int, *, enable_caching: bool = True) -> None:
         self.num_blocks = num_blocks
         self.num_evictions = 0
+        self.listener: CacheListener | None = None
         self._enable_caching = enable_caching
         self._queue = _Block(-1)  # sentinel: its `next` is evicted first
         self._blocks = [_Block(block_id) for block_id in range(num_blocks)]
@@ -107,6 +124,8 @@ class BlockPool:
             block.num_hits = 0
             if block.block_hash is not None:
                 del self._by_hash[block.block_hash]
+                if self.listener is not None:
+                    self.listener.removed(block.block_hash)
                 block.block_hash = None
                 self.num_evictions += 1
             elif block.block_id in self._kept:
@@ -146,18 +165,20 @@ class BlockPool:
             block.ref_count += 1
             block.num_hits += 1
 
-    def publish(self, block_id: int, block_hash: BlockHash, parent: BlockHash = ROOT_HASH) -> None:
+    def publish(self, block_id: int, block_hash: BlockHash, parent: BlockHash = ROOT_HASH) -> bool:
         """Makes a held, full block findable by its hash. Of blocks with equal content only the first is.
-        `parent` is the hash of the block before it.
+        `parent` is the hash of the block before it. Returns whether there was none with this content.
         """
         if not self._enable_caching or block_hash in self._by_hash:
-            return
+            return False
         block = self._blocks[block_id]
         assert block.ref_count > 0, block_id
-        if block.block_hash is None:
-            block.block_hash = block_hash
-            block.parent = parent
-            self._by_hash[block_hash] = block
+        if block.block_hash is not None:
+            return False
+        block.block_hash = block_hash
+        block.parent = parent
+        self._by_hash[block_hash] = block
+        return True
 
     def sample(self, stride: int) -> tuple[bytes, bytes]:
         """(reference counts, up to 255; whether content is cached, 1 or 0) of every `stride`-th block."""
@@ -168,6 +189,10 @@ class BlockPool:
     def recently_cached(self) -> Iterator[CachedBlock]:
         """The cached blocks, those published last first. Nothing may change meanwhile."""
         return map(_as_cached, reversed(self._by_hash.values()))
+
+    def cached_hashes(self) -> Iterator[BlockHash]:
+        """What cached blocks are found by, those published first first. Nothing may change meanwhile."""
+        return iter(self._by_hash)
 
     def cached(self, block_hash: BlockHash) -> CachedBlock | None:
         """The cached block that has this hash, if there is one."""
@@ -215,6 +240,8 @@ class BlockPool:
         for block in self._by_hash.values():
             block.block_hash = None
         self._by_hash.clear()
+        if self.listener is not None:
+            self.listener.cleared()
         self._kept.clear()
         self.partial.clear()
 

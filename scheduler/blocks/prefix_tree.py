@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scheduler.blocks.hashes import BlockHash
+from pagewire.wire.block_hashes import BlockHash
 from scheduler.blocks.pool import BlockPool, CachedBlock
 
 

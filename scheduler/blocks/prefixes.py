@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pagewire.wire.block_hashes import BlockHash, RecentChains
 from scheduler.blocks.groups import NO_BLOCK, KVGroups
-from scheduler.blocks.hashes import RecentChains
 from scheduler.blocks.partial import PartialHit, Place
 from scheduler.blocks.pool import BlockPool
 from scheduler.request import Request
@@ -46,6 +46,10 @@ class Prefixes:
         self._pool = pool
         self._rows = rows
         self._recent_chains = RecentChains(block_size)
+
+    def told_hash(self, key: BlockHash) -> BlockHash | None:
+        """See `KVGroups.told_hash`."""
+        return self._groups.told_hash(key)
 
     def find(self, request: Request) -> list[int]:
         """The cached blocks that a waiting request can share, for its longest cached prefix; in the form of
@@ -125,7 +129,9 @@ class Prefixes:
             parent = request.block_hashes[first - 1] if first else request.root_hash
             for index in range(first, full):
                 block_hash = request.block_hashes[index]
-                self._pool.publish(request.block_ids[index], block_hash, parent)
+                is_new = self._pool.publish(request.block_ids[index], block_hash, parent)
+                if is_new and self._pool.listener is not None:
+                    self._pool.listener.stored(request, index)
                 parent = block_hash
         else:
             self._publish_in_groups(request, range(first, full))
@@ -137,7 +143,9 @@ class Prefixes:
             for group, block_id in enumerate(self._groups.blocks_at(request.block_ids, index)):
                 if block_id != NO_BLOCK:
                     key = self._groups.key(request.block_hashes[index], group)
-                    self._pool.publish(block_id, key, self._groups.key(parent, group))
+                    is_new = self._pool.publish(block_id, key, self._groups.key(parent, group))
+                    if is_new and group == self._groups.told and self._pool.listener is not None:
+                        self._pool.listener.stored(request, index)
 
     def publish_chunk(self, request: Request) -> None:
         """Publishes the blocks that a prefill chunk filled, for sharing and for copying in part. Blocks that

@@ -11,8 +11,9 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from engine.dispatch.control import WORK_AHEAD_STEP, is_warm, rank_socket, steps_in_flight
@@ -30,6 +31,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.core import Scheduler
 from scheduler.masks.relay import LEAST_SECONDS, MaskRelay
 from scheduler.request import EndReason, Request
+from scheduler.serve.cache_feed import CacheChanges, CacheFeed
 from scheduler.serve.metrics import SchedulerMetrics
 from scheduler.serve.observation import Observer
 from scheduler.serve.outbox import WORKER_LOST, Outbox, Ticket, by_outbox, ticket_of
@@ -59,6 +61,7 @@ class EngineDriver:
         metrics: the scheduler's metrics.
         attached, detached: events that are set while an engine is attached, and while none is.
         timelines: what happened to open requests and the last ones that ended.
+        cache_feed: tells streams, and others, which blocks are cached.
     """
 
     def __init__(self, config: SchedulerConfig, spans: SpanWriter | None = None) -> None:
@@ -75,6 +78,8 @@ class EngineDriver:
         self._watchdog: Watchdog | None = None
         self._orphans: list[Request] = []
         self._outboxes: set[Outbox] = set()
+        self._cache_streams: dict[Outbox, tuple[CacheChanges, Callable[[], int]]] = {}
+        self.cache_feed = CacheFeed(self._tell_cache)
         self._observers: set[Observer] = set()
         self._pump_scheduled = False
         self._pump_timer: asyncio.TimerHandle | None = None
@@ -115,6 +120,7 @@ class EngineDriver:
             if self._group is not None:
                 self._group.close()
             self._masks.close()
+            self.cache_feed.close()
 
     async def _serve(self) -> None:
         config = self._config
@@ -147,6 +153,7 @@ class EngineDriver:
         self._one_hangs = False
         self._core = Scheduler(self._limits(facts), self._config.core())
         self._core.on_preempted = _note_preempted
+        self.cache_feed.attach(self._core)
         self._lost.clear()
         self._cause = ""
         loop = asyncio.get_running_loop()
@@ -216,6 +223,7 @@ class EngineDriver:
         self.metrics.retire(self._core)
         self.metrics.num_worker_losses += 1
         self._group, self._core = None, None
+        self.cache_feed.attach(None)
         self.attached.clear()
         self.detached.set()
         self._tell_model()
@@ -245,9 +253,28 @@ class EngineDriver:
         self._outboxes.add(outbox)
         outbox.set_model(self.model())
 
+    def watch_cache(self, outbox: Outbox, num_own_requests: Callable[[], int]) -> None:
+        """Tells this outbox what is cached and how many requests there are, now and whenever it changes.
+
+        Args:
+            num_own_requests: how many of the requests were submitted on the outbox's stream.
+        """
+        if outbox not in self._cache_streams:
+            self._cache_streams[outbox] = self.cache_feed.subscribe(), num_own_requests
+
+    def _tell_cache(self) -> None:
+        core = self._core
+        num_requests = len(self._orphans) if core is None else core.num_running + core.num_waiting
+        for outbox, (changes, num_own) in self._cache_streams.items():
+            if not outbox.take_cache(partial(changes.take, num_requests, num_own())):
+                self.cache_feed.touch()
+
     def unsubscribe(self, outbox: Outbox, requests: Iterable[Request]) -> None:
         """Ends a stream: aborts its requests, which frees their blocks at once."""
         self._outboxes.discard(outbox)
+        watched = self._cache_streams.pop(outbox, None)
+        if watched is not None:
+            self.cache_feed.unsubscribe(watched[0])
         for request in list(requests):
             self.abort(request)
 
@@ -269,6 +296,7 @@ class EngineDriver:
                 self._finish(refused, Code.RESOURCE_EXHAUSTED, retry_after=self._core.retry_after(refused))
                 ticket_of(refused).outbox.flush(0)
         self.timelines.opened(request)
+        self.cache_feed.touch()
         if self._batch_delay is not None:
             asyncio.get_running_loop().call_later(self._batch_delay, self._on_overdue, request)
         if request.constraint is not None:
@@ -494,6 +522,7 @@ class EngineDriver:
         if ticket.deadline is not None:
             ticket.deadline.cancel()
         self._masks.forget(request)
+        self.cache_feed.touch()
         now = time.perf_counter()
         self.metrics.ended(request, ticket, now)
         self.timelines.ended(request, now)

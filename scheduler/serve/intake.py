@@ -10,9 +10,9 @@ from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import MAX_BAD_WORD_TOKENS
 from engine.dispatch.sampling import SCALARS, Pooling, SamplingRecord
 from pagewire.base.errors import InvalidRequest, Unsupported
+from pagewire.wire.block_hashes import BlockHash, root_hash
 from pagewire.wire.sampling_params import SamplingParams
 from pagewire.wire.tasks import why_no_generation
-from scheduler.blocks.hashes import BlockHash, root_hash
 from scheduler.request import Request
 
 # Parameters that are passed on unchanged.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -80,6 +80,7 @@ class Outbox:
         self._admitted: list[pb.Admitted] = []
         self._ended: list[pb.Ended] = []
         self._model: pb.GetModelResponse | None = None
+        self._cache: pb.CacheChanges | None = None
         self._step_id = 0
         self._wake = asyncio.Event()
         self.is_closed = False
@@ -158,6 +159,16 @@ class Outbox:
         self._model = model
         self._wake.set()
 
+    def take_cache(self, changes: Callable[[], pb.CacheChanges]) -> bool:
+        """Takes what `changes` makes of the changes of the cache. Returns whether it did: while the last ones
+        are still here, they go on being collected.
+        """
+        if self._cache is not None:
+            return False
+        self._cache = changes()
+        self._wake.set()
+        return True
+
     def flush(self, step_id: int) -> None:
         """Wakes the stream to take what was added."""
         self._step_id = step_id
@@ -175,6 +186,9 @@ class Outbox:
             self._model = None
         if self._handles or self._admitted or self._ended or self._prompt_logprobs:
             messages.append(self._take_deltas())
+        if self._cache is not None:
+            messages.append(pb.ConnectResponse(cache=self._cache))
+            self._cache = None
         return messages
 
     def _take_deltas(self) -> pb.ConnectResponse:

@@ -148,6 +148,8 @@ class Connection:
                 self._try_submit(message.submit)
             elif message.HasField("abort"):
                 self._abort(message.abort)
+            elif message.HasField("watch_cache"):
+                self._driver.watch_cache(self.outbox, self._requests.__len__)
             elif message.HasField("changes"):
                 for abort in message.changes.aborts:
                     self._abort(abort)

@@ -30,6 +30,7 @@ def model_message(facts: WorkerFacts, limits: EngineLimits, *, ready: bool) -> p
         weights=facts.weights,
         quantization=facts.quantization,
         kv_cache_dtype=facts.kv_cache_dtype or facts.dtype,
+        fingerprint=facts.fingerprint,
     )
 
 

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scheduler": (*GROUND, "engine.dispatch", "scheduler.blocks", "scheduler.policy"),
     "engine": GROUND,
     # Inside the scheduler: `scheduler` itself is the core and its data, which know nothing of processes.
-    "scheduler.blocks": ("scheduler.request", "scheduler.rows"),
+    "scheduler.blocks": ("pagewire.wire", "scheduler.request", "scheduler.rows"),
     "scheduler.policy": (
         *("pagewire.base", "engine.dispatch", "scheduler.blocks"),
         *("scheduler.request", "scheduler.step"),

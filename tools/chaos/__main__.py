@@ -37,7 +37,9 @@ RECOVER_SECONDS = 10.0
 
 def run(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, from the start of the service to what is left when it has stopped."""
-    service = start(directory, arguments.engine, arguments.streams, arguments.step_timeout)
+    service = start(
+        directory, arguments.engine, arguments.streams, arguments.step_timeout, arguments.replicas
+    )
     try:
         results = asyncio.run(cause(service, arguments))
     finally:
@@ -72,6 +74,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--mean-interval", type=float, default=5.0, help="seconds between strikes")
     parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--replicas", type=int, default=1, help="with several, whole ones are killed too")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engine", default="null", help='"null", "tiny" or a model')
     parser.add_argument(

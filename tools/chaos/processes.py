@@ -20,6 +20,13 @@ def role_of(name: str) -> str:
     return next((role for role in ROLES if name.startswith(role)), name)
 
 
+def replica_of(name: str) -> str:
+    """The number of the replica that a scheduler or a worker belongs to; empty where there is only one, and
+    for frontends."""
+    number = name.removeprefix(role_of(name)).removeprefix("-").partition("-")[0]
+    return "" if name.startswith("frontend") else number
+
+
 def living(service: Service) -> dict[str, psutil.Process]:
     """The service's processes that run now, by name; not the supervisor."""
     children = {child.pid: child for child in psutil.Process(service.process.pid).children()}

@@ -20,7 +20,7 @@ REST_SECONDS = 60.0
 # Threads of pools that come and go hold a descriptor or two.
 FEW_DESCRIPTORS = 4
 _AT_REST = ("num_requests_running", "num_requests_waiting", "num_steps_in_flight", "kv_cache_used_blocks")
-_WORKER_SOCKET = re.compile(r"(\S*)/worker\.sock")
+_WORKER_SOCKET = re.compile(r"(\S*)/worker(?:-\d+)?\.sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,17 @@ async def _until_idle(service: Service, num_processes: int) -> dict[str, float]:
             metrics = await asyncio.to_thread(service.metrics) if ready.status_code == 200 else {}
         except httpx.HTTPError:
             metrics = {}
-        busy = {name: metrics.get(f"pagewire:{name}", float("nan")) for name in _AT_REST}
+        busy = {name: _added_up(metrics, f"pagewire:{name}") for name in _AT_REST}
         if not any(busy.values()) and len(living(service)) == num_processes:
             return {}
         await asyncio.sleep(0.1)
     return {name: value for name, value in busy.items() if value}
+
+
+def _added_up(metrics: dict[str, float], name: str) -> float:
+    """A metric of all replicas; NaN where none tells it."""
+    found = [value for key, value in metrics.items() if key.partition("{")[0] == name]
+    return sum(found) if found else float("nan")
 
 
 def runtime_directory(processes: Iterable[psutil.Process]) -> Path:

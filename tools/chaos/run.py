@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from tools.chaos import remains, verdict
+from tools.chaos.processes import living
 from tools.chaos.streams import Streams, difference, draw_asks, undisturbed
 from tools.chaos.strikes import Strikes
 from tools.fuzz_service import start_service
 from tools.service import Service
 
 NUM_FRONTENDS = 2
-NUM_PROCESSES = NUM_FRONTENDS + 2
 STEP_TIMEOUT = 2.0
 LONGEST = 120
 WATCH_SECONDS = 1.0
 
 
-def start(directory: Path, engine: str, num_streams: int, step_timeout: float = STEP_TIMEOUT) -> Service:
+def start(
+    directory: Path, engine: str, num_streams: int, step_timeout: float = STEP_TIMEOUT, replicas: int = 1
+) -> Service:
     """A service of an engine: "tiny", "null", or a model's name. The caller stops it."""
     options = ("--frontends", str(NUM_FRONTENDS), "--step-timeout", str(step_timeout))
+    options += ("-dp", str(replicas))
     options += ("--max-model-len", "512", "--max-num-seqs", str(num_streams))
     if engine == "tiny":
         # With its embeddings as its head a model of random weights says the same token for ever.
@@ -57,7 +60,8 @@ async def chaos(
     expected = await undisturbed(service, asks, num_streams)
     # In other batches, where sums round differently. The null engine computes nothing.
     again = await undisturbed(service, asks[::-1], num_streams) if greedy else expected
-    before = await remains.at_rest(service, NUM_PROCESSES)
+    num_processes = len(living(service))
+    before = await remains.at_rest(service, num_processes)
     descendants = remains.Descendants(service)
     strikes = Strikes(service, seed, say)
     streams = Streams(
@@ -70,7 +74,7 @@ async def chaos(
     streams.stop()
     await streaming
     elapsed = time.monotonic() - began
-    after = await remains.at_rest(service, NUM_PROCESSES)
+    after = await remains.at_rest(service, num_processes)
     watching.cancel()
     with suppress(asyncio.CancelledError):
         await watching

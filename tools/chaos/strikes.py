@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import psutil
 
-from tools.chaos.processes import ROLES, living, role_of
+from tools.chaos.processes import ROLES, living, replica_of, role_of
 from tools.service import Service
 
 HANG = "hang"
-KINDS = (*ROLES, HANG)
+REPLICA = "replica"
+KINDS = (*ROLES, HANG, REPLICA)
 # How likely each is, and that a second one comes with it at the same moment.
-WEIGHTS = {"engine-worker": 3, "scheduler": 3, "frontend": 3, HANG: 1}
+WEIGHTS = {"engine-worker": 3, "scheduler": 3, "frontend": 3, HANG: 1, REPLICA: 2}
 TWO_AT_ONCE = 0.15
 _AGAIN_SECONDS = 0.05
 
@@ -48,6 +49,7 @@ class Strikes:
         self._service = service
         self._random = random.Random(seed)
         self._hit: set[int] = set()
+        self._kinds = KINDS if "scheduler-0" in living(service) else (*ROLES, HANG)
 
     async def at_random(self, seconds: float, mean_interval: float) -> None:
         """A Poisson process of strikes for so long."""
@@ -71,7 +73,9 @@ class Strikes:
             await asyncio.sleep(_AGAIN_SECONDS)
 
     def strike(self, kind: str) -> bool:
-        """Hits a process that was not hit before; whether there was one."""
+        """Hits a process that was not hit before, or all of a replica; whether there was one."""
+        if kind == REPLICA:
+            return self._strike_replica()
         role = "engine-worker" if kind == HANG else kind
         targets = [
             process
@@ -90,6 +94,22 @@ class Strikes:
         self._say(f"{kind}, pid {target.pid}")
         return True
 
+    def _strike_replica(self) -> bool:
+        """Kills the scheduler and the workers of a replica at once."""
+        replicas: dict[str, list[psutil.Process]] = {}
+        for name, process in living(self._service).items():
+            if replica_of(name) and process.pid not in self._hit:
+                replicas.setdefault(replica_of(name), []).append(process)
+        whole = [each for each in replicas.values() if len(each) > 1]
+        if not whole:
+            return False
+        for process in self._random.choice(whole):
+            process.send_signal(signal.SIGKILL)
+            self._hit.add(process.pid)
+            self.done.append(Strike(REPLICA, time.monotonic()))
+            self._say(f"{REPLICA}, pid {process.pid}")
+        return True
+
     def _may_be_hit(self, process: psutil.Process, kind: str) -> bool:
         """A worker that hangs while it starts is not noticed: nobody knows how long a start may take."""
         return kind != HANG or bool(
@@ -98,7 +118,7 @@ class Strikes:
 
     @property
     def counts(self) -> Counter[str]:
-        """Strikes by kind."""
+        """Strikes by kind; each process of a replica counts."""
         return Counter(each.kind for each in self.done)
 
     def frontend_killed_at(self) -> float:
@@ -106,4 +126,4 @@ class Strikes:
         return max((each.at for each in self.done if each.kind == "frontend"), default=-1e9)
 
     def _draw(self) -> str:
-        return self._random.choices(KINDS, [WEIGHTS[kind] for kind in KINDS])[0]
+        return self._random.choices(self._kinds, [WEIGHTS[kind] for kind in self._kinds])[0]

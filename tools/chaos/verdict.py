@@ -11,7 +11,7 @@ from typing import Any
 
 from tools.chaos.processes import KILLED, deaths
 from tools.chaos.streams import MOST_CHARACTERS, Outcomes
-from tools.chaos.strikes import HANG, KINDS, Strike
+from tools.chaos.strikes import HANG, KINDS, REPLICA, Strike
 from tools.service import Service
 
 # Tokens that come so soon after a strike were on their way already.
@@ -74,6 +74,9 @@ def unexpected_deaths(service: Service, strikes: Counter[str]) -> list[str]:
         "scheduler": strikes["scheduler"],
         "frontend": strikes["frontend"],
     }
+    # Each process of a replica is a strike of its own.
+    for role in ("scheduler", "engine-worker"):
+        wanted[role] += strikes[REPLICA] // 2
     found = deaths(service)
     killed = {role: found.pop((role, KILLED), 0) for role in wanted}
     wrong = [f"{role}: {how}, {count} times" for (role, how), count in found.items()]

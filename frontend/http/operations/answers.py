@@ -73,7 +73,25 @@ class ModelList(BaseModel):
 class StatusAnswer(BaseModel):
     """The answer of probes."""
 
-    status: Literal["ok", "ready"]
+    status: Literal["ready"]
+
+
+class ServerHealth(BaseModel):
+    """A scheduler behind the frontend."""
+
+    name: str
+    healthy: bool = Field(description="Whether it gets requests.")
+    reason: str | None = Field(description="Why it gets none.")
+    open_requests: int = Field(description="Requests of this frontend that it has.")
+
+
+class HealthAnswer(BaseModel):
+    """The answer of GET /health and /ping, which is 200 as long as the frontend lives."""
+
+    status: Literal["ok", "degraded"] = Field(description="degraded while a scheduler gets no requests.")
+    healthy: int = Field(description="Schedulers that get requests.")
+    total: int
+    servers: list[ServerHealth]
 
 
 class VersionAnswer(BaseModel):

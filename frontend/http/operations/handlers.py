@@ -17,6 +17,7 @@ from frontend.http.json_text import json_response
 from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
 from frontend.metrics import FrontendMetrics
 from frontend.metrics_names import named, triton_gpu_lines
+from frontend.scheduler_link import SchedulerLink
 from frontend.text.tokenizer_config import SPECIAL_TOKENS
 from frontend.triton.metrics import exposition as triton_exposition
 from pagewire.base.errors import Unavailable
@@ -41,6 +42,16 @@ _ENGINE_FACTS = (
 _LIMITS = ("max_body_bytes", "max_prompt_tokens", "request_timeout")
 
 
+def _server(link: SchedulerLink) -> dict[str, Any]:
+    """What /health says of a scheduler. Addresses are not told: whoever asks needs no key."""
+    return {
+        "name": link.name,
+        "healthy": link.takes_requests,
+        "reason": link.why_no_requests() or None,
+        "open_requests": link.num_open,
+    }
+
+
 class OperationHandlers:
     """Endpoints that answer from what is known, or with one call to the scheduler."""
 
@@ -57,8 +68,17 @@ class OperationHandlers:
         return web.Response(text=self._docs, content_type="text/html")
 
     async def health(self, request: web.Request) -> web.Response:
-        """GET /health and /ping: the process lives."""
-        return web.json_response({"status": "ok"})
+        """GET /health and /ping: the process lives; and how many schedulers behind it take requests."""
+        links = self._pipeline.link.links
+        num_ready = self._pipeline.link.num_ready
+        return web.json_response(
+            {
+                "status": "ok" if num_ready == len(links) else "degraded",
+                "healthy": num_ready,
+                "total": len(links),
+                "servers": [_server(link) for link in links],
+            }
+        )
 
     async def ready(self, request: web.Request) -> web.Response:
         """GET /ready: a request sent now would be served."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpagewire/admin/v1/admin.proto\x12\x11pagewire.admin.v1\"\x12\n\x10GetStatusRequest\"O\n\x11GetStatusResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x19\n\x11num_open_requests\x18\x03 \x01(\r\"0\n\x0c\x44rainRequest\x12\x14\n\x07timeout\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_timeout\"P\n\rDrainResponse\x12\x19\n\x11num_open_requests\x18\x01 \x01(\r\x12\x0f\n\x07\x64rained\x18\x02 \x01(\x08\x12\x13\n\x0bnum_aborted\x18\x03 \x01(\r2\xb4\x01\n\x0c\x41\x64minService\x12V\n\tGetStatus\x12#.pagewire.admin.v1.GetStatusRequest\x1a$.pagewire.admin.v1.GetStatusResponse\x12L\n\x05\x44rain\x12\x1f.pagewire.admin.v1.DrainRequest\x1a .pagewire.admin.v1.DrainResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpagewire/admin/v1/admin.proto\x12\x11pagewire.admin.v1\"\x12\n\x10GetStatusRequest\"O\n\x11GetStatusResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x19\n\x11num_open_requests\x18\x03 \x01(\r\"A\n\x0c\x44rainRequest\x12\x14\n\x07timeout\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07replica\x18\x02 \x01(\tB\n\n\x08_timeout\" \n\rResumeRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"P\n\rDrainResponse\x12\x19\n\x11num_open_requests\x18\x01 \x01(\r\x12\x0f\n\x07\x64rained\x18\x02 \x01(\x08\x12\x13\n\x0bnum_aborted\x18\x03 \x01(\r2\x83\x02\n\x0c\x41\x64minService\x12V\n\tGetStatus\x12#.pagewire.admin.v1.GetStatusRequest\x1a$.pagewire.admin.v1.GetStatusResponse\x12L\n\x05\x44rain\x12\x1f.pagewire.admin.v1.DrainRequest\x1a .pagewire.admin.v1.DrainResponse0\x01\x12M\n\x06Resume\x12 .pagewire.admin.v1.ResumeRequest\x1a!.pagewire.admin.v1.ResumeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSRESPONSE']._serialized_start=72
   _globals['_GETSTATUSRESPONSE']._serialized_end=151
   _globals['_DRAINREQUEST']._serialized_start=153
-  _globals['_DRAINREQUEST']._serialized_end=201
-  _globals['_DRAINRESPONSE']._serialized_start=203
-  _globals['_DRAINRESPONSE']._serialized_end=283
-  _globals['_ADMINSERVICE']._serialized_start=286
-  _globals['_ADMINSERVICE']._serialized_end=466
+  _globals['_DRAINREQUEST']._serialized_end=218
+  _globals['_RESUMEREQUEST']._serialized_start=220
+  _globals['_RESUMEREQUEST']._serialized_end=252
+  _globals['_RESUMERESPONSE']._serialized_start=254
+  _globals['_RESUMERESPONSE']._serialized_end=270
+  _globals['_DRAINRESPONSE']._serialized_start=272
+  _globals['_DRAINRESPONSE']._serialized_end=352
+  _globals['_ADMINSERVICE']._serialized_start=355
+  _globals['_ADMINSERVICE']._serialized_end=614
 # @@protoc_insertion_point(module_scope)

@@ -19,10 +19,22 @@ class GetStatusResponse(_message.Message):
     def __init__(self, ready: _Optional[bool] = ..., draining: _Optional[bool] = ..., num_open_requests: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
-    __slots__ = ("timeout",)
+    __slots__ = ("timeout", "replica")
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
     timeout: float
-    def __init__(self, timeout: _Optional[float] = ...) -> None: ...
+    replica: str
+    def __init__(self, timeout: _Optional[float] = ..., replica: _Optional[str] = ...) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ("replica",)
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    def __init__(self, replica: _Optional[str] = ...) -> None: ...
+
+class ResumeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class DrainResponse(_message.Message):
     __slots__ = ("num_open_requests", "drained", "num_aborted")

@@ -66,14 +66,20 @@ class Abort(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., reason: _Optional[_Union[EndReason, str]] = ...) -> None: ...
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("submit", "abort", "changes")
+    __slots__ = ("submit", "abort", "changes", "watch_cache")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
+    WATCH_CACHE_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     abort: Abort
     changes: Changes
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., changes: _Optional[_Union[Changes, _Mapping]] = ...) -> None: ...
+    watch_cache: WatchCache
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., changes: _Optional[_Union[Changes, _Mapping]] = ..., watch_cache: _Optional[_Union[WatchCache, _Mapping]] = ...) -> None: ...
+
+class WatchCache(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Changes(_message.Message):
     __slots__ = ("aborts", "submits")
@@ -84,12 +90,28 @@ class Changes(_message.Message):
     def __init__(self, aborts: _Optional[_Iterable[_Union[Abort, _Mapping]]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
-    __slots__ = ("model", "deltas")
+    __slots__ = ("model", "deltas", "cache")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DELTAS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
     model: GetModelResponse
     deltas: StepDeltas
-    def __init__(self, model: _Optional[_Union[GetModelResponse, _Mapping]] = ..., deltas: _Optional[_Union[StepDeltas, _Mapping]] = ...) -> None: ...
+    cache: CacheChanges
+    def __init__(self, model: _Optional[_Union[GetModelResponse, _Mapping]] = ..., deltas: _Optional[_Union[StepDeltas, _Mapping]] = ..., cache: _Optional[_Union[CacheChanges, _Mapping]] = ...) -> None: ...
+
+class CacheChanges(_message.Message):
+    __slots__ = ("cleared", "stored", "removed", "num_requests", "num_own_requests")
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_OWN_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    cleared: bool
+    stored: bytes
+    removed: bytes
+    num_requests: int
+    num_own_requests: int
+    def __init__(self, cleared: _Optional[bool] = ..., stored: _Optional[bytes] = ..., removed: _Optional[bytes] = ..., num_requests: _Optional[int] = ..., num_own_requests: _Optional[int] = ...) -> None: ...
 
 class Admitted(_message.Message):
     __slots__ = ("handle", "num_cached_tokens")
@@ -206,7 +228,7 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "vocab_size", "max_model_len", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "dtype", "device", "ready", "hidden_size", "takes_changes", "task", "labels", "kernels", "weights", "quantization", "kv_cache_dtype")
+    __slots__ = ("model", "vocab_size", "max_model_len", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "dtype", "device", "ready", "hidden_size", "takes_changes", "task", "labels", "kernels", "weights", "quantization", "kv_cache_dtype", "fingerprint")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -226,6 +248,7 @@ class GetModelResponse(_message.Message):
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     model: str
     vocab_size: int
     max_model_len: int
@@ -245,7 +268,8 @@ class GetModelResponse(_message.Message):
     weights: str
     quantization: str
     kv_cache_dtype: str
-    def __init__(self, model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., ready: _Optional[bool] = ..., hidden_size: _Optional[int] = ..., takes_changes: _Optional[bool] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., kernels: _Optional[str] = ..., weights: _Optional[str] = ..., quantization: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ...) -> None: ...
+    fingerprint: str
+    def __init__(self, model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., ready: _Optional[bool] = ..., hidden_size: _Optional[int] = ..., takes_changes: _Optional[bool] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., kernels: _Optional[str] = ..., weights: _Optional[str] = ..., quantization: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

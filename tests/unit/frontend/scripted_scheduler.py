@@ -33,6 +33,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.takes_changes = True
         self.task = "generate"
         self.labels: list[str] = []
+        self.fingerprint = ""
         self.num_messages = 0
         self.reply: bytes | None = None
         self.pause_between_tokens = 0.0
@@ -82,6 +83,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             takes_changes=self.takes_changes,
             task=self.task,
             labels=self.labels,
+            fingerprint=self.fingerprint,
         )
 
     async def Connect(  # noqa: N802
@@ -170,6 +172,12 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         assert context is not None
         async with self._writing:  # a call takes one write at a time
             await context.write(pb.ConnectResponse(deltas=deltas))
+
+    async def tell(self, cache: pb.CacheChanges) -> None:
+        """Tells the frontend that connected last which blocks are cached."""
+        assert self._context is not None
+        async with self._writing:
+            await self._context.write(pb.ConnectResponse(cache=cache))
 
     async def say(
         self,

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from frontend.generation.open_request import OpenRequest, Submission, Wakeup
+from frontend.replicas.links import SchedulerLinks
 from frontend.scheduler_link import MAX_CHANGED_BYTES, MAX_CHANGES, SchedulerLink
 from pagewire.base.errors import Unavailable
 from pagewire.client import AsyncClient
@@ -127,7 +128,7 @@ async def test_a_handle_is_used_once_on_a_stream_which_is_renewed_when_they_run_
     scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("frontend.scheduler_link._LAST_HANDLE", 3)
-    link = SchedulerLink(scheduler.target)
+    link = SchedulerLinks(scheduler.target)
     await link.start()
     assert await link.back_soon()
     sampling = inference_pb2.SamplingParams(max_tokens=9)
@@ -160,7 +161,7 @@ async def test_what_is_opened_together_is_sent_together_to_a_scheduler_that_take
     scheduler: ScriptedScheduler, takes_changes: bool
 ) -> None:
     scheduler.takes_changes = takes_changes
-    link = SchedulerLink(scheduler.target)
+    link = SchedulerLinks(scheduler.target)
     await link.start()
     assert await link.back_soon()
     sampling = inference_pb2.SamplingParams(max_tokens=1)
@@ -248,6 +249,6 @@ async def test_requests_leave_nothing_behind(frontend, scheduler) -> None:
                     break
             await stream.aclose()
         await asyncio.wait_for(frontend.pipeline._idle.wait(), 5)
-    assert frontend.link._open == {}
+    assert frontend.link.links[0]._open == {}
     await scheduler.until(lambda scheduler: len(scheduler.submits) == 200)
-    assert frontend.link._unsent == {}
+    assert frontend.link.links[0]._unsent == {}

@@ -374,4 +374,4 @@ async def test_request_that_is_refused_in_part_leaves_nothing_behind(
         with pytest.raises(Overloaded):
             await client.generate("p", SamplingParams(n=3))
     assert scheduler.submits == []
-    assert frontend.link._open == {}
+    assert frontend.link.links[0]._open == {}

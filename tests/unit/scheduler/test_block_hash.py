@@ -7,8 +7,8 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.blocks import hashes
-from scheduler.blocks.hashes import ROOT_HASH, RecentChains, hash_blocks, root_hash
+from pagewire.wire import block_hashes
+from pagewire.wire.block_hashes import ROOT_HASH, RecentChains, hash_blocks, root_hash
 
 PROMPTS = st.lists(st.integers(0, 1), max_size=12)
 
@@ -27,9 +27,9 @@ def test_a_remembered_beginning_gives_the_hashes_that_hashing_all_gives(
 
 def test_only_so_many_chains_are_remembered() -> None:
     chains = RecentChains(1)
-    for token_id in range(3 * hashes._MAX_CHAINS):
+    for token_id in range(3 * block_hashes._MAX_CHAINS):
         chains.hash(array("I", [token_id]))
-    assert len(chains._chains) == hashes._MAX_CHAINS
+    assert len(chains._chains) == block_hashes._MAX_CHAINS
 
 
 def test_a_chain_may_be_continued_where_it_was_left() -> None:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scheduler.blocks.hashes import ROOT_HASH, BlockHash, hash_blocks
+from pagewire.wire.block_hashes import ROOT_HASH, BlockHash, hash_blocks
 from scheduler.blocks.partial import PartialHit
 from scheduler.blocks.pool import BlockPool
 

@@ -10,8 +10,8 @@ from typing import Any
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepPlan
 from engine.dispatch.sampling import Pooling, SamplingRecord, u32
+from pagewire.wire.block_hashes import root_hash
 from pagewire.wire.sampling_params import StructuredOutput
-from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
 from scheduler.request import EndReason, Request, Status
 from scheduler.settings import CoreSettings

@@ -22,9 +22,9 @@ from engine.dispatch.limits import EngineLimits, fewest_blocks
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import SamplingRecord
 from pagewire.base.errors import Overloaded
+from pagewire.wire.block_hashes import root_hash
 from pagewire.wire.sampling_params import StructuredOutput
 from scheduler.blocks.groups import NO_BLOCK
-from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
 from scheduler.policy.suspects import MAX_LONE_FAILURES
 from scheduler.request import EndReason, Request, Status

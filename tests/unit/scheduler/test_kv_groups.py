@@ -13,8 +13,8 @@ from engine.dispatch.limits import EngineLimits, fewest_blocks, longest_request
 from engine.dispatch.records import StepPlan
 from engine.dispatch.sampling import SamplingRecord
 from engine.models.kv_groups import kv_groups
+from pagewire.wire.block_hashes import ROOT_HASH, hash_blocks
 from scheduler.blocks.groups import NO_BLOCK, KVGroups
-from scheduler.blocks.hashes import ROOT_HASH, hash_blocks
 from scheduler.blocks.pool import BlockPool
 from scheduler.core import Scheduler
 from scheduler.request import EndReason, Request

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepPlan
 from engine.dispatch.sampling import Pooling, SamplingRecord
+from pagewire.wire.block_hashes import root_hash
 from pagewire.wire.sampling_params import StructuredOutput
-from scheduler.blocks.hashes import root_hash
 from scheduler.core import Scheduler
 from scheduler.policy.suspects import MAX_LONE_FAILURES
 from scheduler.request import EndReason, Request, Status

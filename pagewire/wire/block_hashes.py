@@ -8,6 +8,7 @@ from hashlib import blake2b
 import numpy as np
 
 BlockHash = bytes
+HASH_BYTES = 16
 ROOT_HASH: BlockHash = b""
 """The parent hash of a first block, unless `root_hash` gives another."""
 
@@ -20,11 +21,11 @@ def root_hash(cache_salt: str, adapter_id: int = 0) -> BlockHash:
         return ROOT_HASH
     # Personalized, because a salt may have the same bytes as a block's tokens.
     salt = adapter_id.to_bytes(8, "little") if adapter_id else b""
-    return blake2b(cache_salt.encode(), digest_size=16, person=b"salt", salt=salt).digest()
+    return blake2b(cache_salt.encode(), digest_size=HASH_BYTES, person=b"salt", salt=salt).digest()
 
 
 def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> list[BlockHash]:
-    """The chained hashes of consecutive full blocks, 16 bytes each, over the parent's hash and the tokens.
+    """The chained hashes of consecutive full blocks, HASH_BYTES each, over the parent's hash and the tokens.
 
     The hash is cryptographic, because a collision would give one user another's context.
 
@@ -37,7 +38,7 @@ def hash_blocks(parent: BlockHash, token_ids: array[int], block_size: int) -> li
     content, num_bytes = token_ids.tobytes(), block_size * token_ids.itemsize
     hashes = []
     for begin in range(0, len(content), num_bytes):
-        parent = blake2b(parent + content[begin : begin + num_bytes], digest_size=16).digest()
+        parent = blake2b(parent + content[begin : begin + num_bytes], digest_size=HASH_BYTES).digest()
         hashes.append(parent)
     return hashes
 
@@ -48,12 +49,12 @@ class RecentChains:
     """
 
     def __init__(self, block_size: int) -> None:
-        self._block_size = block_size
+        self.block_size = block_size
         self._chains: dict[bytes, tuple[array[int], list[BlockHash]]] = {}
 
     def hash(self, token_ids: array[int], root: BlockHash = ROOT_HASH) -> list[BlockHash]:
         """The hashes of a prompt's full blocks; `root` is the parent of the first."""
-        block_size = self._block_size
+        block_size = self.block_size
         token_ids = token_ids[: len(token_ids) // block_size * block_size]
         first = root + token_ids[:block_size].tobytes()
         known_ids, known = self._chains.pop(first, (token_ids[:0], []))
