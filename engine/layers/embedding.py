@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -33,7 +35,7 @@ class VocabParallelEmbedding(LoadableModule):
         super().__init__()
         self.ops = ops
         self.parallel = parallel
-        self.held = parallel.part(vocab_size, "vocab_size")
+        self.held = replace(parallel, block=1).part(vocab_size, "vocab_size")
         self.table = table
         self.part = MatrixPart(0, self.held, FeatureRange.whole(hidden_size), ())
         if table is None:
@@ -87,13 +89,14 @@ class ParallelLMHead(LinearLayer):
         tied_to: VocabParallelEmbedding | None,
         normalised: bool = False,
     ) -> None:
-        shards = (OutputShard("", parallel.part(vocab_size, "vocab_size")),)
-        shape = LinearShape(shards, FeatureRange.whole(hidden_size))
+        # Equal parts where there can be: formats keep no rows together.
+        parts = replace(parallel, block=1).parts(vocab_size, "vocab_size")
+        shape = LinearShape((OutputShard("", parts[parallel.rank]),), FeatureRange.whole(hidden_size))
         shared = None if tied_to is None else tied_to.weight
         table = None if tied_to is None else tied_to.table
         method = table or methods.for_matrix(name, "", changes=normalised)
         super().__init__(name, shape, method, bias=False, shared_weight=shared)
-        self.parallel = parallel
+        self.parallel, self._vocab_parts = parallel, parts
         # In a tuple, so that it is not a module of this one too.
         self._table = () if tied_to is None or table is None else (tied_to,)
         self._normalised = normalised
@@ -111,4 +114,4 @@ class ParallelLMHead(LinearLayer):
 
     def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
         layer: LoadableModule = self._table[0] if self._table else self
-        return self.parallel.all_gather_last_dim(self.method.apply(layer, x, None))
+        return self.parallel.all_gather_last_dim(self.method.apply(layer, x, None), self._vocab_parts)

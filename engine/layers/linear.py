@@ -6,7 +6,9 @@ hold a range of input features and sum over ranks. A world of one rank is the sa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import cast
 
@@ -15,9 +17,11 @@ from torch import nn
 
 from engine.layers.linear_method import LinearMethod, LinearMethods, LinearShape
 from engine.layers.linear_weight import FeatureDim, LinearWeight, OutputShard
-from engine.layers.parallel import FeatureRange, TensorParallel
+from engine.layers.parallel import FeatureRange, SplitError, TensorParallel
 from engine.layers.step_context import StepContext
 from engine.layers.weights import LoadableModule
+
+logger = logging.getLogger(__name__)
 
 
 class LinearLayer(LoadableModule):
@@ -96,7 +100,13 @@ class SeparateProducts(LinearMethod):
 
 
 class ColumnParallelLinear(LinearLayer):
-    """x [T, in] -> [T, this rank's out]. Matrices whose methods differ are multiplied one by one."""
+    """x [T, in] -> [T, this rank's out]. Matrices whose methods differ are multiplied one by one.
+
+    Where a number format has no place for a rank's part, every rank computes the whole and takes its own.
+
+    Attributes:
+        held: this rank's features of each matrix.
+    """
 
     def __init__(
         self,
@@ -110,7 +120,32 @@ class ColumnParallelLinear(LinearLayer):
         chosen = [methods.for_matrix(name, shard.name) for shard in shards]
         same = all(method == chosen[0] for method in chosen)
         method = chosen[0] if same else SeparateProducts(chosen)
-        super().__init__(name, LinearShape(tuple(shards), FeatureRange.whole(in_features)), method, bias=bias)
+        inputs = FeatureRange.whole(in_features)
+        self.held = {shard.name: shard.held for shard in shards}
+        self._is_whole = False
+        try:
+            super().__init__(name, LinearShape(tuple(shards), inputs), method, bias=bias)
+        except SplitError as error:
+            whole = tuple(OutputShard(each.name, FeatureRange.whole(each.held.total)) for each in shards)
+            if whole == tuple(shards):
+                raise
+            _note_fallback(name, "every rank has the whole of it", str(error))
+            super().__init__(name, LinearShape(whole, inputs), method, bias=bias)
+            self._is_whole = True
+
+    def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
+        product: torch.Tensor = super().forward(x, context)
+        if not self._is_whole:
+            return product
+        held = self.held.values()
+        matrices = torch.split(product, [each.total for each in held], dim=-1)
+        return torch.cat(
+            [
+                matrix[..., own.first : own.first + own.size]
+                for matrix, own in zip(matrices, held, strict=True)
+            ],
+            dim=-1,
+        )
 
 
 class MergedColumnParallelLinear(ColumnParallelLinear):
@@ -154,20 +189,22 @@ class QKVParallelLinear(ColumnParallelLinear):
         methods: LinearMethods,
         parallel: TensorParallel,
     ) -> None:
-        heads = parallel.split(num_heads, "num_attention_heads")
-        replicas = max(1, parallel.size // num_kv_heads)
-        kv_ranks = TensorParallel(parallel.rank // replicas, parallel.size // replicas)
-        kv_heads = kv_ranks.split(num_kv_heads, "num_key_value_heads")
-        q_size, kv_size = heads * head_dim, kv_heads * head_dim
-        q = FeatureRange(parallel.rank * q_size, q_size, num_heads * head_dim)
-        kv = FeatureRange(kv_ranks.rank * kv_size, kv_size, num_kv_heads * head_dim)
+        share = parallel.share_heads(num_heads, num_kv_heads)
+        q, kv = (_channels(heads, head_dim) for heads in (share.heads, share.kv_heads))
         shards = [OutputShard("q", q), OutputShard("k", kv), OutputShard("v", kv)]
         super().__init__(name, hidden_size, shards, bias=bias, methods=methods)
-        self.num_heads, self.num_kv_heads = heads, kv_heads
+        self.num_heads, self.num_kv_heads = share.heads.size, share.kv_heads.size
 
 
 class RowParallelLinear(LinearLayer):
-    """x [T, this rank's in] -> [T, out], summed over ranks."""
+    """x [T, this rank's in] -> [T, out], summed over ranks.
+
+    Where a number format cannot be split by inputs (act-order, groups that a rank's part would cut), ranks
+    have some of the outputs each: they exchange what they have of x, and then their products.
+
+    Args:
+        input_parts: what each rank has of the inputs, where it is not what `parallel` would give it.
+    """
 
     def __init__(
         self,
@@ -178,13 +215,62 @@ class RowParallelLinear(LinearLayer):
         bias: bool,
         methods: LinearMethods,
         parallel: TensorParallel,
+        input_parts: Sequence[FeatureRange] = (),
     ) -> None:
-        shards = (OutputShard("", FeatureRange.whole(out_features)),)
-        shape = LinearShape(shards, parallel.part(in_features, "in_features"))
-        super().__init__(name, shape, methods.for_matrix(name, ""), bias=bias)
+        method = methods.for_matrix(name, "")
+        input_parts = input_parts or parallel.parts(in_features, "in_features")
+        outputs, own = FeatureRange.whole(out_features), input_parts[parallel.rank]
+        self._input_parts = tuple(input_parts)
+        # What each rank has of the outputs, where inputs are not split; empty where they are.
+        self._output_parts: tuple[FeatureRange, ...] = ()
+        try:
+            super().__init__(name, LinearShape((OutputShard("", outputs),), own), method, bias=bias)
+        except SplitError as error:
+            if parallel.size == 1:
+                raise
+            parts = parallel.parts(out_features, "out_features")
+            inputs = FeatureRange.whole(own.total)
+            try:
+                shape = LinearShape((OutputShard("", parts[parallel.rank]),), inputs)
+                super().__init__(name, shape, method, bias=bias)
+                _note_fallback(name, "ranks have some of its outputs each", str(error))
+            except SplitError:
+                super().__init__(name, LinearShape((OutputShard("", outputs),), inputs), method, bias=bias)
+                _note_fallback(name, "every rank has the whole of it", str(error))
+                parts = [outputs]
+            self._output_parts = tuple(parts)
         self.parallel = parallel
 
     def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
+        if self._output_parts:
+            whole = self.parallel.all_gather_last_dim(x, self._input_parts)
+            product: torch.Tensor = super().forward(whole, context)
+            if len(self._output_parts) == 1:
+                return product
+            return self.parallel.all_gather_last_dim(product, self._output_parts)
         # The bias is added by one rank only, since the results are summed.
         bias = self.bias if self.parallel.rank == 0 else None
         return self.parallel.all_reduce(self.method.apply(self, x, bias))
+
+
+def _channels(heads: FeatureRange, head_dim: int) -> FeatureRange:
+    """The channels of some heads."""
+    return FeatureRange(heads.first * head_dim, heads.size * head_dim, heads.total * head_dim)
+
+
+def head_channels(
+    parallel: TensorParallel, num_heads: int, num_kv_heads: int, head_dim: int
+) -> list[FeatureRange]:
+    """The channels of each rank's heads, which an output projection has as inputs."""
+    ranks = map(parallel.of_rank, range(parallel.size))
+    return [_channels(rank.share_heads(num_heads, num_kv_heads).heads, head_dim) for rank in ranks]
+
+
+def _note_fallback(name: str, what: str, reason: str) -> None:
+    """Says in the log how a layer is computed that ranks cannot share as others, once for all such layers."""
+    _note_once(".".join(name.split(".")[-2:]), what, reason)
+
+
+@lru_cache(maxsize=64)
+def _note_once(name: str, what: str, reason: str) -> None:
+    logger.warning("%s: %s, which costs time or memory: %s", name, what, reason)

@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.layers.norm_config import NormConfig
 from engine.layers.ops import LayerOps
-from engine.layers.parallel import FeatureRange
+from engine.layers.parallel import FeatureRange, TensorParallel
 from engine.layers.weights import LoadableModule, copy_checked, take_part
 
 
@@ -59,6 +59,31 @@ class RMSNorm(Norm):
         if residual is None:
             return self.ops.rms_norm(x, self.weight, self.eps), x
         return self.ops.add_rms_norm(x, residual, self.weight, self.eps), residual
+
+
+class SplitRMSNorm(RMSNorm):
+    """The RMS norm of channels that ranks hold parts of: they add up their squares.
+
+    Args:
+        held: this rank's channels.
+        replicas: how many ranks hold the same.
+    """
+
+    def __init__(
+        self, held: FeatureRange, eps: float, ops: LayerOps, parallel: TensorParallel, replicas: int
+    ) -> None:
+        super().__init__(held.size, eps, ops)
+        self._held, self._parallel, self._replicas = held, parallel, replicas
+
+    def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
+        held = self._held
+        copy_checked(self.weight, take_part(tensor, 0, held.first, held.size, held.total))
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        numbers = x.float()
+        squares = self._parallel.all_reduce(numbers.square().sum(-1, keepdim=True))
+        mean = squares / (self._held.total * self._replicas)
+        return (numbers * (mean + self.eps).rsqrt()).to(x.dtype) * self.weight
 
 
 class LayerNorm(Norm):

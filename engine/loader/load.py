@@ -12,7 +12,7 @@ import torch
 from engine.layers.parallel import SplitError
 from engine.layers.weights import LoadableModule
 from engine.loader.backbone import drop_missing_head, names_in
-from engine.loader.checkpoint import open_checkpoint
+from engine.loader.checkpoint import Checkpoint, open_checkpoint
 from engine.loader.dummy import load_dummy
 from engine.loader.formats import MatrixFormats
 from engine.loader.kv_scales import load_kv_scales
@@ -25,6 +25,8 @@ from engine.platform.device import available_memory, fitting
 from pagewire.base.errors import ConfigError
 
 GIB = 1024**3
+# Features that weights keep together: groups of most quantized checkpoints, and blocks of GGML's formats.
+_GROUP, _SUPER_BLOCK, _SMALL_BLOCK = 128, 256, 32
 logger = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ def load_model(
             experts = {name: each.for_checkpoint(formats) for name, each in context.expert_methods.items()}
             linear = context.linear_methods.for_checkpoint(formats)
             context = replace(context, linear_methods=linear, expert_methods=experts)
-        context = with_quantized_layers(context, checkpoint)
+        context = with_quantized_layers(_with_blocks(context, checkpoint), checkpoint)
         try:
             model = create_model(context, device, dtype)
         except SplitError as error:
@@ -76,6 +78,18 @@ def load_model(
                 module.finish_loading()
     logger.info("loaded %s in %.1f s", directory, time.monotonic() - started)
     return model.eval()
+
+
+def _with_blocks(context: ModelContext, checkpoint: Checkpoint | None) -> ModelContext:
+    """The context in which ranks share features by whole blocks of the weights, where they can."""
+    block = 1 if context.config.quantization is None else _GROUP
+    if checkpoint is not None:
+        kinds = {stored.blocks for tensors in checkpoint.files.values() for stored in tensors}
+        if any("_K" in kind or kind.startswith("IQ") for kind in kinds):
+            block = _SUPER_BLOCK
+        elif any(kinds):
+            block = max(block, _SMALL_BLOCK)
+    return replace(context, parallel=replace(context.parallel, block=block))
 
 
 def _require_table_room(context: ModelContext, source: Path) -> None:

@@ -9,7 +9,7 @@ from engine.attention.interface import HeadLayout
 from engine.config import WorkerConfig
 from engine.dispatch.limits import EngineLimits
 from engine.layers.attention import Attention
-from engine.layers.parallel import TensorParallel
+from engine.layers.parallel import SplitError, TensorParallel
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
 from engine.models.kv_groups import KVGroups, kv_groups
@@ -56,7 +56,6 @@ def assemble(
     max_num_seqs = config.max_num_seqs or platform.defaults.max_num_seqs
     max_tokens = config.max_num_batched_tokens or platform.defaults.max_num_batched_tokens
     wanted_len = max_model_len(config, model_config)
-    _check_shares(model_config, parallel)
     backend = platform.attention(_heads(model_config, parallel), max_num_seqs)
     context = ModelContext(
         model_config,
@@ -143,23 +142,14 @@ def _attention_layers(model: CausalLM) -> list[Attention]:
     return [module for module in model.modules() if isinstance(module, Attention)]
 
 
-def _check_shares(model: ModelConfig, parallel: TensorParallel) -> None:
-    """Raises:
-    ConfigError: so many ranks cannot share the model.
-    """
-    size, num_kv_heads = parallel.size, model.num_key_value_heads
-    for name in ("num_attention_heads", "intermediate_size", "vocab_size"):
-        total = getattr(model, name)
-        if total % size:
-            raise ConfigError(f"tensor_parallel_size is {size}; it must divide {name}, which is {total}")
-    if num_kv_heads % size and size % num_kv_heads:
-        raise ConfigError(
-            f"tensor_parallel_size is {size}; num_key_value_heads is {num_kv_heads}, and one must divide the "
-            "other"
-        )
-
-
 def _heads(config: ModelConfig, parallel: TensorParallel) -> HeadLayout:
-    """This rank's heads; key-value heads are replicated where there are more ranks than heads."""
-    num_kv_heads = max(1, config.num_key_value_heads // parallel.size)
-    return HeadLayout(config.num_attention_heads // parallel.size, num_kv_heads, config.head_dim)
+    """This rank's heads.
+
+    Raises:
+        ConfigError: so many ranks cannot share them.
+    """
+    try:
+        share = parallel.share_heads(config.num_attention_heads, config.num_key_value_heads)
+    except SplitError as error:
+        raise ConfigError(f"tensor_parallel_size is {parallel.size}: {error}") from error
+    return HeadLayout(share.heads.size, share.kv_heads.size, config.head_dim)

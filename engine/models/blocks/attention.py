@@ -8,9 +8,9 @@ from torch import nn
 from engine.attention.interface import AttentionSpec, HeadLayout, LayerKVCache, QKNorm
 from engine.layers.alibi import alibi_slopes
 from engine.layers.attention import Attention
-from engine.layers.linear import QKVParallelLinear, RowParallelLinear
-from engine.layers.norm import LayerNormOfHeads, RMSNorm
-from engine.layers.parallel import FeatureRange, SplitError
+from engine.layers.linear import QKVParallelLinear, RowParallelLinear, head_channels
+from engine.layers.norm import LayerNormOfHeads, RMSNorm, SplitRMSNorm
+from engine.layers.parallel import FeatureRange
 from engine.layers.step_context import StepContext
 from engine.layers.weights import LoadableModule, copy_checked, take_part
 from engine.models.base import ModelContext
@@ -42,9 +42,13 @@ class SelfAttention(LoadableModule):
             bias=config.o_bias,
             methods=context.linear_methods,
             parallel=parallel,
+            input_parts=head_channels(
+                parallel, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+            ),
         )
         heads = HeadLayout(self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, config.head_dim)
-        self._first_head, self._all_heads = parallel.rank * heads.num_heads, config.num_attention_heads
+        share = parallel.share_heads(config.num_attention_heads, config.num_key_value_heads)
+        self._first_head, self._all_heads = share.heads.first, config.num_attention_heads
         slopes = None
         if config.alibi:
             slopes = alibi_slopes(self._all_heads)[self._first_head :][: heads.num_heads]
@@ -67,8 +71,9 @@ class SelfAttention(LoadableModule):
         self.k_norm: RMSNorm | LayerNormOfHeads | None = None
         self._norms_heads = config.qk_norm == "heads"
         if config.qk_norm:
-            self.q_norm = _make_norm(context, f"{name}.q_norm", self.qkv_proj.parts["q"].outputs)
-            self.k_norm = _make_norm(context, f"{name}.k_norm", self.qkv_proj.parts["k"].outputs)
+            held = self.qkv_proj.held
+            self.q_norm = _make_norm(context, f"{name}.q_norm", held["q"], 1)
+            self.k_norm = _make_norm(context, f"{name}.k_norm", held["k"], share.kv_replicas)
 
     def load_parameter(self, name: str, tensor: torch.Tensor, shard: str | None) -> None:
         assert self.sinks is not None, name
@@ -90,14 +95,16 @@ class SelfAttention(LoadableModule):
         return output
 
 
-def _make_norm(context: ModelContext, name: str, held: FeatureRange) -> RMSNorm | LayerNormOfHeads:
-    """The norm of queries, or of keys, of which this rank holds these channels."""
+def _make_norm(
+    context: ModelContext, name: str, held: FeatureRange, replicas: int
+) -> RMSNorm | LayerNormOfHeads:
+    """The norm of queries, or of keys, of which this rank and `replicas` - 1 others hold these channels."""
     config, head_dim = context.config, context.config.head_dim
     if config.qk_norm == "layer":
         heads = FeatureRange(held.first // head_dim, held.size // head_dim, held.total // head_dim)
         is_split = checkpoint_names(config.architecture).head_norms_are_split
         return LayerNormOfHeads(name, heads, head_dim, config.norm.eps, context.ops, is_split=is_split)
     if config.qk_norm == "projection" and context.parallel.size > 1:
-        raise SplitError("queries are normalised together, and ranks have some of the heads each")
+        return SplitRMSNorm(held, config.norm.eps, context.ops, context.parallel, replicas)
     size = head_dim if config.qk_norm == "heads" else held.size
     return RMSNorm(size, config.norm.eps, context.ops, one_plus=config.norm.one_plus)

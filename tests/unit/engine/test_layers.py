@@ -113,9 +113,9 @@ def test_ranks_beyond_the_key_value_heads_share_one() -> None:
         torch.testing.assert_close(layer(x)[:, 4:6], x @ k.T)
 
 
-def test_a_split_that_does_not_come_out_even_is_refused() -> None:
-    with pytest.raises(ValueError, match="in_features is 7, which 2 tensor-parallel ranks"):
-        RowParallelLinear("o", 7, 6, bias=False, methods=DENSE, parallel=RANKS[0])
+def test_fewer_features_than_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match="in_features is 1, which 2 tensor-parallel ranks"):
+        RowParallelLinear("o", 1, 6, bias=False, methods=DENSE, parallel=RANKS[0])
 
 
 def test_a_tensor_of_another_shape_is_refused() -> None:

@@ -6,7 +6,7 @@ All numbers are small integers times powers of two, so that every sum is exact.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.layers.linear import (
 )
 from engine.layers.linear_method import DenseMethod, LinearMethod, LinearMethods, LinearShape, SameMethod
 from engine.layers.linear_weight import FeatureDim, LinearWeight
-from engine.layers.parallel import SplitError, TensorParallel
+from engine.layers.parallel import FeatureRange, SplitError, TensorParallel
 from engine.layers.weights import ShardError
 from engine.models.families import checkpoint_names
 from engine.quant.excluded import ExcludedModules
@@ -47,7 +47,7 @@ by_ranks = pytest.mark.parametrize("ranks", WORLDS, ids=["1 rank", "2 ranks"])
 def _without_communication(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks live side by side in this process; the tests put their parts together themselves."""
     monkeypatch.setattr(TensorParallel, "all_reduce", lambda self, partial: partial)
-    monkeypatch.setattr(TensorParallel, "all_gather_last_dim", lambda self, part: part)
+    monkeypatch.setattr(TensorParallel, "all_gather_last_dim", lambda self, part, parts: part)
 
 
 def integers(*shape: int) -> torch.Tensor:
@@ -221,16 +221,127 @@ def test_bytes_that_hold_blocks_of_features_are_split_by_whole_blocks() -> None:
         assert torch.equal(layer.table, stored[:, parallel.rank * 288 : (parallel.rank + 1) * 288])
 
 
-def test_a_split_through_a_group_or_a_packed_number_is_refused_when_the_layer_is_made() -> None:
-    methods, parallel = SameMethod(PackedInt4()), WORLDS[1][1]
-    RowParallelLinear("o", 2 * GROUP, OUT, bias=False, methods=methods, parallel=parallel)
-    with pytest.raises(SplitError, match=r"o\.scales keeps 16 features together, .* from 24 to 48, cuts"):
-        RowParallelLinear("o", 3 * GROUP, OUT, bias=False, methods=methods, parallel=parallel)
-    along_output = SameMethod(PackedInt4(along_output=True))
-    with pytest.raises(SplitError, match=r"qweight keeps 8 features together, .* of 24, from 12 to 24"):
-        MergedColumnParallelLinear(
-            "gate_up", IN, {"gate": 24, "up": 24}, bias=False, methods=along_output, parallel=parallel
+class Side:
+    """Ranks side by side in one process, which exchange what they gather."""
+
+    def __init__(self, size: int) -> None:
+        self.ranks = [TensorParallel(rank, size) for rank in range(size)]
+        self.given: dict[tuple[int, int], torch.Tensor] = {}
+        self.calls = [0] * size
+
+    def gather(
+        self, parallel: TensorParallel, part: torch.Tensor, parts: Sequence[FeatureRange]
+    ) -> torch.Tensor:
+        """What all have given at the same place, with zeros for those who have not come there yet."""
+        place, self.calls[parallel.rank] = self.calls[parallel.rank], self.calls[parallel.rank] + 1
+        self.given[place, parallel.rank] = part
+        missing = [torch.zeros(*part.shape[:-1], each.size) for each in parts]
+        return torch.cat([self.given.get((place, rank), missing[rank]) for rank in range(len(parts))], -1)
+
+    def run(self, compute: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+        """The ranks' results, computed over and over until each has had all that it waits for."""
+        for _ in range(3):
+            self.calls = [0] * len(self.ranks)
+            results = [compute(rank) for rank in range(len(self.ranks))]
+        return results
+
+
+class OneScale(DenseMethod):
+    """A plain weight and a number that no rank may be without, as formats that cannot be split have it."""
+
+    def create_weights(self, layer: nn.Module, shape: LinearShape) -> None:
+        if any(shard.held.size < shard.held.total for shard in shape.shards) or (
+            shape.inputs.size < shape.inputs.total
+        ):
+            raise SplitError("it is whole or not at all")
+        super().create_weights(layer, shape)
+
+    def quantized(self, values: torch.Tensor, scale: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        weight = values.float() * scale
+        return {"weight": weight}, weight
+
+
+@pytest.mark.parametrize(
+    ("method", "in_features"),
+    [(PackedInt4(), 3 * GROUP), (OneScale(), IN)],
+    ids=["a group is cut", "nothing can be split"],
+)
+def test_what_cannot_be_split_by_inputs_is_split_by_outputs_or_not_at_all(
+    method: Any, in_features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = Side(2)
+    monkeypatch.setattr(
+        TensorParallel, "all_gather_last_dim", lambda self, part, parts: side.gather(self, part, parts)
+    )
+    stored, weight = method.quantized(integers(OUT, in_features), 0.5)
+    x, bias, layers = integers(3, in_features).float(), integers(OUT).float(), []
+    for parallel in side.ranks:
+        layer = RowParallelLinear(
+            "o", in_features, OUT, bias=True, methods=SameMethod(method), parallel=parallel
         )
+        fill(layer, None, {**stored, "bias": bias})
+        layers.append(layer)
+    parts = side.ranks[0].parts(in_features, "")
+    for result in side.run(lambda rank: layers[rank](x[:, parts[rank].first :][:, : parts[rank].size])):
+        assert torch.equal(result, x @ weight.T + bias)
+
+
+@pytest.mark.parametrize("method", [PackedInt4(along_output=True), OneScale()], ids=["words", "not at all"])
+def test_outputs_that_cannot_be_split_are_computed_by_every_rank_which_takes_its_own(method: Any) -> None:
+    sizes, x = {"gate": 24, "up": 24}, integers(3, IN).float()
+    matrices = {name: method.quantized(integers(24, IN), 0.5) for name in sizes}
+    parts: list[torch.Tensor] = []
+    for parallel in WORLDS[1]:
+        layer = MergedColumnParallelLinear(
+            "gate_up", IN, sizes, bias=False, methods=SameMethod(method), parallel=parallel
+        )
+        for name, (stored, _) in matrices.items():
+            fill(layer, name, stored)
+        parts.append(layer(x))
+    gate, up = (x @ weight.T for _, weight in matrices.values())
+    for rank, part in enumerate(parts):
+        own = slice(rank * 12, rank * 12 + 12)
+        assert torch.equal(part, torch.cat((gate[:, own], up[:, own]), -1))
+
+
+@pytest.mark.parametrize(
+    ("total", "size", "block", "sizes"),
+    [
+        (4096, 4, 128, [1024] * 4),
+        (29568, 8, 128, [3712] * 7 + [3584]),  # Qwen2.5 72B: groups of 128 that do not divide
+        (11008, 4, 1, [2752] * 4),
+        (49155, 2, 1, [24578, 24577]),  # Granite's vocabulary
+        (3, 2, 1, [2, 1]),
+    ],
+)
+def test_features_are_shared_in_equal_parts_or_by_whole_blocks(
+    total: int, size: int, block: int, sizes: list[int]
+) -> None:
+    parts = TensorParallel(0, size, None, block).parts(total, "x")
+    assert [each.size for each in parts] == sizes
+    assert [each.first for each in parts] == [sum(sizes[:rank]) for rank in range(size)]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "shares"),
+    [
+        (9, 3, 2, [(0, 6, 0, 2), (6, 3, 2, 1)]),  # SmolLM2 135M
+        (8, 2, 4, [(0, 2, 0, 1), (2, 2, 0, 1), (4, 2, 1, 1), (6, 2, 1, 1)]),
+        (71, 1, 2, [(0, 36, 0, 1), (36, 35, 0, 1)]),  # Falcon 7B
+    ],
+)
+def test_heads_are_shared_with_the_key_value_heads_that_they_read(
+    heads: int, kv_heads: int, size: int, shares: list[tuple[int, ...]]
+) -> None:
+    found = [TensorParallel(rank, size).share_heads(heads, kv_heads) for rank in range(size)]
+    assert [
+        (each.heads.first, each.heads.size, each.kv_heads.first, each.kv_heads.size) for each in found
+    ] == shares
+
+
+def test_fewer_key_value_heads_than_ranks_that_do_not_divide_them_are_refused() -> None:
+    with pytest.raises(SplitError, match="num_key_value_heads is 3, fewer than ranks, and does not divide"):
+        TensorParallel(0, 4).share_heads(9, 3)
 
 
 class ByModule(LinearMethods):
