@@ -8,6 +8,7 @@ from pathlib import Path
 from pagewire.base.observed import check_observed
 from pagewire.base.settings import require, require_positive
 from pagewire.base.tls import ServerTls
+from scheduler.kv_events_config import KvEventsConfig
 from scheduler.settings import INFLIGHT, CoreSettings
 
 _BATCH_DELAYS = {"static": 1.0, "dynamic": 0.0}
@@ -40,6 +41,10 @@ class SchedulerConfig:
             five times as many for its first steps.
         request_history: of how many requests that ended GET /v1/requests/{id} can tell; 0 is of none, nor of
             those that are open.
+        kv_events_config: JSON that says where events of the prefix cache are published over ZMQ, as vLLM has
+            it, such as {"enable_kv_cache_events": true, "endpoint": "tcp://*:5557"}. Needs
+            pagewire[kv-events].
+        data_parallel_rank: the replica's number, which KV events carry.
         log_format: how logs are written: text, or json, an object a line with the ids of request and trace.
         otlp_traces_endpoint: where spans of traced requests are sent by OTLP: http://HOST:4317 by gRPC,
             http://HOST:4318/v1/traces by HTTP. Default nowhere; nothing is traced then. Needs pagewire[otel].
@@ -59,6 +64,8 @@ class SchedulerConfig:
     max_queue_delay_microseconds: int | None = None
     step_timeout: float = 120.0
     request_history: int = 1000
+    kv_events_config: str | None = None
+    data_parallel_rank: int = 0
     log_format: str = "text"
     otlp_traces_endpoint: str | None = None
 
@@ -81,6 +88,8 @@ class SchedulerConfig:
         timeout = self.step_timeout
         require(0 < timeout < float("inf"), "step_timeout", timeout, "more than 0")
         require(self.request_history >= 0, "request_history", self.request_history, "at least 0")
+        require(self.data_parallel_rank >= 0, "data_parallel_rank", self.data_parallel_rank, "at least 0")
+        self.kv_events()
         check_observed(self)
 
     def core(self) -> CoreSettings:
@@ -91,6 +100,15 @@ class SchedulerConfig:
             target_itl=None if self.target_itl_ms is None else self.target_itl_ms / 1e3,
             batching_strategy=self.batching_strategy,
         )
+
+    def kv_events(self) -> KvEventsConfig:
+        """Where KV events are published.
+
+        Raises:
+            ConfigError: `kv_events_config` is wrong.
+        """
+        text = self.kv_events_config
+        return KvEventsConfig() if text is None else KvEventsConfig.parse(text)
 
     @property
     def batch_delay(self) -> float | None:

@@ -28,7 +28,7 @@ from scheduler.config import SchedulerConfig
 # What the service decides by itself, so that `pagewire serve` has no option for it.
 WIRING = (
     *("socket", "listen", "worker_socket", "scheduler", "admin_socket", "reuse_port", "rank"),
-    *("scheduler_ssl_ca_certs", "scheduler_ssl_certfile", "scheduler_ssl_keyfile"),
+    *("data_parallel_rank", "scheduler_ssl_ca_certs", "scheduler_ssl_certfile", "scheduler_ssl_keyfile"),
 )
 # Longest path of a Unix socket, its closing NUL included (sockaddr_un).
 MAX_SOCKET_PATH = 108
@@ -135,6 +135,7 @@ class ServiceConfig:
             self.scheduler,
             listen=(f"unix:{directory / replica.scheduler_socket}",),
             worker_socket=directory / replica.worker_socket,
+            data_parallel_rank=replica.number,
         )
         return _process(replica.name("scheduler"), "scheduler", config, more=_NO_BLAS_THREADS)
 

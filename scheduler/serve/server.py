@@ -21,6 +21,7 @@ from pagewire.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from pagewire.telemetry.spans import span_writer
 from scheduler.config import SchedulerConfig
 from scheduler.serve.driver import EngineDriver
+from scheduler.serve.kv_events import KvEventCollector, KvEventPublisher
 from scheduler.serve.service import SchedulerService
 
 logger = logging.getLogger(__name__)
@@ -45,9 +46,23 @@ class SchedulerServer:
         self._tls = None if tls is None else tls.reloading()
         self._spans = span_writer(config.otlp_traces_endpoint, "scheduler")
         self._driver = EngineDriver(config, self._spans)
+        self._kv_events = self._publisher()
         self._server = grpc.aio.server(options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _publisher(self) -> KvEventPublisher | None:
+        """Publishes the cache's events, if they are asked for.
+
+        Raises:
+            ConfigError: an address cannot be bound.
+        """
+        config, driver = self._config.kv_events(), self._driver
+        if not config.is_on:
+            return None
+        publisher = KvEventPublisher(config, self._config.data_parallel_rank)
+        driver.cache_feed.add_watcher(KvEventCollector(lambda: driver.facts, publisher.publish))
+        return publisher
 
     async def start(self) -> None:
         """Listens, and starts attaching to the worker.
@@ -113,6 +128,8 @@ class SchedulerServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._kv_events is not None:
+            await asyncio.to_thread(self._kv_events.close)
         if self._spans is not None:
             await asyncio.to_thread(self._spans.close)
 
