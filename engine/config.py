@@ -14,6 +14,8 @@ LONGEST_NULL = 60_000.0
 ENGINES = ("model", "null")
 # Readers of one ring of plans.
 MAX_WORLD_SIZE = 32
+MAX_LORAS = 256
+MAX_LORA_RANK = 512
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3")
 # Those that plain weights are turned into as they are loaded, then those that checkpoints have.
@@ -52,6 +54,11 @@ class WorkerConfig:
             window, a block serves one of several groups of layers.
         gpu_memory_utilization: share of the GPU's memory that weights, activations and KV pool may take.
         kv_cache_memory: bytes of KV pool on the CPU; default a share of the machine's free memory.
+        enable_lora: serve LoRA adapters beside the model (docs/adapters.md).
+        max_loras: adapters in use at once, each with memory on the device for max_lora_rank.
+        max_lora_rank: the largest rank of an adapter.
+        max_cpu_loras: adapters kept in host memory; of more, those least recently used are read again from
+            their files when requests come for them.
         enforce_eager: launch every kernel of every step instead of replaying CUDA graphs.
         deterministic: a request's tokens are bitwise the same in any batch; slower. Needs a GPU.
         seed: of dummy weights.
@@ -83,6 +90,10 @@ class WorkerConfig:
     num_blocks: int | None = None
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: int | None = None
+    enable_lora: bool = False
+    max_loras: int = 4
+    max_lora_rank: int = 64
+    max_cpu_loras: int = 64
     enforce_eager: bool = False
     deterministic: bool = False
     seed: int = 0
@@ -135,7 +146,13 @@ class WorkerConfig:
             "kv_cache_memory",
             "profile_from",
             "profile_steps",
+            "max_loras",
+            "max_lora_rank",
+            "max_cpu_loras",
         )
+        most = MAX_LORA_RANK
+        require(self.max_lora_rank <= most, "max_lora_rank", self.max_lora_rank, f"at most {most}")
+        require(self.max_loras <= MAX_LORAS, "max_loras", self.max_loras, f"at most {MAX_LORAS}")
         require(
             0 < self.gpu_memory_utilization <= 1,
             "gpu_memory_utilization",

@@ -26,6 +26,7 @@ from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
 from scheduler.placement import Beginning, Placement
 from scheduler.policy import victims
+from scheduler.policy.adapters import AdapterSlots
 from scheduler.policy.batching import BatchQueue
 from scheduler.policy.forecast import Forecast, Progress
 from scheduler.policy.shares import Shares
@@ -62,7 +63,8 @@ class Scheduler:
         self.prefixes = Prefixes(
             limits.block_size, groups, self.pool, self._rows, enabled=settings.enable_prefix_caching
         )
-        self._placement = Placement(limits, groups, self.pool, self._rows, self.prefixes)
+        self.adapters = AdapterSlots(limits.max_loras)
+        self._placement = Placement(limits, groups, self.pool, self._rows, self.prefixes, self.adapters)
         self._forecast = Forecast(
             limits, settings.target_itl, self.step_times, self._waiting, self.shares, self.prefixes
         )
@@ -258,6 +260,7 @@ class Scheduler:
     def _vacate(self, request: Request) -> None:
         """Releases a request's row and blocks, and charges its client."""
         self._placement.leave(request)
+        self.adapters.leave(request)
         self._wants.num_steps = 0
         self._bill(request)
         assert request.share is not None
@@ -297,6 +300,8 @@ class Scheduler:
         """Whether some token of a suspect can be computed now. If not, the suspect waits for its mask."""
         if suspect.status is Status.RUNNING:
             return self._rows.num_left(suspect.row) > 0
+        if not self.adapters.admits(suspect):
+            return False
         return not suspect.is_blocked or self._placement.can_begin(suspect)
 
     def _schedule_alone(self, suspect: Request) -> StepPlan:
@@ -359,6 +364,8 @@ class Scheduler:
         if request is None or request.num_pending:
             return
         if request.is_blocked and not self._placement.can_begin(request):
+            return
+        if not self.adapters.admits(request):
             return
         assert request.share is not None
         if self.shares.most_running(request.share) is None:
@@ -443,7 +450,8 @@ class Scheduler:
             request = self._waiting.first()
             if request is None or (before is not None and not self._is_due_before(request, before)):
                 break
-            if request.is_blocked and not self._placement.can_begin(request):
+            is_blocked = request.is_blocked and not self._placement.can_begin(request)
+            if is_blocked or not self.adapters.admits(request):
                 self._waiting.set_aside()
             elif request.num_pending or not self._admit(draft, request):
                 break
@@ -475,6 +483,7 @@ class Scheduler:
             self._waiting.take_first()
             insort(self.running, request, key=lambda running: running.order)
         self._placement.enter(request, beginning)
+        self.adapters.enter(request)
         self.counters.prefix_cache_queries += len(request.token_ids)
         self.counters.prefix_cache_hits += start
         if is_new:

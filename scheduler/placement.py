@@ -15,6 +15,7 @@ from engine.dispatch.sampling import U32, U32Array, u32
 from scheduler.blocks.groups import KVGroups, WindowBlocks
 from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
+from scheduler.policy.adapters import AdapterSlots
 from scheduler.request import Request, Status
 from scheduler.rows import IntArray, Rows, Wants
 from scheduler.step import Draft
@@ -41,7 +42,13 @@ class Placement:
     """Assigns rows and blocks to requests and releases them. The scheduler owns pool, rows and prefixes."""
 
     def __init__(
-        self, limits: EngineLimits, groups: KVGroups, pool: BlockPool, rows: Rows, prefixes: Prefixes
+        self,
+        limits: EngineLimits,
+        groups: KVGroups,
+        pool: BlockPool,
+        rows: Rows,
+        prefixes: Prefixes,
+        adapters: AdapterSlots,
     ) -> None:
         self._limits = limits
         self._block_size = limits.block_size
@@ -50,6 +57,7 @@ class Placement:
         self._pool = pool
         self._rows = rows
         self._prefixes = prefixes
+        self._adapters = adapters
         self._windows: WindowBlocks | None = None
         if groups.has_windows:
             self._windows = WindowBlocks(groups, limits.block_size, pool, rows)
@@ -102,7 +110,7 @@ class Placement:
             request.num_prompt_tokens,
             self._in_plan(hits + blocks),
             request.sampling,
-            request.adapter_id,
+            self._adapters.slot_of(request) + 1,
             request.request_id,
             request.trace,
         )

@@ -63,6 +63,7 @@ class Request:
         owner: the submitter's own data; the core does not read it.
         root_hash: parent hash of its first block; see `pagewire.wire.block_hashes.root_hash`.
         adapter_id: the adapter that its tokens are computed with; 0 is none.
+        adapter_slot: the slot of that adapter while the request runs; else -1.
         constraint: the structure that the output must have. Each token is sampled under a mask that the
             submitter provides: see `allow`.
         group: names the client's request that this one is a part of; "" for one that has no other parts.
@@ -109,6 +110,7 @@ class Request:
     num_tokens_at_entry: int = 0
     num_billed_tokens: int = 0
     row: int = -1
+    adapter_slot: int = -1
     num_pending: int = 0
     num_cached_tokens: int = -1
     num_preemptions: int = 0

@@ -9,6 +9,7 @@ import torch
 
 from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.config import WorkerConfig
+from engine.cpu.adapters import NativeLinearAdapters
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.expert_method import PackedCpuExperts
 from engine.cpu.kernels.build import BuildError
@@ -24,11 +25,13 @@ from engine.cpu.rows import RequestRows
 from engine.cpu.runner import CpuModelRunner
 from engine.cpu.weights import weight_bytes
 from engine.dispatch.limits import EngineLimits
+from engine.layers.adapters import LayerSlots, LinearAdapters
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import DenseMethod, LinearMethods, SameMethod
 from engine.layers.looped_experts import DenseExperts, LoopedExperts
 from engine.layers.mxfp4 import Mxfp4Experts
 from engine.layers.ops import LayerOps
+from engine.lora.slots import TorchLinearAdapters
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
 from engine.platform.device import CPU_DEFAULTS, dtype_name
@@ -96,6 +99,11 @@ class CpuPlatform(Platform):
         if self._native is not None and self._keeps_formats:
             return NativeMethods(self._native, plain)
         return SameMethod(plain)
+
+    def linear_adapters(self, slots: LayerSlots) -> LinearAdapters:
+        if self._native is not None:
+            return NativeLinearAdapters(self._native, slots)
+        return TorchLinearAdapters(slots)
 
     def layout_products(self) -> LayoutProducts:
         if self._native is not None and self._keeps_formats:

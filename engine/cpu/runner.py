@@ -8,6 +8,8 @@ import time
 import numpy as np
 import torch
 
+from engine.attention.interface import IntArray
+from engine.cpu.adapters import adapter_batch
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.prompt_states import NotFinite, PooledStates, compute_prompt_logprobs
 from engine.cpu.recorded_steps import RecordedSteps
@@ -16,6 +18,7 @@ from engine.cpu.rows import RequestRows
 from engine.cpu.step_layout import StepInputs, make_context, prepare_inputs
 from engine.dispatch.records import PromptLogprobs, StepPlan, StepResult
 from engine.dispatch.sampling import u32
+from engine.layers.adapters import AdapterBatch
 from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch
@@ -93,7 +96,8 @@ class CpuModelRunner:
             result.prompt_logprobs, result.pooled = prompts.logprobs, prompts.pooled
             return FinishedStep(result)
         last = hidden.index_select(0, torch.from_numpy(inputs.logits_indices).to(self.device))
-        return self._sample(plan, started, inputs, self.model.compute_logits(last).float(), prompts)
+        logits = self.model.compute_logits(last, _adapters_of(inputs, inputs.logits_indices))
+        return self._sample(plan, started, inputs, logits.float(), prompts)
 
     def _sample(
         self,
@@ -116,7 +120,11 @@ class CpuModelRunner:
         logprobs: list[PromptLogprobs] = []
         if work.logprobs:
             logprobs = compute_prompt_logprobs(
-                work.logprobs, hidden, inputs.begins, self.rows.token_ids, self.model.compute_logits
+                work.logprobs,
+                hidden,
+                inputs.begins,
+                self.rows.token_ids,
+                lambda part, places: self.model.compute_logits(part, _adapters_of(inputs, places)),
             )
         return PromptResults(logprobs, self._pooled.add(work.pooled, hidden, inputs.begins))
 
@@ -125,9 +133,15 @@ class CpuModelRunner:
         token_index = torch.from_numpy(inputs.token_index).to(self.device, non_blocking=True)
         positions = torch.from_numpy(inputs.positions).to(self.device, non_blocking=True)
         token_ids = self.rows.token_ids.view(-1).index_select(0, token_index)
-        context = make_context(self.model, self.backend, positions, inputs.layouts)
+        adapters = adapter_batch(inputs.adapter_slots)
+        context = make_context(self.model, self.backend, positions, inputs.layouts, adapters)
         hidden: torch.Tensor = self.model(token_ids, context, self.kv_pool.layers)
         return hidden
+
+
+def _adapters_of(inputs: StepInputs, tokens: IntArray) -> AdapterBatch | None:
+    """The adapters of some of a step's tokens."""
+    return None if inputs.adapter_slots is None else adapter_batch(inputs.adapter_slots[tokens])
 
 
 def _microseconds_since(started: float) -> int:

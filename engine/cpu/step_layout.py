@@ -12,6 +12,7 @@ from engine.attention.interface import BatchLayout, IntArray
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.rows import RequestRows
 from engine.dispatch.records import StepPlan
+from engine.layers.adapters import AdapterBatch
 from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM
 
@@ -28,6 +29,7 @@ class StepInputs:
         logits_indices: the tokens whose logits are needed, in the plan's order of sampling requests.
         sampling_rows: the rows that sample, in the plan's order.
         sampling_positions: where each sampled token goes.
+        adapter_slots: of each token's adapter, -1 for none, [T]; None where no request has one.
     """
 
     token_index: IntArray
@@ -37,6 +39,7 @@ class StepInputs:
     logits_indices: IntArray
     sampling_rows: IntArray
     sampling_positions: IntArray
+    adapter_slots: IntArray | None = None
 
 
 def prepare_inputs(plan: StepPlan, rows: RequestRows) -> StepInputs:
@@ -80,16 +83,29 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows) -> StepInputs:
         logits_indices=last_in_plan_order[samples],
         sampling_rows=plan_rows[samples],
         sampling_positions=ends[samples],
+        adapter_slots=_adapter_slots(rows, token_row),
     )
 
 
+def _adapter_slots(rows: RequestRows, token_row: IntArray) -> IntArray | None:
+    if not rows.limits.max_loras:
+        return None
+    slots: IntArray = rows.adapter_slots[token_row]
+    return slots if (slots >= 0).any() else None
+
+
 def make_context(
-    model: CausalLM, backend: TorchAttentionBackend, positions: torch.Tensor, layouts: Sequence[BatchLayout]
+    model: CausalLM,
+    backend: TorchAttentionBackend,
+    positions: torch.Tensor,
+    layouts: Sequence[BatchLayout],
+    adapters: AdapterBatch | None = None,
 ) -> StepContext:
-    """What the layers of a model are told of a step: its tokens' positions, [T] int64, and the batch's layout
-    in each KV group."""
+    """What the layers of a model are told of a step: its tokens' positions, [T] int64, the batch's layout in
+    each KV group, and the tokens' adapters."""
     return StepContext(
         positions,
         attention=[backend.prepare(layout) for layout in layouts],
         rotations=[backend.rotation(table, positions) for table in model.rotary_tables],
+        adapters=adapters,
     )

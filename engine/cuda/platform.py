@@ -21,9 +21,11 @@ from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
 from engine.cuda.step_cost import step_cost
 from engine.dispatch.limits import EngineLimits
+from engine.layers.adapters import LayerSlots, LinearAdapters
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
+from engine.lora.slots import TorchLinearAdapters
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
 from engine.platform.device import CUDA_DEFAULTS, fitting, pick_kv_dtype
@@ -82,6 +84,9 @@ class CudaPlatform(Platform):
     def linear_methods(self) -> LinearMethods:
         deterministic = self._config.deterministic
         return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
+
+    def linear_adapters(self, slots: LayerSlots) -> LinearAdapters:
+        return TorchLinearAdapters(slots)
 
     def layout_products(self) -> LayoutProducts:
         return cuda_layout_products(self.device, deterministic=self._config.deterministic)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.dispatch.adapters import MAX_COMMAND_BYTES, AdapterCommand
 from engine.dispatch.limits import MAX_TOP_LOGPROBS, EngineLimits
 from engine.dispatch.sampling import (
     F32,
@@ -34,7 +35,7 @@ from engine.dispatch.sampling import (
     unpack,
 )
 
-DISPATCH_VERSION = 8
+DISPATCH_VERSION = 9
 MAX_ERROR_BYTES = 4096
 TRACE_BYTES = 24
 # What of a request's id a worker is told, for its logs.
@@ -55,7 +56,8 @@ class NewRequest:
             group before; prefix-cache hits come first. Every group has as many. Those that lie behind the
             group's window say nothing: they are 0, and nothing of them is read.
         sampling: how its tokens are sampled.
-        adapter_id: of the adapter that its tokens are computed with; 0 is the base model alone.
+        adapter_slot: the slot of the adapter that its tokens are computed with, plus 1; 0 is the base model
+            alone.
         request_id: the request's public id, for logs; its first MAX_REQUEST_ID_BYTES arrive.
         trace: the span that the worker's spans of the request belong to, TRACE_BYTES of trace id and span id;
             empty if the request is not traced.
@@ -66,7 +68,7 @@ class NewRequest:
     num_prompt_tokens: int
     block_ids: U32Array
     sampling: SamplingRecord
-    adapter_id: int = 0
+    adapter_slot: int = 0
     request_id: str = ""
     trace: bytes = b""
 
@@ -109,6 +111,7 @@ class StepPlan:
         num_kv_groups: groups of layers that have block tables of their own.
         work_ahead: the plan computes nothing; the worker does one piece of work that only makes later steps
             faster, such as the capture of a graph.
+        adapter_command: the plan computes nothing; the worker does a piece of what this says.
     """
 
     step_id: int
@@ -124,6 +127,7 @@ class StepPlan:
     copied_blocks: U32Array = field(default_factory=lambda: NO_COPIES)
     num_kv_groups: int = 1
     work_ahead: bool = False
+    adapter_command: AdapterCommand | None = None
 
 
 @dataclass(slots=True)
@@ -185,7 +189,7 @@ class StepResult:
         num_tokens: how many of `token_ids` each of those requests has gained; None where each has gained one.
             A request gains none where its blocks have no room for the token to compute: steps before this one
             have taken it to its end.
-        more_ahead: of a plan with `work_ahead`: there is more of such work.
+        more_ahead: of a plan with `work_ahead` or an `adapter_command`: there is more of such work.
     """
 
     step_id: int
@@ -202,8 +206,8 @@ class StepResult:
 
 
 # version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask,
-# num_copied_blocks, num_kv_groups, work_ahead
-_PLAN_HEADER = struct.Struct("<IIQIIIIIIIIIxxxx")
+# num_copied_blocks, num_kv_groups, work_ahead, words of an adapter command
+_PLAN_HEADER = struct.Struct("<IIQIIIIIIIIII")
 # row, tokens, prompt tokens, blocks of all groups, adapter, request id, trace; a SamplingRecord's numbers and
 # its lists' counts
 _NEW_REQUEST = struct.Struct(f"<5I{MAX_REQUEST_ID_BYTES}s{TRACE_BYTES}s{SCALARS_FORMAT}{NUM_COUNTS}I")
@@ -221,7 +225,7 @@ def plan_bytes(limits: EngineLimits) -> int:
     max_new_blocks = limits.max_num_seqs + limits.max_num_batched_tokens // limits.block_size
     max_new_blocks *= limits.num_kv_groups
     words = limits.max_num_seqs * (6 + 1 + limits.mask_words + 2 * limits.num_kv_groups)
-    words += max_new_blocks + limits.max_new_words
+    words += max_new_blocks + limits.max_new_words + MAX_COMMAND_BYTES // 4
     return _PLAN_HEADER.size + limits.max_num_seqs * _NEW_REQUEST.size + words * 4 + 64
 
 
@@ -244,7 +248,7 @@ def _pack_new(request: NewRequest) -> tuple[bytes, list[U32Array]]:
         len(request.token_ids),
         request.num_prompt_tokens,
         len(request.block_ids),
-        request.adapter_id,
+        request.adapter_slot,
         request.request_id.encode(errors="replace"),
         request.trace,
         *scalars_of(request.sampling),
@@ -260,6 +264,7 @@ def encode_plan(plan: StepPlan) -> bytes:
         row, arrays = _pack_new(request)
         fixed.append(row)
         ragged.extend(arrays)
+    command = b"" if plan.adapter_command is None else plan.adapter_command.encode()
     header = _PLAN_HEADER.pack(
         DISPATCH_VERSION,
         len(plan.freed_rows),
@@ -273,13 +278,16 @@ def encode_plan(plan: StepPlan) -> bytes:
         len(plan.copied_blocks),
         plan.num_kv_groups,
         plan.work_ahead,
+        len(command) // 4,
     )
     columns = (plan.freed_rows, plan.rows, plan.starts, plan.counts, plan.samples, plan.num_new_blocks)
     parts = [header, *fixed]
     arrays = [*columns, plan.new_block_ids, plan.copied_blocks]
     if plan.masks:
         arrays += [u32(list(plan.masks)), np.stack(list(plan.masks.values()))]
-    parts += [array.astype(U32, copy=False).tobytes() for array in (*arrays, *ragged)]
+    parts += [array.astype(U32, copy=False).tobytes() for array in arrays]
+    parts.append(command)
+    parts += [array.astype(U32, copy=False).tobytes() for array in ragged]
     return b"".join(parts)
 
 
@@ -317,7 +325,7 @@ def _header(record: bytes, layout: struct.Struct) -> tuple[int, ...]:
 
 
 def _take_new(fixed: tuple[Any, ...], words: _Words) -> NewRequest:
-    row, num_tokens, num_prompt_tokens, num_blocks, adapter_id, request_id, trace, *rest = fixed
+    row, num_tokens, num_prompt_tokens, num_blocks, adapter_slot, request_id, trace, *rest = fixed
     token_ids, block_ids = words.take(num_tokens), words.take(num_blocks)
     scalars, counts = tuple(rest[: len(SCALARS)]), tuple(rest[len(SCALARS) :])
     sampling = unpack(scalars, counts, words.take)
@@ -327,7 +335,7 @@ def _take_new(fixed: tuple[Any, ...], words: _Words) -> NewRequest:
         num_prompt_tokens,
         block_ids,
         sampling,
-        adapter_id,
+        adapter_slot,
         request_id.rstrip(b"\0").decode(errors="replace"),
         trace if any(trace) else b"",
     )
@@ -340,7 +348,7 @@ def decode_plan(record: bytes) -> StepPlan:
         RecordError: the record is malformed.
     """
     num_freed, step_id, num_new, n, num_blocks, num_words, *rest = _header(record, _PLAN_HEADER)
-    num_masks, width, num_copied, num_kv_groups, work_ahead = rest
+    num_masks, width, num_copied, num_kv_groups, work_ahead, num_command = rest
     words_at = _PLAN_HEADER.size + num_new * _NEW_REQUEST.size
     words = _Words(record, words_at)
     freed_rows = words.take(num_freed)
@@ -358,6 +366,7 @@ def decode_plan(record: bytes) -> StepPlan:
         masks = dict(zip(index, words.take(num_masks * width).reshape(num_masks, width), strict=True))
         if len(masks) != num_masks or not width:
             raise RecordError(f"{num_masks} masks of {width} words for {len(masks)} requests")
+    command = AdapterCommand.decode(words.take(num_command).tobytes()) if num_command else None
     if words.num_left != num_words:
         raise RecordError(f"{words.num_left} words of new requests' data, the header has {num_words}")
     new_requests = []
@@ -377,6 +386,7 @@ def decode_plan(record: bytes) -> StepPlan:
         copied_blocks,
         num_kv_groups,
         work_ahead == 1,
+        command,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.attention.interface import LayerKVCache, RotaryTable
+from engine.layers.adapters import AdapterBatch
 from engine.layers.classifier import ClassificationHead
 from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from engine.layers.norm import Norm, make_norm
@@ -119,7 +120,7 @@ class DecoderModel(nn.Module):
         context: StepContext,
         kv_caches: Sequence[LayerKVCache],
     ) -> torch.Tensor:
-        x: torch.Tensor = self.embed_tokens(token_ids)
+        x: torch.Tensor = self.embed_tokens(token_ids, context)
         if self.embedding_scale != 1.0:
             x = self.ops.scale(x, self.embedding_scale)
         residual: torch.Tensor | None = None
@@ -151,11 +152,11 @@ class Decoder(CausalLM):
         hidden: torch.Tensor = self.model(token_ids, context, kv_caches)
         return hidden
 
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def compute_logits(self, hidden: torch.Tensor, adapters: AdapterBatch | None = None) -> torch.Tensor:
         config = self.config
         if self.lm_head is None:  # asked for all the same by rehearsals, and for slots that sample nothing
             return hidden.new_zeros(len(hidden), config.vocab_size)
-        logits: torch.Tensor = self.lm_head(hidden)
+        logits: torch.Tensor = self.lm_head.logits(hidden, adapters)
         if config.logit_scale != 1.0 or config.logit_soft_cap:
             logits = self.model.ops.scale(logits, config.logit_scale, config.logit_soft_cap)
         return logits

@@ -91,6 +91,7 @@ def assemble(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_tokens,
             kv_windows=groups.windows,
+            max_loras=config.max_loras if config.enable_lora else 0,
         )
 
     def make_runner(limits: EngineLimits, num_blocks: int) -> Runner:

@@ -26,7 +26,7 @@ class RowLedger(ABC):
     Attributes:
         num_tokens: each row's length, including sampled tokens, [max_num_seqs]; 0 if the row is free.
         num_blocks: entries of each row's block table, in each KV group, [max_num_seqs].
-        adapter_ids: the adapter of each row, [max_num_seqs]; 0 is none.
+        adapter_slots: the slot of each row's adapter, [max_num_seqs]; -1 is none.
         sampling: sampling parameters by row.
         watched: rows whose request asks for prompt logprobs or pooling, until its prompt is computed.
     """
@@ -35,7 +35,7 @@ class RowLedger(ABC):
         self.limits = limits
         self.num_tokens: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.num_blocks: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
-        self.adapter_ids: IntArray = np.zeros(limits.max_num_seqs, dtype=np.int64)
+        self.adapter_slots: IntArray = np.full(limits.max_num_seqs, -1, dtype=np.int64)
         self.sampling = SamplingTable(limits.max_num_seqs)
         self.watched: set[int] = set()
         # For rows with pooling: the number of tokens in the pooled state.
@@ -53,6 +53,7 @@ class RowLedger(ABC):
         """Frees every row."""
         self.num_tokens[:] = 0
         self.num_blocks[:] = 0
+        self.adapter_slots[:] = -1
         self.watched.clear()
         self._num_pooled.clear()
 
@@ -124,6 +125,7 @@ class RowLedger(ABC):
         _require(rows < self.limits.max_num_seqs, rows, f"freed row must be below {self.limits.max_num_seqs}")
         self.num_tokens[rows] = 0
         self.num_blocks[rows] = 0
+        self.adapter_slots[rows] = -1
         if self.watched or self._num_pooled:
             self.watched.difference_update(rows.tolist())
             for row in rows.tolist():
@@ -149,14 +151,14 @@ class RowLedger(ABC):
         )
         if num_blocks * self.limits.num_kv_groups != len(request.block_ids):
             raise PlanError(f"new request has {len(request.block_ids)} blocks in {self._groups}")
-        if request.adapter_id > self.limits.max_loras:
+        if request.adapter_slot > self.limits.max_loras:
             raise PlanError(
-                f"new request has adapter {request.adapter_id}; there are {self.limits.max_loras}"
+                f"new request has adapter slot {request.adapter_slot}; there are {self.limits.max_loras}"
             )
         self._require_in_pool(request.block_ids)
         self._write_tokens(row, request.token_ids)
         self._write_groups(np.full(num_blocks, row), np.arange(num_blocks), request.block_ids)
-        self.adapter_ids[row] = request.adapter_id
+        self.adapter_slots[row] = request.adapter_slot - 1
         self.num_tokens[row], self.num_blocks[row] = length, num_blocks
         self.sampling.set(row, request.sampling, request.num_prompt_tokens)
         if request.sampling.pooling:

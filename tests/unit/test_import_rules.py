@@ -66,16 +66,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.lora": (
         *("pagewire.base", "pagewire.hub", "engine.layers", "engine.loader", "engine.models"),
-        *("engine.platform", "engine.quant"),
+        *("engine.platform", "engine.quant", "engine.dispatch", "engine.step"),
     ),
     "engine.cpu": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.attention", "engine.sampling"),
-        *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.quant"),
+        *("engine.step", "engine.layers", "engine.lora", "engine.models", "engine.platform", "engine.quant"),
     ),
     "engine.cuda": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.kernels", "engine.attention"),
         *("engine.sampling", "engine.step", "engine.layers", "engine.models", "engine.platform"),
-        "engine.quant",
+        *("engine.lora", "engine.quant"),
     ),
     "engine.null": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.dispatch"),
@@ -84,13 +84,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.warmup": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.kernels", "engine.attention"),
         *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.loader", "engine.cuda"),
-        "engine.quant",
+        *("engine.lora", "engine.quant"),
     ),
     "engine.worker": (
         *("pagewire.base", "pagewire.telemetry", "pagewire.hub"),
         *("engine.config", "engine.dispatch", "engine.models"),
         *("engine.step", "engine.platform", "engine.loader", "engine.cpu", "engine.cuda", "engine.null"),
-        *("engine.layers", "engine.parallel", "engine.warmup"),
+        *("engine.layers", "engine.lora", "engine.parallel", "engine.warmup"),
     ),
     "engine.__main__": ("pagewire.base", "engine.config", "engine.worker"),
     # The roof: what people import and type, which starts or embeds the three.
