@@ -225,8 +225,10 @@ def plan_bytes(limits: EngineLimits) -> int:
     max_new_blocks = limits.max_num_seqs + limits.max_num_batched_tokens // limits.block_size
     max_new_blocks *= limits.num_kv_groups
     words = limits.max_num_seqs * (6 + 1 + limits.mask_words + 2 * limits.num_kv_groups)
-    words += max_new_blocks + limits.max_new_words + MAX_COMMAND_BYTES // 4
-    return _PLAN_HEADER.size + limits.max_num_seqs * _NEW_REQUEST.size + words * 4 + 64
+    words += max_new_blocks + limits.max_new_words
+    whole = limits.max_num_seqs * _NEW_REQUEST.size + words * 4
+    # A command comes alone.
+    return _PLAN_HEADER.size + max(whole, MAX_COMMAND_BYTES) + 64
 
 
 def result_bytes(limits: EngineLimits) -> int:
