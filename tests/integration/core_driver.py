@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scheduler.blocks.hashes import root_hash
-
 from engine.config import WorkerConfig
 from engine.dispatch.adapters import AdapterCommand, AdapterFacts
 from engine.dispatch.records import TokenLogprobs
@@ -17,6 +15,7 @@ from engine.dispatch.sampling import F32Array, Pooling, SamplingRecord
 from engine.step.runner import PendingStep
 from engine.worker.build import build_worker
 from pagewire.base.errors import InvalidRequest
+from pagewire.wire.block_hashes import root_hash
 from scheduler.core import Scheduler
 from scheduler.request import Request
 from scheduler.settings import CoreSettings
