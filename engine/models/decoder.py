@@ -83,7 +83,8 @@ def _enter(
     return x, x
 
 
-def _rotary_table(context: ModelContext, rotary: RotaryConfig) -> RotaryTable:
+def make_rotary_table(context: ModelContext, rotary: RotaryConfig) -> RotaryTable:
+    """The angles of the layers that rotate so, at every position that is served."""
     length, start = context.max_model_len, context.config.log_query_positions
     return RotaryTable(
         rotary_table(rotary.rotary_dim, length, rotary.theta, rotary.scaling),
@@ -140,7 +141,7 @@ class Decoder(CausalLM):
         self.model = DecoderModel(context)
         self.lm_head = self._make_lm_head(context) if config.has_lm_head else None
         self.score = ClassificationHead(len(config.labels), config.hidden_size) if config.labels else None
-        self.rotary_tables = [_rotary_table(context, rotary) for rotary in config.rotaries]
+        self.rotary_tables = [make_rotary_table(context, rotary) for rotary in config.rotaries]
         self.num_kv_heads = self.model.layers[0].self_attn.qkv_proj.num_kv_heads  # type: ignore[assignment, union-attr]
 
     def forward(

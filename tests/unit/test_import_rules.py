@@ -19,7 +19,10 @@ GROUND = (
     *("pagewire.base", "pagewire.telemetry", "pagewire.wire", "pagewire.hub", "pagewire.structured"),
     *STUBS,
 )
-ROOF = ("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench")
+ROOF = (
+    *("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench"),
+    "pagewire.export",
+)
 
 # What each part may import of ours besides itself. A module belongs to the longest name that it is under.
 # Nothing is exempt: a module under none of the names fails.
