@@ -15,7 +15,6 @@ from typing import cast
 import torch
 from torch import nn
 
-from engine.layers.adapters import AdapterBatch, LinearAdapters
 from engine.layers.linear_method import LinearMethod, LinearMethods, LinearShape
 from engine.layers.linear_weight import FeatureDim, LinearWeight, OutputShard
 from engine.layers.parallel import FeatureRange, SplitError, TensorParallel
@@ -26,13 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class LinearLayer(LoadableModule):
-    """x [T, in on this rank] -> [T, out on this rank]: one or several checkpoint matrices, one product.
-
-    Attributes:
-        adapters: what multiplies where tokens have adapters; None where there are none.
-    """
-
-    adapters: LinearAdapters | None = None
+    """x [T, in on this rank] -> [T, out on this rank]: one or several checkpoint matrices, one product."""
 
     def __init__(
         self,
@@ -76,13 +69,7 @@ class LinearLayer(LoadableModule):
         self.method.finish_loading(self)
 
     def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
-        return self.product(x, self.bias, None if context is None else context.adapters)
-
-    def product(self, x: torch.Tensor, bias: torch.Tensor | None, batch: AdapterBatch | None) -> torch.Tensor:
-        """This rank's product, with what the adapters of its tokens add."""
-        if batch is None or self.adapters is None:
-            return self.method.apply(self, x, bias)
-        return self.adapters.product(self.method, self, x, bias, batch)
+        return self.method.apply(self, x, self.bias)
 
 
 class SeparateProducts(LinearMethod):
@@ -263,8 +250,7 @@ class RowParallelLinear(LinearLayer):
             return self.parallel.all_gather_last_dim(product, self._output_parts)
         # The bias is added by one rank only, since the results are summed.
         bias = self.bias if self.parallel.rank == 0 else None
-        partial = self.product(x, bias, None if context is None else context.adapters)
-        return self.parallel.all_reduce(partial)
+        return self.parallel.all_reduce(self.method.apply(self, x, bias))
 
 
 def _channels(heads: FeatureRange, head_dim: int) -> FeatureRange:

@@ -34,11 +34,7 @@ class TritonModel:
     def __init__(self, pipeline: GenerationPipeline, counters: InferenceCounters) -> None:
         self._pipeline = pipeline
         self._counters = counters
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What requests may call the model, and its adapters."""
-        return tuple(dict.fromkeys((*self._pipeline.model.all_names, *ALIASES)))
+        self.names = tuple(dict.fromkeys((*pipeline.model.names, *ALIASES)))
 
     def check(self, name: str, version: str = "") -> None:
         """Accepts the model's names and its version.

@@ -19,10 +19,7 @@ GROUND = (
     *("pagewire.base", "pagewire.telemetry", "pagewire.wire", "pagewire.hub", "pagewire.structured"),
     *STUBS,
 )
-ROOF = (
-    *("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench"),
-    "pagewire.export",
-)
+ROOF = ("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench")
 
 # What each part may import of ours besides itself. A module belongs to the longest name that it is under.
 # Nothing is exempt: a module under none of the names fails.
@@ -49,7 +46,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scheduler.serve": (*GROUND, "engine.dispatch", "scheduler"),
     "scheduler.__main__": ("pagewire.base", "pagewire.telemetry", "scheduler.config", "scheduler.serve"),
     # Inside the engine, from the ground up.
-    "engine.config": ("pagewire.base",),
+    "engine.config": ("pagewire.base", "engine.speculation"),
+    "engine.speculation": ("pagewire.base",),
     "engine.dispatch": ("pagewire.worker",),
     "engine.kernels": (),
     "engine.attention": (),
@@ -69,16 +67,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.lora": (
         *("pagewire.base", "pagewire.hub", "engine.layers", "engine.loader", "engine.models"),
-        *("engine.platform", "engine.quant", "engine.dispatch", "engine.step"),
+        *("engine.platform", "engine.quant"),
     ),
     "engine.cpu": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.attention", "engine.sampling"),
-        *("engine.step", "engine.layers", "engine.lora", "engine.models", "engine.platform", "engine.quant"),
+        *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.quant"),
+        "engine.speculation",
     ),
     "engine.cuda": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.kernels", "engine.attention"),
         *("engine.sampling", "engine.step", "engine.layers", "engine.models", "engine.platform"),
-        *("engine.lora", "engine.quant"),
+        *("engine.quant", "engine.speculation"),
     ),
     "engine.null": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.dispatch"),
@@ -87,13 +86,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.warmup": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.kernels", "engine.attention"),
         *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.loader", "engine.cuda"),
-        *("engine.lora", "engine.quant"),
+        "engine.quant",
     ),
     "engine.worker": (
         *("pagewire.base", "pagewire.telemetry", "pagewire.hub"),
         *("engine.config", "engine.dispatch", "engine.models"),
         *("engine.step", "engine.platform", "engine.loader", "engine.cpu", "engine.cuda", "engine.null"),
-        *("engine.layers", "engine.lora", "engine.parallel", "engine.warmup"),
+        *("engine.layers", "engine.parallel", "engine.warmup"),
     ),
     "engine.__main__": ("pagewire.base", "engine.config", "engine.worker"),
     # The roof: what people import and type, which starts or embeds the three.

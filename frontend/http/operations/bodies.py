@@ -1,4 +1,4 @@
-"""Bodies of /tokenize, /detokenize and of what loads and unloads adapters."""
+"""POST /tokenize and /detokenize."""
 
 from __future__ import annotations
 
@@ -36,18 +36,3 @@ class DetokenizeBody(Body):
     model: str | None = None
     tokens: TokenIdList
     skip_special_tokens: bool = False
-
-
-class LoadAdapterBody(Body):
-    """POST /v1/load_lora_adapter."""
-
-    lora_name: str
-    lora_path: str
-    load_inplace: bool = False
-
-
-class UnloadAdapterBody(Body):
-    """POST /v1/unload_lora_adapter."""
-
-    lora_name: str
-    lora_int_id: int | None = None
