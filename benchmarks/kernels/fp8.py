@@ -37,11 +37,14 @@ from benchmarks.kernels.linear import (
     SHAPES,
     TWO_PER_SM,
     Bench,
-    describe,
+)
+from benchmarks.kernels.linear import (
+    describe as describe_plain,
 )
 from engine.kernels.fp8.choice import Config, multiply_fp8, torch_product
 from engine.kernels.fp8.e4m3 import LARGEST
 from engine.kernels.fp8.matrix import Fp8Matrix
+from engine.kernels.fp8.one_token import OneTokenConfig
 from engine.kernels.fp8.quantize import quantize
 from engine.kernels.fp8.tiled import fp8_tiles
 from engine.kernels.linear.choice import choose_linear, linear
@@ -78,7 +81,9 @@ PREFILL_CONFIGS = (
 
 def candidates(m: int, *, in_blocks: bool) -> list[Config]:
     """The plausible configs for m tokens."""
-    rows = [RowsConfig(4, 2), RowsConfig(2, 2)] if m == 1 else []
+    rows: list[Config] = [RowsConfig(4, 2), RowsConfig(2, 2)] if m == 1 else []
+    if m == 1 and not in_blocks:
+        rows += [OneTokenConfig(block_n, num_warps) for block_n in (2, 4) for num_warps in (1, 2, 4, 8)]
     # A block's inputs are added up at once.
     return rows + [config for config in _tiles(m) if not in_blocks or config.block_k <= BLOCK]
 
@@ -355,7 +360,7 @@ def compile_all(tokens: Sequence[int]) -> None:
                 k = SHAPES[name][1]
                 for config in candidates(m, in_blocks=layout == "blocks"):
                     # A kernel of tiles is one for all m, k and numbers of programs.
-                    if isinstance(config, RowsConfig):
+                    if isinstance(config, RowsConfig | OneTokenConfig):
                         jobs[config, m, k, layout] = (config, m, k, layout)
                     else:
                         key = replace(config, programs=min(1, config.programs)), layout
@@ -381,8 +386,18 @@ def tuned(rows: list[dict[str, Any]], layout: str) -> str:
     return f"{layout.upper()}: Table = {{\n" + "\n".join(lines) + "\n}"
 
 
+def describe(config: Config | None) -> str:
+    """A few characters that say which config it is."""
+    if isinstance(config, OneTokenConfig):
+        return f"one {config.block_n} w{config.num_warps}"
+    return describe_plain(config)
+
+
 def _code(config: Config | None) -> str:
     match config:
+        case OneTokenConfig():
+            sizes = f"{config.block_n}, num_warps={config.num_warps}"
+            return f"OneTokenConfig({sizes}, overlap=True)"
         case RowsConfig():
             return f"RowsConfig({config.block_n}, num_warps={config.num_warps})"
         case TileConfig():

@@ -27,7 +27,8 @@ from benchmarks import record
 from benchmarks.kernels.linear import ARITHMETIC, BANDWIDTH, ROTATED_BYTES
 from engine.cuda.quantized_products import Int8Products, WordProducts, cuda_layout_products
 from engine.kernels.linear.tiled import TileConfig
-from engine.kernels.quantized.choice import choose_int8, choose_words
+from engine.kernels.quantized.choice import choose_int8, choose_product, choose_words, one_token_rows
+from engine.kernels.quantized.rows import WordRowsConfig
 from engine.kernels.quantized.tiles import WordConfig
 from engine.quant.layouts.base import Layout
 from engine.quant.layouts.groups import Int8Groups, PackedGroups
@@ -48,11 +49,18 @@ DTYPE = torch.bfloat16
 # Programs, for each of 132 multiprocessors.
 ONE, TWO, THREE, FOUR, SIX, EIGHT, TWELVE = 132, 264, 396, 528, 792, 1056, 1584
 
-Config = WordConfig | TileConfig | None
+Config = WordConfig | WordRowsConfig | TileConfig | None
 
 
 def word_candidates(kind: str, m: int) -> list[Config]:
     """The plausible configs for m tokens."""
+    if m == 1 and kind in ("int4", "int8"):
+        return [
+            WordRowsConfig(block_n, num_warps, overlap)
+            for block_n in (8, 16, 32)
+            for num_warps in (2, 4, 8, 16)
+            for overlap in (False, True)
+        ]
     if m <= 16:
         rows = 8 if m <= 8 else 16
         found: list[Config] = [
@@ -175,9 +183,9 @@ def products(forced: Forced) -> Callable[[Layout, torch.Tensor], torch.Tensor]:
     device = torch.device("cuda")
     own = cuda_layout_products(device, deterministic=False)
 
-    def words(self: WordProducts, matrix: Any, x: torch.Tensor) -> WordConfig | None:
+    def words(self: WordProducts, matrix: Any, x: torch.Tensor) -> WordConfig | WordRowsConfig | None:
         if isinstance(forced.config, str):
-            return choose_words(matrix.kind, len(x), matrix.n, matrix.k)
+            return choose_product(matrix, len(x))
         assert not isinstance(forced.config, TileConfig)
         return forced.config
 
@@ -206,6 +214,8 @@ def describe(config: Config) -> str:
     match config:
         case WordConfig():
             tile = f"{config.block_m}x{config.block_n}"
+        case WordRowsConfig():
+            return f"rows {config.block_n} w{config.num_warps}{' early' * config.overlap}"
         case TileConfig():
             order = "nm" if config.transposed else "mn"
             tile = f"{order} {config.block_m}x{config.block_n}x{config.block_k}"
@@ -217,7 +227,11 @@ def describe(config: Config) -> str:
 
 def chosen(kind: str, m: int, n: int, k: int) -> Config:
     """What serving takes."""
-    return choose_int8(m, n, k) if kind == "w8a8" else choose_words(kind, m, n, k)
+    if kind == "w8a8":
+        return choose_int8(m, n, k)
+    if m == 1 and kind in ("int4", "int8"):
+        return one_token_rows(kind, n, k)
+    return choose_words(kind, m, n, k)
 
 
 def compile_one(job: tuple[str, int, Config]) -> str:
@@ -226,7 +240,7 @@ def compile_one(job: tuple[str, int, Config]) -> str:
     try:
         forced = Forced(config)
         multiply = products(forced)
-        for n, k in {(256, 4096), (256, 14336)} if kind == "w8a8" else {(256, 4096)}:
+        for n, k in {(256, 4096), (256, 14336)}:
             layout = prepare(kind, n, k)
             multiply(layout, torch.zeros(m, k, dtype=DTYPE, device="cuda"))
         torch.cuda.synchronize()

@@ -9,6 +9,8 @@ import torch
 from engine.kernels.fp8.choice import (
     can_multiply,
     choose_fp8,
+    choose_one_token,
+    fits_one_token,
     invariant_config,
     multiply_fp8,
     torch_fits,
@@ -96,6 +98,8 @@ class Fp8Products:
             return multiply_fp8(x, matrix, bias, config=invariant_config(num_tokens))
         if not can_multiply(matrix, num_tokens):
             return self.by_reference(layout, x, bias)
+        if num_tokens == 1 and fits_one_token(matrix, x.dtype):
+            return multiply_fp8(x, matrix, bias, config=choose_one_token(n, k))
         if matrix.input_group == 0:
             return multiply_fp8(x, matrix, bias, config=replace(one_token_rows(n), overlap=True))
         in_blocks = matrix.block is not None

@@ -11,10 +11,11 @@ from engine.cuda.fp8_products import Fp8Products, has_fp8
 from engine.cuda.quantized_experts import CudaQuantizedExperts
 from engine.cuda.word_matrix import word_matrix
 from engine.kernels.linear.tiled import ShareWorkspace, TileConfig, invariant_linear
-from engine.kernels.quantized.choice import choose_int8, choose_words, invariant_words
+from engine.kernels.quantized.choice import choose_int8, choose_product, invariant_words
 from engine.kernels.quantized.dequantize import dequantize
 from engine.kernels.quantized.int8 import multiply_int8, quantize_tokens
 from engine.kernels.quantized.outliers import add_outliers
+from engine.kernels.quantized.rows import WordRowsConfig, multiply_by_rows
 from engine.kernels.quantized.tiles import WordConfig, multiply_by_words
 from engine.kernels.quantized.words import WordMatrix
 from engine.layers.experts import ExpertMethod
@@ -123,7 +124,9 @@ class WordProducts:
             x = x[:, layout.order]
         matrix = word_matrix(layout)
         config = self.choose(matrix, x)
-        if config is not None:
+        if isinstance(config, WordRowsConfig):
+            out = multiply_by_rows(x, matrix, bias, config=config)
+        elif config is not None:
             out = multiply_by_words(x, matrix, bias, config=config, workspace=self._workspace.shares)
         else:
             out = self._multiply_plain(matrix, x, bias)
@@ -132,13 +135,13 @@ class WordProducts:
             add_outliers(x, outliers.row_starts, outliers.columns, outliers.values, out)
         return out
 
-    def choose(self, matrix: WordMatrix, x: torch.Tensor) -> WordConfig | None:
+    def choose(self, matrix: WordMatrix, x: torch.Tensor) -> WordConfig | WordRowsConfig | None:
         """The kernel's config; None for dequantizing the weights first."""
         if x.element_size() != 2 or not matrix.fits_tiles:
             return None
         if self._deterministic:
             return invariant_words(len(x))
-        return choose_words(matrix.kind, len(x), matrix.n, matrix.k)
+        return choose_product(matrix, len(x))
 
     def _multiply_plain(self, matrix: WordMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Dequantizes some outputs after the others, and multiplies by them."""

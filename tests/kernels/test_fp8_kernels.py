@@ -17,6 +17,7 @@ from engine.kernels.fp8.experts import TILES as EXPERT_TILES
 from engine.kernels.fp8.experts import Fp8ExpertMatrices, apply_fp8_experts
 from engine.kernels.fp8.matrix import Fp8Matrix
 from engine.kernels.fp8.naive import naive_product, naive_quantize, spread_scales
+from engine.kernels.fp8.one_token import OneTokenConfig
 from engine.kernels.fp8.quantize import quantize
 from engine.kernels.linear.matrix_vector import RowsConfig
 from engine.kernels.linear.tiled import ShareWorkspace, TileConfig
@@ -139,6 +140,17 @@ def test_a_few_tokens_times_rows(m: int, n: int, k: int, layout: str) -> None:
     x, matrix = operands(m, n, k, layout, DTYPES[-1])
     bias = torch.randn(n, device=DEVICE).to(x.dtype)
     for config, own in ((RowsConfig(4, num_warps=1), None), (RowsConfig(1, num_warps=2), bias)):
+        assert_close(multiply_fp8(x, matrix, own, config=config), naive_product(x, matrix, own))
+
+
+@pytest.mark.usefixtures("_poisoned_results")
+@pytest.mark.parametrize("layout", ["token", "static", "plain inputs"])
+@pytest.mark.parametrize(("n", "k"), [(37, 64), (70, 1040)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_one_token(n: int, k: int, dtype: torch.dtype, layout: str) -> None:
+    x, matrix = operands(1, n, k, layout, dtype)
+    bias = torch.randn(n, device=DEVICE).to(x.dtype)
+    for config, own in ((OneTokenConfig(4, num_warps=1), None), (OneTokenConfig(2, overlap=True), bias)):
         assert_close(multiply_fp8(x, matrix, own, config=config), naive_product(x, matrix, own))
 
 
@@ -362,6 +374,22 @@ def test_rows_compile_for_hopper(m: int, in_blocks: bool) -> None:
         signature,
         shape,
         early_reads=["w_ptr"] if in_blocks else ["w_ptr", "w_scales_ptr"],
+    )
+
+
+@pytest.mark.parametrize("rows", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_one_token_compiles_for_hopper(rows: int) -> None:
+    compile_overlapping(
+        "engine.kernels.fp8.one_token:one_token_kernel",
+        {
+            **dict.fromkeys(("x_ptr", "w_ptr"), "*i32"),
+            **dict.fromkeys(("w_scales_ptr", "static_ptr"), "*fp32"),
+            **dict.fromkeys(("bias_ptr", "out_ptr"), "*bf16"),
+            "n": "i32",
+        },
+        {"K": 4096, "ROWS": rows, "THREADS": 64, "QUANTIZED": True, "PACKED": True},
+        early_reads=["w_ptr"],
+        num_warps=2,
     )
 
 

@@ -20,6 +20,7 @@ from engine.kernels.quantized.dequantize import dequantize
 from engine.kernels.quantized.experts import ExpertWords, apply_word_experts
 from engine.kernels.quantized.int8 import multiply_int8, quantize_tokens
 from engine.kernels.quantized.naive import naive_int8, naive_multiply, naive_quantize
+from engine.kernels.quantized.rows import WordRowsConfig, fits_rows, multiply_by_rows
 from engine.kernels.quantized.tiles import WordConfig, multiply_by_words
 from engine.kernels.quantized.words import WordMatrix
 from engine.quant.bits import pack_words
@@ -173,6 +174,31 @@ def test_integers_times_tokens(case: str, dtype: torch.dtype, config: WordConfig
         out = multiply_by_words(x, matrix, bias, config=config, workspace=workspace)
         assert_close(out, naive_multiply(x, layout.weight(), bias))
         assert not workspace.arrivals.any()
+
+
+@pytest.mark.usefixtures("_poisoned_results")
+@pytest.mark.parametrize(
+    "config", [WordRowsConfig(32, 4), WordRowsConfig(16, 2), WordRowsConfig(8, 1, overlap=True)], ids=str
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", ["4 by 128", "8 by 128", "4, one group", "8, one group"])
+def test_integers_times_one_token(case: str, dtype: torch.dtype, config: WordRowsConfig) -> None:
+    bits, group_size, k = GROUPS[case]
+    layout = groups(150, k, bits, group_size)
+    matrix = word_matrix(tiles_of_groups(layout))
+    assert fits_rows(matrix)
+    x = tokens(1, k, dtype)
+    bias = torch.randn(150, device=DEVICE).to(dtype)
+    out = multiply_by_rows(x, matrix, bias, config=config)
+    assert_close(out, naive_multiply(x, layout.weight(), bias))
+    assert_close(multiply_by_rows(x, matrix, config=config), naive_multiply(x, layout.weight()))
+
+
+def test_groups_of_parts_of_a_block_and_tables_are_multiplied_in_tiles() -> None:
+    for case in ("4 by 32", "2 by 64", "4 by 160"):
+        bits, group_size, k = GROUPS[case]
+        assert not fits_rows(word_matrix(tiles_of_groups(groups(150, k, bits, group_size))))
+    assert not fits_rows(word_matrix(tiles_of_table(table(100, 192, shared=True))))
 
 
 @pytest.mark.usefixtures("_poisoned_results")
@@ -444,6 +470,22 @@ def test_products_of_words_compile_for_hopper(case: str) -> None:
     )
     assert size["shared"] <= SHARED_LIMIT
     assert size["in_flight"] == 0  # see engine/kernels/tensor_cores.py
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_products_of_one_token_compile_for_hopper(bits: int) -> None:
+    compile_overlapping(
+        "engine.kernels.quantized.rows:word_rows_kernel",
+        {
+            **dict.fromkeys(("x_ptr", "words_ptr", "groups_ptr"), "*i32"),
+            **dict.fromkeys(("bias_ptr", "out_ptr"), "*bf16"),
+            **dict.fromkeys(("n", "one"), "i32"),
+        },
+        {"K": 4096, "BITS": bits, "GROUP": 128, "ROWS": 32, "WARPS": 4},
+        early_reads=["words_ptr", "groups_ptr"],
+        num_warps=4,
+    )
 
 
 @pytest.mark.slow

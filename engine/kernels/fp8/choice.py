@@ -9,14 +9,15 @@ import torch
 import triton
 
 from engine.kernels.fp8.matrix import Fp8Matrix
-from engine.kernels.fp8.measured import BLOCKS, CHANNELS
+from engine.kernels.fp8.measured import BLOCKS, CHANNELS, ONE_TOKEN
+from engine.kernels.fp8.one_token import OneTokenConfig, fp8_one_token
 from engine.kernels.fp8.quantize import quantize
 from engine.kernels.fp8.rows import fp8_rows
 from engine.kernels.fp8.tiled import fp8_tiles
 from engine.kernels.linear.matrix_vector import MAX_TOKENS, RowsConfig, one_token_rows
 from engine.kernels.linear.tiled import ShareWorkspace, TileConfig
 
-Config = RowsConfig | TileConfig
+Config = RowsConfig | OneTokenConfig | TileConfig
 
 # The tensor memory accelerator's alignment, and that of torch's scaled product.
 ALIGNMENT = 16
@@ -53,6 +54,17 @@ _INVARIANT_TILES = (
     TileConfig(64, 64, _BLOCK_K, num_warps=4, num_stages=5),
     TileConfig(128, 128, _BLOCK_K, num_warps=8, num_stages=4),
 )
+
+
+@lru_cache(maxsize=4096)
+def choose_one_token(n: int, k: int) -> OneTokenConfig:
+    """How one token is multiplied by weights of [n, k] with scales of outputs."""
+    return ONE_TOKEN.get((n, k)) or OneTokenConfig(4, num_warps=4, overlap=True)
+
+
+def fits_one_token(matrix: Fp8Matrix, dtype: torch.dtype) -> bool:
+    """Whether `choose_one_token` is for these weights and tokens of this kind."""
+    return matrix.block is None and dtype.itemsize == 2 and matrix.codes.shape[1] % ALIGNMENT == 0
 
 
 @lru_cache(maxsize=4096)
@@ -110,6 +122,8 @@ def multiply_fp8(
     workspace: ShareWorkspace | None = None,
 ) -> torch.Tensor:
     """x [M, K] @ w [N, K].T + bias [N] -> [M, N] by a kernel, x quantized as the matrix says."""
+    if isinstance(config, OneTokenConfig):
+        return fp8_one_token(x, matrix, bias, config=config)
     if isinstance(config, RowsConfig):
         return fp8_rows(x, matrix, bias, config=config)
     codes, scales = quantize(x, matrix.input_group, matrix.input_scale)

@@ -4,12 +4,21 @@ benchmarks/results/h200_fp8.json and, for fewer numbers of tokens and more confi
 
 from __future__ import annotations
 
+from engine.kernels.fp8.one_token import OneTokenConfig
 from engine.kernels.linear.matrix_vector import RowsConfig
 from engine.kernels.linear.tiled import TileConfig
 
 # (N, K) -> (most tokens, config), ascending. None stands for torch's scaled product. What is not here, and
 # more tokens than here, are computed as choice.py says.
 Table = dict[tuple[int, int], tuple[tuple[int, RowsConfig | TileConfig | None], ...]]
+
+# (N, K) -> for one token, with a scale for each output.
+ONE_TOKEN: dict[tuple[int, int], OneTokenConfig] = {
+    (6144, 4096): OneTokenConfig(4, num_warps=4, overlap=True),
+    (4096, 4096): OneTokenConfig(4, num_warps=8, overlap=True),
+    (28672, 4096): OneTokenConfig(4, num_warps=1, overlap=True),
+    (4096, 14336): OneTokenConfig(4, num_warps=4, overlap=True),
+}
 
 # With a scale for each output.
 CHANNELS: Table = {

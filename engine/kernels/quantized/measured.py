@@ -10,6 +10,7 @@ results were wrong for it are not among them; what waiting costs the others was 
 from __future__ import annotations
 
 from engine.kernels.linear.tiled import TileConfig
+from engine.kernels.quantized.rows import WordRowsConfig
 from engine.kernels.quantized.tiles import WordConfig
 
 # Programs, for each of 132 multiprocessors.
@@ -32,6 +33,17 @@ INT8: tuple[tuple[int, TileConfig], ...] = (
     (256, TileConfig(128, 128, 128, 8, 4)),
     (1 << 30, TileConfig(128, 256, 128, 8, 3)),
 )
+# (kind, N, K) -> for one token, where groups allow it.
+ROWS: dict[tuple[str, int, int], WordRowsConfig] = {
+    ("int4", 6144, 4096): WordRowsConfig(16, num_warps=8, overlap=True),
+    ("int4", 4096, 4096): WordRowsConfig(16, num_warps=16, overlap=True),
+    ("int4", 28672, 4096): WordRowsConfig(32, num_warps=4, overlap=True),
+    ("int4", 4096, 14336): WordRowsConfig(32, num_warps=16, overlap=True),
+    ("int8", 6144, 4096): WordRowsConfig(16, num_warps=16, overlap=True),
+    ("int8", 4096, 4096): WordRowsConfig(16, num_warps=16),
+    ("int8", 28672, 4096): WordRowsConfig(32, num_warps=4, overlap=True),
+    ("int8", 4096, 14336): WordRowsConfig(16, num_warps=16),
+}
 # (kind, N, K) -> what was measured to be faster for these weights. For more tokens than the last entry's,
 # words are dequantized first, and "w8a8" takes INT8's.
 MEASURED: dict[tuple[str, int, int], tuple[tuple[int, WordConfig | TileConfig], ...]] = {
