@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.speculation.settings import SpeculationSettings, read_settings
 from pagewire.base.observed import check_observed
 from pagewire.base.settings import require, require_positive
 
@@ -15,6 +14,8 @@ LONGEST_NULL = 60_000.0
 ENGINES = ("model", "null")
 # Readers of one ring of plans.
 MAX_WORLD_SIZE = 32
+MAX_LORAS = 256
+MAX_LORA_RANK = 512
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3")
 # Those that plain weights are turned into as they are loaded, then those that checkpoints have.
@@ -45,11 +46,6 @@ class WorkerConfig:
             squeezellm or mxfp4; naming it insists on it (docs/quantization.md).
         kv_cache_dtype: of keys and values: auto is that of activations; fp8, or fp8_e4m3, takes half of it,
             so that twice as many tokens fit. Needs a GPU. Scales are the checkpoint's, or else 1.
-        speculative_config: draft tokens are proposed and verified several at a time, which changes nothing in
-            the output: a JSON object with method (ngram), num_speculative_tokens, prompt_lookup_min and
-            prompt_lookup_max (docs/speculation.md). Default none.
-        speculative_model: short for the model in there; ngram for n-grams of the request itself.
-        num_speculative_tokens: short for the number in there; draft tokens of a request in a step, at most.
         max_model_len: the longest request in tokens; default the model's own, cut to what the pool holds.
         max_num_seqs: request rows.
         max_num_batched_tokens: the most tokens computed in a step.
@@ -58,6 +54,11 @@ class WorkerConfig:
             window, a block serves one of several groups of layers.
         gpu_memory_utilization: share of the GPU's memory that weights, activations and KV pool may take.
         kv_cache_memory: bytes of KV pool on the CPU; default a share of the machine's free memory.
+        enable_lora: serve LoRA adapters beside the model (docs/adapters.md).
+        max_loras: adapters in use at once, each with memory on the device for max_lora_rank.
+        max_lora_rank: the largest rank of an adapter.
+        max_cpu_loras: adapters kept in host memory; of more, those least recently used are read again from
+            their files when requests come for them.
         enforce_eager: launch every kernel of every step instead of replaying CUDA graphs.
         deterministic: a request's tokens are bitwise the same in any batch; slower. Needs a GPU.
         seed: of dummy weights.
@@ -82,9 +83,6 @@ class WorkerConfig:
     load_format: str = "auto"
     quantization: str = "auto"
     kv_cache_dtype: str = "auto"
-    speculative_config: str | None = None
-    speculative_model: str | None = None
-    num_speculative_tokens: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -92,6 +90,10 @@ class WorkerConfig:
     num_blocks: int | None = None
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: int | None = None
+    enable_lora: bool = False
+    max_loras: int = 4
+    max_lora_rank: int = 64
+    max_cpu_loras: int = 64
     enforce_eager: bool = False
     deterministic: bool = False
     seed: int = 0
@@ -102,11 +104,6 @@ class WorkerConfig:
     null_prompt_us: float = 0.0
     log_format: str = "text"
     otlp_traces_endpoint: str | None = None
-
-    @property
-    def speculation(self) -> SpeculationSettings | None:
-        """How draft tokens are proposed; None if none are."""
-        return read_settings(self.speculative_config, self.speculative_model, self.num_speculative_tokens)
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
@@ -139,13 +136,6 @@ class WorkerConfig:
             f"one of {', '.join(KV_CACHE_DTYPES)}",
         )
         self._check_ranks()
-        speculation = self.speculation
-        require(
-            speculation is None or self.engine == "model",
-            "speculative_config",
-            self.speculative_config,
-            "absent with the null engine",
-        )
         require_positive(
             self,
             "max_model_len",
@@ -156,7 +146,13 @@ class WorkerConfig:
             "kv_cache_memory",
             "profile_from",
             "profile_steps",
+            "max_loras",
+            "max_lora_rank",
+            "max_cpu_loras",
         )
+        most = MAX_LORA_RANK
+        require(self.max_lora_rank <= most, "max_lora_rank", self.max_lora_rank, f"at most {most}")
+        require(self.max_loras <= MAX_LORAS, "max_loras", self.max_loras, f"at most {MAX_LORAS}")
         require(
             0 < self.gpu_memory_utilization <= 1,
             "gpu_memory_utilization",

@@ -54,6 +54,12 @@ class ApiKeys:
         return identity_of(encoded)
 
 
+def admin_keys(keys: Sequence[str], others: ApiKeys) -> ApiKeys:
+    """The keys for what changes the service: `keys`, or, where there are none, those that all requests
+    need."""
+    return ApiKeys(keys) if keys else others
+
+
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 

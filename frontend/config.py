@@ -44,6 +44,8 @@ class FrontendConfig:
         api_keys: if not empty, every request must carry one of them.
         api_key_file: a file with further keys, one a line; empty lines and lines that begin with # are
             skipped.
+        admin_api_keys: keys for what changes the service, which is loading and unloading adapters; without
+            one the keys of other requests do for that.
         chat_template: a Jinja file, or a template itself, used instead of the model's own or, where it has
             none, its family's.
         trust_request_chat_template: whether requests may bring a chat_template; each is rendered in a process
@@ -118,6 +120,7 @@ class FrontendConfig:
     ssl_ca_certs: Path | None = None
     api_keys: tuple[str, ...] = ()
     api_key_file: Path | None = None
+    admin_api_keys: tuple[str, ...] = ()
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     tool_call_parser: str = "auto"
@@ -169,7 +172,10 @@ class FrontendConfig:
             require(name != "", "served_model_names", name, "names of at least one character")
         # A key travels in a header and in an environment variable, where white space separates keys.
         require(
-            all(key and not any(character.isspace() for character in key) for key in self.api_keys),
+            all(
+                key and not any(character.isspace() for character in key)
+                for key in (*self.api_keys, *self.admin_api_keys)
+            ),
             "api_keys",
             "an empty key or one with white space",
             "keys without white space",

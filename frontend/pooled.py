@@ -220,6 +220,7 @@ async def pool(
             deadline=admitted.deadline,
             pooling=pooling,
             part=number,
+            adapter_id=admitted.adapter_id,
         )
         for number, ids in enumerate(token_ids)
     ]

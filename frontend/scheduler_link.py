@@ -39,6 +39,9 @@ _WATCH_CACHE = scheduler_pb2.ConnectRequest(watch_cache=scheduler_pb2.WatchCache
 UNARY_TIMEOUT = 5.0
 """Seconds that GetLoad and GetMetrics may take."""
 
+LOAD_TIMEOUT = 600.0
+"""Seconds that an adapter may take to be fetched and read."""
+
 _CHANNEL_OPTIONS = (
     # A scheduler that starts again listens within a second; an attempt costs some microseconds.
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -473,6 +476,57 @@ class SchedulerLink:
                 behind[request.handle] = request
         return list(behind.values())
 
+    @property
+    def adapters(self) -> Sequence[scheduler_pb2.Adapter]:
+        """The adapters that it serves, as far as it has told."""
+        return () if self.model is None else self.model.adapters
+
+    def has(self, adapter_id: int) -> bool:
+        """Whether it serves an adapter."""
+        return any(adapter.adapter_id == adapter_id for adapter in self.adapters)
+
+    async def refresh_model(self) -> None:
+        """Asks for the model's facts, in case that they have changed since the scheduler told them.
+
+        Raises:
+            Unavailable: the scheduler cannot be reached.
+        """
+        assert self._stub is not None
+        with _status_as_error():
+            model: scheduler_pb2.GetModelResponse = await self._stub.GetModel(
+                scheduler_pb2.GetModelRequest(), timeout=UNARY_TIMEOUT
+            )
+        self.model = model
+        self._changed()
+
+    async def load_adapter(self, name: str, path: str, *, in_place: bool) -> scheduler_pb2.Adapter:
+        """Has an adapter loaded; returns once requests may name it.
+
+        Raises:
+            PagewireError: it cannot be.
+        """
+        assert self._stub is not None
+        request = scheduler_pb2.LoadAdapterRequest(name=name, path=path, in_place=in_place)
+        with _status_as_error():
+            response = await self._stub.LoadAdapter(request, timeout=LOAD_TIMEOUT)
+        await self.refresh_model()
+        adapter: scheduler_pb2.Adapter = response.adapter
+        return adapter
+
+    async def unload_adapter(self, name: str) -> None:
+        """Has an adapter unloaded.
+
+        Raises:
+            NotFound: there is none of this name.
+            PagewireError: it cannot be.
+        """
+        assert self._stub is not None
+        with _status_as_error():
+            await self._stub.UnloadAdapter(
+                scheduler_pb2.UnloadAdapterRequest(name=name), timeout=UNARY_TIMEOUT
+            )
+        await self.refresh_model()
+
     async def get_load(self) -> scheduler_pb2.GetLoadResponse:
         """The scheduler's load.
 
@@ -539,7 +593,7 @@ def _status_as_error() -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise Unavailable(f"the scheduler did not answer within {UNARY_TIMEOUT:g} s") from error
+            raise Unavailable("the scheduler did not answer in time") from error
         raise from_code(error.code().value[0], error.details() or "") from error
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from frontend.adapter_names import AdapterNames
 from frontend.chat.reply_format import ReplyFormat
 from frontend.chat.settings import ChatSettings
 from frontend.checkpoint import CheckpointFacts
@@ -30,7 +31,7 @@ _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.tiktoken", "*.model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """Immutable after loading; shared by every request.
+    """Immutable after loading but for its adapters; shared by every request.
 
     Attributes:
         names: what requests may call it, the first being the one that answers carry.
@@ -46,6 +47,7 @@ class ServedModel:
         scoring: how its logits become probabilities and scores.
         checkpoint: what its directory tells of its weights.
         created: Unix seconds since when it is served.
+        adapters: what is served beside it, under names of their own.
     """
 
     names: tuple[str, ...]
@@ -60,6 +62,7 @@ class ServedModel:
     scoring: ScoringFacts = field(default_factory=ScoringFacts)
     checkpoint: CheckpointFacts = field(default_factory=CheckpointFacts)
     created: int = field(default_factory=lambda: int(time.time()))
+    adapters: AdapterNames = field(default_factory=AdapterNames)
 
     @classmethod
     def load(
@@ -126,15 +129,24 @@ class ServedModel:
         """
         return encode_prompt(prompt, self.tokenizer, self.content_tokenizer or self.tokenizer)
 
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """What requests may call the model, and its adapters."""
+        return (*self.names, *(name for name in self.adapters if name not in self.names))
+
+    def adapter_id(self, name: str) -> int:
+        """The scheduler's id of the adapter of this name; 0 for a name of the model."""
+        return 0 if name in self.names else self.adapters.id_of(name)
+
     def check_name(self, name: str) -> None:
-        """Accepts one of this model's names, or none at all.
+        """Accepts one of this model's names or of its adapters', or none at all.
 
         Raises:
             NotFound: the name is another.
         """
-        if name and name not in self.names:
+        if name and name not in self.names and name not in self.adapters:
             raise NotFound(
-                f"the model {name!r} does not exist; this server has {', '.join(map(repr, self.names))}",
+                f"the model {name!r} does not exist; this server has {', '.join(map(repr, self.all_names))}",
                 param="model",
             )
 

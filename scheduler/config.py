@@ -15,6 +15,10 @@ _BATCH_DELAYS = {"static": 1.0, "dynamic": 0.0}
 """Seconds that a request waits for others to fill its batch, by strategy; with the others none waits."""
 
 
+DEFAULT_NAME = "default-lora"
+"""What ms-swift calls an adapter that was given no name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """What one scheduler serves. None means: as the worker reports.
@@ -37,6 +41,9 @@ class SchedulerConfig:
             request joins before they are over.
         max_queue_delay_microseconds: with static and dynamic, how long a request waits for others to fill its
             batch; by default a second with static, and not at all with dynamic.
+        lora_modules: adapters that are served from the start, each NAME=PATH: a directory in PEFT's layout,
+            or a repository on a hub. A path alone is called default-lora, as ms-swift does.
+        allow_runtime_lora: whether adapters may be loaded and unloaded while the service runs.
         step_timeout: seconds after which a worker that has not finished a step counts as hung and is killed;
             five times as many for its first steps.
         request_history: of how many requests that ended GET /v1/requests/{id} can tell; 0 is of none, nor of
@@ -62,6 +69,8 @@ class SchedulerConfig:
     target_itl_ms: float | None = None
     batching_strategy: str = INFLIGHT
     max_queue_delay_microseconds: int | None = None
+    lora_modules: tuple[str, ...] = ()
+    allow_runtime_lora: bool = False
     step_timeout: float = 120.0
     request_history: int = 1000
     kv_events_config: str | None = None
@@ -87,6 +96,10 @@ class SchedulerConfig:
         )
         timeout = self.step_timeout
         require(0 < timeout < float("inf"), "step_timeout", timeout, "more than 0")
+        names = [module_of(each)[0] for each in self.lora_modules]
+        require(len(set(names)) == len(names), "lora_modules", names, "names that differ")
+        for each in self.lora_modules:
+            require(all(module_of(each)), "lora_modules", each, "NAME=PATH")
         require(self.request_history >= 0, "request_history", self.request_history, "at least 0")
         require(self.data_parallel_rank >= 0, "data_parallel_rank", self.data_parallel_rank, "at least 0")
         self.kv_events()
@@ -124,3 +137,9 @@ class SchedulerConfig:
             ConfigError: a file is missing or wrong.
         """
         return ServerTls.of(self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certs)
+
+
+def module_of(text: str) -> tuple[str, str]:
+    """(name, path) of an adapter as the command line has it: NAME=PATH, or a path alone."""
+    name, equals, path = text.partition("=")
+    return (name.strip(), path.strip()) if equals else (DEFAULT_NAME, text.strip())

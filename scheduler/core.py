@@ -16,8 +16,6 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import F32Array, U32Array
@@ -28,15 +26,15 @@ from scheduler.blocks.pool import BlockPool
 from scheduler.blocks.prefixes import Prefixes
 from scheduler.placement import Beginning, Placement
 from scheduler.policy import victims
+from scheduler.policy.adapters import AdapterSlots
 from scheduler.policy.batching import BatchQueue
-from scheduler.policy.drafting import Drafting
 from scheduler.policy.forecast import Forecast, Progress
 from scheduler.policy.shares import Shares
 from scheduler.policy.step_time import StepTimes, StepWork
 from scheduler.policy.suspects import Suspects, accuse, verdict
 from scheduler.policy.waiting import WaitingQueue, check
 from scheduler.request import NO_TURN, EndReason, Request, Status
-from scheduler.rows import BoolArray, IntArray, Rows, Wants
+from scheduler.rows import IntArray, Rows, Wants
 from scheduler.settings import INFLIGHT, CoreSettings
 from scheduler.step import Counters, Draft, InFlight, StepOutput
 
@@ -56,8 +54,6 @@ class Scheduler:
         self.pool = BlockPool(limits.num_blocks, enable_caching=settings.enable_prefix_caching)
         self.counters = Counters()
         self.step_times = StepTimes()
-        self._drafting = Drafting(limits)
-        self.counters.num_accepted_at = [0] * limits.max_drafts
         self.running: list[Request] = []
         self.shares = Shares()
         self._suspects = Suspects()
@@ -67,7 +63,8 @@ class Scheduler:
         self.prefixes = Prefixes(
             limits.block_size, groups, self.pool, self._rows, enabled=settings.enable_prefix_caching
         )
-        self._placement = Placement(limits, groups, self.pool, self._rows, self.prefixes)
+        self.adapters = AdapterSlots(limits.max_loras)
+        self._placement = Placement(limits, groups, self.pool, self._rows, self.prefixes, self.adapters)
         self._forecast = Forecast(
             limits, settings.target_itl, self.step_times, self._waiting, self.shares, self.prefixes
         )
@@ -263,6 +260,7 @@ class Scheduler:
     def _vacate(self, request: Request) -> None:
         """Releases a request's row and blocks, and charges its client."""
         self._placement.leave(request)
+        self.adapters.leave(request)
         self._wants.num_steps = 0
         self._bill(request)
         assert request.share is not None
@@ -302,6 +300,8 @@ class Scheduler:
         """Whether some token of a suspect can be computed now. If not, the suspect waits for its mask."""
         if suspect.status is Status.RUNNING:
             return self._rows.num_left(suspect.row) > 0
+        if not self.adapters.admits(suspect):
+            return False
         return not suspect.is_blocked or self._placement.can_begin(suspect)
 
     def _schedule_alone(self, suspect: Request) -> StepPlan:
@@ -365,6 +365,8 @@ class Scheduler:
             return
         if request.is_blocked and not self._placement.can_begin(request):
             return
+        if not self.adapters.admits(request):
+            return
         assert request.share is not None
         if self.shares.most_running(request.share) is None:
             return
@@ -386,7 +388,7 @@ class Scheduler:
             self._wants = self._rows.wants(self.running)
         wants, preempted = self._wants, False
         singles = wants.singles
-        if not self._placement.decode_all(draft, wants, self._choose_drafts(draft, wants)):
+        if not self._placement.decode_all(draft, wants):
             singles = sorted(wants.decoding + singles, key=lambda each: each.order)
         for request in singles:
             if request.status is Status.RUNNING and draft.budget > 0:
@@ -395,14 +397,6 @@ class Scheduler:
         if target is not None and self._somebody_waits_for_a_token(draft):
             draft.limit_prompts(self.step_times, target, self.limits.block_size)
         return preempted
-
-    def _choose_drafts(self, draft: Draft, wants: Wants) -> IntArray | None:
-        """How many drafts each request in `wants.decoding` gets; None if there are none."""
-        if not self._drafting.max_drafts:
-            return None
-        rows = wants.decoding_rows
-        most, budget = self._placement.most_drafts(draft, wants)
-        return self._drafting.choose(rows, self._rows.arrivals(rows), most, budget)
 
     def _schedule_chunks(self, draft: Draft, wants: Wants) -> bool:
         """Spends the remaining token budget on prefill chunks of running requests, in order of service.
@@ -428,8 +422,6 @@ class Scheduler:
         count = draft.fit(request, int(self._rows.num_computed[request.row]), count)
         count = self._placement.within_reach(request, count)
         needed = self._placement.num_needed(request, count)
-        if needed > pool.num_free and self._rows.num_drafts[request.row]:
-            return False  # it may need fewer once the steps in flight have told how far their drafts took it
         while needed > pool.num_free:
             victim = victims.for_memory(self.running, self.shares, draft.scheduled)
             if victim is None:
@@ -458,7 +450,8 @@ class Scheduler:
             request = self._waiting.first()
             if request is None or (before is not None and not self._is_due_before(request, before)):
                 break
-            if request.is_blocked and not self._placement.can_begin(request):
+            is_blocked = request.is_blocked and not self._placement.can_begin(request)
+            if is_blocked or not self.adapters.admits(request):
                 self._waiting.set_aside()
             elif request.num_pending or not self._admit(draft, request):
                 break
@@ -490,6 +483,7 @@ class Scheduler:
             self._waiting.take_first()
             insort(self.running, request, key=lambda running: running.order)
         self._placement.enter(request, beginning)
+        self.adapters.enter(request)
         self.counters.prefix_cache_queries += len(request.token_ids)
         self.counters.prefix_cache_hits += start
         if is_new:
@@ -508,13 +502,7 @@ class Scheduler:
         rows = draft.sampled_rows
         self._in_flight.append(
             InFlight(
-                plan.step_id,
-                draft.scheduled,
-                draft.sampled,
-                rows,
-                self._rows.arrivals(rows),
-                draft.work,
-                drafts=draft.sampled_drafts,
+                plan.step_id, draft.scheduled, draft.sampled, rows, self._rows.arrivals(rows), draft.work
             )
         )
         self._next_step_id += 1
@@ -541,14 +529,13 @@ class Scheduler:
         if step.void or result.error:
             self._in_flight.popleft()
             return StepOutput() if step.void else self._fail(step, result.error)
-        results.check(step, result)
+        results.check(step, result, self.limits.max_tokens_per_step)
         told = results.take_untold(step, result) if result.prompt_logprobs else []
         self._in_flight.popleft()
         self.step_times.observe(step.work, result.execute_us * 1e-6)
         self._forecast.ran(result.execute_us * 1e-6)
         rows = step.sampled_rows
         stayed = self._rows.arrivals(rows) == step.sampled_arrivals
-        self._learn(step, result, stayed)
         if result.num_tokens is not None:
             output = self._append_several(step, result, stayed.tolist())
         else:
@@ -566,21 +553,6 @@ class Scheduler:
             insort(self.running, cleared, key=lambda running: running.order)
             self._wants.num_steps = 0
         return output
-
-    def _learn(self, step: InFlight, result: StepResult, stayed: BoolArray) -> None:
-        """Counts a step's drafts, and what it took."""
-        if not self._drafting.max_drafts:
-            return
-        if not step.work.num_prompt:
-            self._drafting.observe(step.work.num_decodes, result.execute_us * 1e-6)
-        if step.drafts is None or result.num_tokens is None:
-            return
-        rows = step.sampled_rows[stayed]
-        self._rows.num_drafts[rows] -= step.drafts[stayed]
-        gained = result.num_tokens.astype(np.int64)
-        self._drafting.gained(rows, step.drafts[stayed], gained[stayed])
-        if result.num_drafts is not None:
-            self.counters.count_drafts(result.num_drafts.astype(np.int64), gained)
 
     def _finish_pooling(self, output: StepOutput, request: Request, state: F32Array) -> None:
         """Ends a request with its pooled state, whether it still runs or waits again."""
@@ -620,15 +592,11 @@ class Scheduler:
         assert result.num_tokens is not None
         output, state, end = StepOutput(), self._rows, 0
         counts = result.num_tokens.tolist()
-        drafts = [0] * len(counts) if result.num_drafts is None else result.num_drafts.tolist()
-        for request, count, num_drafts, is_there in zip(step.sampled, counts, drafts, stayed, strict=True):
+        for request, count, is_there in zip(step.sampled, counts, stayed, strict=True):
             begin, end = end, end + count
             if request.status is Status.ENDED:
                 continue
             kept, stops = results.tokens_kept(request, result.token_ids[begin:end].tolist())
-            if num_drafts:
-                request.num_drafts += num_drafts
-                request.num_accepted += min(count - 1, len(kept))
             for index in range(begin, begin + len(kept)):
                 if index in result.logprobs:
                     output.logprobs[len(output.token_ids) + index - begin] = result.logprobs[index]

@@ -9,8 +9,8 @@ import torch
 
 from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.config import WorkerConfig
+from engine.cpu.adapters import NativeLinearAdapters
 from engine.cpu.attention import TorchAttentionBackend
-from engine.cpu.drafts import CpuDrafter
 from engine.cpu.expert_method import PackedCpuExperts
 from engine.cpu.kernels.build import BuildError
 from engine.cpu.kernels.library import NativeLibrary
@@ -25,11 +25,13 @@ from engine.cpu.rows import RequestRows
 from engine.cpu.runner import CpuModelRunner
 from engine.cpu.weights import weight_bytes
 from engine.dispatch.limits import EngineLimits
+from engine.layers.adapters import LayerSlots, LinearAdapters
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import DenseMethod, LinearMethods, SameMethod
 from engine.layers.looped_experts import DenseExperts, LoopedExperts
 from engine.layers.mxfp4 import Mxfp4Experts
 from engine.layers.ops import LayerOps
+from engine.lora.slots import TorchLinearAdapters
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
 from engine.platform.device import CPU_DEFAULTS, dtype_name
@@ -57,7 +59,6 @@ class CpuPlatform(Platform):
                 f"kv_cache_dtype is {config.kv_cache_dtype!r}, which needs a GPU; on the CPU it must be auto"
             )
         self._kv_cache_memory = config.kv_cache_memory
-        self._speculation = config.speculation
         self._is_rank = config.world_size > 1
         # A dtype that the user names is that of weights too.
         self._keeps_formats = config.dtype == "auto"
@@ -99,6 +100,11 @@ class CpuPlatform(Platform):
             return NativeMethods(self._native, plain)
         return SameMethod(plain)
 
+    def linear_adapters(self, slots: LayerSlots) -> LinearAdapters:
+        if self._native is not None:
+            return NativeLinearAdapters(self._native, slots)
+        return TorchLinearAdapters(slots)
+
     def layout_products(self) -> LayoutProducts:
         if self._native is not None and self._keeps_formats:
             return NativeProducts(self._native)
@@ -123,8 +129,7 @@ class CpuPlatform(Platform):
         recorded = None
         if self._native is not None and not self._is_rank:  # sums over ranks are not recorded
             recorded = RecordedSteps(self._native, model, backend, kv_pool, limits)
-        drafter = None if self._speculation is None else CpuDrafter(self._speculation, rows)
-        return CpuModelRunner(model, backend, kv_pool, rows, recorded, drafter)
+        return CpuModelRunner(model, backend, kv_pool, rows, recorded)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         return default_cpu_bytes() if self._kv_cache_memory is None else self._kv_cache_memory

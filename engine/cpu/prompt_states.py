@@ -25,7 +25,7 @@ def compute_prompt_logprobs(
     hidden: torch.Tensor,
     begins: IntArray,
     token_ids: torch.Tensor,
-    compute_logits: Callable[[torch.Tensor], torch.Tensor],
+    compute_logits: Callable[[torch.Tensor, IntArray], torch.Tensor],
 ) -> list[PromptLogprobs]:
     """What a step tells of its prompts' tokens.
 
@@ -33,7 +33,7 @@ def compute_prompt_logprobs(
         hidden: final hidden states of the step's tokens, [T, hidden].
         begins: where each request's tokens begin among them, in the plan's order.
         token_ids: every worker row's, [rows, max_model_len].
-        compute_logits: of some hidden states.
+        compute_logits: of some hidden states, and which of the step's tokens they are of.
 
     Raises:
         NotFinite: a token's log probability is not a finite number.
@@ -43,7 +43,7 @@ def compute_prompt_logprobs(
     parts = []
     for begin in range(0, len(indices), POSITIONS_AT_ONCE):
         part = slice(begin, begin + POSITIONS_AT_ONCE)
-        logits = compute_logits(hidden.index_select(0, indices[part])).float()
+        logits = compute_logits(hidden.index_select(0, indices[part]), places.hidden[part]).float()
         logprobs = logits.log_softmax(dim=-1)
         chosen = logprobs.gather(1, token_ids.view(-1).index_select(0, targets[part])[:, None]).squeeze(1)
         top = logprobs.topk(min(places.num_top, logprobs.shape[1]), dim=-1)

@@ -15,6 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from engine.attention.interface import BatchLayout
+from engine.cpu.adapters import CpuAdapterBatch
 from engine.cpu.attention import TorchAttentionBackend
 from engine.cpu.kernels.library import NativeLibrary, Program
 from engine.cpu.step_layout import StepInputs, make_context
@@ -43,13 +44,14 @@ class RecordedSteps:
     ) -> None:
         self._native, self._model, self._backend = native, model, backend
         self._kv_pool, self._limits = kv_pool, limits
-        self._recorded: dict[int, _Recorded] = {}
+        # By the number of requests, and whether any of them has an adapter.
+        self._recorded: dict[tuple[int, bool], _Recorded] = {}
         self._can_record = True
 
     @property
     def sizes(self) -> set[int]:
         """The numbers of requests for which steps are recorded."""
-        return set(self._recorded)
+        return {count for count, _ in self._recorded}
 
     def logits(self, inputs: StepInputs, token_ids: torch.Tensor) -> torch.Tensor | None:
         """The logits of a step's requests in the plan's order, [S, vocab], which the next call overwrites;
@@ -62,7 +64,11 @@ class RecordedSteps:
         is_one_each = count == len(inputs.logits_indices) == len(inputs.layouts[0].counts)
         if not self._can_record or not is_one_each or count > MOST_REQUESTS:
             return None
-        recorded = self._recorded.get(count)
+        slots = inputs.adapter_slots
+        if slots is not None and not self._model.adapter_tables.isdisjoint(slots.tolist()):
+            return None
+        key = count, slots is not None
+        recorded = self._recorded.get(key)
         if recorded is not None:
             recorded.fill(inputs, token_ids)
             self._native.run(recorded.program)
@@ -74,7 +80,7 @@ class RecordedSteps:
         if foreign.seen:
             self._can_record = False
         else:
-            self._recorded[count] = recorded
+            self._recorded[key] = recorded
         return recorded.logits
 
 
@@ -88,6 +94,9 @@ class _Recorded:
         count = len(inputs.positions)
         self._token_ids = torch.zeros(count, dtype=torch.int64)
         self._positions, self._index = torch.zeros_like(self._token_ids), torch.zeros_like(self._token_ids)
+        self._adapters = None
+        if inputs.adapter_slots is not None:
+            self._adapters = CpuAdapterBatch((), torch.full((count,), -1, dtype=torch.int32))
         self._layouts = [
             BatchLayout(
                 counts=np.ones(count, np.int64),
@@ -104,6 +113,8 @@ class _Recorded:
         self._token_ids.numpy()[:] = token_ids.numpy()[inputs.token_index]
         self._positions.numpy()[:] = inputs.positions
         self._index.numpy()[:] = inputs.logits_indices
+        if self._adapters is not None:
+            self._adapters.slots.numpy()[:] = inputs.adapter_slots
         for kept, layout in zip(self._layouts, inputs.layouts, strict=True):
             kept.seq_lens[:] = layout.seq_lens
             kept.slot_mapping[:] = layout.slot_mapping
@@ -118,7 +129,7 @@ class _Recorded:
         kv_pool: KVPool,
     ) -> None:
         """Computes the logits of the inputs, and keeps how."""
-        context = make_context(model, backend, self._positions, self._layouts)
+        context = make_context(model, backend, self._positions, self._layouts, self._adapters)
         hidden = model(self._token_ids, context, kv_pool.layers)
         self.logits = model.compute_logits(native.gather(hidden, self._index))
         self.program = program

@@ -11,7 +11,6 @@ import torch
 from engine.dispatch.records import PromptLogprobs, StepResult, TokenLogprobs
 from engine.dispatch.sampling import F32Array
 from engine.sampling.sampler import RawLogprobs, Sampled
-from engine.step.accepted import AcceptedSlots
 from engine.step.runner import NOT_FINITE, FinishedStep
 
 
@@ -33,15 +32,8 @@ class SampledStep:
     """
 
     def __init__(
-        self,
-        step_id: int,
-        started: float,
-        sampled: Sampled,
-        prompts: PromptResults = NO_PROMPT_RESULTS,
-        accepted: AcceptedSlots | None = None,
+        self, step_id: int, started: float, sampled: Sampled, prompts: PromptResults = NO_PROMPT_RESULTS
     ) -> None:
-        """`accepted`: which slots of `sampled` count, if not all."""
-        self._accepted = accepted
         self._step_id = step_id
         self._started = started
         self._prompts = prompts
@@ -71,7 +63,7 @@ class SampledStep:
             return FinishedStep.failed(self._step_id, NOT_FINITE).result()
         token_ids = self._token_ids.numpy().astype(np.uint32)
         logprobs = {} if self._logprobs is None else _by_index(self._logprobs)
-        result = StepResult(
+        return StepResult(
             self._step_id,
             token_ids,
             logprobs,
@@ -79,9 +71,6 @@ class SampledStep:
             prompt_logprobs=self._prompts.logprobs,
             pooled=self._prompts.pooled,
         )
-        if self._accepted is not None:
-            self._accepted.narrow(result)
-        return result
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

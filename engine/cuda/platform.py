@@ -21,9 +21,11 @@ from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
 from engine.cuda.step_cost import step_cost
 from engine.dispatch.limits import EngineLimits
+from engine.layers.adapters import LayerSlots, LinearAdapters
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
+from engine.lora.slots import TorchLinearAdapters
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
 from engine.platform.device import CUDA_DEFAULTS, fitting, pick_kv_dtype
@@ -83,6 +85,9 @@ class CudaPlatform(Platform):
         deterministic = self._config.deterministic
         return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
 
+    def linear_adapters(self, slots: LayerSlots) -> LinearAdapters:
+        return TorchLinearAdapters(slots)
+
     def layout_products(self) -> LayoutProducts:
         return cuda_layout_products(self.device, deterministic=self._config.deterministic)
 
@@ -98,7 +103,7 @@ class CudaPlatform(Platform):
     ) -> Runner:
         assert isinstance(backend, TritonAttentionBackend)
         rows = DeviceRows(limits, self.device)
-        return CudaModelRunner(model, backend, kv_pool, rows, self._config.speculation)
+        return CudaModelRunner(model, backend, kv_pool, rows)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         """Bytes for the KV pool: what `gpu_memory_utilization` allows, minus the memory in use, the largest
@@ -153,7 +158,7 @@ class CudaPlatform(Platform):
         """The sizes worth a graph: all decode steps, and mixed steps that take longer to launch than to
         compute."""
         max_num_seqs = runner.rows.limits.max_num_seqs
-        decodes = decode_graph_sizes(max_num_seqs, runner.rows.limits.max_drafts)
+        decodes = decode_graph_sizes(max_num_seqs)
         sizes = [GraphSize(size, 0, 0, False) for size in decodes]
         if not self._config.deterministic and runner.rows.can_share_prefix:
             sizes += [GraphSize(size, 0, 0, True) for size in decodes if size >= _FEWEST_SHARING]

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from engine.dispatch.adapters import AdapterFacts
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.peer import PeerProcess
@@ -54,6 +55,8 @@ RING_SLOTS = 2 * MAX_STEPS_IN_FLIGHT
 NUM_FIRST_STEPS = 16
 # The step of every plan with `work_ahead`: it is none of those that are counted.
 WORK_AHEAD_STEP = 2**64 - 1
+# The step of every plan with an adapter command.
+ADAPTER_STEP = 2**64 - 2
 _MAX_PACKET = 1 << 16
 
 # Makes the worker one of a group; told where the ranks find each other.
@@ -413,7 +416,7 @@ class WorkerSession:
             self._channel.send(encode_result(result))
         except RingMemoryError as error:
             self._channel.send(encode_result(StepResult(result.step_id, u32([]), error=str(error))))
-        if result.step_id != WORK_AHEAD_STEP:
+        if result.step_id not in (WORK_AHEAD_STEP, ADAPTER_STEP):
             self._on_result()
 
     def close(self) -> None:
@@ -454,6 +457,10 @@ def facts_of(welcome: pb.Welcome) -> WorkerFacts:
         weights=welcome.weights,
         quantization=welcome.quantization,
         kv_cache_dtype=welcome.kv_cache_dtype,
+        adapters=tuple(
+            AdapterFacts(each.adapter_id, each.name, each.path, each.digest, each.retired)
+            for each in welcome.adapters
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.dispatch.adapters import AdapterFacts
 from engine.dispatch.limits import EngineLimits
 
 
@@ -29,6 +30,7 @@ class WorkerFacts:
         quantization: how the weights are quantized, such as "gptq, 4 bits in groups of 128"; "" for plain
             numbers.
         kv_cache_dtype: number format of keys and values, such as "float8_e4m3fn"; "" if it does not say.
+        adapters: those that it has loaded, the oldest first.
         more_ahead: it has work that makes later steps faster, for plans with `work_ahead`.
     """
 
@@ -48,6 +50,7 @@ class WorkerFacts:
     weights: str = ""
     quantization: str = ""
     kv_cache_dtype: str = ""
+    adapters: tuple[AdapterFacts, ...] = ()
 
     @property
     def reporting_rank(self) -> int:

@@ -324,6 +324,11 @@ def _agree(ranks: list[Rank]) -> WorkerFacts:
             facts[0],
             limits=EngineLimits.agree([each.limits for each in facts]),
             more_ahead=any(each.more_ahead for each in facts),
+            adapters=tuple(
+                adapter
+                for adapter in facts[0].adapters
+                if all(adapter in other.adapters for other in facts[1:])
+            ),
         )
     except ValueError as error:
         for rank in ranks:

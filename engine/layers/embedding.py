@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from engine.layers.adapters import AdapterBatch, EmbeddingAdapters
 from engine.layers.linear import LinearLayer
 from engine.layers.linear_method import LinearMethod, LinearMethods, LinearShape
 from engine.layers.linear_weight import FeatureDim, LinearWeight, MatrixPart, OutputShard
@@ -21,7 +22,10 @@ class VocabParallelEmbedding(LoadableModule):
 
     Attributes:
         table: how its rows are stored; None for plain weights.
+        adapters: what changes the rows of tokens with adapters; None where there are none.
     """
+
+    adapters: EmbeddingAdapters | None = None
 
     def __init__(
         self,
@@ -52,7 +56,13 @@ class VocabParallelEmbedding(LoadableModule):
         if self.table is not None:
             self.table.finish_loading(self)
 
-    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, token_ids: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
+        hidden = self._look_up(token_ids)
+        if context is None or context.adapters is None or self.adapters is None:
+            return hidden
+        return self.adapters.changed(token_ids, hidden, context.adapters)
+
+    def _look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
         if self.parallel.size == 1:
             return self._rows(token_ids)
         local = token_ids - self.held.first
@@ -113,5 +123,15 @@ class ParallelLMHead(LinearLayer):
             super().finish_loading()
 
     def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
+        return self.logits(x, None if context is None else context.adapters)
+
+    def logits(self, hidden: torch.Tensor, batch: AdapterBatch | None) -> torch.Tensor:
+        """hidden [S, hidden] -> [S, vocab]; `batch` says which adapters these S have, not a step's tokens."""
+        part = self.product(hidden, None, batch)
+        return self.parallel.all_gather_last_dim(part, self._vocab_parts)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None, batch: AdapterBatch | None) -> torch.Tensor:
         layer: LoadableModule = self._table[0] if self._table else self
-        return self.parallel.all_gather_last_dim(self.method.apply(layer, x, None), self._vocab_parts)
+        if batch is None or self.adapters is None:
+            return self.method.apply(layer, x, bias)
+        return self.adapters.product(self.method, layer, x, bias, batch)

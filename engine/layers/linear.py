@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from engine.layers.adapters import AdapterBatch, LinearAdapters
 from engine.layers.linear_method import LinearMethod, LinearMethods, LinearShape
 from engine.layers.linear_weight import FeatureDim, LinearWeight, OutputShard
 from engine.layers.parallel import FeatureRange, SplitError, TensorParallel
@@ -25,7 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 class LinearLayer(LoadableModule):
-    """x [T, in on this rank] -> [T, out on this rank]: one or several checkpoint matrices, one product."""
+    """x [T, in on this rank] -> [T, out on this rank]: one or several checkpoint matrices, one product.
+
+    Attributes:
+        adapters: what multiplies where tokens have adapters; None where there are none.
+    """
+
+    adapters: LinearAdapters | None = None
 
     def __init__(
         self,
@@ -69,7 +76,13 @@ class LinearLayer(LoadableModule):
         self.method.finish_loading(self)
 
     def forward(self, x: torch.Tensor, context: StepContext | None = None) -> torch.Tensor:
-        return self.method.apply(self, x, self.bias)
+        return self.product(x, self.bias, None if context is None else context.adapters)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None, batch: AdapterBatch | None) -> torch.Tensor:
+        """This rank's product, with what the adapters of its tokens add."""
+        if batch is None or self.adapters is None:
+            return self.method.apply(self, x, bias)
+        return self.adapters.product(self.method, self, x, bias, batch)
 
 
 class SeparateProducts(LinearMethod):
@@ -250,7 +263,8 @@ class RowParallelLinear(LinearLayer):
             return self.parallel.all_gather_last_dim(product, self._output_parts)
         # The bias is added by one rank only, since the results are summed.
         bias = self.bias if self.parallel.rank == 0 else None
-        return self.parallel.all_reduce(self.method.apply(self, x, bias))
+        partial = self.product(x, bias, None if context is None else context.adapters)
+        return self.parallel.all_reduce(partial)
 
 
 def _channels(heads: FeatureRange, head_dim: int) -> FeatureRange:

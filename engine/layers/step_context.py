@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.attention.interface import AttentionMetadata, Rotation
+from engine.layers.adapters import AdapterBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,11 @@ class StepContext:
         attention: the step's layout for each KV group, the layers whose block tables are one. A model whose
             layers all reach equally far has one group.
         rotations: the tokens' angles for each of the model's `rotary_tables`, in their order.
-        adapter_slots: each token's adapter, by its slot in device memory, -1 for none, [T]; None where no
-            request of the step has an adapter, so that nothing is launched for them.
+        adapters: each token's adapter; None where no request of the step has one, so that nothing is launched
+            for them.
     """
 
     positions: torch.Tensor
     attention: Sequence[AttentionMetadata]
     rotations: Sequence[Rotation]
-    adapter_slots: torch.Tensor | None = None
+    adapters: AdapterBatch | None = None

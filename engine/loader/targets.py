@@ -27,6 +27,23 @@ class _Target:
     shard: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a checkpoint's tensor, or a part of it, belongs.
+
+    Attributes:
+        module, parameter, shard: what `LoadableModule.load_parameter` is called with.
+        units: which of the equal parts of the tensor, along its outputs, in order; None for all of it.
+        num_units: how many such parts it has.
+    """
+
+    module: LoadableModule
+    parameter: str
+    shard: str | None
+    units: tuple[int, ...] | None = None
+    num_units: int = 1
+
+
 class LoadTargets:
     """The checkpoint tensors a model needs, by name; each is loaded exactly once.
 
@@ -66,6 +83,19 @@ class LoadTargets:
         misfits.missing = sorted(self._targets.keys() - self._loaded.keys() - refused)
         self._loaded.clear()
         misfits.raise_if_any(checkpoint)
+
+    def places(self, name: str) -> list[Place]:
+        """Where a checkpoint's tensor belongs; nowhere if the model does not have it, or all experts' are in
+        it."""
+        if name in self._fused:
+            layout = self._fused[name]
+            num_units = sum(map(len, layout.values()))
+            return [
+                Place(target.module, target.parameter, target.shard, tuple(units), num_units)
+                for target, units in ((self._targets[part], units) for part, units in layout.items())
+            ]
+        target = self._targets.get(name)
+        return [] if target is None else [Place(target.module, target.parameter, target.shard)]
 
     def wants(self, name: str, source: str) -> bool:
         """Whether a checkpoint tensor is to be read, or carries nothing.

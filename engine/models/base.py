@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from engine.attention.interface import AttentionBackend, LayerKVCache, RotaryTable
+from engine.layers.adapters import AdapterBatch
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods
 from engine.layers.ops import LayerOps
@@ -51,6 +53,7 @@ class CausalLM(nn.Module, ABC):
     Attributes:
         names: what its checkpoints call its modules.
         num_kv_heads: key-value heads on this rank.
+        adapter_tables: the slots whose adapters change the token embedding or the output projection.
         rotary_tables: one for each way in which layers rotate; a step context has the angles of each.
     """
 
@@ -58,6 +61,7 @@ class CausalLM(nn.Module, ABC):
     config: ModelConfig
     num_kv_heads: int
     rotary_tables: Sequence[RotaryTable] = ()
+    adapter_tables: AbstractSet[int] = frozenset()
 
     @abstractmethod
     def forward(
@@ -69,9 +73,9 @@ class CausalLM(nn.Module, ABC):
         """token_ids [T] -> final hidden states [T, hidden]. Writes the KV caches, one for each layer."""
 
     @abstractmethod
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def compute_logits(self, hidden: torch.Tensor, adapters: AdapterBatch | None = None) -> torch.Tensor:
         """hidden [S, hidden] -> logits [S, vocab_size] in the model's dtype; zeros if the model does not
-        generate."""
+        generate. `adapters` are those of the S hidden states; None where none has any."""
 
     def finish_pooled(self, states: torch.Tensor) -> torch.Tensor:
         """What requests with pooling get of their pooled states [n, hidden] fp32: the states themselves, or

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.attention.interface import LayerKVCache, RotaryTable
+from engine.layers.adapters import AdapterBatch
 from engine.layers.classifier import ClassificationHead
 from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from engine.layers.norm import Norm, make_norm
@@ -82,7 +83,8 @@ def _enter(
     return x, x
 
 
-def _rotary_table(context: ModelContext, rotary: RotaryConfig) -> RotaryTable:
+def make_rotary_table(context: ModelContext, rotary: RotaryConfig) -> RotaryTable:
+    """The angles of the layers that rotate so, at every position that is served."""
     length, start = context.max_model_len, context.config.log_query_positions
     return RotaryTable(
         rotary_table(rotary.rotary_dim, length, rotary.theta, rotary.scaling),
@@ -119,7 +121,7 @@ class DecoderModel(nn.Module):
         context: StepContext,
         kv_caches: Sequence[LayerKVCache],
     ) -> torch.Tensor:
-        x: torch.Tensor = self.embed_tokens(token_ids)
+        x: torch.Tensor = self.embed_tokens(token_ids, context)
         if self.embedding_scale != 1.0:
             x = self.ops.scale(x, self.embedding_scale)
         residual: torch.Tensor | None = None
@@ -139,7 +141,7 @@ class Decoder(CausalLM):
         self.model = DecoderModel(context)
         self.lm_head = self._make_lm_head(context) if config.has_lm_head else None
         self.score = ClassificationHead(len(config.labels), config.hidden_size) if config.labels else None
-        self.rotary_tables = [_rotary_table(context, rotary) for rotary in config.rotaries]
+        self.rotary_tables = [make_rotary_table(context, rotary) for rotary in config.rotaries]
         self.num_kv_heads = self.model.layers[0].self_attn.qkv_proj.num_kv_heads  # type: ignore[assignment, union-attr]
 
     def forward(
@@ -151,11 +153,11 @@ class Decoder(CausalLM):
         hidden: torch.Tensor = self.model(token_ids, context, kv_caches)
         return hidden
 
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def compute_logits(self, hidden: torch.Tensor, adapters: AdapterBatch | None = None) -> torch.Tensor:
         config = self.config
         if self.lm_head is None:  # asked for all the same by rehearsals, and for slots that sample nothing
             return hidden.new_zeros(len(hidden), config.vocab_size)
-        logits: torch.Tensor = self.lm_head(hidden)
+        logits: torch.Tensor = self.lm_head.logits(hidden, adapters)
         if config.logit_scale != 1.0 or config.logit_soft_cap:
             logits = self.model.ops.scale(logits, config.logit_scale, config.logit_soft_cap)
         return logits

@@ -9,6 +9,7 @@ from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits, longest_request
 from engine.models.families import load_model_config
 from engine.models.kv_groups import kv_groups
+from engine.null.adapters import NullAdapters
 from engine.null.runner import NullRunner
 from engine.null.text import NullText, text_token_ids
 from engine.step.runner import LoadedWorker
@@ -47,6 +48,7 @@ def build_null_worker(config: WorkerConfig) -> LoadedWorker:
             max_num_seqs=config.max_num_seqs or MAX_NUM_SEQS,
             max_num_batched_tokens=config.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS,
             kv_windows=windows,
+            max_loras=config.max_loras if config.enable_lora else 0,
         ),
         eos_token_ids=model.eos_token_ids,
         dtype="none",
@@ -63,4 +65,4 @@ def build_null_worker(config: WorkerConfig) -> LoadedWorker:
         step_seconds=config.null_step_ms / 1e3,
         prompt_token_seconds=config.null_prompt_us / 1e6,
     )
-    return LoadedWorker(runner, facts)
+    return LoadedWorker(runner, facts, adapters=NullAdapters() if config.enable_lora else None)

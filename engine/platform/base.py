@@ -9,6 +9,7 @@ import torch
 
 from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.dispatch.limits import EngineLimits
+from engine.layers.adapters import LayerSlots, LinearAdapters
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods
 from engine.layers.ops import LayerOps
@@ -50,6 +51,10 @@ class Platform(ABC):
     @abstractmethod
     def linear_methods(self) -> LinearMethods:
         """How each layer stores its weights and multiplies."""
+
+    @abstractmethod
+    def linear_adapters(self, slots: LayerSlots) -> LinearAdapters:
+        """How a linear layer multiplies where tokens have adapters."""
 
     def layout_products(self) -> LayoutProducts:
         """How quantized layers multiply; by the reference unless a device has kernels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine.dispatch.adapters import AdapterCommand, AdapterFacts
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import u32
@@ -65,6 +66,35 @@ class Runner(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterProgress:
+    """How far a worker is with an adapter command.
+
+    Attributes:
+        more: whether the command must be sent again.
+        error: why it cannot be done; "" if nothing is wrong.
+    """
+
+    more: bool = False
+    error: str = ""
+
+
+class Adapters(Protocol):
+    """Executes adapter commands. The thread that launches steps calls it, between two of them."""
+
+    @property
+    def loaded(self) -> tuple[AdapterFacts, ...]:
+        """The adapters that were loaded and not dropped, in this order."""
+        ...
+
+    def execute(self, command: AdapterCommand) -> AdapterProgress:
+        """Does a piece of a command's work. Never raises."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets which adapter is in which slot, and keeps the adapters."""
+
+
 class GroupMember(Protocol):
     """A rank's membership in its group, which is formed anew for every scheduler."""
 
@@ -90,8 +120,10 @@ class LoadedWorker:
         runner: executes the plans.
         facts: sent to the scheduler.
         group: the rank's group; None if there is only one rank.
+        adapters: executes adapter commands; None where no adapters are served.
     """
 
     runner: Runner
     facts: WorkerFacts
     group: GroupMember | None = None
+    adapters: Adapters | None = None

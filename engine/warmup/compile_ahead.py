@@ -53,7 +53,6 @@ _SETTINGS = (
     "block_size",
     "num_blocks",
     "deterministic",
-    "speculation",
 )
 
 

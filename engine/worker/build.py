@@ -14,13 +14,15 @@ from engine.dispatch.facts import WorkerFacts
 from engine.layers.parallel import TensorParallel
 from engine.loader.fingerprint import fingerprint
 from engine.loader.load import load_model
+from engine.lora.host import AdapterHost
+from engine.lora.slots import AdapterSlots
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
 from engine.models.families import load_model_config
 from engine.parallel.communicator import Communicator
 from engine.platform.assemble import assemble, max_model_len
 from engine.platform.base import Platform
-from engine.platform.device import device_name, dtype_name, pick_device, pick_dtype, pick_kv_dtype
+from engine.platform.device import device_name, dtype_name, fitting, pick_device, pick_dtype, pick_kv_dtype
 from engine.platform.kv_cache import GIB, KVCacheSize
 from engine.step.runner import LoadedWorker
 from engine.worker.timeline import Timeline
@@ -67,10 +69,14 @@ def build_worker(
     compiled = compile_ahead(config, model_config, dtype) if compile_ahead else None
     platform.make_current()
 
+    hosts: list[AdapterHost] = []
+
     def load(context: ModelContext) -> CausalLM:
         timeline.mark("configuration")
         model = load_model(context, directory, load_format, device=device, dtype=dtype, seed=config.seed)
         timeline.mark("weights")
+        if config.enable_lora:
+            hosts.append(_make_adapters(config, platform, model))
         if compiled:
             compiled()
             timeline.mark("kernels")
@@ -115,7 +121,24 @@ def build_worker(
     )
     if facts.kernels:
         logger.info("kernels: %s; weights: %s", facts.kernels, facts.weights)
-    return LoadedWorker(assembly.runner, facts, communicator)
+    return LoadedWorker(assembly.runner, facts, communicator, hosts[0] if hosts else None)
+
+
+def _make_adapters(config: WorkerConfig, platform: Platform, model: CausalLM) -> AdapterHost:
+    """Gives the model's layers memory for adapters."""
+    with fitting(platform.device, f"memory for {config.max_loras} adapters of rank {config.max_lora_rank}"):
+        slots = AdapterSlots(
+            model,
+            num_slots=config.max_loras,
+            max_rank=config.max_lora_rank,
+            device=platform.device,
+            dtype=platform.dtype,
+            make=platform.linear_adapters,
+        )
+    logger.info(
+        "adapters: %d slots of rank %d, %.2f GiB", config.max_loras, slots.max_rank, slots.num_bytes / GIB
+    )
+    return AdapterHost(slots, max_rank=config.max_lora_rank, max_kept=config.max_cpu_loras)
 
 
 def _require_invariant_products(config: WorkerConfig, model: ModelConfig) -> None:

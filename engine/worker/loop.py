@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from engine.config import WorkerConfig
+from engine.dispatch.adapters import AdapterCommand
 from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession, rank_socket
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import RecordError, u32
@@ -133,6 +134,7 @@ class _Serving:
     ) -> None:
         self._runner, self._facts, self._group = worker.runner, worker.facts, worker.group
         self._reports = worker.facts.rank == worker.facts.reporting_rank
+        self._adapters = worker.adapters
         self._termination = termination
         self._profiler = profiler
         self._requests = requests
@@ -144,6 +146,8 @@ class _Serving:
         weights. A rank meets the others of its group before.
         """
         facts = replace(self._facts, more_ahead=self._more_ahead)
+        if self._adapters is not None:
+            facts = replace(facts, adapters=self._adapters.loaded)
         session = endpoint.accept(facts, None if self._group is None else self._group.join)
         logger.info("serving scheduler %d", session.scheduler_pid)
         try:
@@ -162,6 +166,8 @@ class _Serving:
         self._pending.clear()
         self._requests.reset()
         self._runner.reset()
+        if self._adapters is not None:
+            self._adapters.reset()
 
     def _execute_plans(self, session: WorkerSession) -> None:
         pending = self._pending
@@ -178,10 +184,18 @@ class _Serving:
         if plan.work_ahead:
             self._more_ahead = self._runner.work_ahead()
             return FinishedStep(StepResult(plan.step_id, u32([]), more_ahead=self._more_ahead))
+        if plan.adapter_command is not None:
+            return FinishedStep(self._adapt(plan.step_id, plan.adapter_command))
         if self._profiler is not None:
             self._profiler.before_step()
         self._requests.planned(plan)
         return self._runner.launch(plan)
+
+    def _adapt(self, step_id: int, command: AdapterCommand) -> StepResult:
+        if self._adapters is None:
+            return StepResult(step_id, u32([]), error="this engine serves no adapters; see enable_lora")
+        progress = self._adapters.execute(command)
+        return StepResult(step_id, u32([]), error=progress.error, more_ahead=progress.more)
 
     def _send_finished(self, session: WorkerSession) -> None:
         pending = self._pending

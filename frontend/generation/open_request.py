@@ -81,6 +81,7 @@ class Submission:
         cache_salt: cached prefixes are shared only among requests of the same one.
         bad_words: token sequences that the output may not have.
         pooling: if set, the request ends with a pooled hidden state instead of generating.
+        adapter_id: the adapter that computes it; 0 is the base model alone.
         part: its number among what is submitted for one answer; if it is not 0, it ends the request_id, too.
     """
 
@@ -94,6 +95,7 @@ class Submission:
     bad_words: Sequence[Sequence[int]] = ()
     pooling: inference_pb2.Pooling = inference_pb2.POOLING_UNSPECIFIED
     part: int = 0
+    adapter_id: int = 0
 
 
 class Stream(Protocol):
@@ -222,6 +224,7 @@ class OpenRequest:
         submit.pooling = asked.pooling
         submit.client = asked.client
         submit.part = asked.part
+        submit.adapter_id = asked.adapter_id
         if self.context is not None:
             submit.received = self.context.received
             if self.context.trace is not None:

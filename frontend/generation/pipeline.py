@@ -79,6 +79,7 @@ class GenerationPipeline:
         self.num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        link.on_change(self._learn_adapters)
 
     @property
     def ready(self) -> bool:
@@ -113,7 +114,13 @@ class GenerationPipeline:
             self._request_log.submitted(request, prompts)
             if not self.link.ready:  # lost meanwhile
                 facts = await admitted.in_time(self._facts())
-            submissions = Submissions(self.link, request, deadline=deadline, bad_words=bad_words)
+            submissions = Submissions(
+                self.link,
+                request,
+                deadline=deadline,
+                bad_words=bad_words,
+                adapter_id=admitted.adapter_id,
+            )
             admitted.submitted(submissions, num_prompts=len(prompts))
             try:
                 answer = admitted.answer = open_answer(request, prompts, submissions, self.model, facts)
@@ -135,10 +142,24 @@ class GenerationPipeline:
         with self._watched() as admitted:
             if self.draining:
                 raise Unavailable("this server is shutting down; send the request again")
-            self.model.check_name(model)
             admitted.deadline = _deadline(timeout)
+            if self._is_surely_unknown(model):
+                self.model.check_name(model)
             admitted.facts = await admitted.in_time(self._facts())
+            if model and model not in self.model.all_names:
+                await admitted.in_time(self.link.refresh_model())  # another frontend may have loaded it
+            self.model.check_name(model)
+            admitted.adapter_id = self.model.adapter_id(model)
             yield admitted
+
+    def _is_surely_unknown(self, model: str) -> bool:
+        """Whether no news of the scheduler's can make this the name of anything."""
+        facts = self.link.model
+        return facts is not None and not facts.max_loras and model not in self.model.names
+
+    def _learn_adapters(self) -> None:
+        if self.link.model is not None:
+            self.model.adapters.learn(self.link.model.adapters)
 
     def _check_length(self, num_tokens: int) -> None:
         if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
@@ -283,6 +304,7 @@ class Admitted:
         outcome: how it ended, where it has no answer.
         submitted_at: `time.perf_counter` when the scheduler was asked, if it was.
         num_prompts: how many prompts it has.
+        adapter_id: of the adapter that it names; 0 for the model itself.
     """
 
     began: float = field(default_factory=time.perf_counter)
@@ -292,6 +314,7 @@ class Admitted:
     outcome: str = "cancelled"
     submitted_at: float | None = None
     num_prompts: int = 1
+    adapter_id: int = 0
     _submissions: Submissions | None = None
 
     def submitted(self, submissions: Submissions, *, num_prompts: int) -> None:

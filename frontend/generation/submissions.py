@@ -48,11 +48,13 @@ class Submissions:
         *,
         deadline: float | None,
         bad_words: Sequence[Sequence[int]],
+        adapter_id: int = 0,
     ) -> None:
         self._link = link
         self._request = request
         self._deadline = deadline
         self._bad_words = bad_words
+        self._adapter_id = adapter_id
         self._open: dict[OpenRequest, None] = {}
         self._num_submitted = 0
         self.first: OpenRequest | None = None
@@ -78,6 +80,7 @@ class Submissions:
                 cache_salt=self._request.cache_salt,
                 bad_words=self._bad_words,
                 part=number,
+                adapter_id=self._adapter_id,
             ),
             wakeup,
             beside=self.first,

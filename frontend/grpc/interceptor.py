@@ -54,6 +54,7 @@ call_id: ContextVar[str] = ContextVar("call_id", default="")
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _TRITON = f"/{TRITON_SERVICE_NAME}/"
 _WITHOUT_KEY = ("/grpc.health.v1.Health/", f"{_TRITON}ServerLive", f"{_TRITON}ServerReady")
+_ADMIN = ("/LoadAdapter", "/UnloadAdapter")
 _LOGGED = ("/pagewire.", f"{_TRITON}ModelInfer", f"{_TRITON}ModelStreamInfer")
 """Beginnings of the methods that are worth a line each in the log."""
 
@@ -77,8 +78,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     Every call of the inference service ends with trailing metadata "x-request-id" and a line in the log.
     """
 
-    def __init__(self, api_keys: ApiKeys, access_log: AccessLog, tracing: FrontendTracing) -> None:
+    def __init__(
+        self, api_keys: ApiKeys, access_log: AccessLog, tracing: FrontendTracing, admin: ApiKeys | None = None
+    ) -> None:
+        """`admin`: the keys for what changes the service; None for those of all requests."""
         self._api_keys = api_keys
+        self._admin_keys = admin or api_keys
         self._access_log = access_log
         self._tracing = tracing
 
@@ -102,7 +107,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if not method.startswith(_WITHOUT_KEY):
             authorization, x_api_key = _text(metadata.get("authorization")), _text(metadata.get("x-api-key"))
             try:
-                call.caller = self._api_keys.check(authorization, x_api_key)
+                keys = self._admin_keys if method.endswith(_ADMIN) else self._api_keys
+                call.caller = keys.check(authorization, x_api_key)
             except Unauthenticated as error:
                 return call.refuse(error)
         behave = handler.stream_stream or handler.unary_stream or handler.unary_unary

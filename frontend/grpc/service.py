@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from frontend.access_log import AccessLog
-from frontend.api_keys import ApiKeys
+from frontend.api_keys import ApiKeys, admin_keys
 from frontend.caller import client_of
 from frontend.config import FrontendConfig
 from frontend.generation.answer import Answer
@@ -121,6 +121,26 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Scores pairs of texts."""
         return await answer_score(self._pipeline, request, context)
 
+    async def LoadAdapter(  # noqa: N802
+        self, request: inference_pb2.LoadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.LoadAdapterResponse:
+        """Loads an adapter."""
+        if request.lora_name in self._model.names:
+            raise InvalidRequest(
+                f"{request.lora_name!r} is the model's own name; an adapter needs another", param="lora_name"
+            )
+        await self._pipeline.link.load_adapter(
+            request.lora_name, request.lora_path, in_place=request.load_inplace
+        )
+        return inference_pb2.LoadAdapterResponse()
+
+    async def UnloadAdapter(  # noqa: N802
+        self, request: inference_pb2.UnloadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.UnloadAdapterResponse:
+        """Unloads an adapter."""
+        await self._pipeline.link.unload_adapter(request.lora_name)
+        return inference_pb2.UnloadAdapterResponse()
+
     async def ListModels(  # noqa: N802
         self, request: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.ListModelsResponse:
@@ -131,10 +151,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 inference_pb2.Model(
                     id=name,
                     created=self._model.created,
+                    parent="" if name in self._model.names else self._model.names[0],
                     max_model_len=0 if facts is None else facts.max_model_len,
                     vocab_size=self._model.tokenizer.vocab_size if facts is None else facts.vocab_size,
                 )
-                for name in self._model.names
+                for name in self._model.all_names
             ]
         )
 
@@ -219,9 +240,10 @@ class GrpcServer:
         self._pipeline = pipeline
         self.health = health.aio.HealthServicer()
         self._reports: set[asyncio.Task[None]] = set()
+        keys = ApiKeys.load(config.api_keys, config.api_key_file)
         self._server = grpc.aio.server(
             interceptors=(
-                ErrorInterceptor(ApiKeys.load(config.api_keys, config.api_key_file), access_log, tracing),
+                ErrorInterceptor(keys, access_log, tracing, admin=admin_keys(config.admin_api_keys, keys)),
             ),
             options=_options(config),
         )

@@ -38,6 +38,7 @@ class Endpoint:
         error: the model of its errors.
         errors: HTTP statuses of the errors it can answer.
         needs_key: whether an API key is asked for, where the server has some.
+        needs_admin: whether it takes the key for administration, where the server has one.
         model_pattern: what the path parameter {model} matches, as a regular expression.
     """
 
@@ -56,6 +57,7 @@ class Endpoint:
     error: type = ErrorAnswer
     errors: tuple[int, ...] = ERRORS_OF_QUESTIONS
     needs_key: bool = True
+    needs_admin: bool = False
     model_pattern: str = ".+"
 
     @property

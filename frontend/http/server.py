@@ -9,7 +9,7 @@ import time
 from aiohttp import web
 
 from frontend.access_log import AccessLog
-from frontend.api_keys import ApiKeys
+from frontend.api_keys import ApiKeys, admin_keys
 from frontend.caller import set_caller
 from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 _WITHOUT_KEY = frozenset(endpoint.path for endpoint in ENDPOINTS if not endpoint.needs_key)
 """Paths that say nothing worth a key and that probes, or people who read about the server, must reach."""
+
+_ADMIN = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.needs_admin)
+"""Paths that change what is served."""
 
 _PROBES = frozenset(
     ("/health", "/ping", "/ready", "/metrics", "/load", "/v2/health/live", "/v2/health/ready")
@@ -76,6 +79,7 @@ class HttpServer:
         self._access_log = access_log
         self._tracing = tracing
         self._api_keys = ApiKeys.load(config.api_keys, config.api_key_file)
+        self._admin_keys = admin_keys(config.admin_api_keys, self._api_keys)
         self._cors = CorsPolicy(config)
         self.port = config.port
         app = web.Application(
@@ -212,7 +216,8 @@ class HttpServer:
             return preflight  # browsers send it without a key
         if request.path not in _WITHOUT_KEY and not request.path.startswith(ASSETS):
             headers = request.headers
-            set_caller(self._api_keys.check(headers.get("authorization"), headers.get("x-api-key")))
+            keys = self._admin_keys if request.path in _ADMIN else self._api_keys
+            set_caller(keys.check(headers.get("authorization"), headers.get("x-api-key")))
         if self._config.allow_unknown_fields:
             ALLOW_UNKNOWN_FIELDS.set(True)
         limit = self._config.max_body_bytes

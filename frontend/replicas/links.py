@@ -79,6 +79,9 @@ class SchedulerLinks:
         self._next_number = 0
         self._resolving: asyncio.Task[None] | None = None
         self._is_stopping = False
+        # Schedulers that were given the adapters of others, and what gives them.
+        self._caught_up: set[int] = set()
+        self._loading: set[asyncio.Task[None]] = set()
         for address in self._addresses.listed:
             self._add(address)
 
@@ -122,6 +125,8 @@ class SchedulerLinks:
             self._resolving.cancel()
             await asyncio.wait([self._resolving])
         self._is_stopping = True
+        for task in self._loading:
+            task.cancel()
         await asyncio.gather(*(link.stop() for link in self.links))
 
     async def heard_within(self, seconds: float) -> bool:
@@ -192,6 +197,9 @@ class SchedulerLinks:
         if self._is_single:
             return self.links[0]
         candidates = {link.number: link for link in self.links if link.takes_requests}
+        if submission.adapter_id:  # one that was just started may not have it yet
+            having = {number: link for number, link in candidates.items() if link.has(submission.adapter_id)}
+            candidates = having or candidates
         if not candidates:
             raise Unavailable(self.why_not_ready())
         if beside is not None:
@@ -215,7 +223,7 @@ class SchedulerLinks:
         if self._chains is None:
             return _NO_HASHES
         shareable = array("I", submission.prompt_ids[:-1])
-        return self._chains.hash(shareable, root_hash(submission.cache_salt))
+        return self._chains.hash(shareable, root_hash(submission.cache_salt, submission.adapter_id))
 
     def _move_from(self, link: SchedulerLink) -> None:
         """Has the open requests of a link go on elsewhere, if there is anywhere."""
@@ -295,6 +303,50 @@ class SchedulerLinks:
         """
         self.named(name).drained = False
         self._changed()
+
+    # Adapters.
+
+    async def refresh_model(self) -> None:
+        """Asks for the model's facts, in case that they have changed since the schedulers told them.
+
+        Raises:
+            Unavailable: no scheduler can be reached.
+        """
+        await self._answers(lambda link: link.refresh_model())
+
+    async def load_adapter(self, name: str, path: str, *, in_place: bool) -> None:
+        """Has all schedulers load an adapter; returns once requests may name it.
+
+        Raises:
+            PagewireError: one cannot.
+        """
+        await self.to_all(lambda link: link.load_adapter(name, path, in_place=in_place))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Has all schedulers unload an adapter.
+
+        Raises:
+            NotFound: one has none of this name.
+            PagewireError: it cannot be.
+        """
+        await self.to_all(lambda link: link.unload_adapter(name))
+
+    def _catch_up(self) -> None:
+        """Has schedulers that have just been attached load the adapters that others have."""
+        ready = {link.number: link for link in self.links if link.ready}
+        new = ready.keys() - self._caught_up
+        self._caught_up = set(ready)
+        if len(ready) < 2:
+            return
+        for number in new:
+            link = ready[number]
+            others = [each for each in ready.values() if each is not link and each.number not in new]
+            wanted = {adapter.name: adapter for other in others for adapter in other.adapters}
+            missing = [each for each in wanted.values() if not link.has(each.adapter_id)]
+            if missing and link.model is not None and link.model.allows_runtime_lora:
+                task = asyncio.create_task(_load_all(link, missing), name="load adapters")
+                self._loading.add(task)
+                task.add_done_callback(self._loading.discard)
 
     # What schedulers are asked.
 
@@ -441,6 +493,7 @@ class SchedulerLinks:
             self.model = self.links[0].model
         else:
             self._compare_models()
+            self._catch_up()
             for link in self.links:
                 if not link.connected or link.refused:
                     self._move_from(link)
@@ -500,6 +553,16 @@ class SchedulerLinks:
             self.links.remove(link)
             logger.info("left scheduler %s, which DNS names no more", link.target)
             await link.stop()
+
+
+async def _load_all(link: SchedulerLink, adapters: Sequence[scheduler_pb2.Adapter]) -> None:
+    for adapter in adapters:
+        try:
+            await link.load_adapter(adapter.name, adapter.path, in_place=True)
+        except PagewireError as error:
+            logger.error(
+                "scheduler %s cannot load the adapter %s: %s", link.name, adapter.name, error.message
+            )
 
 
 async def _within(seconds: float, awaited: Coroutine[Any, Any, Any]) -> bool:

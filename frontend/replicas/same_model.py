@@ -22,11 +22,17 @@ def why_another_model(
 
 
 def common_facts(models: Sequence[scheduler_pb2.GetModelResponse]) -> scheduler_pb2.GetModelResponse:
-    """The first one's facts, with limits that hold for all."""
+    """The first one's facts, with limits that hold for all, and the adapters that any of them has: a request
+    for one goes to a scheduler that has it."""
     common = scheduler_pb2.GetModelResponse()
     common.CopyFrom(models[0])
     for name in _LEAST:
         setattr(common, name, min(getattr(model, name) for model in models))
+    known = {adapter.adapter_id for adapter in common.adapters}
+    for adapter in (adapter for model in models for adapter in model.adapters):
+        if adapter.adapter_id not in known:
+            known.add(adapter.adapter_id)
+            common.adapters.append(adapter)
     return common
 
 

@@ -34,7 +34,11 @@ class TritonModel:
     def __init__(self, pipeline: GenerationPipeline, counters: InferenceCounters) -> None:
         self._pipeline = pipeline
         self._counters = counters
-        self.names = tuple(dict.fromkeys((*pipeline.model.names, *ALIASES)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may call the model, and its adapters."""
+        return tuple(dict.fromkeys((*self._pipeline.model.all_names, *ALIASES)))
 
     def check(self, name: str, version: str = "") -> None:
         """Accepts the model's names and its version.

@@ -18,7 +18,11 @@ from pagewire.base.errors import ConfigError
 Config = TypeVar("Config")
 
 # A repeatable option is named after one of its values.
-SINGULAR = {"api_keys": "api_key", "served_model_names": "served_model_name"}
+SINGULAR = {
+    "api_keys": "api_key",
+    "admin_api_keys": "admin_api_key",
+    "served_model_names": "served_model_name",
+}
 # Options that have another name too, which other engines' users know.
 SHORT = {
     "tensor_parallel_size": "-tp",
@@ -26,7 +30,7 @@ SHORT = {
     "scheduler": "--schedulers",
 }
 # Options that may come from the environment. Keys do, so that they need not appear in lists of processes.
-ENVIRONMENT = {"api_keys": "PAGEWIRE_API_KEY"}
+ENVIRONMENT = {"api_keys": "PAGEWIRE_API_KEY", "admin_api_keys": "PAGEWIRE_ADMIN_API_KEY"}
 
 
 def arguments(config: Any) -> list[str]:

@@ -14,7 +14,21 @@ from pagewire import __version__
 from pagewire.base.lifeline import end_with_parent
 from pagewire.base.options import examples
 from pagewire.base.run_command import run_command
-from pagewire.cli import batch, bench, chat, drain, generate, infer, models, processes, ps, serve, top, warmup
+from pagewire.cli import (
+    batch,
+    bench,
+    chat,
+    drain,
+    export,
+    generate,
+    infer,
+    models,
+    processes,
+    ps,
+    serve,
+    top,
+    warmup,
+)
 
 EXAMPLES = examples(
     "pagewire serve smollm2-135m    # a service; its output says how to ask it",
@@ -36,6 +50,7 @@ chat.register(app)
 generate.register(app)
 infer.register(app)
 batch.register(app)
+export.register(app)
 models.register(app)
 ps.register(app)
 top.register(app)

@@ -23,7 +23,7 @@ from pagewire.cli.registry import PREFIX, RecordingReport, ServiceRecord, runtim
 from pagewire.cli.replicas import Replica, check_data_parallel_size, replicas
 from pagewire.hub.names.model_name import default_model_name
 from pagewire.supervisor import ProcessSpec, Report, Supervisor, ranks_of
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerConfig, module_of
 
 # What the service decides by itself, so that `pagewire serve` has no option for it.
 WIRING = (
@@ -74,6 +74,7 @@ class ServiceConfig:
             SchedulerConfig, {**values, "listen": (scheduler_address,), "worker_socket": socket}
         )
         frontend = build(FrontendConfig, {**values, "scheduler": scheduler_address})
+        _check_adapters(worker, scheduler, frontend)
         frontend.tls()  # its files are looked at before anything is started
 
         from engine.cpu.kernels.build import build_ahead
@@ -161,6 +162,22 @@ class ServiceConfig:
             successor=lambda: self._frontend(index, generation + 1),
             more=_NO_BLAS_THREADS,
         )
+
+
+def _check_adapters(worker: WorkerConfig, scheduler: SchedulerConfig, frontend: FrontendConfig) -> None:
+    """Looks at the adapters that are served from the start, before anything is; fetches those on hubs.
+
+    Raises:
+        ConfigError: one is missing, or named like the model, or adapters are not enabled.
+    """
+    from pagewire.hub.adapters import resolve_adapter, weights_file
+
+    if (scheduler.lora_modules or scheduler.allow_runtime_lora) and not worker.enable_lora:
+        raise ConfigError("adapters are served with --enable-lora only", param="enable_lora")
+    for name, path in map(module_of, scheduler.lora_modules):
+        if name in frontend.served_model_names:
+            raise ConfigError(f"lora_modules names {name!r}, as the model is called", param="lora_modules")
+        weights_file(resolve_adapter(path, progress=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,26 +11,27 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from engine.dispatch.control import WORK_AHEAD_STEP, is_warm, rank_socket, steps_in_flight
+from engine.dispatch.control import ADAPTER_STEP, WORK_AHEAD_STEP, is_warm, rank_socket, steps_in_flight
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.link import Rank, WorkerLink
 from engine.dispatch.records import StepPlan, StepResult, TokenLogprobs
 from engine.dispatch.ring import RingError
 from engine.dispatch.sampling import RecordError
-from pagewire.base.errors import Code, Overloaded, PagewireError, Unavailable
+from pagewire.base.errors import Code, Overloaded, PagewireError, Unavailable, Unsupported
 from pagewire.scheduler.v1 import scheduler_pb2 as pb
 from pagewire.telemetry.logs import about
 from pagewire.telemetry.spans import SpanWriter
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerConfig, module_of
 from scheduler.core import Scheduler
 from scheduler.masks.relay import LEAST_SECONDS, MaskRelay
 from scheduler.request import EndReason, Request
+from scheduler.serve.adapters import AdapterManager
 from scheduler.serve.cache_feed import CacheChanges, CacheFeed
 from scheduler.serve.metrics import SchedulerMetrics
 from scheduler.serve.observation import Observer
@@ -92,6 +93,12 @@ class EngineDriver:
         self.metrics = SchedulerMetrics(lambda: self._core, config.batching_strategy, lambda: self.facts)
         self.timelines = Timelines(config.request_history)
         self._spans = spans
+        self.adapters = AdapterManager(
+            dict(module_of(each) for each in config.lora_modules),
+            end=self._end_with,
+            changed=self._tell_model,
+            pump=self._schedule_pump,
+        )
 
     @property
     def core(self) -> Scheduler | None:
@@ -108,11 +115,15 @@ class EngineDriver:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_exception)
         self._broken = loop.create_future()
+        self.adapters.failed = loop.create_future()
         serving = asyncio.create_task(self._serve())
         try:
-            await asyncio.wait((serving, self._broken), return_when=asyncio.FIRST_COMPLETED)
+            ends = (serving, self._broken, self.adapters.failed)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if self._broken.done():
                 raise self._broken.result()
+            if self.adapters.failed.done():
+                self.adapters.failed.result()
             await serving
         finally:
             serving.cancel()
@@ -121,6 +132,7 @@ class EngineDriver:
                 self._group.close()
             self._masks.close()
             self.cache_feed.close()
+            self.adapters.close()
 
     async def _serve(self) -> None:
         config = self._config
@@ -173,6 +185,7 @@ class EngineDriver:
             facts.limits.num_blocks,
             facts.limits.block_size,
         )
+        self.adapters.attach(self._core, facts)
         orphans, self._orphans = self._orphans, []
         now = time.perf_counter()
         for request in orphans:
@@ -220,6 +233,7 @@ class EngineDriver:
             _log_quarantine(request, self._cause)
             self._finish(request)
             ticket_of(request).outbox.flush(0)
+        self.adapters.detach()
         self.metrics.retire(self._core)
         self.metrics.num_worker_losses += 1
         self._group, self._core = None, None
@@ -247,6 +261,13 @@ class EngineDriver:
             self._end(request, EndReason.ERROR, "the server has changed its model; submit the request again")
             self._finish(request, Code.UNAVAILABLE)
             ticket_of(request).outbox.flush(0)
+
+    def require_runtime_lora(self) -> None:
+        """Raises:
+        Unsupported: adapters may not be loaded while the service runs.
+        """
+        if not self._config.allow_runtime_lora:
+            raise Unsupported("adapters are fixed here; start the service with --allow-runtime-lora")
 
     def subscribe(self, outbox: Outbox) -> None:
         """Sends this outbox the model's facts, now and whenever they change."""
@@ -287,6 +308,7 @@ class EngineDriver:
             PagewireError: the request is refused: it is invalid, the queue is full, its deadline is too
                 close, or no engine was ever attached.
         """
+        self.adapters.check(request.adapter_id)
         if self._core is None:
             self._hold(request, resumed)
         else:
@@ -297,6 +319,7 @@ class EngineDriver:
                 ticket_of(refused).outbox.flush(0)
         self.timelines.opened(request)
         self.cache_feed.touch()
+        self.adapters.opened(request)
         if self._batch_delay is not None:
             asyncio.get_running_loop().call_later(self._batch_delay, self._on_overdue, request)
         if request.constraint is not None:
@@ -360,6 +383,12 @@ class EngineDriver:
             self._core.overdue(request)
             self._schedule_pump()
 
+    def _end_with(self, requests: Sequence[Request], error: PagewireError) -> None:
+        for request in requests:
+            if self._end(request, EndReason.ERROR, error.message):
+                self._finish(request, error.code, error.param)
+                ticket_of(request).outbox.flush(0)
+
     def _expire(self, request: Request) -> None:
         error = "the request's deadline passed before it finished"
         if self._end(request, EndReason.ERROR, error):
@@ -407,7 +436,9 @@ class EngineDriver:
             self.metrics.iteration_tokens.observe(float(plan.counts.sum()))
         if self._ahead.more:
             self._plan_ahead(core)
-        if (core.num_in_flight or self._ahead.in_flight) and self._watchdog is not None:
+        self._plan_adapters()
+        others = self._ahead.in_flight or self.adapters.in_flight
+        if (core.num_in_flight or others) and self._watchdog is not None:
             self._watchdog.began()
         now = time.perf_counter()
         for request in core.take_admitted():
@@ -421,6 +452,14 @@ class EngineDriver:
         if self._ahead.is_due(now, is_idle=core.num_running + core.num_waiting == 0):
             self._send(work_ahead_plan())
             self._ahead.sent(now)
+
+    def _plan_adapters(self) -> None:
+        """Sends the workers a piece of work with adapters if one is due, or comes back when one is."""
+        plan = self.adapters.next_plan(time.monotonic())
+        if plan is not None:
+            self._send(plan)
+        elif (due := self.adapters.next_at()) is not None:
+            asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._schedule_pump)
 
     def _send(self, plan: StepPlan) -> bool:
         """Sends a plan to the worker. If that fails, detaches from the worker and returns False."""
@@ -449,7 +488,7 @@ class EngineDriver:
         assert self._watchdog is not None
         self._group.clear()
         outputs: list[tuple[StepResult, StepOutput]] = []
-        was_ahead = self._ahead.in_flight
+        was_ahead = self._ahead.in_flight + self.adapters.in_flight
         try:
             while (result := self._group.poll_result()) is not None:
                 if result.is_last:
@@ -458,6 +497,10 @@ class EngineDriver:
                     break
                 if result.step_id == WORK_AHEAD_STEP:
                     self._ahead.finished(result.more_ahead)
+                    self._pacing.began(time.perf_counter())
+                    continue
+                if result.step_id == ADAPTER_STEP:
+                    self.adapters.finished(result)
                     self._pacing.began(time.perf_counter())
                     continue
                 work = self._core.oldest_work
@@ -471,8 +514,9 @@ class EngineDriver:
         except (RecordError, RingError, ValueError):
             logger.exception("the worker sent a broken result; leaving it")
             self._leave("the engine-worker sent a broken result")
-        if outputs or was_ahead != self._ahead.in_flight:
-            self._watchdog.finished(len(outputs), self._core.num_in_flight + self._ahead.in_flight)
+        is_ahead = self._ahead.in_flight + self.adapters.in_flight
+        if outputs or was_ahead != is_ahead:
+            self._watchdog.finished(len(outputs), self._core.num_in_flight + is_ahead)
         self._masks.plan_with_masks(self._pacing.patience(self._core))
         for result, output in outputs:
             if result.error:
@@ -526,6 +570,7 @@ class EngineDriver:
         now = time.perf_counter()
         self.metrics.ended(request, ticket, now)
         self.timelines.ended(request, now)
+        self.adapters.ended(request)
         if ticket.trace is not None and self._spans is not None:
             write_spans(self._spans, request, ticket, now)
 
@@ -539,7 +584,11 @@ class EngineDriver:
         facts = self.facts
         if facts is None:
             return pb.GetModelResponse(ready=False)
-        return model_message(facts, self._limits(facts), ready=self._core is not None)
+        ready = self._core is not None and self.adapters.is_settled
+        message = model_message(facts, self._limits(facts), ready=ready)
+        message.adapters.extend(self.adapters.messages())
+        message.allows_runtime_lora = self._config.allow_runtime_lora
+        return message
 
     def _limits(self, facts: WorkerFacts) -> EngineLimits:
         config = self._config

@@ -66,10 +66,8 @@ def make_request(
         known = array("I", token_ids)
     except OverflowError:
         raise InvalidRequest("token ids must not be negative, nor beyond 32 bits", param="prompt") from None
-    if not 0 <= adapter_id <= facts.limits.max_loras:
-        raise InvalidRequest(
-            f"there is no adapter {adapter_id}: the engine has {facts.limits.max_loras}", param="adapter_id"
-        )
+    if adapter_id and not facts.limits.max_loras:
+        raise InvalidRequest("this engine serves no adapters", param="adapter_id")
     root = root_hash(cache_salt, adapter_id)
     if pooling != Pooling.NONE:
         request = _pooling_request(request_id, known, pooling, priority, client, owner, root, adapter_id)

@@ -153,6 +153,8 @@ async def _serve(config: SchedulerConfig) -> int:
     error = broken.exception() if broken.done() else None
     broken.cancel()
     await server.stop()
+    if isinstance(error, ConfigError):
+        raise error
     if error is not None:
         logger.critical("the scheduler broke", exc_info=error)
         return 1

@@ -28,6 +28,7 @@ from pagewire.wire.ended_messages import error_in
 from pagewire.wire.sampling_messages import given_fields
 from pagewire.wire.sampling_params import SamplingParams
 from scheduler.request import EndReason, Request
+from scheduler.serve.adapters import adapter_message
 from scheduler.serve.driver import EngineDriver
 from scheduler.serve.intake import make_request
 from scheduler.serve.observation import Observer
@@ -117,6 +118,28 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         if not parts:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no request {request.request_id!r} is known")
         return pb.GetTimelineResponse(parts=parts)
+
+    async def LoadAdapter(  # noqa: N802
+        self, request: pb.LoadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> pb.LoadAdapterResponse:
+        """Loads an adapter on all workers."""
+        try:
+            self._driver.require_runtime_lora()
+            entry = await self._driver.adapters.load(request.name, request.path, in_place=request.in_place)
+        except PagewireError as error:
+            await context.abort(_status(error.code), error.message)
+        return pb.LoadAdapterResponse(adapter=adapter_message(entry))
+
+    async def UnloadAdapter(  # noqa: N802
+        self, request: pb.UnloadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> pb.UnloadAdapterResponse:
+        """Serves an adapter no more."""
+        try:
+            self._driver.require_runtime_lora()
+            await self._driver.adapters.unload(request.name)
+        except PagewireError as error:
+            await context.abort(_status(error.code), error.message)
+        return pb.UnloadAdapterResponse()
 
     async def Observe(  # noqa: N802
         self, request: pb.ObserveRequest, context: grpc.aio.ServicerContext

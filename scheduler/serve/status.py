@@ -31,6 +31,7 @@ def model_message(facts: WorkerFacts, limits: EngineLimits, *, ready: bool) -> p
         quantization=facts.quantization,
         kv_cache_dtype=facts.kv_cache_dtype or facts.dtype,
         fingerprint=facts.fingerprint,
+        max_loras=limits.max_loras,
     )
 
 

@@ -240,7 +240,7 @@ def test_prompt_logits_that_are_not_finite_are_an_error(runner, monkeypatch) -> 
     plan = StepPlan(0, u32([0]), [request], *columns, new_block_ids=u32([]))
     assert runner.launch(plan).result().error == ""
     compute = runner._prompts._compute_logits
-    monkeypatch.setattr(runner._prompts, "_compute_logits", lambda hidden: compute(hidden) * torch.nan)
+    monkeypatch.setattr(runner._prompts, "_compute_logits", lambda *given: compute(*given) * torch.nan)
     assert runner.launch(plan).result().error == "the model's logits are not finite"
 
 

@@ -19,7 +19,10 @@ GROUND = (
     *("pagewire.base", "pagewire.telemetry", "pagewire.wire", "pagewire.hub", "pagewire.structured"),
     *STUBS,
 )
-ROOF = ("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench")
+ROOF = (
+    *("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench"),
+    "pagewire.export",
+)
 
 # What each part may import of ours besides itself. A module belongs to the longest name that it is under.
 # Nothing is exempt: a module under none of the names fails.
@@ -46,8 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scheduler.serve": (*GROUND, "engine.dispatch", "scheduler"),
     "scheduler.__main__": ("pagewire.base", "pagewire.telemetry", "scheduler.config", "scheduler.serve"),
     # Inside the engine, from the ground up.
-    "engine.config": ("pagewire.base", "engine.speculation"),
-    "engine.speculation": ("pagewire.base",),
+    "engine.config": ("pagewire.base",),
     "engine.dispatch": ("pagewire.worker",),
     "engine.kernels": (),
     "engine.attention": (),
@@ -67,17 +69,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.lora": (
         *("pagewire.base", "pagewire.hub", "engine.layers", "engine.loader", "engine.models"),
-        *("engine.platform", "engine.quant"),
+        *("engine.platform", "engine.quant", "engine.dispatch", "engine.step"),
     ),
     "engine.cpu": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.attention", "engine.sampling"),
-        *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.quant"),
-        "engine.speculation",
+        *("engine.step", "engine.layers", "engine.lora", "engine.models", "engine.platform", "engine.quant"),
     ),
     "engine.cuda": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.kernels", "engine.attention"),
         *("engine.sampling", "engine.step", "engine.layers", "engine.models", "engine.platform"),
-        *("engine.quant", "engine.speculation"),
+        *("engine.lora", "engine.quant"),
     ),
     "engine.null": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.dispatch"),
@@ -86,13 +87,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.warmup": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.kernels", "engine.attention"),
         *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.loader", "engine.cuda"),
-        "engine.quant",
+        *("engine.lora", "engine.quant"),
     ),
     "engine.worker": (
         *("pagewire.base", "pagewire.telemetry", "pagewire.hub"),
         *("engine.config", "engine.dispatch", "engine.models"),
         *("engine.step", "engine.platform", "engine.loader", "engine.cpu", "engine.cuda", "engine.null"),
-        *("engine.layers", "engine.parallel", "engine.warmup"),
+        *("engine.layers", "engine.lora", "engine.parallel", "engine.warmup"),
     ),
     "engine.__main__": ("pagewire.base", "engine.config", "engine.worker"),
     # The roof: what people import and type, which starts or embeds the three.

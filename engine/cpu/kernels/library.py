@@ -21,6 +21,7 @@ from engine.attention.interface import (
     RotaryTable,
 )
 from engine.cpu.kernels.blocks import BLOCK, INTEGERS, BlockKind
+from engine.layers.adapters import LayerSlots
 
 _POINTER, _INT, _LONG, _TEXT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
 _FLOAT = ctypes.c_float
@@ -62,6 +63,11 @@ _Attending = _structure(
 )
 
 
+_Adapting = _structure(
+    "_Adapting",
+    **_all("x out shrunk slots ranks has_vectors a b gain offset sizes", _POINTER),
+    **_all("x_stride tokens rows columns parts rank", _LONG),
+)
 _Multiplying = _structure(
     "_Multiplying",
     kind=_LONG,
@@ -84,7 +90,7 @@ _Gathering = _structure("_Gathering", **_all("x index out", _POINTER), **_all("c
 _Step = _structure("_Step", operation=_LONG, job=_POINTER)
 
 # Operation of src/program.cpp.
-_MULTIPLY, _EMBED, _NORM, _GATE, _ROTATE, _ATTEND, _GATHER, _SCALE = range(8)
+_MULTIPLY, _EMBED, _NORM, _GATE, _ROTATE, _ATTEND, _GATHER, _SCALE, _ADAPT = range(9)
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
@@ -309,6 +315,31 @@ class NativeLibrary:
         job = _Scaling(x.data_ptr(), out.data_ptr(), len(x), x.shape[1], factor, soft_cap)
         self._do(_SCALE, job, x, out)
         return out
+
+    def adapt(self, x: torch.Tensor, out: torch.Tensor, tokens: torch.Tensor, slots: LayerSlots) -> None:
+        """Adds to a layer's products what adapters add to them; see LayerSlots.
+
+        Args:
+            x: [T, in] fp32.
+            out: [T, out] fp32, contiguous; changed.
+            tokens: the slot of each token's adapter, -1 for none, [T] int32.
+            slots: the layer's, in fp32.
+        """
+        assert x.dtype == out.dtype == slots.a.dtype == torch.float32
+        assert out.is_contiguous()
+        assert x.stride(1) == 1
+        assert tokens.dtype == torch.int32
+        _, parts, rank, columns = slots.a.shape
+        shrunk = torch.empty(len(x), parts, rank, dtype=torch.float32)
+        sizes = (ctypes.c_int64 * parts)(*slots.sizes)
+        table = slots.table
+        job = _Adapting(
+            x.data_ptr(), out.data_ptr(), shrunk.data_ptr(), tokens.data_ptr(), table.ranks.data_ptr(),
+            table.has_vectors.data_ptr(), slots.a.data_ptr(), slots.b.data_ptr(), slots.gain.data_ptr(),
+            slots.offset.data_ptr(), ctypes.addressof(sizes), x.stride(0), len(x), out.shape[1], columns,
+            parts, rank,
+        )  # fmt: skip
+        self._do(_ADAPT, job, x, out, shrunk, tokens, slots, sizes)
 
     def rotate_and_store(
         self,

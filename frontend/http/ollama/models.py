@@ -118,7 +118,7 @@ class OllamaModelHandlers:
                 "digest": model.checkpoint.digest,
                 "details": _details(model),
             }
-            for name in model.names
+            for name in model.all_names
         ]
 
     def _info(self, name: str) -> Mapping[str, str | int | float | None]:

@@ -17,10 +17,10 @@ def served_name(model: ServedModel, name: str | None) -> str:
     if not name:
         return model.names[0]
     for candidate in (name, name.removesuffix(_LATEST), name + _LATEST):
-        if candidate in model.names:
+        if candidate in model.all_names:
             return candidate
     raise NotFound(
-        f"model '{name}' not found; this server has {', '.join(map(tagged, model.names))}", param="model"
+        f"model '{name}' not found; this server has {', '.join(map(tagged, model.all_names))}", param="model"
     )
 
 

@@ -55,7 +55,7 @@ class ModelAnswer(BaseModel):
     created_at: str = Field(description="The same by RFC 3339.")
     owned_by: str
     root: str
-    parent: None
+    parent: str | None = Field(description="Of an adapter, the model that it belongs to.")
     max_model_len: int | None = Field(description="null while no engine has been attached yet.")
     quantization: str | None = Field(description="How the weights are quantized; null for plain numbers.")
 

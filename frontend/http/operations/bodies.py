@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""Bodies of /tokenize, /detokenize and of what loads and unloads adapters."""
 
 from __future__ import annotations
 
@@ -36,3 +36,18 @@ class DetokenizeBody(Body):
     model: str | None = None
     tokens: TokenIdList
     skip_special_tokens: bool = False
+
+
+class LoadAdapterBody(Body):
+    """POST /v1/load_lora_adapter."""
+
+    lora_name: str
+    lora_path: str
+    load_inplace: bool = False
+
+
+class UnloadAdapterBody(Body):
+    """POST /v1/unload_lora_adapter."""
+
+    lora_name: str
+    lora_int_id: int | None = None

@@ -8,7 +8,12 @@ from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.http.endpoint import ERRORS_OF_BODIES, ERRORS_OF_QUESTIONS, Api, Endpoint, Handler
 from frontend.http.operations import answers
-from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
+from frontend.http.operations.bodies import (
+    DetokenizeBody,
+    LoadAdapterBody,
+    TokenizeBody,
+    UnloadAdapterBody,
+)
 from frontend.http.operations.handlers import OperationHandlers
 from frontend.http.operations.timelines import TimelineHandlers
 from frontend.metrics import FrontendMetrics
@@ -30,6 +35,34 @@ _ENDPOINTS = (
         summary="Tell of one served model",
         answer=answers.ModelAnswer,
         errors=(*ERRORS_OF_QUESTIONS, 404),
+    ),
+    Endpoint(
+        name="loadAdapter",
+        method="POST",
+        path="/v1/load_lora_adapter",
+        tag="Models",
+        summary="Load a LoRA adapter, which requests then name as their model",
+        description="lora_path is a directory on the server or a repository on a hub. With load_inplace it "
+        "takes the place of the adapter of the same name; requests under way keep the former. Takes the "
+        "key of "
+        "--admin-api-key where there is one, and is served with --allow-runtime-lora only.",
+        body=LoadAdapterBody,
+        example={"lora_name": "sql", "lora_path": "/adapters/sql"},
+        media_type="text/plain",
+        errors=(*ERRORS_OF_BODIES, 501),
+        needs_admin=True,
+    ),
+    Endpoint(
+        name="unloadAdapter",
+        method="POST",
+        path="/v1/unload_lora_adapter",
+        tag="Models",
+        summary="Unload a LoRA adapter; requests under way keep it",
+        body=UnloadAdapterBody,
+        example={"lora_name": "sql"},
+        media_type="text/plain",
+        errors=(*ERRORS_OF_BODIES, 501),
+        needs_admin=True,
     ),
     Endpoint(
         name="tokenize",
@@ -157,6 +190,8 @@ def _handlers(
     return {
         "listModels": operations.models,
         "getModel": operations.model,
+        "loadAdapter": operations.load_adapter,
+        "unloadAdapter": operations.unload_adapter,
         "tokenize": operations.tokenize,
         "detokenize": operations.detokenize,
         "tokenizerInfo": operations.tokenizer_info,

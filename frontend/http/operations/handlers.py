@@ -14,13 +14,18 @@ from frontend.config import FrontendConfig
 from frontend.generation.pipeline import GenerationPipeline
 from frontend.http.body import parse
 from frontend.http.json_text import json_response
-from frontend.http.operations.bodies import DetokenizeBody, TokenizeBody
+from frontend.http.operations.bodies import (
+    DetokenizeBody,
+    LoadAdapterBody,
+    TokenizeBody,
+    UnloadAdapterBody,
+)
 from frontend.metrics import FrontendMetrics
 from frontend.metrics_names import named, triton_gpu_lines
 from frontend.scheduler_link import SchedulerLink
 from frontend.text.tokenizer_config import SPECIAL_TOKENS
 from frontend.triton.metrics import exposition as triton_exposition
-from pagewire.base.errors import Unavailable
+from pagewire.base.errors import InvalidRequest, Unavailable
 from pagewire.base.version import __version__
 from pagewire.wire.tasks import GENERATE
 
@@ -151,7 +156,7 @@ class OperationHandlers:
 
     async def models(self, request: web.Request) -> web.Response:
         """GET /v1/models"""
-        names = self._pipeline.model.names
+        names = self._pipeline.model.all_names
         data = [self._model(name) for name in names]
         whole = {"has_more": False, "first_id": names[0], "last_id": names[-1]}  # for Anthropic's clients
         return web.json_response({"object": "list", "data": data, **whole})
@@ -164,7 +169,9 @@ class OperationHandlers:
 
     def _model(self, name: str) -> dict[str, Any]:
         facts = self._pipeline.link.model
-        created = self._pipeline.model.created
+        model = self._pipeline.model
+        adapter = None if name in model.names else model.adapters.get(name)
+        created = model.created if adapter is None else adapter.created
         return {
             "id": name,
             "object": "model",
@@ -174,11 +181,27 @@ class OperationHandlers:
             "created": created,
             "created_at": datetime.fromtimestamp(created, UTC).isoformat(),
             "owned_by": "pagewire",
-            "root": self._pipeline.model.names[0],
-            "parent": None,
+            "root": model.names[0] if adapter is None else adapter.path,
+            "parent": None if adapter is None else model.names[0],
             "max_model_len": None if facts is None else facts.max_model_len,
             "quantization": None if facts is None else facts.quantization or None,
         }
+
+    async def load_adapter(self, request: web.Request) -> web.Response:
+        """POST /v1/load_lora_adapter"""
+        body = parse(LoadAdapterBody, await request.read())
+        if body.lora_name in self._pipeline.model.names:
+            raise InvalidRequest(
+                f"{body.lora_name!r} is the model's own name; an adapter needs another", param="lora_name"
+            )
+        await self._pipeline.link.load_adapter(body.lora_name, body.lora_path, in_place=body.load_inplace)
+        return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload_adapter(self, request: web.Request) -> web.Response:
+        """POST /v1/unload_lora_adapter"""
+        body = parse(UnloadAdapterBody, await request.read())
+        await self._pipeline.link.unload_adapter(body.lora_name)
+        return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """POST /tokenize"""

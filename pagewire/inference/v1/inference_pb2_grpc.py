@@ -70,6 +70,16 @@ class InferenceServiceStub(object):
                 request_serializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/pagewire.inference.v1.InferenceService/LoadAdapter',
+                request_serializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/pagewire.inference.v1.InferenceService/UnloadAdapter',
+                request_serializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/pagewire.inference.v1.InferenceService/ListModels',
                 request_serializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
@@ -141,6 +151,21 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadAdapter(self, request, context):
+        """Loads a LoRA adapter, which requests then name as their model. Needs the key that the server was given for
+        administration, and that it allows it at all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Unloads an adapter. Requests that are under way keep it until they end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the models that requests may name.
         """
@@ -192,6 +217,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
                     response_serializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=pagewire_dot_inference_dot_v1_dot_inference__pb2.UnloadAdapterResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -394,6 +429,60 @@ class InferenceService(object):
             '/pagewire.inference.v1.InferenceService/Score',
             pagewire_dot_inference_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
             pagewire_dot_inference_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pagewire.inference.v1.InferenceService/LoadAdapter',
+            pagewire_dot_inference_dot_v1_dot_inference__pb2.LoadAdapterRequest.SerializeToString,
+            pagewire_dot_inference_dot_v1_dot_inference__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pagewire.inference.v1.InferenceService/UnloadAdapter',
+            pagewire_dot_inference_dot_v1_dot_inference__pb2.UnloadAdapterRequest.SerializeToString,
+            pagewire_dot_inference_dot_v1_dot_inference__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,16 @@ class SchedulerServiceStub(object):
                 request_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveRequest.SerializeToString,
                 response_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/pagewire.scheduler.v1.SchedulerService/LoadAdapter',
+                request_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/pagewire.scheduler.v1.SchedulerService/UnloadAdapter',
+                request_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer(object):
@@ -129,6 +139,21 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadAdapter(self, request, context):
+        """Loads an adapter on every rank, or puts another one in the place of the one that has its name. Requests that run
+        with that one keep it. INVALID_ARGUMENT if it is missing, damaged or made for another model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Unloads an adapter once the requests that run with it have ended. NOT_FOUND if there is none of the name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -166,6 +191,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.Observe,
                     request_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveRequest.FromString,
                     response_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.UnloadAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -358,6 +393,60 @@ class SchedulerService(object):
             '/pagewire.scheduler.v1.SchedulerService/Observe',
             pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveRequest.SerializeToString,
             pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.ObserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pagewire.scheduler.v1.SchedulerService/LoadAdapter',
+            pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.LoadAdapterRequest.SerializeToString,
+            pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pagewire.scheduler.v1.SchedulerService/UnloadAdapter',
+            pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.UnloadAdapterRequest.SerializeToString,
+            pagewire_dot_scheduler_dot_v1_dot_scheduler__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,7 +15,7 @@ class Hello(_message.Message):
     def __init__(self, dispatch_version: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("dispatch_version", "pid", "model", "vocab_size", "max_model_len", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "dtype", "device", "rank", "world_size", "hidden_size", "num_kv_groups", "max_tokens_per_step", "max_loras", "fingerprint", "more_ahead", "kv_windows", "task", "labels", "num_labels", "kernels", "weights", "quantization", "kv_cache_dtype", "num_stages")
+    __slots__ = ("dispatch_version", "pid", "model", "vocab_size", "max_model_len", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "dtype", "device", "rank", "world_size", "hidden_size", "num_kv_groups", "max_tokens_per_step", "max_loras", "fingerprint", "more_ahead", "kv_windows", "task", "labels", "num_labels", "kernels", "weights", "quantization", "kv_cache_dtype", "num_stages", "adapters")
     DISPATCH_VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class Welcome(_message.Message):
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     NUM_STAGES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     dispatch_version: int
     pid: int
     model: str
@@ -74,7 +75,22 @@ class Welcome(_message.Message):
     quantization: str
     kv_cache_dtype: str
     num_stages: int
-    def __init__(self, dispatch_version: _Optional[int] = ..., pid: _Optional[int] = ..., model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_kv_groups: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., max_loras: _Optional[int] = ..., fingerprint: _Optional[str] = ..., more_ahead: _Optional[bool] = ..., kv_windows: _Optional[_Iterable[int]] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., num_labels: _Optional[int] = ..., kernels: _Optional[str] = ..., weights: _Optional[str] = ..., quantization: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., num_stages: _Optional[int] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    def __init__(self, dispatch_version: _Optional[int] = ..., pid: _Optional[int] = ..., model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_kv_groups: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., max_loras: _Optional[int] = ..., fingerprint: _Optional[str] = ..., more_ahead: _Optional[bool] = ..., kv_windows: _Optional[_Iterable[int]] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., num_labels: _Optional[int] = ..., kernels: _Optional[str] = ..., weights: _Optional[str] = ..., quantization: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., num_stages: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("adapter_id", "name", "path", "digest", "retired")
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_FIELD_NUMBER: _ClassVar[int]
+    adapter_id: int
+    name: str
+    path: str
+    digest: str
+    retired: bool
+    def __init__(self, adapter_id: _Optional[int] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., digest: _Optional[str] = ..., retired: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("vocab_size", "hidden_size", "max_model_len", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "num_kv_groups", "max_tokens_per_step", "max_loras", "kv_windows", "num_labels")

@@ -147,7 +147,7 @@ def test_logits_that_are_not_finite_are_an_error_result(
 ) -> None:
     compute: Callable[[torch.Tensor], torch.Tensor] = runner.model.compute_logits
     with monkeypatch.context() as patch:
-        patch.setattr(runner.model, "compute_logits", lambda hidden: compute(hidden).fill_(torch.nan))
+        patch.setattr(runner.model, "compute_logits", lambda *given: compute(*given).fill_(torch.nan))
         assert runner.launch(make_plan()).result().error == "the model's logits are not finite"
     assert runner.launch(make_plan(freed_rows=u32([3]))).result().error == ""
 

@@ -185,7 +185,7 @@ def test_prompt_logits_that_are_not_finite_are_an_error(
 ) -> None:
     compute = runner.model.compute_logits
     with monkeypatch.context() as patch:
-        patch.setattr(runner.model, "compute_logits", lambda hidden: compute(hidden).fill_(torch.nan))
+        patch.setattr(runner.model, "compute_logits", lambda *given: compute(*given).fill_(torch.nan))
         plan = one_request(replace(GREEDY, prompt_logprobs=0), counts=u32([4]))
         assert runner.launch(plan).result().error == "the model's logits are not finite"
     plan = one_request(replace(GREEDY, prompt_logprobs=0), counts=u32([4]))

@@ -62,12 +62,26 @@ struct Attending {
     std::atomic<int64_t> next{0};
 };
 
+// What adapters add to a product: of a token in slot s, out * gain[s] + offset[s] + b[s] a[s] x.
+struct Adapting {
+    const float* x;              // [tokens, columns] with x_stride
+    float *out, *shrunk;         // [tokens, rows], changed; [tokens, parts, rank], for a[s] x
+    const int32_t* slots;        // [tokens]; below 0 for none
+    const int32_t *ranks, *has_vectors;  // by slot
+    const float *a, *b;          // [slots, parts, rank, columns], [slots, rows, rank]
+    const float *gain, *offset;  // [slots, rows]
+    const int64_t* sizes;        // [parts]: the rows of each part, in order
+    int64_t x_stride, tokens, rows, columns, parts, rank;
+};
+
 // What is compiled once for each instruction set.
 struct Layers {
     void (*norm)(const Norm& job, int64_t first, int64_t last);
     void (*gate)(const Gating& job, int64_t first, int64_t last);
     void (*scale)(const Scaling& job, int64_t first, int64_t last);
     void (*rotate)(const Rotating& job, int64_t first, int64_t last);
+    void (*shrink)(const Adapting& job, int64_t first, int64_t last);
+    void (*expand)(const Adapting& job, int64_t first, int64_t last);
     void (*attend)(Attending& job, int thread, Pool& pool);
 };
 

@@ -110,7 +110,50 @@ void rotate(const Rotating& job, int64_t first, int64_t last) {
     }
 }
 
-const Layers LAYERS = {norm, gate, scale, rotate, attend};
+// The product of two rows in an order of its own: four sums of every fourth vector, then these in turn.
+float product(const float* x, const float* y, int64_t size) {
+    constexpr int64_t SUMS = 4;
+    Vector sums[SUMS] = {};
+    int64_t i = 0;
+    for (; i + SUMS * LANES <= size; i += SUMS * LANES) {
+        for (int64_t k = 0; k < SUMS; ++k) sums[k] = fused(load(x + i + k * LANES), load(y + i + k * LANES), sums[k]);
+    }
+    for (; i + LANES <= size; i += LANES) sums[0] = fused(load(x + i), load(y + i), sums[0]);
+    float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i < size; ++i) total += x[i] * y[i];
+    return total;
+}
+
+// Pieces are the numbers of `shrunk`.
+void shrink(const Adapting& job, int64_t first, int64_t last) {
+    const int64_t each = job.parts * job.rank;
+    for (int64_t piece = first; piece < last; ++piece) {
+        const int64_t token = piece / each, slot = job.slots[token];
+        if (slot < 0 || piece % job.rank >= job.ranks[slot]) continue;
+        const float* a = job.a + (slot * each + piece % each) * job.columns;
+        job.shrunk[piece] = product(job.x + token * job.x_stride, a, job.columns);
+    }
+}
+
+// Pieces are the numbers of `out`.
+void expand(const Adapting& job, int64_t first, int64_t last) {
+    for (int64_t piece = first; piece < last;) {
+        const int64_t token = piece / job.rows, slot = job.slots[token];
+        const int64_t end = std::min(last, (token + 1) * job.rows);
+        int64_t part = 0, part_end = job.sizes[0];
+        for (; slot >= 0 && piece < end; ++piece) {
+            const int64_t row = piece - token * job.rows;
+            while (row >= part_end) part_end += job.sizes[++part];
+            const float* shrunk = job.shrunk + (token * job.parts + part) * job.rank;
+            float value = job.out[piece];
+            if (job.has_vectors[slot]) value = value * job.gain[slot * job.rows + row] + job.offset[slot * job.rows + row];
+            job.out[piece] = value + product(shrunk, job.b + (slot * job.rows + row) * job.rank, job.ranks[slot]);
+        }
+        piece = end;
+    }
+}
+
+const Layers LAYERS = {norm, gate, scale, rotate, shrink, expand, attend};
 
 }  // namespace
 }  // namespace pagewire

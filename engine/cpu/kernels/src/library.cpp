@@ -146,6 +146,20 @@ void over_tokens(Pool& pool, void (*kernel)(const Job&, int64_t, int64_t), const
     pool.run(OverTokens<Job>::work, &all);
 }
 
+struct AdapterWork {
+    const Layers* layers;
+    const Adapting* job;
+
+    static void work(void* argument, int thread, Pool& pool) {
+        auto& self = *static_cast<AdapterWork*>(argument);
+        const int64_t shrunk = self.job->tokens * self.job->parts * self.job->rank;
+        const int64_t out = self.job->tokens * self.job->rows;
+        self.layers->shrink(*self.job, shrunk * thread / pool.size(), shrunk * (thread + 1) / pool.size());
+        pool.barrier();
+        self.layers->expand(*self.job, out * thread / pool.size(), out * (thread + 1) / pool.size());
+    }
+};
+
 struct AttentionWork {
     const Layers* layers;
     Attending* job;
@@ -224,6 +238,11 @@ void pagewire_scale(PagewireLibrary* library, const Scaling* job) {
 
 void pagewire_rotate(PagewireLibrary* library, const Rotating* job) {
     over_tokens(library->pool, library->instructions->layers.rotate, *job, job->tokens, job->heads * job->dim);
+}
+
+void pagewire_adapt(PagewireLibrary* library, Adapting* job) {
+    AdapterWork work = {&library->instructions->layers, job};
+    library->pool.run(AdapterWork::work, &work);
 }
 
 void pagewire_attend(PagewireLibrary* library, Attending* job) {

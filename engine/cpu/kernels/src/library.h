@@ -17,5 +17,6 @@ void pagewire_norm(PagewireLibrary* library, const pagewire::Norm* job);
 void pagewire_gate(PagewireLibrary* library, const pagewire::Gating* job);
 void pagewire_scale(PagewireLibrary* library, const pagewire::Scaling* job);
 void pagewire_rotate(PagewireLibrary* library, const pagewire::Rotating* job);
+void pagewire_adapt(PagewireLibrary* library, pagewire::Adapting* job);
 void pagewire_attend(PagewireLibrary* library, pagewire::Attending* job);
 }

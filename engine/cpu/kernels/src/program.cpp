@@ -32,7 +32,7 @@ struct Gathering {
     int64_t count, size;
 };
 
-enum Operation : int64_t { MULTIPLY, EMBED, NORM, GATE, ROTATE, ATTEND, GATHER, SCALE };
+enum Operation : int64_t { MULTIPLY, EMBED, NORM, GATE, ROTATE, ATTEND, GATHER, SCALE, ADAPT };
 
 }  // namespace
 
@@ -58,6 +58,7 @@ void pagewire_do(PagewireLibrary* library, int64_t operation, void* job) {
         case ROTATE: pagewire_rotate(library, static_cast<pagewire::Rotating*>(job)); break;
         case ATTEND: pagewire_attend(library, static_cast<pagewire::Attending*>(job)); break;
         case SCALE: pagewire_scale(library, static_cast<pagewire::Scaling*>(job)); break;
+        case ADAPT: pagewire_adapt(library, static_cast<pagewire::Adapting*>(job)); break;
         case GATHER: {
             const auto& g = *static_cast<Gathering*>(job);
             for (int64_t row = 0; row < g.count; ++row)
