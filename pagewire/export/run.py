@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from engine.loader.backbone import names_in
 from engine.loader.checkpoint import Checkpoint, open_checkpoint
 from engine.loader.stream import StoredTensor
+from engine.lora.reader import read_adapter
 from engine.models.checkpoint_names import CheckpointNames
 from engine.models.config import ModelConfig
 from engine.models.families import load_model_config
@@ -23,8 +24,10 @@ from engine.platform.device import dtype_name, pick_device
 from pagewire.base.errors import ConfigError
 from pagewire.export.calibration import calibration_tokens
 from pagewire.export.config import DEFAULT_GROUP_SIZES, GROUPED, ExportConfig
+from pagewire.export.dequantized import DequantizedSource
 from pagewire.export.formats import quantization_config
 from pagewire.export.layer import Layer, LayerBuilder, Matrix
+from pagewire.export.merged import MergedSource
 from pagewire.export.methods import Awq, Fp8, Gptq, Int8, LayerWork, Method
 from pagewire.export.output import OutputDirectory
 from pagewire.export.progress import Report, layer_progress
@@ -63,6 +66,7 @@ class Model:
         names: what its checkpoint calls modules.
         source: its tensors.
         dtype: what tensors that are not quantized are written in; None for what they are.
+        changes: what config.json is to say differently.
     """
 
     directory: Path
@@ -70,6 +74,7 @@ class Model:
     names: CheckpointNames
     source: Source
     dtype: torch.dtype | None
+    changes: dict[str, Any]
 
     def layer_tensors(self, index: int) -> list[StoredTensor]:
         """The tensors of a decoder layer."""
@@ -113,12 +118,20 @@ def open_model(config: ExportConfig) -> Model:
     dtype = _DTYPES.get(config.dtype)
     if dtype is None and _has_blocks(checkpoint):
         dtype = torch.bfloat16
-    if model_config.quantization is not None:
-        raise ConfigError(
-            f"{directory}: the model is quantized already ({model_config.quantization.summary})"
-        )
-    source = CheckpointSource(checkpoint, torch.float32)
-    return Model(directory, model_config, names, source, dtype)
+    source: Source
+    if model_config.quantization is None:
+        source = CheckpointSource(checkpoint, torch.float32)
+    else:
+        plain = _DTYPES.get(model_config.dtype, torch.bfloat16)
+        source = DequantizedSource(checkpoint, model_config, names, plain)
+    changes: dict[str, Any] = {}
+    if config.merge_lora is not None:
+        adapter = read_adapter(Path(config.merge_lora).expanduser())
+        source = merged = MergedSource(source, adapter, model_config, names)
+        if merged.unties:
+            changes["tie_word_embeddings"] = False
+            model_config = replace(model_config, tie_word_embeddings=False)
+    return Model(directory, model_config, names, source, dtype, changes)
 
 
 def _has_blocks(checkpoint: Checkpoint) -> bool:
@@ -368,6 +381,7 @@ def _config_json(config: ExportConfig, model: Model, layers: _Layers) -> dict[st
     """config.json of what was written."""
     values = read_json_object(model.directory / "config.json")
     values.pop("quantization_config", None)
+    values |= model.changes
     if model.dtype is not None:
         name = "dtype" if "dtype" in values else "torch_dtype"
         values[name] = dtype_name(model.dtype)
