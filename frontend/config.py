@@ -28,7 +28,8 @@ class FrontendConfig:
         model: a directory in Hugging Face layout, a .gguf file, a model on a hub or an alias; only its
             tokenizer, templates and defaults are read, and of its weights what they are.
         scheduler: gRPC address of the scheduler, "unix:/path" or "host:port"; several with commas between
-            them are replicas of one model, and "dns:name:port" is every address of a name.
+            them are replicas of one model, "dns:name:port" is every address of a name, and "file:/path" every
+            line of a file; both are looked up every few seconds.
         scheduler_ssl_ca_certs: PEM file of the authorities that may have signed the scheduler's certificate;
             with it, or scheduler_ssl_certfile, the connection to a scheduler at host:port is TLS.
         scheduler_ssl_certfile: PEM file with the certificate that is shown to the scheduler (mTLS).

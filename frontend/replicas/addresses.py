@@ -1,4 +1,4 @@
-"""Where the schedulers are: a list of addresses, or a name in DNS that stands for all of its addresses."""
+"""Where the schedulers are: a list of addresses, a name in DNS that stands for all of its, or a file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import logging
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from pagewire.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-DNS = "dns:"
+DNS, FILE = "dns:", "file:"
 RESOLVE_SECONDS = 5.0
 
 
@@ -37,10 +38,12 @@ class Addresses:
     Attributes:
         listed: addresses that were named.
         names: (host, port) of names in DNS.
+        files: with an address a line; whoever writes one replaces it whole.
     """
 
     listed: tuple[Address, ...]
     names: tuple[tuple[str, int], ...]
+    files: tuple[Path, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Addresses:
@@ -52,23 +55,29 @@ class Addresses:
         entries = [entry.strip() for entry in text.split(",")]
         if not all(entries) or len(set(entries)) != len(entries):
             raise ConfigError(
-                f"scheduler is {text!r}; it must be unix:/PATH, HOST:PORT or dns:NAME:PORT, or several "
-                "different ones with commas between them",
+                f"scheduler is {text!r}; it must be unix:/PATH, HOST:PORT, dns:NAME:PORT or file:/PATH, or "
+                "several different ones with commas between them",
                 param="scheduler",
             )
-        listed = [entry for entry in entries if not entry.startswith(DNS)]
+        listed = [entry for entry in entries if not entry.startswith((DNS, FILE))]
         return cls(
             tuple(Address(target, str(number)) for number, target in enumerate(listed)),
             tuple(_name(entry) for entry in entries if entry.startswith(DNS)),
+            tuple(Path(entry.removeprefix(FILE)) for entry in entries if entry.startswith(FILE)),
         )
 
     @property
     def is_single(self) -> bool:
         """Whether there is one scheduler and will never be another."""
-        return len(self.listed) == 1 and not self.names
+        return len(self.listed) == 1 and not self.are_looked_up
+
+    @property
+    def are_looked_up(self) -> bool:
+        """Whether they may change."""
+        return bool(self.names or self.files)
 
     async def resolve(self) -> list[Address] | None:
-        """All addresses now, those listed first. None if DNS does not answer."""
+        """All addresses now, those listed first. None if DNS or a file does not tell."""
         found = list(self.listed)
         loop = asyncio.get_running_loop()
         for host, port in self.names:
@@ -80,6 +89,13 @@ class Addresses:
             for address in sorted({str(info[4][0]) for info in infos}):
                 target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
                 found.append(Address(target, target, host))
+        for path in self.files:
+            try:
+                lines = path.read_text().split()
+            except OSError as error:
+                logger.warning("%s cannot be read: %s", path, error.strerror)
+                return None
+            found += [Address(target, target) for target in dict.fromkeys(lines)]
         return found
 
 

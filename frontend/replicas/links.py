@@ -116,7 +116,7 @@ class SchedulerLinks:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for link in self.links:
             await self._start(link)
-        if self._addresses.names:
+        if self._addresses.are_looked_up:
             self._resolving = asyncio.create_task(self._keep_resolving(), name="resolve schedulers")
 
     async def stop(self) -> None:
@@ -551,7 +551,7 @@ class SchedulerLinks:
         self._move_from(link)
         if not link.num_open:  # else they wait for it, or for another one
             self.links.remove(link)
-            logger.info("left scheduler %s, which DNS names no more", link.target)
+            logger.info("left scheduler %s, which is named no more", link.target)
             await link.stop()
 
 

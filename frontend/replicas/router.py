@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from frontend.replicas.prefix_index import PrefixIndex
 from pagewire.wire.block_hashes import BlockHash
 
-BOUND = 1.25
+BOUND = 2.0
 FEW = 4
 
 
@@ -59,9 +59,7 @@ class Router:
         """
         limit = self._limit(sum(loads[each] for each in candidates), len(candidates))
         open_to_it = [each for each in candidates if loads[each] < limit]
-        among = 0
-        for each in open_to_it:
-            among |= 1 << each
+        among = sum([1 << each for each in open_to_it])
         among, num_blocks = self.index.longest(hashes, among)
         if num_blocks:
             open_to_it = [each for each in open_to_it if among >> each & 1]

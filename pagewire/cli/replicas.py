@@ -35,6 +35,21 @@ class Replica:
         """The file name of the control socket of its first worker."""
         return f"{self.name('worker')}.sock"
 
+    def listen(self, address: str) -> tuple[str, ...]:
+        """Where its scheduler listens for frontends elsewhere: the number is added to the port of HOST:PORT.
+
+        Raises:
+            ConfigError: that is no address.
+        """
+        if not address:
+            return ()
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) + self.number < 2**16:
+            raise ConfigError(
+                f"scheduler_listen is {address!r}; it must be HOST:PORT", param="scheduler_listen"
+            )
+        return (f"{host}:{int(port) + self.number}",)
+
     def environment(self, device: str, world_size: int = 1) -> Mapping[str, str]:
         """What its workers' environment says of the processors and GPUs that they may use.
 

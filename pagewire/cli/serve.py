@@ -38,11 +38,22 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     model: Model = DEFAULT_MODEL,
-    frontends: Annotated[int, typer.Option(help="Frontend processes that share the ports.")] = 1,
+    frontends: Annotated[
+        int,
+        typer.Option(help="Frontend processes; 0 needs --scheduler-listen."),
+    ] = 1,
+    scheduler_listen: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where schedulers also take frontends of other hosts, by TLS with --ssl-certfile; replica 1 "
+            "at the next port, and so on.",
+        ),
+    ] = "",
     data_parallel_size: Annotated[
         int,
         typer.Option(
-            "--data-parallel-size", "-dp", help="Replicas of the model, each with a scheduler of its own."
+            "--data-parallel-size", "-dp", help="Replicas of the model, each with its own scheduler."
         ),
     ] = 1,
     hub: Hub = None,
@@ -52,7 +63,13 @@ def serve(
 ) -> None:
     """Serve a model: frontends, scheduler and engine-worker, supervised, until Ctrl-C."""
     place = located(model, hub=hub, revision=revision, file=file)
-    config = ServiceConfig.resolve(place, values, frontends=frontends, data_parallel_size=data_parallel_size)
+    config = ServiceConfig.resolve(
+        place,
+        values,
+        frontends=frontends,
+        data_parallel_size=data_parallel_size,
+        scheduler_listen=scheduler_listen,
+    )
     raise typer.Exit(asyncio.run(_serve(config)))
 
 
@@ -66,13 +83,17 @@ async def _serve(config: ServiceConfig) -> int:
     is_json = config.frontend.log_format == "json"
     report = JsonReport() if is_json else ConsoleReport(console, width)
     report.say(f"pagewire {__version__} serves {config.frontend.served_model_names[0]}")
-    started = time.monotonic()
+    started, scheduler_listen = time.monotonic(), config.scheduler_listen
     async with running_service(config, report) as service:
 
         async def announce() -> None:
             await service.until_serving()
             seconds = time.monotonic() - started
-            if is_json:
+            if not config.frontends:
+                notify_ready(f"serving {service.model}")
+                listening = [each for replica in config.replicas for each in replica.listen(scheduler_listen)]
+                report.say(f"ready after {seconds:.1f} s: schedulers at {', '.join(listening)}")
+            elif is_json:
                 notify_ready(f"serving {service.model}")
                 addresses = f"{http_url(service.config.frontend)}/v1, gRPC {service.grpc_address}"
                 report.say(f"ready after {seconds:.1f} s: {addresses}")

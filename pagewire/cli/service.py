@@ -53,21 +53,34 @@ class ServiceConfig:
     frontend: FrontendConfig
     frontends: int
     data_parallel_size: int = 1
+    scheduler_listen: str = ""
 
     @classmethod
     def resolve(
-        cls, model: str, values: dict[str, Any], *, frontends: int = 1, data_parallel_size: int = 1
+        cls,
+        model: str,
+        values: dict[str, Any],
+        *,
+        frontends: int = 1,
+        data_parallel_size: int = 1,
+        scheduler_listen: str = "",
     ) -> ServiceConfig:
         """From option values; fetches the model, with progress on stderr, if it is not there yet.
 
         Raises:
             ConfigError: an option or the model is wrong.
         """
-        if frontends < 1:
-            raise ConfigError(f"frontends is {frontends}; it must be at least 1", param="frontends")
+        if frontends < (0 if scheduler_listen else 1):
+            raise ConfigError(
+                f"frontends is {frontends}; it must be at least 1, or 0 with scheduler_listen",
+                param="frontends",
+            )
         check_data_parallel_size(data_parallel_size)
+        replicas(1)[0].listen(scheduler_listen)
         names = values.get("served_model_names") or (default_model_name(model),)
         values = {**values, "model": model, "served_model_names": names}
+        if not frontends:
+            values |= {"port": 0, "grpc_port": 0}  # others may have these
         socket, scheduler_address = Path("worker.sock"), "unix:scheduler.sock"
         worker = build(WorkerConfig, {**values, "socket": socket})
         scheduler = build(
@@ -89,6 +102,7 @@ class ServiceConfig:
             frontend=replace(frontend, model=str(directory)),
             frontends=frontends,
             data_parallel_size=data_parallel_size,
+            scheduler_listen=scheduler_listen,
         )
 
     def placed(self, runtime_dir: Path, port: int, grpc_port: int) -> ServiceConfig:
@@ -134,7 +148,7 @@ class ServiceConfig:
         directory = self.worker.socket.parent
         config = replace(
             self.scheduler,
-            listen=(f"unix:{directory / replica.scheduler_socket}",),
+            listen=(f"unix:{directory / replica.scheduler_socket}", *replica.listen(self.scheduler_listen)),
             worker_socket=directory / replica.worker_socket,
             data_parallel_rank=replica.number,
         )
@@ -211,6 +225,10 @@ class RunningService:
         """
         await self.supervisor.until_ready()
         sockets = self.config.worker.socket.parent
+        if not self.config.frontends:
+            for replica in self.config.replicas:
+                await watch_until_serving(f"unix:{sockets / replica.scheduler_socket}")
+            return
         await watch_until_serving(f"unix:{sockets / self.supervisor.children[0].spec.name}.sock")
 
 

@@ -1,0 +1,1 @@
+"""Routing among replicas in simulated time: prefix hits and times to the first token of several policies."""
