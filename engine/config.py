@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.speculation.settings import SpeculationSettings, read_settings
 from pagewire.base.observed import check_observed
 from pagewire.base.settings import require, require_positive
 
@@ -46,6 +47,11 @@ class WorkerConfig:
             squeezellm or mxfp4; naming it insists on it (docs/quantization.md).
         kv_cache_dtype: of keys and values: auto is that of activations; fp8, or fp8_e4m3, takes half of it,
             so that twice as many tokens fit. Needs a GPU. Scales are the checkpoint's, or else 1.
+        speculative_config: draft tokens are proposed and verified several at a time, which changes nothing in
+            the output: a JSON object with method (ngram), num_speculative_tokens, prompt_lookup_min and
+            prompt_lookup_max (docs/speculation.md). Default none.
+        speculative_model: short for the model in there; ngram for n-grams of the request itself.
+        num_speculative_tokens: short for the number in there; draft tokens of a request in a step, at most.
         max_model_len: the longest request in tokens; default the model's own, cut to what the pool holds.
         max_num_seqs: request rows.
         max_num_batched_tokens: the most tokens computed in a step.
@@ -83,6 +89,9 @@ class WorkerConfig:
     load_format: str = "auto"
     quantization: str = "auto"
     kv_cache_dtype: str = "auto"
+    speculative_config: str | None = None
+    speculative_model: str | None = None
+    num_speculative_tokens: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -104,6 +113,11 @@ class WorkerConfig:
     null_prompt_us: float = 0.0
     log_format: str = "text"
     otlp_traces_endpoint: str | None = None
+
+    @property
+    def speculation(self) -> SpeculationSettings | None:
+        """How draft tokens are proposed; None if none are."""
+        return read_settings(self.speculative_config, self.speculative_model, self.num_speculative_tokens)
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
@@ -136,6 +150,13 @@ class WorkerConfig:
             f"one of {', '.join(KV_CACHE_DTYPES)}",
         )
         self._check_ranks()
+        speculation = self.speculation
+        require(
+            speculation is None or self.engine == "model",
+            "speculative_config",
+            self.speculative_config,
+            "absent with the null engine",
+        )
         require_positive(
             self,
             "max_model_len",

@@ -16,6 +16,8 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import F32Array, U32Array
@@ -28,13 +30,14 @@ from scheduler.placement import Beginning, Placement
 from scheduler.policy import victims
 from scheduler.policy.adapters import AdapterSlots
 from scheduler.policy.batching import BatchQueue
+from scheduler.policy.drafting import Drafting
 from scheduler.policy.forecast import Forecast, Progress
 from scheduler.policy.shares import Shares
 from scheduler.policy.step_time import StepTimes, StepWork
 from scheduler.policy.suspects import Suspects, accuse, verdict
 from scheduler.policy.waiting import WaitingQueue, check
 from scheduler.request import NO_TURN, EndReason, Request, Status
-from scheduler.rows import IntArray, Rows, Wants
+from scheduler.rows import BoolArray, IntArray, Rows, Wants
 from scheduler.settings import INFLIGHT, CoreSettings
 from scheduler.step import Counters, Draft, InFlight, StepOutput
 
@@ -54,6 +57,8 @@ class Scheduler:
         self.pool = BlockPool(limits.num_blocks, enable_caching=settings.enable_prefix_caching)
         self.counters = Counters()
         self.step_times = StepTimes()
+        self._drafting = Drafting(limits)
+        self.counters.num_accepted_at = [0] * limits.max_drafts
         self.running: list[Request] = []
         self.shares = Shares()
         self._suspects = Suspects()
@@ -388,7 +393,7 @@ class Scheduler:
             self._wants = self._rows.wants(self.running)
         wants, preempted = self._wants, False
         singles = wants.singles
-        if not self._placement.decode_all(draft, wants):
+        if not self._placement.decode_all(draft, wants, self._choose_drafts(draft, wants)):
             singles = sorted(wants.decoding + singles, key=lambda each: each.order)
         for request in singles:
             if request.status is Status.RUNNING and draft.budget > 0:
@@ -397,6 +402,14 @@ class Scheduler:
         if target is not None and self._somebody_waits_for_a_token(draft):
             draft.limit_prompts(self.step_times, target, self.limits.block_size)
         return preempted
+
+    def _choose_drafts(self, draft: Draft, wants: Wants) -> IntArray | None:
+        """How many drafts each request in `wants.decoding` gets; None if there are none."""
+        if not self._drafting.max_drafts:
+            return None
+        rows = wants.decoding_rows
+        most, budget = self._placement.most_drafts(draft, wants)
+        return self._drafting.choose(rows, self._rows.arrivals(rows), most, budget)
 
     def _schedule_chunks(self, draft: Draft, wants: Wants) -> bool:
         """Spends the remaining token budget on prefill chunks of running requests, in order of service.
@@ -422,6 +435,8 @@ class Scheduler:
         count = draft.fit(request, int(self._rows.num_computed[request.row]), count)
         count = self._placement.within_reach(request, count)
         needed = self._placement.num_needed(request, count)
+        if needed > pool.num_free and self._rows.num_drafts[request.row]:
+            return False  # it may need fewer once the steps in flight have told how far their drafts took it
         while needed > pool.num_free:
             victim = victims.for_memory(self.running, self.shares, draft.scheduled)
             if victim is None:
@@ -502,7 +517,13 @@ class Scheduler:
         rows = draft.sampled_rows
         self._in_flight.append(
             InFlight(
-                plan.step_id, draft.scheduled, draft.sampled, rows, self._rows.arrivals(rows), draft.work
+                plan.step_id,
+                draft.scheduled,
+                draft.sampled,
+                rows,
+                self._rows.arrivals(rows),
+                draft.work,
+                drafts=draft.sampled_drafts,
             )
         )
         self._next_step_id += 1
@@ -529,13 +550,14 @@ class Scheduler:
         if step.void or result.error:
             self._in_flight.popleft()
             return StepOutput() if step.void else self._fail(step, result.error)
-        results.check(step, result, self.limits.max_tokens_per_step)
+        results.check(step, result)
         told = results.take_untold(step, result) if result.prompt_logprobs else []
         self._in_flight.popleft()
         self.step_times.observe(step.work, result.execute_us * 1e-6)
         self._forecast.ran(result.execute_us * 1e-6)
         rows = step.sampled_rows
         stayed = self._rows.arrivals(rows) == step.sampled_arrivals
+        self._learn(step, result, stayed)
         if result.num_tokens is not None:
             output = self._append_several(step, result, stayed.tolist())
         else:
@@ -553,6 +575,21 @@ class Scheduler:
             insort(self.running, cleared, key=lambda running: running.order)
             self._wants.num_steps = 0
         return output
+
+    def _learn(self, step: InFlight, result: StepResult, stayed: BoolArray) -> None:
+        """Counts a step's drafts, and what it took."""
+        if not self._drafting.max_drafts:
+            return
+        if not step.work.num_prompt:
+            self._drafting.observe(step.work.num_decodes, result.execute_us * 1e-6)
+        if step.drafts is None or result.num_tokens is None:
+            return
+        rows = step.sampled_rows[stayed]
+        self._rows.num_drafts[rows] -= step.drafts[stayed]
+        gained = result.num_tokens.astype(np.int64)
+        self._drafting.gained(rows, step.drafts[stayed], gained[stayed])
+        if result.num_drafts is not None:
+            self.counters.count_drafts(result.num_drafts.astype(np.int64), gained)
 
     def _finish_pooling(self, output: StepOutput, request: Request, state: F32Array) -> None:
         """Ends a request with its pooled state, whether it still runs or waits again."""
@@ -592,11 +629,15 @@ class Scheduler:
         assert result.num_tokens is not None
         output, state, end = StepOutput(), self._rows, 0
         counts = result.num_tokens.tolist()
-        for request, count, is_there in zip(step.sampled, counts, stayed, strict=True):
+        drafts = [0] * len(counts) if result.num_drafts is None else result.num_drafts.tolist()
+        for request, count, num_drafts, is_there in zip(step.sampled, counts, drafts, stayed, strict=True):
             begin, end = end, end + count
             if request.status is Status.ENDED:
                 continue
             kept, stops = results.tokens_kept(request, result.token_ids[begin:end].tolist())
+            if num_drafts:
+                request.num_drafts += num_drafts
+                request.num_accepted += min(count - 1, len(kept))
             for index in range(begin, begin + len(kept)):
                 if index in result.logprobs:
                     output.logprobs[len(output.token_ids) + index - begin] = result.logprobs[index]

@@ -6,6 +6,7 @@ The core decides which requests are scheduled and which are preempted; this modu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -113,6 +114,7 @@ class Placement:
             self._adapters.slot_of(request) + 1,
             request.request_id,
             request.trace,
+            request.prediction,
         )
         if new.num_words > draft.words:
             pool.release(shared + blocks)
@@ -165,16 +167,14 @@ class Placement:
         return (len(request.block_ids) + num_blocks) // self._num_groups * self._block_size
 
     def num_needed(self, request: Request, count: int) -> int:
-        """New blocks that a running request needs to compute `count` more tokens; 0 or less if none."""
-        state, row, most = self._rows, request.row, self._limits.max_tokens_per_step
+        """New blocks that a running request needs to compute `count` more tokens, wherever the drafts of
+        steps in flight take it; 0 or less if none.
+        """
+        state, row = self._rows, request.row
         end = int(state.num_computed[row]) + count
-        if most > 1:  # this step and those in flight may each sample several tokens
-            num_steps = int(state.num_tokens[row] - state.num_known[row]) + 1
-            last = min(end + num_steps * (most - 1), int(state.max_total[row]) - 1)  # the last has no KV
-            if self._windows is not None:  # and all of them may be more than the pool has beside the window
-                num_others = self._pool.num_blocks - len(self._groups.held(request.block_ids))
-                last = max(end, min(last, self._end_with(request, num_others)))
-            end = last
+        if state.num_drafts[row]:
+            last = int(state.max_total[row]) - 1  # the last token has no KV
+            end = max(end, min(end + int(state.num_drafts[row]), last))
         return -(-end // self._block_size) * self._num_groups - len(request.block_ids)
 
     def place(
@@ -212,25 +212,64 @@ class Placement:
             self._windows.give_back(draft.scheduled_rows)
         return draft.plan(step_id, self._rows.take_freed())
 
-    def decode_all(self, draft: Draft, wants: Wants) -> bool:
-        """Schedules one token for every request in `wants.decoding`. Returns False and changes nothing if
-        token budget or blocks are short, or if steps may sample several tokens per request.
+    def most_drafts(self, draft: Draft, wants: Wants) -> tuple[IntArray, int]:
+        """(the most drafts of each request in `wants.decoding`: none can take it beyond its end, and where
+        some tokens may not come before a number of others, the position must be known; the most of all
+        together).
+        """
+        state, rows = self._rows, wants.decoding_rows
+        to_come = state.max_total[rows] - state.num_tokens[rows]
+        may_have = state.num_tokens[rows] >= state.drafts_from[rows]
+        return np.where(may_have, np.maximum(to_come - 1, 0), 0), draft.budget - wants.num_singles
+
+    def decode_all(self, draft: Draft, wants: Wants, drafts: IntArray | None = None) -> bool:
+        """Schedules one token for every request in `wants.decoding`, and so many drafts. Returns False and
+        changes nothing if token budget or blocks are short.
         """
         state, rows = self._rows, wants.decoding_rows
         if not len(rows):
             return True
-        if self._limits.max_tokens_per_step > 1:
-            return False
+        if self._limits.max_drafts:
+            return self._decode_with_drafts(draft, wants, drafts)
         starts = state.num_computed[rows]
         grown = starts == state.num_held[rows]
         growing = rows[grown]
         if wants.num_singles > draft.budget or len(growing) * self._num_groups > self._pool.num_free:
             return False
         blocks = self._grow(growing) if len(growing) else []
-        draft.place_decodes(wants, starts=starts, grown=grown, blocks=blocks)
+        draft.place_decodes(wants, starts=starts, grown=grown.astype(np.int64), blocks=blocks)
         ends = starts + 1
         state.num_computed[rows] = ends
         state.num_tokens[rows] = ends + 1
+        wants.num_steps = max(wants.num_steps - 1, 0)
+        self._prefixes.publish_filled(rows, ends)
+        return True
+
+    def _decode_with_drafts(self, draft: Draft, wants: Wants, drafts: IntArray | None) -> bool:
+        state, rows = self._rows, wants.decoding_rows
+        if wants.num_singles > draft.budget:
+            return False
+        starts = state.num_computed[rows]
+        ends = starts + 1
+        furthest = ends + state.num_drafts[rows]
+        if drafts is not None:
+            furthest = furthest + drafts
+        # The last token has no KV.
+        furthest = np.maximum(np.minimum(furthest, state.max_total[rows] - 1), ends)
+        added = np.maximum(-(-(furthest - state.num_held[rows]) // self._block_size), 0)
+        num_blocks = int(added.sum()) * self._num_groups
+        if num_blocks > self._pool.num_free:
+            return drafts is not None and self._decode_with_drafts(draft, wants, None)
+        blocks = self._pool.allocate(num_blocks) if num_blocks else []
+        given = iter(blocks)
+        for request, count in zip(wants.decoding, added.tolist(), strict=True) if blocks else ():
+            request.block_ids += islice(given, count * self._num_groups)
+        state.num_held[rows] += added * self._block_size
+        draft.place_decodes(wants, starts=starts, grown=added, blocks=blocks, drafts=drafts)
+        state.num_computed[rows] = ends
+        state.num_tokens[rows] = ends + 1
+        if drafts is not None:
+            state.num_drafts[rows] += drafts
         wants.num_steps = max(wants.num_steps - 1, 0)
         self._prefixes.publish_filled(rows, ends)
         return True

@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from engine.dispatch.records import NO_TOKENS
 from engine.dispatch.sampling import Pooling, SamplingRecord, U32Array
 from pagewire.wire.block_hashes import ROOT_HASH, BlockHash, hash_blocks
 from pagewire.wire.sampling_params import StructuredOutput
@@ -69,6 +70,7 @@ class Request:
         group: names the client's request that this one is a part of; "" for one that has no other parts.
         part: its number among these parts. The first one, 0, is submitted first.
         trace: sent to the worker; see NewRequest. Empty if the request is not traced.
+        prediction: sent to the worker; see NewRequest.
         share: the fairness account of its client's user, while a scheduler has the request.
         num_tokens_at_entry: length of `token_ids` when it was last admitted.
         num_billed_tokens: how many of `token_ids` were charged to `share`, while it runs.
@@ -80,6 +82,7 @@ class Request:
             groups' order, or `scheduler.blocks.groups.NO_BLOCK` where the group has given it back.
         block_hashes: the chained hashes of its first full blocks, as far as they were needed.
         num_published_blocks: how many of its first blocks are in the prefix cache, counted in one group.
+        num_drafts, num_accepted: draft tokens that were proposed for it, and those that are its output.
         num_cached_tokens: prompt tokens found in the prefix cache at its first admission; -1 before.
         next_prompt_logprobs: index of the first prompt token whose prompt logprobs were not reported yet.
         mask: the tokens allowed at position `mask_at`.
@@ -102,6 +105,7 @@ class Request:
     group: str = ""
     part: int = 0
     trace: bytes = b""
+    prediction: U32Array = field(default_factory=lambda: NO_TOKENS)
 
     status: Status = Status.WAITING
     arrival: int = 0
@@ -112,6 +116,8 @@ class Request:
     row: int = -1
     adapter_slot: int = -1
     num_pending: int = 0
+    num_drafts: int = 0
+    num_accepted: int = 0
     num_cached_tokens: int = -1
     num_preemptions: int = 0
     suspicion: Suspicion | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from engine.dispatch.records import PromptLogprobs, StepResult
 from scheduler.request import Request, Status
 from scheduler.step import InFlight
 
 
-def check(step: InFlight, result: StepResult, max_tokens_per_step: int) -> None:
+def check(step: InFlight, result: StepResult) -> None:
     """Checks the number of tokens in a result.
 
     Raises:
@@ -15,11 +17,18 @@ def check(step: InFlight, result: StepResult, max_tokens_per_step: int) -> None:
     """
     counts = result.num_tokens
     if counts is not None:
-        if len(counts) != len(step.sampled) or int(counts.max(initial=0)) > max_tokens_per_step:
+        if len(counts) != len(step.sampled):
             raise ValueError(
-                f"step {step.step_id} samples {len(step.sampled)} requests, each for up to "
-                f"{max_tokens_per_step} tokens; its result has {len(counts)} of up to {counts.max(initial=0)}"
+                f"step {step.step_id} samples {len(step.sampled)} requests, its result is of {len(counts)}"
             )
+        drafts = np.zeros(len(counts), np.int64) if step.drafts is None else step.drafts
+        if (counts > drafts + 1).any():
+            index = int((counts > drafts + 1).argmax())
+            raise ValueError(
+                f"step {step.step_id} has {drafts[index]} drafts of a request, which gains {counts[index]}"
+            )
+    elif step.drafts is not None:
+        raise ValueError(f"step {step.step_id} has drafts, but its result does not say what was accepted")
     elif len(result.token_ids) != len(step.sampled):
         raise ValueError(
             f"step {step.step_id} samples {len(step.sampled)} requests, its result has "

@@ -57,6 +57,8 @@ class Rows:
         num_tokens: known tokens plus pending ones, which steps in flight will sample.
         num_computed: tokens whose KV is computed, or will be by the steps in flight.
         num_held: tokens that fit into the request's blocks.
+        num_drafts: tokens that steps in flight may sample beyond those counted, if all drafts are accepted.
+        drafts_from: number of tokens from which on the request may have drafts.
         max_total: number of tokens at which the request ends.
         special: whether the request must be planned individually even when it decodes: its tokens need masks,
             or it is a pooling request and samples none.
@@ -74,6 +76,7 @@ class Rows:
         self.requests: list[Request | None] = [None] * num_rows
         self.num_known, self.num_tokens, self.num_computed = np.zeros((3, num_rows), np.int64)
         self.num_held, self.max_total, self.blocked = np.zeros((3, num_rows), np.int64)
+        self.num_drafts, self.drafts_from = np.zeros((2, num_rows), np.int64)
         self.special, self.constrained = np.zeros((2, num_rows), np.bool_)
         self._num_special = self.num_constrained = 0
 
@@ -94,6 +97,9 @@ class Rows:
         self._arrivals[row] = request.arrival
         self.num_known[row] = self.num_tokens[row] = len(request.token_ids)
         self.num_computed[row] = num_computed
+        self.num_drafts[row] = 0
+        masks = bool(request.sampling.masked_until_min_tokens)
+        self.drafts_from[row] = masks * (request.num_prompt_tokens + request.sampling.min_tokens)
         self.num_held[row] = len(request.block_ids) // self._num_kv_groups * self._block_size
         self.max_total[row] = request.max_total_tokens
         self.blocked[row] = request.is_blocked
@@ -116,7 +122,8 @@ class Rows:
         self._freed.append(row)
 
     def gain(self, row: int, count: int) -> None:
-        """Counts the tokens that a step sampled for a row; the plan had counted one of them.
+        """Counts the tokens that a step sampled for a row; the plan had counted one of them, and none of its
+        drafts.
 
         Raises:
             ValueError: the row's blocks have no room for so many: the worker is broken.

@@ -12,7 +12,7 @@ from engine.dispatch.records import NO_COPIES, NewRequest, PromptLogprobs, StepP
 from engine.dispatch.sampling import U32, F32Array, U32Array, u32
 from scheduler.policy.step_time import PromptTime, StepTimes, StepWork
 from scheduler.request import Request, Status
-from scheduler.rows import BoolArray, IntArray, Wants
+from scheduler.rows import IntArray, Wants
 
 # The most requests that a log line names.
 _MAX_NAMED = 4
@@ -20,7 +20,13 @@ _MAX_NAMED = 4
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start."""
+    """Totals since the start.
+
+    Attributes:
+        num_drafts: how often drafts were proposed for a request.
+        num_draft_tokens, num_accepted_tokens: draft tokens in them, and those accepted.
+        num_accepted_at: accepted draft tokens by their place, the first draft of a request first.
+    """
 
     num_steps: int = 0
     num_short_steps: int = 0
@@ -30,6 +36,19 @@ class Counters:
     num_quarantined: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_at: list[int] = field(default_factory=list)
+
+    def count_drafts(self, proposed: IntArray, gained: IntArray) -> None:
+        """Counts a step's drafts: how many were proposed for each request, and how many tokens it gained."""
+        accepted = np.where(proposed > 0, np.maximum(gained - 1, 0), 0)
+        self.num_drafts += int(np.count_nonzero(proposed))
+        self.num_draft_tokens += int(proposed.sum())
+        self.num_accepted_tokens += int(accepted.sum())
+        for place in range(int(accepted.max(initial=0))):
+            self.num_accepted_at[place] += int(np.count_nonzero(accepted > place))
 
 
 @dataclass(slots=True)
@@ -75,6 +94,7 @@ class InFlight:
         sampled_rows, sampled_arrivals: the rows and arrival numbers of `sampled` at planning time.
         work: the amount of work in it.
         void: an earlier step failed after this one was planned, so this one's result is discarded.
+        drafts: the most drafts of each of `sampled`; None if there are none.
     """
 
     step_id: int
@@ -84,6 +104,7 @@ class InFlight:
     sampled_arrivals: IntArray
     work: StepWork
     void: bool = False
+    drafts: IntArray | None = None
 
     def describe(self) -> str:
         """A readable description, for logs and errors."""
@@ -132,12 +153,21 @@ class Draft:
         self._num_kv_groups = limits.num_kv_groups
         self._new_block_ids: list[int] = []
         self._decoding_rows: IntArray | None = None
+        self._drafts: IntArray | None = None
         self._masks: dict[int, U32Array] = {}
         self._columns = np.empty((5, limits.max_num_seqs), U32)
 
-    def place_decodes(self, wants: Wants, *, starts: IntArray, grown: BoolArray, blocks: list[int]) -> None:
-        """Adds one token for every request in `wants.decoding`, and for each that has `grown` a block of
-        every KV group. Must be called before anything else is placed.
+    def place_decodes(
+        self,
+        wants: Wants,
+        *,
+        starts: IntArray,
+        grown: IntArray,
+        blocks: list[int],
+        drafts: IntArray | None = None,
+    ) -> None:
+        """Adds one token for every request in `wants.decoding`, so many `drafts`, and as many blocks of every
+        KV group as each has `grown`. Must be called before anything else is placed.
         """
         assert not self.scheduled
         rows = self._decoding_rows = wants.decoding_rows
@@ -149,6 +179,12 @@ class Draft:
         self.budget -= len(rows)
         self.work.num_decodes += len(rows)
         self.work.decode_context += int(np.add.reduce(starts))
+        if drafts is not None:
+            self._drafts = drafts
+            num_drafts = int(drafts.sum())
+            self.budget -= num_drafts
+            self.work.num_decodes += num_drafts
+            self.work.decode_context += int(starts @ drafts)
 
     def limit_prompts(self, times: StepTimes, target: float, smallest: int) -> None:
         """From here on, limits prompt tokens so that the step takes about `target` seconds at most."""
@@ -195,6 +231,19 @@ class Draft:
             self.prompt_time.spend(start, count)
 
     @property
+    def sampled_drafts(self) -> IntArray | None:
+        """The most drafts of each sampled request; None if there are none."""
+        return self._padded_drafts(len(self.sampled))
+
+    def _padded_drafts(self, length: int) -> IntArray | None:
+        """The drafts of the first requests, which decode, and none for the others."""
+        if self._drafts is None:
+            return None
+        padded = np.zeros(length, np.int64)
+        padded[: len(self._drafts)] = self._drafts
+        return padded
+
+    @property
     def sampled_rows(self) -> IntArray:
         """The rows of the sampled requests."""
         if self._decoding_rows is not None and len(self._decoding_rows) == len(self.sampled):
@@ -213,6 +262,7 @@ class Draft:
     def plan(self, step_id: int, freed_rows: list[int]) -> StepPlan:
         """Makes the plan from what was placed."""
         rows, starts, counts, samples, num_new_blocks = self._columns[:, : len(self.scheduled)]
+        drafts = self._padded_drafts(len(rows))
         return StepPlan(
             step_id=step_id,
             freed_rows=u32(freed_rows),
@@ -226,4 +276,5 @@ class Draft:
             masks=self._masks,
             copied_blocks=np.array(self.copied_blocks, U32) if self.copied_blocks else NO_COPIES,
             num_kv_groups=self._num_kv_groups,
+            drafts=None if drafts is None else drafts.astype(U32),
         )

@@ -78,6 +78,15 @@ class GuardedRows(RowLedger):
         if not (0 <= row < ROWS and len(token_ids) <= MODEL_LEN and token_ids.max(initial=0) < VOCAB):
             raise AssertionError(f"{len(token_ids)} tokens written to row {row}")
 
+    def _write_prediction(self, row: int, token_ids: np.ndarray, num_prompt_tokens: int) -> None:
+        if not (0 <= row < ROWS and len(token_ids) <= self.limits.max_prediction):
+            raise AssertionError(f"a prediction of {len(token_ids)} tokens written to row {row}")
+
+    def _locate_decodes(self, rows: IntArray, starts: IntArray) -> IntArray:
+        if not ((rows >= 0) & (rows < ROWS)).all():
+            raise AssertionError(f"rows {rows} decode")
+        return starts
+
     def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
         inside = (
             (group == 0) & (rows >= 0) & (rows < ROWS) & (columns >= 0) & (columns < self.limits.max_blocks)

@@ -11,6 +11,7 @@ from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.config import WorkerConfig
 from engine.cpu.adapters import NativeLinearAdapters
 from engine.cpu.attention import TorchAttentionBackend
+from engine.cpu.drafts import CpuDrafter
 from engine.cpu.expert_method import PackedCpuExperts
 from engine.cpu.kernels.build import BuildError
 from engine.cpu.kernels.library import NativeLibrary
@@ -59,6 +60,7 @@ class CpuPlatform(Platform):
                 f"kv_cache_dtype is {config.kv_cache_dtype!r}, which needs a GPU; on the CPU it must be auto"
             )
         self._kv_cache_memory = config.kv_cache_memory
+        self._speculation = config.speculation
         self._is_rank = config.world_size > 1
         # A dtype that the user names is that of weights too.
         self._keeps_formats = config.dtype == "auto"
@@ -129,7 +131,8 @@ class CpuPlatform(Platform):
         recorded = None
         if self._native is not None and not self._is_rank:  # sums over ranks are not recorded
             recorded = RecordedSteps(self._native, model, backend, kv_pool, limits)
-        return CpuModelRunner(model, backend, kv_pool, rows, recorded)
+        drafter = None if self._speculation is None else CpuDrafter(self._speculation, rows)
+        return CpuModelRunner(model, backend, kv_pool, rows, recorded, drafter)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         return default_cpu_bytes() if self._kv_cache_memory is None else self._kv_cache_memory

@@ -11,6 +11,7 @@ import torch
 from engine.dispatch.records import PromptLogprobs, StepResult, TokenLogprobs
 from engine.dispatch.sampling import F32Array
 from engine.sampling.sampler import RawLogprobs, Sampled
+from engine.step.accepted import AcceptedSlots
 from engine.step.runner import NOT_FINITE, FinishedStep
 
 
@@ -32,8 +33,15 @@ class SampledStep:
     """
 
     def __init__(
-        self, step_id: int, started: float, sampled: Sampled, prompts: PromptResults = NO_PROMPT_RESULTS
+        self,
+        step_id: int,
+        started: float,
+        sampled: Sampled,
+        prompts: PromptResults = NO_PROMPT_RESULTS,
+        accepted: AcceptedSlots | None = None,
     ) -> None:
+        """`accepted`: which slots of `sampled` count, if not all."""
+        self._accepted = accepted
         self._step_id = step_id
         self._started = started
         self._prompts = prompts
@@ -63,7 +71,7 @@ class SampledStep:
             return FinishedStep.failed(self._step_id, NOT_FINITE).result()
         token_ids = self._token_ids.numpy().astype(np.uint32)
         logprobs = {} if self._logprobs is None else _by_index(self._logprobs)
-        return StepResult(
+        result = StepResult(
             self._step_id,
             token_ids,
             logprobs,
@@ -71,6 +79,9 @@ class SampledStep:
             prompt_logprobs=self._prompts.logprobs,
             pooled=self._prompts.pooled,
         )
+        if self._accepted is not None:
+            self._accepted.narrow(result)
+        return result
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

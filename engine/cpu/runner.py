@@ -11,6 +11,7 @@ import torch
 from engine.attention.interface import IntArray
 from engine.cpu.adapters import adapter_batch
 from engine.cpu.attention import TorchAttentionBackend
+from engine.cpu.drafts import CpuDrafter, DraftTokens
 from engine.cpu.prompt_states import NotFinite, PooledStates, compute_prompt_logprobs
 from engine.cpu.recorded_steps import RecordedSteps
 from engine.cpu.results import NO_PROMPT_RESULTS, PromptResults, SampledStep
@@ -23,6 +24,7 @@ from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch
 from engine.sampling.sampler import sample
+from engine.step.accepted import AcceptedSlots
 from engine.step.prompt_work import PromptWork, find_prompt_work
 from engine.step.row_ledger import PlanError
 from engine.step.runner import NOT_FINITE, FinishedStep, PendingStep
@@ -44,8 +46,11 @@ class CpuModelRunner:
         kv_pool: KVPool,
         rows: RequestRows,
         recorded: RecordedSteps | None = None,
+        drafter: CpuDrafter | None = None,
     ) -> None:
-        """`recorded`: what runs steps of few tokens faster, if anything does."""
+        """`recorded`: what runs steps of few tokens faster, if anything does. `drafter`: what proposes draft
+        tokens, if anything does."""
+        self._drafter = drafter
         self.model = model
         self.recorded = recorded
         self.backend = backend
@@ -80,7 +85,11 @@ class CpuModelRunner:
         self.rows.apply(plan)
         if not len(plan.rows):
             return FinishedStep(StepResult(plan.step_id, u32([])))
-        inputs = prepare_inputs(plan, self.rows)
+        starts = self.rows.check_schedule(plan)
+        drafts = None if self._drafter is None else self._drafter.propose(plan, starts)
+        if drafts is not None and not drafts.num_slots.any():
+            return FinishedStep(_nothing_gained(plan))
+        inputs = prepare_inputs(plan, self.rows, starts, drafts)
         if len(plan.copied_blocks):
             copied = torch.from_numpy(plan.copied_blocks.astype(np.int64))
             self.kv_pool.copy(copied[:, 0].to(self.device), copied[:, 1].to(self.device))
@@ -88,16 +97,17 @@ class CpuModelRunner:
         if not work and self.recorded is not None:
             logits = self.recorded.logits(inputs, self.rows.token_ids.view(-1))
             if logits is not None:
-                return self._sample(plan, started, inputs, logits, NO_PROMPT_RESULTS)
+                return self._sample(plan, started, inputs, logits, NO_PROMPT_RESULTS, drafts)
         hidden = self._run_model(inputs)
         prompts = self._tell(work, hidden, inputs) if work else NO_PROMPT_RESULTS
         if not len(inputs.logits_indices):
-            result = StepResult(plan.step_id, u32([]), execute_us=_microseconds_since(started))
+            result = _nothing_gained(plan) if drafts else StepResult(plan.step_id, u32([]))
+            result.execute_us = _microseconds_since(started)
             result.prompt_logprobs, result.pooled = prompts.logprobs, prompts.pooled
             return FinishedStep(result)
         last = hidden.index_select(0, torch.from_numpy(inputs.logits_indices).to(self.device))
         logits = self.model.compute_logits(last, _adapters_of(inputs, inputs.logits_indices))
-        return self._sample(plan, started, inputs, logits.float(), prompts)
+        return self._sample(plan, started, inputs, logits.float(), prompts, drafts)
 
     def _sample(
         self,
@@ -106,15 +116,33 @@ class CpuModelRunner:
         inputs: StepInputs,
         logits: torch.Tensor,
         prompts: PromptResults,
+        drafts: DraftTokens | None,
     ) -> PendingStep:
-        """Samples from the logits of the requests that sample, in the plan's order."""
+        """Samples from the logits of the slots that sample, in the plan's order."""
         batch = self.rows.sampling.select(inputs.sampling_rows, inputs.sampling_positions)
         if plan.masks:
-            everyone = np.arange(len(batch.rows))
+            everyone = np.cumsum(inputs.num_slots) - inputs.num_slots
             mask_batch(batch, plan, everyone, self.rows.limits.vocab_size)
         sampled = sample(logits, batch, self.rows.token_ids)
-        self.rows.append_sampled(inputs.sampling_rows, sampled.token_ids)
-        return SampledStep(plan.step_id, started, sampled, prompts)
+        if drafts is None:
+            self.rows.append_sampled(inputs.sampling_rows, sampled.token_ids)
+            return SampledStep(plan.step_id, started, sampled, prompts)
+        accepted = self._accept(plan, inputs, sampled.token_ids, drafts)
+        return SampledStep(plan.step_id, started, sampled, prompts, accepted)
+
+    def _accept(
+        self, plan: StepPlan, inputs: StepInputs, sampled: torch.Tensor, drafts: DraftTokens
+    ) -> AcceptedSlots:
+        """Appends to each row what it gains."""
+        assert self._drafter is not None
+        samples, rows, positions = plan.samples != 0, inputs.sampling_rows, inputs.sampling_positions
+        by_slot, tokens = drafts.by_slot(samples), sampled.numpy()
+        gained = self._drafter.count_gained(by_slot, tokens, inputs.num_slots, rows, positions)
+        self.rows.write_drafts(
+            rows, positions, tokens
+        )  # those behind what is gained are behind the rows' ends
+        self.rows.num_tokens[plan.rows[samples].astype(np.int64)] += gained
+        return AcceptedSlots(inputs.num_slots, gained, np.maximum(inputs.num_slots - 1, 0))
 
     def _tell(self, work: PromptWork, hidden: torch.Tensor, inputs: StepInputs) -> PromptResults:
         logprobs: list[PromptLogprobs] = []
@@ -142,6 +170,12 @@ class CpuModelRunner:
 def _adapters_of(inputs: StepInputs, tokens: IntArray) -> AdapterBatch | None:
     """The adapters of some of a step's tokens."""
     return None if inputs.adapter_slots is None else adapter_batch(inputs.adapter_slots[tokens])
+
+
+def _nothing_gained(plan: StepPlan) -> StepResult:
+    """Of a step whose requests have all been taken to their ends by steps before it."""
+    nothing = np.zeros(np.count_nonzero(plan.samples), np.uint32)
+    return StepResult(plan.step_id, u32([]), num_tokens=nothing, num_drafts=nothing)
 
 
 def _microseconds_since(started: float) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from engine.attention.interface import BatchLayout, IntArray
 from engine.cpu.attention import TorchAttentionBackend
+from engine.cpu.drafts import DraftTokens
 from engine.cpu.rows import RequestRows
 from engine.dispatch.records import StepPlan
 from engine.layers.adapters import AdapterBatch
@@ -27,8 +28,10 @@ class StepInputs:
         layouts: of the batch in each KV group, for the attention backend.
         begins: where each request's tokens begin, in the plan's order.
         logits_indices: the tokens whose logits are needed, in the plan's order of sampling requests.
-        sampling_rows: the rows that sample, in the plan's order.
+        sampling_rows: the rows that sample, in the plan's order, once for each of their slots.
         sampling_positions: where each sampled token goes.
+        num_slots: of each request that samples, in the plan's order: one, and one more for each draft that
+            the step verifies; none for a request that steps before this one have taken to its end.
         adapter_slots: of each token's adapter, -1 for none, [T]; None where no request has one.
     """
 
@@ -39,20 +42,33 @@ class StepInputs:
     logits_indices: IntArray
     sampling_rows: IntArray
     sampling_positions: IntArray
+    num_slots: IntArray
     adapter_slots: IntArray | None = None
 
 
-def prepare_inputs(plan: StepPlan, rows: RequestRows) -> StepInputs:
-    """Lays out the scheduled tokens of a plan that `rows` has applied.
+def prepare_inputs(
+    plan: StepPlan, rows: RequestRows, starts: IntArray, drafts: DraftTokens | None = None
+) -> StepInputs:
+    """Lays out the scheduled tokens of a plan that `rows` has applied and checked.
 
-    Requests are reordered for the attention backend: those that compute one token first, longest first.
+    A draft is one more request that computes one token: it is in its row already, and sees those before it,
+    whose keys and values every layer stores before it attends. Requests are reordered for the attention
+    backend: those that compute one token first, longest first.
 
-    Raises:
-        PlanError: the plan computes too many tokens, or tokens that a row does not have or has no block for.
+    Args:
+        starts: where each request starts.
+        drafts: what the step verifies.
     """
-    rows.check_schedule(plan)
-    plan_rows = plan.rows.astype(np.int64)
-    plan_counts, plan_starts = plan.counts.astype(np.int64), plan.starts.astype(np.int64)
+    plan_rows, plan_starts = plan.rows.astype(np.int64), starts
+    plan_counts, samples = plan.counts.astype(np.int64), plan.samples != 0
+    num_slots, first = np.ones(len(plan_rows), np.int64), np.arange(len(plan_rows))
+    if drafts is not None:
+        num_slots = drafts.num_slots
+        first = np.cumsum(num_slots) - num_slots
+        offsets = np.arange(int(num_slots.sum())) - np.repeat(first, num_slots)
+        columns = (plan_rows, plan_starts, plan_counts, samples)
+        plan_rows, plan_starts, plan_counts, samples = (np.repeat(each, num_slots) for each in columns)
+        plan_starts = plan_starts + offsets
     ends = plan_starts + plan_counts
     order = np.lexsort((-ends, plan_counts > 1))
     row, count, start, end = plan_rows[order], plan_counts[order], plan_starts[order], ends[order]
@@ -74,15 +90,16 @@ def prepare_inputs(plan: StepPlan, rows: RequestRows) -> StepInputs:
     ]
     last_in_plan_order = np.empty_like(last)
     last_in_plan_order[order] = last
-    samples = plan.samples.astype(bool)
+    begins = last_in_plan_order + 1 - plan_counts
     return StepInputs(
         token_index=token_row * rows.limits.max_model_len + positions,
         positions=positions,
         layouts=layouts,
-        begins=last_in_plan_order + 1 - plan_counts,
+        begins=begins[np.minimum(first, len(begins) - 1)],
         logits_indices=last_in_plan_order[samples],
         sampling_rows=plan_rows[samples],
         sampling_positions=ends[samples],
+        num_slots=num_slots[plan.samples != 0],
         adapter_slots=_adapter_slots(rows, token_row),
     )
 

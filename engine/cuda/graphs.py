@@ -97,10 +97,21 @@ def _size(shape: StepShape) -> tuple[int, int]:
     return shape.num_tokens, shape.num_slots
 
 
-def decode_graph_sizes(max_num_seqs: int) -> list[int]:
-    """Batch sizes for graphs of decode steps: closer together where padding would cost most."""
+# As many requests are captured with every number of drafts.
+_DRAFTED = (1, 2, 4, 8, 16, 32)
+
+
+def decode_graph_sizes(max_num_seqs: int, max_drafts: int = 0) -> list[int]:
+    """Numbers of slots for graphs of decode steps: closer together where padding would cost most. With
+    drafts, requests have a slot more for each of theirs."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_num_seqs + 1, 32)]
-    return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
+    with_drafts = {
+        count * (1 + drafts)
+        for count in _DRAFTED
+        if count <= max_num_seqs
+        for drafts in range(1, max_drafts + 1)
+    }
+    return sorted({size for size in sizes if size < max_num_seqs} | {max_num_seqs} | with_drafts)
 
 
 def mixed_graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> list[GraphSize]:

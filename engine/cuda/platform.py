@@ -103,7 +103,7 @@ class CudaPlatform(Platform):
     ) -> Runner:
         assert isinstance(backend, TritonAttentionBackend)
         rows = DeviceRows(limits, self.device)
-        return CudaModelRunner(model, backend, kv_pool, rows)
+        return CudaModelRunner(model, backend, kv_pool, rows, self._config.speculation)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         """Bytes for the KV pool: what `gpu_memory_utilization` allows, minus the memory in use, the largest
@@ -158,7 +158,7 @@ class CudaPlatform(Platform):
         """The sizes worth a graph: all decode steps, and mixed steps that take longer to launch than to
         compute."""
         max_num_seqs = runner.rows.limits.max_num_seqs
-        decodes = decode_graph_sizes(max_num_seqs)
+        decodes = decode_graph_sizes(max_num_seqs, runner.rows.limits.max_drafts)
         sizes = [GraphSize(size, 0, 0, False) for size in decodes]
         if not self._config.deterministic and runner.rows.can_share_prefix:
             sizes += [GraphSize(size, 0, 0, True) for size in decodes if size >= _FEWEST_SHARING]

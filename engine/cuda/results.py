@@ -13,6 +13,7 @@ from engine.cuda.logprobs import LogprobsRequest
 from engine.cuda.prompt_states import PromptTransfer
 from engine.cuda.staging import NUM_TURNS
 from engine.dispatch.records import StepResult
+from engine.step.accepted import AcceptedSlots
 from engine.step.runner import NOT_FINITE, FinishedStep
 
 
@@ -22,10 +23,16 @@ class ResultBuffers:
     Attributes:
         token_ids: [NUM_TURNS, S] int32, on the device.
         largest: [NUM_TURNS, S] fp32, on the device; see `sample_rows`.
+        counts, drafts: with speculation, [NUM_TURNS, S] int32, on the device; see `accept_drafts`.
     """
 
-    def __init__(self, max_num_seqs: int, device: torch.device) -> None:
-        self._device = torch.zeros((NUM_TURNS, 2, max_num_seqs), dtype=torch.int32, device=device)
+    def __init__(self, max_num_seqs: int, device: torch.device, *, speculates: bool = False) -> None:
+        num_parts = 4 if speculates else 2
+        self._device = torch.zeros((NUM_TURNS, num_parts, max_num_seqs), dtype=torch.int32, device=device)
+        # Views of nothing where there are no drafts.
+        self.counts, self.drafts = self._device[:, 2:3].flatten(1), self._device[:, 3:4].flatten(1)
+        if speculates:
+            self.counts, self.drafts = self._device[:, 2], self._device[:, 3]
         self.token_ids = self._device[:, 0]
         self.largest = self._device[:, 1].view(torch.float32)
         on_gpu = device.type == "cuda"
@@ -47,6 +54,7 @@ class ResultBuffers:
         slots: IntArray,
         logprobs: LogprobsRequest | None,
         prompts: PromptTransfer | None,
+        num_slots: IntArray | None = None,
     ) -> LaunchedStep:
         """Starts the copy to the host, after the work launched so far.
 
@@ -56,6 +64,7 @@ class ResultBuffers:
             slots: the slots that sampled, in the order of the result.
             logprobs: the step's log probabilities, if requested.
             prompts: the step's prompt logprobs and pooled states, if requested.
+            num_slots: with speculation, how many of the slots each request has, one after the other.
         """
         copied = None
         if self._stream is not None and self._computed is not None and self._copied is not None:
@@ -67,7 +76,7 @@ class ResultBuffers:
                 copied.record()
         else:
             self._copy(index, logprobs, prompts)
-        return LaunchedStep(self, index, step_id, slots, logprobs, prompts, copied)
+        return LaunchedStep(self, index, step_id, slots, logprobs, prompts, copied, num_slots)
 
     def _copy(self, index: int, logprobs: LogprobsRequest | None, prompts: PromptTransfer | None) -> None:
         self._host[index].copy_(self._device[index], non_blocking=True)
@@ -78,8 +87,14 @@ class ResultBuffers:
 
     def sampled(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(token ids, largest logits) of a buffer that has been copied."""
-        token_ids, largest = self._host[index].numpy()
+        token_ids, largest = self._host[index, :2].numpy()
         return token_ids, largest.view(np.float32)
+
+    def accepted(self, index: int, slots: IntArray, num_slots: IntArray) -> AcceptedSlots:
+        """What the requests of a buffer that has been copied gain, and the drafts that they had."""
+        counts, drafts = self._host[index, 2:].numpy()
+        first = slots[np.cumsum(num_slots) - num_slots]
+        return AcceptedSlots(num_slots, counts[first].astype(np.int64), drafts[first].astype(np.int64))
 
     def execute_us(self, index: int) -> int:
         """Microseconds that the device spent on a finished step; 0 without a GPU."""
@@ -104,6 +119,7 @@ class LaunchedStep:
     logprobs: LogprobsRequest | None
     prompts: PromptTransfer | None
     copied: torch.cuda.Event | None
+    num_slots: IntArray | None = None
     launch_us: int = 0
 
     def done(self) -> bool:
@@ -122,7 +138,12 @@ class LaunchedStep:
         if self.copied is not None:
             self.copied.synchronize()
         token_ids, largest = self.buffers.sampled(self.index)
-        if not np.isfinite(largest[self.slots]).all():
+        accepted = None
+        finite = np.isfinite(largest[self.slots])
+        if self.num_slots is not None:
+            accepted = self.buffers.accepted(self.index, self.slots, self.num_slots)
+            finite |= ~accepted.kept  # nothing was computed there, or nothing is gained
+        if not finite.all():
             return FinishedStep.failed(self.step_id, NOT_FINITE).result()
         logprobs = {} if self.logprobs is None else self.logprobs.by_index()
         result = StepResult(
@@ -132,6 +153,8 @@ class LaunchedStep:
             self.buffers.execute_us(self.index),
             launch_us=self.launch_us,
         )
+        if accepted is not None and not accepted.is_one_each:
+            accepted.narrow(result)
         if self.prompts is not None:
             result.prompt_logprobs, result.pooled = self.prompts.results()
             if not all(np.isfinite(told.logprobs).all() for told in result.prompt_logprobs):

@@ -15,7 +15,7 @@ from engine.attention.interface import IntArray
 from engine.cuda.shared_prefix import SharedPrefix, find_shared_prefix
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import StepPlan
-from engine.step.row_ledger import RowLedger
+from engine.step.row_ledger import PlanError, RowLedger
 
 
 class DeviceRows(RowLedger):
@@ -29,6 +29,10 @@ class DeviceRows(RowLedger):
         block_tables: [num_kv_groups, max_num_seqs, max_blocks], in the arena.
         host_block_tables: a copy of `block_tables` on the host.
         lengths: tokens of each row, [max_num_seqs], in the arena; a step adds the tokens that it appends.
+        prompt_lengths: with speculation, how many of each row's tokens are prompt, [max_num_seqs], in the
+            arena.
+        device_predictions, prediction_lengths: with speculation, each row's prediction, [max_num_seqs,
+            max_prediction] and [max_num_seqs], in the arena.
         can_share_prefix: whether any KV group keeps all blocks of its requests.
     """
 
@@ -38,11 +42,17 @@ class DeviceRows(RowLedger):
         tables = (limits.num_kv_groups, limits.max_num_seqs, limits.max_blocks)
         num_entries = math.prod(tables)
         self._first_block_entry, self._first_length = num_tokens, num_tokens + num_entries
-        size = self._first_length + limits.max_num_seqs
+        num_rows = limits.max_num_seqs
+        self._first_prediction = self._first_length + num_rows
+        num_predicted = num_rows * limits.max_prediction
+        size = self._first_prediction + (num_predicted + 2 * num_rows if limits.max_drafts else 0)
         self.arena = torch.zeros(size, dtype=torch.int32, device=device)
         self.token_ids = self.arena[:num_tokens].view(limits.max_num_seqs, limits.max_model_len)
         self.block_tables = self.arena[num_tokens : self._first_length].view(tables)
-        self.lengths = self.arena[self._first_length :]
+        self.lengths = self.arena[self._first_length : self._first_prediction]
+        of_predictions = self.arena[self._first_prediction :]
+        self.device_predictions = of_predictions[:num_predicted].view(num_rows, limits.max_prediction)
+        self.prediction_lengths, self.prompt_lengths = of_predictions[num_predicted:].view(2, -1)
         self.host_block_tables: IntArray = np.zeros(tables, dtype=np.int64)
         self._places: list[IntArray] = []
         self._words: list[np.ndarray] = []
@@ -85,10 +95,25 @@ class DeviceRows(RowLedger):
             return _NOTHING, _NOTHING
         return np.concatenate(places).astype(np.int32), np.concatenate(words).astype(np.int32)
 
+    def _locate_decodes(self, rows: IntArray, starts: IntArray) -> IntArray:
+        """The device alone knows; what the scheduler knows is the least that it may be."""
+        known = self.num_tokens[rows] - 1
+        if (starts < known).any():
+            raise PlanError(f"row {rows[starts < known][0]} computes tokens before its end")
+        self.num_tokens[rows] = starts + 1
+        return starts
+
     def _write_tokens(self, row: int, token_ids: np.ndarray) -> None:
         begin = row * self.limits.max_model_len
         self._places += [np.arange(begin, begin + len(token_ids)), np.array([self._first_length + row])]
         self._words += [token_ids, np.array([len(token_ids)])]
+
+    def _write_prediction(self, row: int, token_ids: np.ndarray, num_prompt_tokens: int) -> None:
+        limits, count = self.limits, len(token_ids)
+        begin = self._first_prediction + row * limits.max_prediction
+        lengths = self._first_prediction + limits.max_num_seqs * limits.max_prediction + row
+        self._places += [np.arange(begin, begin + count), np.array([lengths, lengths + limits.max_num_seqs])]
+        self._words += [token_ids, np.array([count, num_prompt_tokens])]
 
     def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
         limits = self.limits

@@ -21,7 +21,7 @@ from engine.cuda.attention import (
     TritonAttentionMetadata,
 )
 from engine.cuda.device_errors import failed_step, is_lost
-from engine.cuda.graphs import GraphSize, StepGraphs
+from engine.cuda.graphs import GraphSize, StepGraphs, decode_graph_sizes
 from engine.cuda.prompt_states import PromptStates, PromptTransfer
 from engine.cuda.results import LaunchedStep, ResultBuffers
 from engine.cuda.rows import DeviceRows
@@ -31,15 +31,18 @@ from engine.cuda.step_layout import (
     StepLayout,
     exact_shape,
     fill_columns,
+    fill_drafts,
     fill_sampling,
     lay_out,
     padded_shape,
 )
 from engine.cuda.step_shape import StepColumns, StepShape, device_columns, host_columns
+from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import NO_COPIES, StepPlan, StepResult
 from engine.dispatch.sampling import u32
 from engine.kernels.copy_blocks.kernel import copy_blocks
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
+from engine.kernels.speculation.kernel import accept_drafts, prepare_slots, propose_ngrams
 from engine.kernels.step_inputs.kernel import (
     fill_group_slots,
     prepare_chunks,
@@ -51,6 +54,7 @@ from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch
 from engine.sampling.parameters import SamplingBatch
+from engine.speculation.settings import SpeculationSettings
 from engine.step.prompt_work import PromptWork, find_prompt_work
 from engine.step.row_ledger import PlanError
 from engine.step.runner import DeviceLost, FinishedStep, PendingStep
@@ -65,7 +69,9 @@ _MAX_KEPT_SHAPES = 1024
 class _Inputs:
     """The model's inputs, which `prepare_*` and `fill_group_slots` compute from the columns of each step.
 
-    `slot_mapping` is of the first KV group, `group_slots` [groups - 1, tokens] of the others.
+    `slot_mapping` is of the first KV group, `group_slots` [groups - 1, tokens] of the others. With
+    speculation `slot_rows` are the rows of the slots that compute something, and `next_drafts` the drafts
+    after them.
     """
 
     input_ids: torch.Tensor
@@ -73,6 +79,8 @@ class _Inputs:
     slot_mapping: torch.Tensor
     seq_lens: torch.Tensor
     group_slots: torch.Tensor
+    slot_rows: torch.Tensor
+    next_drafts: torch.Tensor
 
     @classmethod
     def allocate(cls, max_tokens: int, max_seqs: int, num_groups: int, device: torch.device) -> _Inputs:
@@ -80,7 +88,8 @@ class _Inputs:
             return torch.zeros(size, dtype=torch.int32, device=device)
 
         tokens = (zeros(max_tokens), zeros(max_tokens), zeros(max_tokens))
-        return cls(*tokens, zeros(max_seqs), zeros(num_groups - 1, max_tokens))
+        seqs = (zeros(max_seqs), zeros(max_seqs))
+        return cls(*tokens, zeros(max_seqs), zeros(num_groups - 1, max_tokens), *seqs)
 
 
 class CudaModelRunner:
@@ -96,7 +105,9 @@ class CudaModelRunner:
         backend: TritonAttentionBackend,
         kv_pool: KVPool,
         rows: DeviceRows,
+        speculation: SpeculationSettings | None = None,
     ) -> None:
+        self._speculation = speculation
         self.model = model
         self.backend = backend
         self.kv_pool = kv_pool
@@ -106,15 +117,18 @@ class CudaModelRunner:
         self._sizes_left: list[GraphSize] = []
         limits = rows.limits
         # With the padding of a graph, a step may exceed the limits on tokens and requests.
-        max_tokens = limits.max_num_batched_tokens + limits.max_num_seqs
-        max_slots = 2 * limits.max_num_seqs
+        max_decodes = max_decode_slots(limits)
+        max_tokens = limits.max_num_batched_tokens + max_decodes
+        max_slots = limits.max_num_seqs + max_decodes
         self._inputs = _Inputs.allocate(max_tokens, max_slots, limits.num_kv_groups, self.device)
         # The slots of a step's tokens, the block tables and the window of each KV group.
         slot_mappings = (self._inputs.slot_mapping, *self._inputs.group_slots)
         self._kv_groups = list(zip(slot_mappings, rows.block_tables, limits.kv_windows, strict=True))
-        self._results = ResultBuffers(max_slots, self.device)
+        self._results = ResultBuffers(max_slots, self.device, speculates=speculation is not None)
         self._workspace = SamplingWorkspace.allocate(max_slots, limits.vocab_size, self.device)
-        self._extras = SamplingExtras(rows, self._results.token_ids, self._workspace)
+        self._extras = SamplingExtras(
+            rows, self._results.token_ids, self._workspace, append=speculation is None
+        )
         self._prompts = PromptStates(rows, model.compute_logits, model.finish_pooled, self.device)
         num_words = self._max_words()
         pin = self.device.type == "cuda"
@@ -131,10 +145,12 @@ class CudaModelRunner:
         """
         limits = self.rows.limits
         seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
-        columns = StepShape(seqs, seqs, tokens, tokens + 2 * seqs).num_words
+        decodes = max_decode_slots(limits)
+        speculates = self._speculation is not None
+        columns = StepShape(decodes, seqs, tokens, tokens + seqs + decodes, speculates=speculates).num_words
         # A block is copied at most once for each request and group.
         blocks = (seqs + tokens // limits.block_size + seqs) * limits.num_kv_groups
-        return columns + 2 * (limits.max_new_words + blocks + seqs)
+        return columns + 2 * (limits.max_new_words + blocks + 3 * seqs)
 
     @property
     def largest_shape(self) -> StepShape:
@@ -153,6 +169,7 @@ class CudaModelRunner:
             self.backend.block_q,
             tile_decodes=self.backend.tile_decodes,
             shares_prefix=shares_prefix,
+            speculates=self._speculation is not None,
         )
 
     @torch.inference_mode()
@@ -164,6 +181,7 @@ class CudaModelRunner:
         hidden = self._run_model(shape)
         logits = self._sample(shape, hidden)
         self._extras.rehearse(logits, self._columns(shape), self._positions(shape))
+        self._accept(shape)
         self._prompts.rehearse(hidden)
 
     def rehearse_sizes(self, sizes: Sequence[GraphSize]) -> None:
@@ -250,19 +268,29 @@ class CudaModelRunner:
                 layout.num_chunk_tokens,
                 shares_prefix=layout.prefix is not None,
             )
-        shape = graph or exact_shape(layout, self.backend.block_q, tile_decodes=self.backend.tile_decodes)
+        shape = graph or exact_shape(
+            layout,
+            self.backend.block_q,
+            tile_decodes=self.backend.tile_decodes,
+            speculates=self._speculation is not None,
+        )
         batch = self._fill(index, shape, layout)
         order = layout.plan_order
+        num_slots = layout.num_slots
+        if self._speculation is not None and num_slots is None:
+            num_slots = np.ones(len(order), np.int64)
         if plan.masks:
-            mask_batch(batch, plan, order, rows.limits.vocab_size)
+            first = order if num_slots is None else order[np.cumsum(num_slots) - num_slots]
+            mask_batch(batch, plan, first, rows.limits.vocab_size)
         self._send(index, shape, plan.copied_blocks)
         logits, prompts = self._execute(shape, layout, work, captured=graph is not None)
         slots = _slots(layout, shape)
         logprobs = self._extras.after_sampling(
             batch, slots, order, logits, self._columns(shape), self._positions(shape)
         )
-        rows.num_tokens[layout.rows[order]] += 1
-        return self._results.collect(index, plan.step_id, slots[order], logprobs, prompts)
+        self._accept(shape)
+        rows.num_tokens[plan.rows[plan.samples != 0].astype(np.int64)] += 1
+        return self._results.collect(index, plan.step_id, slots[order], logprobs, prompts, num_slots)
 
     def _execute(
         self, shape: StepShape, layout: StepLayout, work: PromptWork | None, *, captured: bool
@@ -313,6 +341,8 @@ class CudaModelRunner:
             block_q=self.backend.block_q,
             tile_decodes=self.backend.tile_decodes,
         )
+        if shape.speculates:
+            fill_drafts(columns, shape, layout, self.rows)
         return fill_sampling(columns, shape, layout, self.rows)
 
     def _columns(self, shape: StepShape) -> StepColumns[torch.Tensor]:
@@ -340,7 +370,7 @@ class CudaModelRunner:
             TritonAttentionMetadata(
                 slot_mapping=slots[:num_tokens],
                 num_decodes=shape.num_decodes,
-                rows=columns.rows,
+                rows=self._slot_rows(shape, columns),
                 seq_lens=self._inputs.seq_lens[:num_slots],
                 query_start_loc=columns.query_start_loc,
                 tile_request=columns.tile_request,
@@ -373,16 +403,83 @@ class CudaModelRunner:
             out_largest=self._results.largest,
             slot=columns.result,
             workspace=self._workspace,
+            append=not shape.speculates,
         )
         return logits
+
+    def _accept(self, shape: StepShape) -> None:
+        """With speculation, appends to the rows what requests gain. It comes after all that samples."""
+        settings, results = self._speculation, self._results
+        if settings is None:
+            return
+        columns = self._columns(shape)
+        accept_drafts(
+            columns.sampling_rows,
+            columns.offsets,
+            columns.group_sizes,
+            self._positions(shape),
+            self._inputs.next_drafts,
+            self.rows.lengths,
+            self.rows.token_ids,
+            out_token_ids=results.token_ids,
+            out_counts=results.counts,
+            out_drafts=results.drafts,
+            slot=columns.result,
+            acceptance=settings.acceptance if settings.method == "test" else None,
+        )
+
+    def _slot_rows(self, shape: StepShape, columns: StepColumns[torch.Tensor]) -> torch.Tensor:
+        """The row of each slot, -1 where nothing is computed, [S]."""
+        return self._inputs.slot_rows[: shape.num_slots] if shape.speculates else columns.rows
 
     def _positions(self, shape: StepShape) -> torch.Tensor:
         """The position of each slot's sampled token, [S]: right after its computed tokens."""
         return self._inputs.seq_lens[: shape.num_slots]
 
+    def _prepare_drafts(
+        self, shape: StepShape, columns: StepColumns[torch.Tensor], settings: SpeculationSettings
+    ) -> None:
+        """Proposes drafts, and lays out the decodes with them."""
+        rows, inputs, num_decodes = self.rows, self._inputs, shape.num_decodes
+        propose_ngrams(
+            columns.rows[:num_decodes],
+            columns.offsets,
+            columns.group_sizes,
+            columns.room,
+            rows.lengths,
+            rows.token_ids,
+            rows.device_predictions,
+            rows.prediction_lengths,
+            rows.prompt_lengths,
+            inputs.next_drafts,
+            least=settings.prompt_lookup_min,
+            most=settings.prompt_lookup_max,
+            is_test=settings.method == "test",
+        )
+        prepare_slots(
+            columns.rows,
+            columns.offsets,
+            columns.room,
+            columns.seeds,
+            inputs.next_drafts,
+            rows.lengths,
+            rows.token_ids,
+            rows.block_tables[0],
+            block_size=rows.limits.block_size,
+            num_decodes=num_decodes,
+            input_ids=inputs.input_ids,
+            positions=inputs.positions,
+            slot_mapping=inputs.slot_mapping,
+            seq_lens=inputs.seq_lens,
+            slot_rows=inputs.slot_rows,
+            draws=columns.draws,
+        )
+
     def _prepare(self, shape: StepShape, columns: StepColumns[torch.Tensor]) -> None:
         rows, inputs, num_decodes = self.rows, self._inputs, shape.num_decodes
-        if num_decodes:
+        if self._speculation is not None:
+            self._prepare_drafts(shape, columns, self._speculation)
+        elif num_decodes:
             prepare_decodes(
                 columns.rows[:num_decodes],
                 rows.lengths,
@@ -414,7 +511,7 @@ class CudaModelRunner:
             )
         if len(inputs.group_slots):
             fill_group_slots(
-                columns.rows,
+                self._slot_rows(shape, columns),
                 columns.query_start_loc,
                 inputs.positions[: shape.num_tokens],
                 rows.block_tables[1:],
@@ -422,6 +519,14 @@ class CudaModelRunner:
                 num_decodes=num_decodes,
                 slot_mappings=inputs.group_slots,
             )
+
+
+def max_decode_slots(limits: EngineLimits) -> int:
+    """The most decodes of a step, a draft being one, and padding of graphs."""
+    return max(
+        limits.max_num_seqs + limits.max_draft_tokens,
+        *decode_graph_sizes(limits.max_num_seqs, limits.max_drafts),
+    )
 
 
 def _slots(layout: StepLayout, shape: StepShape) -> np.ndarray:

@@ -79,12 +79,21 @@ class _Adjustments:
 class SamplingExtras:
     """Runs after the main sampling, on the same stream, and never waits for the device."""
 
-    def __init__(self, rows: DeviceRows, out_token_ids: torch.Tensor, workspace: SamplingWorkspace) -> None:
+    def __init__(
+        self,
+        rows: DeviceRows,
+        out_token_ids: torch.Tensor,
+        workspace: SamplingWorkspace,
+        *,
+        append: bool = True,
+    ) -> None:
+        """`append`: whether sampled tokens are appended to rows; see `sample_rows`."""
+        self._append = append
         self._rows = rows
         self._out_token_ids = out_token_ids
         self._workspace = workspace
         device, limits = rows.arena.device, rows.limits
-        num_rows, vocab_size = limits.max_num_seqs, limits.vocab_size
+        num_rows, vocab_size = limits.max_num_seqs + limits.max_draft_tokens, limits.vocab_size
         self._adjusted = AdjustWorkspace.allocate(min(num_rows, ROWS_AT_ONCE), vocab_size, device)
         self._chunks = LogprobsWorkspace.allocate(num_rows, vocab_size, device)
         self._staging = Staging(NUM_TURNS, device)
@@ -188,6 +197,7 @@ class SamplingExtras:
                 slot=columns.result,
                 workspace=self._workspace,
                 index=part.index,
+                append=self._append,
             )
 
     def _gather(

@@ -28,6 +28,10 @@ class StepLayout:
         prefix: the prefix that decodes share, if it is worth a separate attention launch.
         plan_index: each request's index in the plan's columns, [S].
         plan_order: the requests that sample, as indices into the slots, in the plan's order.
+        num_slots: slots of each of the plan's requests that sample, one after the other; None for one each. A
+            decode has one for each of its drafts, which are decodes of the same row here.
+        offsets, group_sizes: which of its request's slots each is, and how many the request has, [S]; None
+            where all have one.
     """
 
     rows: IntArray
@@ -38,6 +42,9 @@ class StepLayout:
     plan_order: IntArray
     plan_index: IntArray
     prefix: SharedPrefix | None = None
+    num_slots: IntArray | None = None
+    offsets: IntArray | None = None
+    group_sizes: IntArray | None = None
 
     @property
     def num_chunks(self) -> int:
@@ -52,6 +59,8 @@ class StepLayout:
 
 def lay_out(plan: StepPlan) -> StepLayout:
     """Makes the layout of an applied plan, with decodes first."""
+    if plan.drafts is not None:
+        return _lay_out_drafts(plan, plan.drafts.astype(np.int64))
     rows, starts = plan.rows.astype(np.int64), plan.starts.astype(np.int64)
     counts, samples = plan.counts.astype(np.int64), plan.samples != 0
     is_decode = samples & (counts == 1)
@@ -66,7 +75,34 @@ def lay_out(plan: StepPlan) -> StepLayout:
     return StepLayout(*columns, num_decodes, slot[samples], order)
 
 
-def exact_shape(layout: StepLayout, block_q: int, *, tile_decodes: bool) -> StepShape:
+def _lay_out_drafts(plan: StepPlan, drafts: IntArray) -> StepLayout:
+    """The layout of a plan with drafts: every draft is one more decode, behind that of its request."""
+    sizes = 1 + drafts
+    column = np.repeat(np.arange(len(sizes)), sizes)
+    offsets = np.arange(len(column)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    samples = plan.samples[column] != 0
+    is_decode = samples & (plan.counts[column] == 1)
+    order = np.argsort(~is_decode, kind="stable")
+    slot = np.empty_like(order)
+    slot[order] = np.arange(len(order))
+    column, offsets = column[order], offsets[order]
+    return StepLayout(
+        plan.rows[column].astype(np.int64),
+        plan.starts[column].astype(np.int64) + offsets,
+        plan.counts[column].astype(np.int64),
+        samples[order],
+        int(is_decode.sum()),
+        slot[samples],
+        column,
+        num_slots=sizes[plan.samples != 0],
+        offsets=offsets,
+        group_sizes=sizes[column],
+    )
+
+
+def exact_shape(
+    layout: StepLayout, block_q: int, *, tile_decodes: bool, speculates: bool = False
+) -> StepShape:
     """The shape without padding. With `tile_decodes`, attention treats decodes as chunks of one token."""
     tiled = layout.counts if tile_decodes else layout.counts[layout.num_decodes :]
     return StepShape(
@@ -75,6 +111,7 @@ def exact_shape(layout: StepLayout, block_q: int, *, tile_decodes: bool) -> Step
         layout.num_chunk_tokens,
         int((-(-tiled // block_q)).sum()),
         layout.prefix is not None,
+        speculates,
     )
 
 
@@ -86,11 +123,12 @@ def padded_shape(
     *,
     tile_decodes: bool,
     shares_prefix: bool = False,
+    speculates: bool = False,
 ) -> StepShape:
     """The shape of a graph for up to this many decodes, chunks and tokens of chunks."""
     tiles = max_prefill_tiles(num_chunk_tokens, num_chunks, block_q) if num_chunks else 0
     tiles += num_decodes if tile_decodes else 0
-    return StepShape(num_decodes, num_chunks, num_chunk_tokens, tiles, shares_prefix)
+    return StepShape(num_decodes, num_chunks, num_chunk_tokens, tiles, shares_prefix, speculates)
 
 
 def fill_columns(
@@ -155,6 +193,20 @@ def _fill_tiles(
     columns.tile_request[len(request) :] = -1
     columns.tile_start[: len(request)] = start
     columns.tile_start[len(request) :] = 0
+
+
+def fill_drafts(
+    columns: StepColumns[np.ndarray], shape: StepShape, layout: StepLayout, rows: DeviceRows
+) -> None:
+    """Writes the columns that steps of a worker with speculation have besides."""
+    d, n = layout.num_decodes, layout.num_chunks
+    chunks = slice(shape.num_decodes, shape.num_decodes + n)
+    columns.offsets[:], columns.group_sizes[:], columns.room[:] = 0, 1, 0
+    if layout.offsets is not None and layout.group_sizes is not None:
+        columns.offsets[:d], columns.group_sizes[:d] = layout.offsets[:d], layout.group_sizes[:d]
+    columns.room[:d] = rows.room(layout.rows[:d])
+    seeds = rows.sampling.seeds(layout.rows)
+    columns.seeds[:d], columns.seeds[chunks] = seeds[:d], seeds[d:]
 
 
 def fill_sampling(

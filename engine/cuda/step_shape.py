@@ -28,6 +28,7 @@ class StepShape:
         num_chunk_tokens: token slots of all chunks.
         num_tiles: attention tiles of the chunks, or of all requests if attention treats decodes as chunks.
         shares_prefix: whether many of the decodes share a prefix that attention reads once.
+        speculates: whether decodes may have drafts, which have slots of their own behind them.
     """
 
     num_decodes: int
@@ -35,6 +36,7 @@ class StepShape:
     num_chunk_tokens: int
     num_tiles: int
     shares_prefix: bool = False
+    speculates: bool = False
 
     @property
     def num_slots(self) -> int:
@@ -67,6 +69,10 @@ class StepColumns(Generic[Column]):
         prefix_lens: the prefix's length for each slot that shares it, 0 for others, [S].
         logits_index: the last token of each slot, [S].
         sampling_rows: the row that samples in each slot, -1 where none does, [S].
+        offsets, group_sizes: with speculation, which of its request's slots each is, counted from 0, and how
+            many the request has, [S].
+        room: with speculation, tokens that each slot's row may have before it computes another, [S].
+        seeds: with speculation, of each slot's request, [S] int64; decodes get their draws by them.
         sampling: the parameters of SamplingRecord that the sampling kernel reads, by name, each [S].
         draws: a uniform number for each slot, [S] fp64.
     """
@@ -83,6 +89,10 @@ class StepColumns(Generic[Column]):
     logits_index: Column
     sampling_rows: Column
     draws: Column
+    offsets: Column
+    group_sizes: Column
+    room: Column
+    seeds: Column
     sampling: dict[str, Column]
 
 
@@ -101,6 +111,11 @@ def _layout(shape: StepShape) -> Iterator[tuple[str, int, str]]:
     yield "logits_index", slots, "i4"
     yield "sampling_rows", slots, "i4"
     yield "draws", slots, "f8"
+    of_drafts = slots if shape.speculates else 0
+    yield "offsets", of_drafts, "i4"
+    yield "group_sizes", of_drafts, "i4"
+    yield "room", of_drafts, "i4"
+    yield "seeds", of_drafts, "i8"
     for name in COLUMNS:
         yield name, slots, SCALARS[name].lstrip("<")
 
@@ -115,7 +130,7 @@ def _places(shape: StepShape) -> Iterator[tuple[str, int, int, int, str]]:
         at += words
 
 
-_TORCH_KINDS = {"i4": torch.int32, "f4": torch.float32, "f8": torch.float64}
+_TORCH_KINDS = {"i4": torch.int32, "i8": torch.int64, "f4": torch.float32, "f8": torch.float64}
 
 
 def host_columns(words: np.ndarray, shape: StepShape) -> StepColumns[np.ndarray]:

@@ -14,6 +14,10 @@ MAX_BAD_WORD_TOKENS = 4096
 # pooled states (at least one state, whatever its size).
 MAX_STEP_PROMPT_LOGPROBS = 2048
 MAX_STEP_POOLED_NUMBERS = 1 << 20
+# Draft tokens that all requests of a step may have together: with more a step takes longer than they save.
+MAX_STEP_DRAFT_TOKENS = 512
+# Tokens of a request's prediction that are kept for proposers.
+MAX_PREDICTION_TOKENS = 8192
 # A plan holds so many words of new requests, unless it takes more for one request of the longest.
 _MAX_PLANNED_WORDS = 1 << 20
 # Token ids of other lists than bad words that a request may bring: biases, allowed and masked tokens.
@@ -39,7 +43,7 @@ class EngineLimits:
         max_num_batched_tokens: tokens computed in a step.
         kv_windows: the window of each KV group, groups of layers that have block tables of their own in every
             row. No layer of a group sees more tokens than its window, a token's own included; 0 is no limit.
-        max_tokens_per_step: tokens that a request can gain in one step.
+        max_tokens_per_step: tokens that a request can gain in one step: more than 1 with speculation.
         max_loras: adapters that can be in use at once; 0 where there are none.
 
     Derived from those:
@@ -50,6 +54,9 @@ class EngineLimits:
         max_prompt_logprobs: tokens that the requests with prompt_logprobs may compute in one step, together.
         max_pooled: requests with pooling whose prompts may end in one step.
         pooled_size: numbers that such a request gets.
+        max_drafts: draft tokens of a request in one step; 0 without speculation.
+        max_draft_tokens: draft tokens of all requests in one step.
+        max_prediction: tokens of a request's prediction; 0 without speculation.
     """
 
     vocab_size: int
@@ -70,6 +77,9 @@ class EngineLimits:
     max_prompt_logprobs: int = field(init=False)
     max_pooled: int = field(init=False)
     pooled_size: int = field(init=False)
+    max_drafts: int = field(init=False)
+    max_draft_tokens: int = field(init=False)
+    max_prediction: int = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.kv_windows:
@@ -87,6 +97,9 @@ class EngineLimits:
             + 2 * MAX_BAD_WORD_TOKENS
             + 64
         )
+        max_drafts = self.max_tokens_per_step - 1
+        max_prediction = min(self.max_model_len, MAX_PREDICTION_TOKENS) if max_drafts else 0
+        one_request += max_prediction
         # Many requests with long prompts may begin in one step, as they do when a prefix is cached.
         max_new_words = max(2 * one_request, min(self.max_num_seqs * one_request, _MAX_PLANNED_WORDS))
         max_pooled = min(self.max_num_seqs, MAX_STEP_POOLED_NUMBERS // max(1, self.hidden_size))
@@ -98,6 +111,9 @@ class EngineLimits:
             ("max_prompt_logprobs", min(self.max_num_batched_tokens, MAX_STEP_PROMPT_LOGPROBS)),
             ("max_pooled", max(1, max_pooled)),
             ("pooled_size", self.num_labels or self.hidden_size),
+            ("max_drafts", max_drafts),
+            ("max_draft_tokens", min(self.max_num_seqs * max_drafts, MAX_STEP_DRAFT_TOKENS)),
+            ("max_prediction", max_prediction),
         ):
             object.__setattr__(self, name, value)
 

@@ -35,13 +35,14 @@ from engine.dispatch.sampling import (
     unpack,
 )
 
-DISPATCH_VERSION = 9
+DISPATCH_VERSION = 10
 MAX_ERROR_BYTES = 4096
 TRACE_BYTES = 24
 # What of a request's id a worker is told, for its logs.
 MAX_REQUEST_ID_BYTES = 64
 
 NO_COPIES: U32Array = np.zeros((0, 2), U32)
+NO_TOKENS: U32Array = np.zeros(0, U32)
 
 
 @dataclass(slots=True)
@@ -61,6 +62,8 @@ class NewRequest:
         request_id: the request's public id, for logs; its first MAX_REQUEST_ID_BYTES arrive.
         trace: the span that the worker's spans of the request belong to, TRACE_BYTES of trace id and span id;
             empty if the request is not traced.
+        prediction: tokens that the client expects much of the output to be; a proposer of drafts may copy
+            from them. They change nothing else.
     """
 
     row: int
@@ -71,11 +74,13 @@ class NewRequest:
     adapter_slot: int = 0
     request_id: str = ""
     trace: bytes = b""
+    prediction: U32Array = field(default_factory=lambda: NO_TOKENS)
 
     @property
     def num_words(self) -> int:
         """32-bit words of variable-length data this request adds to a plan record."""
-        return len(self.token_ids) + len(self.block_ids) + self.sampling.num_words
+        lists = len(self.token_ids) + len(self.block_ids) + len(self.prediction)
+        return lists + self.sampling.num_words
 
 
 @dataclass(slots=True)
@@ -112,6 +117,10 @@ class StepPlan:
         work_ahead: the plan computes nothing; the worker does one piece of work that only makes later steps
             faster, such as the capture of a graph.
         adapter_command: the plan computes nothing; the worker does a piece of what this says.
+        drafts: the most draft tokens that the worker may propose for each request and verify in this step,
+            besides the token that it computes anyway. Only a request that computes the one token it has
+            sampled last, without a mask, has any; its blocks have room for them, as far as its end allows.
+            None where no request has.
     """
 
     step_id: int
@@ -128,6 +137,12 @@ class StepPlan:
     num_kv_groups: int = 1
     work_ahead: bool = False
     adapter_command: AdapterCommand | None = None
+    drafts: U32Array | None = None
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """The most draft tokens in the step."""
+        return 0 if self.drafts is None else int(self.drafts.sum())
 
 
 @dataclass(slots=True)
@@ -190,6 +205,8 @@ class StepResult:
             A request gains none where its blocks have no room for the token to compute: steps before this one
             have taken it to its end.
         more_ahead: of a plan with `work_ahead` or an `adapter_command`: there is more of such work.
+        num_drafts: how many draft tokens were proposed for each of the requests that `num_tokens` counts;
+            None where none were.
     """
 
     step_id: int
@@ -203,18 +220,19 @@ class StepResult:
     launch_us: int = 0
     num_tokens: U32Array | None = None
     more_ahead: bool = False
+    num_drafts: U32Array | None = None
 
 
 # version, num_freed, step_id, num_new, num_scheduled, num_new_blocks, num_words, num_masks, words of a mask,
-# num_copied_blocks, num_kv_groups, work_ahead, words of an adapter command
-_PLAN_HEADER = struct.Struct("<IIQIIIIIIIIII")
-# row, tokens, prompt tokens, blocks of all groups, adapter, request id, trace; a SamplingRecord's numbers and
-# its lists' counts
-_NEW_REQUEST = struct.Struct(f"<5I{MAX_REQUEST_ID_BYTES}s{TRACE_BYTES}s{SCALARS_FORMAT}{NUM_COUNTS}I")
+# num_copied_blocks, num_kv_groups, work_ahead, words of an adapter command, requests with a number of drafts
+_PLAN_HEADER = struct.Struct("<IIQIIIIIIIIIIIxxxx")
+# row, tokens, prompt tokens, blocks of all groups, adapter, predicted tokens, request id, trace; a
+# SamplingRecord's numbers and its lists' counts
+_NEW_REQUEST = struct.Struct(f"<6I{MAX_REQUEST_ID_BYTES}s{TRACE_BYTES}s{SCALARS_FORMAT}{NUM_COUNTS}I")
 # version, num_tokens, step_id, num_logprobs, num_top, execute_us, num_error_bytes, num_prompt_logprobs,
 # num_pooled, hidden_size (0 where nothing is pooled), is_last + 2 * more_ahead, launch_us,
-# requests with a number of tokens
-_RESULT_HEADER = struct.Struct("<IIQIIIIIIIIII")
+# requests with a number of tokens, and of drafts
+_RESULT_HEADER = struct.Struct("<IIQIIIIIIIIIIIxxxx")
 _LOGPROB = np.dtype([("index", "<u4"), ("num_top", "<u4"), ("logprob", "<f4")])
 _NO_LOGPROBS = np.zeros(0, _LOGPROB)
 _PROMPT_LOGPROBS_WORDS = 4  # index, first, n, k
@@ -224,7 +242,7 @@ def plan_bytes(limits: EngineLimits) -> int:
     """Size of the largest plan record."""
     max_new_blocks = limits.max_num_seqs + limits.max_num_batched_tokens // limits.block_size
     max_new_blocks *= limits.num_kv_groups
-    words = limits.max_num_seqs * (6 + 1 + limits.mask_words + 2 * limits.num_kv_groups)
+    words = limits.max_num_seqs * (7 + 1 + limits.mask_words + 2 * limits.num_kv_groups)
     words += max_new_blocks + limits.max_new_words
     whole = limits.max_num_seqs * _NEW_REQUEST.size + words * 4
     # A command comes alone.
@@ -237,7 +255,7 @@ def result_bytes(limits: EngineLimits) -> int:
     top = MAX_TOP_LOGPROBS * 8
     per_row = limits.max_tokens_per_step * (4 + _LOGPROB.itemsize + top) + _PROMPT_LOGPROBS_WORDS * 4
     if limits.max_tokens_per_step > 1:
-        per_row += 4
+        per_row += 2 * 4
     size = limits.max_num_seqs * per_row + limits.max_prompt_logprobs * (4 + top)
     size += limits.max_pooled * (1 + limits.pooled_size) * 4
     return _RESULT_HEADER.size + size + MAX_ERROR_BYTES + 64
@@ -251,12 +269,13 @@ def _pack_new(request: NewRequest) -> tuple[bytes, list[U32Array]]:
         request.num_prompt_tokens,
         len(request.block_ids),
         request.adapter_slot,
+        len(request.prediction),
         request.request_id.encode(errors="replace"),
         request.trace,
         *scalars_of(request.sampling),
         *counts,
     )
-    return fixed, [request.token_ids, request.block_ids, *words]
+    return fixed, [request.token_ids, request.block_ids, request.prediction, *words]
 
 
 def encode_plan(plan: StepPlan) -> bytes:
@@ -281,10 +300,13 @@ def encode_plan(plan: StepPlan) -> bytes:
         plan.num_kv_groups,
         plan.work_ahead,
         len(command) // 4,
+        0 if plan.drafts is None else len(plan.drafts),
     )
     columns = (plan.freed_rows, plan.rows, plan.starts, plan.counts, plan.samples, plan.num_new_blocks)
     parts = [header, *fixed]
     arrays = [*columns, plan.new_block_ids, plan.copied_blocks]
+    if plan.drafts is not None:
+        arrays.append(plan.drafts)
     if plan.masks:
         arrays += [u32(list(plan.masks)), np.stack(list(plan.masks.values()))]
     parts += [array.astype(U32, copy=False).tobytes() for array in arrays]
@@ -327,8 +349,9 @@ def _header(record: bytes, layout: struct.Struct) -> tuple[int, ...]:
 
 
 def _take_new(fixed: tuple[Any, ...], words: _Words) -> NewRequest:
-    row, num_tokens, num_prompt_tokens, num_blocks, adapter_slot, request_id, trace, *rest = fixed
-    token_ids, block_ids = words.take(num_tokens), words.take(num_blocks)
+    row, num_tokens, num_prompt_tokens, num_blocks, adapter_slot, num_predicted, *rest = fixed
+    request_id, trace, *rest = rest
+    token_ids, block_ids, prediction = map(words.take, (num_tokens, num_blocks, num_predicted))
     scalars, counts = tuple(rest[: len(SCALARS)]), tuple(rest[len(SCALARS) :])
     sampling = unpack(scalars, counts, words.take)
     return NewRequest(
@@ -340,6 +363,7 @@ def _take_new(fixed: tuple[Any, ...], words: _Words) -> NewRequest:
         adapter_slot,
         request_id.rstrip(b"\0").decode(errors="replace"),
         trace if any(trace) else b"",
+        prediction,
     )
 
 
@@ -350,7 +374,7 @@ def decode_plan(record: bytes) -> StepPlan:
         RecordError: the record is malformed.
     """
     num_freed, step_id, num_new, n, num_blocks, num_words, *rest = _header(record, _PLAN_HEADER)
-    num_masks, width, num_copied, num_kv_groups, work_ahead, num_command = rest
+    num_masks, width, num_copied, num_kv_groups, work_ahead, num_command, num_drafted = rest
     words_at = _PLAN_HEADER.size + num_new * _NEW_REQUEST.size
     words = _Words(record, words_at)
     freed_rows = words.take(num_freed)
@@ -362,6 +386,9 @@ def decode_plan(record: bytes) -> StepPlan:
             f"{num_new_blocks.sum()}"
         )
     copied_blocks = words.take(2 * num_copied).reshape(num_copied, 2)
+    if num_drafted not in (0, n):
+        raise RecordError(f"{num_drafted} requests of {n} have a number of drafts")
+    drafts = words.take(n) if num_drafted else None
     masks = {}
     if num_masks or width:
         index = words.take(num_masks).tolist()
@@ -389,6 +416,7 @@ def decode_plan(record: bytes) -> StepPlan:
         num_kv_groups,
         work_ahead == 1,
         command,
+        drafts,
     )
 
 
@@ -411,10 +439,13 @@ def encode_result(result: StepResult) -> bytes:
         result.is_last + 2 * result.more_ahead,
         min(result.launch_us, 2**32 - 1),
         0 if result.num_tokens is None else len(result.num_tokens),
+        0 if result.num_drafts is None else len(result.num_drafts),
     )
     parts = [header, result.token_ids.astype(U32, copy=False).tobytes()]
     if result.num_tokens is not None:
         parts.append(result.num_tokens.astype(U32, copy=False).tobytes())
+    if result.num_drafts is not None:
+        parts.append(result.num_drafts.astype(U32, copy=False).tobytes())
     parts.append(np.array(fixed, dtype=_LOGPROB).tobytes() if fixed else b"")
     parts += [np.asarray(entry.top_ids, dtype=U32).tobytes() for entry in entries.values()]
     parts += [np.asarray(entry.top_logprobs, dtype=F32).tobytes() for entry in entries.values()]
@@ -456,13 +487,16 @@ def decode_result(record: bytes) -> StepResult:
         RecordError: the record is malformed.
     """
     num_tokens, step_id, num_logprobs, num_top, execute_us, num_error, *rest = _header(record, _RESULT_HEADER)
-    num_prompts, num_pooled, hidden_size, flags, launch_us, num_counted = rest
+    num_prompts, num_pooled, hidden_size, flags, launch_us, num_counted, num_drafted = rest
     error_at = len(record) - num_error
     words = _Words(record[:error_at] if num_error else record, _RESULT_HEADER.size)
     token_ids = words.take(num_tokens)
     counted = words.take(num_counted) if num_counted else None
     if counted is not None and int(counted.sum()) != num_tokens:
         raise RecordError(f"{num_tokens} tokens, but {num_counted} requests gain {int(counted.sum())}")
+    if num_drafted not in (0, num_counted):
+        raise RecordError(f"{num_drafted} of {num_counted} requests have a number of drafts")
+    drafted = words.take(num_drafted) if num_drafted else None
     fixed = words.take(3 * num_logprobs).view(_LOGPROB) if num_logprobs else _NO_LOGPROBS
     top_ids = words.take(num_top)
     top_logprobs: F32Array = words.take(num_top).view(F32)
@@ -478,5 +512,5 @@ def decode_result(record: bytes) -> StepResult:
             float(entry["logprob"]), top_ids[offset:end], top_logprobs[offset:end]
         )
         offset = end
-    flagged = (bool(flags & 1), launch_us, counted, bool(flags & 2))
+    flagged = (bool(flags & 1), launch_us, counted, bool(flags & 2), drafted)
     return StepResult(step_id, token_ids, logprobs, execute_us, error, prompts, pooled, *flagged)

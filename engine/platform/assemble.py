@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.attention.interface import HeadLayout
 from engine.config import WorkerConfig
-from engine.dispatch.limits import EngineLimits
+from engine.dispatch.limits import MAX_STEP_DRAFT_TOKENS, EngineLimits
 from engine.layers.attention import Attention
 from engine.layers.parallel import SplitError, TensorParallel
 from engine.models.base import CausalLM, ModelContext
@@ -56,7 +56,11 @@ def assemble(
     max_num_seqs = config.max_num_seqs or platform.defaults.max_num_seqs
     max_tokens = config.max_num_batched_tokens or platform.defaults.max_num_batched_tokens
     wanted_len = max_model_len(config, model_config)
-    backend = platform.attention(_heads(model_config, parallel), max_num_seqs)
+    speculation = config.speculation
+    max_slots = max_num_seqs
+    if speculation is not None:  # a draft is computed as one more decode
+        max_slots += min(max_num_seqs * speculation.num_speculative_tokens, MAX_STEP_DRAFT_TOKENS)
+    backend = platform.attention(_heads(model_config, parallel), max_slots)
     context = ModelContext(
         model_config,
         wanted_len,
@@ -92,6 +96,7 @@ def assemble(
             max_num_batched_tokens=max_tokens,
             kv_windows=groups.windows,
             max_loras=config.max_loras if config.enable_lora else 0,
+            max_tokens_per_step=1 if speculation is None else 1 + speculation.num_speculative_tokens,
         )
 
     def make_runner(limits: EngineLimits, num_blocks: int) -> Runner:

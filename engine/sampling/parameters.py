@@ -109,6 +109,11 @@ class SamplingTable:
         parameters: np.void = self._columns[row]
         return parameters
 
+    def seeds(self, rows: IntArray) -> IntArray:
+        """The seeds of the given rows."""
+        found: IntArray = self._columns["seed"][rows]
+        return found
+
     def select(self, rows: IntArray, positions: IntArray) -> SamplingBatch:
         """The parameters of the given rows, whose next tokens go to the given positions."""
         columns = self._columns[rows]

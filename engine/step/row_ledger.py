@@ -49,6 +49,10 @@ class RowLedger(ABC):
     def _write_blocks(self, group: int, rows: IntArray, columns: IntArray, block_ids: np.ndarray) -> None:
         """Writes block ids into one KV group's block tables, each at its row and column."""
 
+    @abstractmethod
+    def _write_prediction(self, row: int, token_ids: np.ndarray, num_prompt_tokens: int) -> None:
+        """Keeps a new request's prediction, which may be empty."""
+
     def reset(self) -> None:
         """Frees every row."""
         self.num_tokens[:] = 0
@@ -70,17 +74,30 @@ class RowLedger(ABC):
         if len(plan.copied_blocks):
             self._check_copies(plan.copied_blocks)
 
-    def check_schedule(self, plan: StepPlan) -> None:
+    @abstractmethod
+    def _locate_decodes(self, rows: IntArray, starts: IntArray) -> IntArray:
+        """Where decodes of these rows start, if the scheduler knows them to start at `starts` at least."""
+
+    def check_schedule(self, plan: StepPlan) -> IntArray:
         """Checks the tokens that an applied plan computes.
+
+        Returns:
+            Where each request starts, as far as it is known here: with speculation requests may have gained
+            more tokens than the scheduler knew of.
 
         Raises:
             PlanError: there are too many tokens, or tokens that a row does not have or has no block for, or a
-                row that must or must not sample, or a mask is wrong.
+                row that must or must not sample, or a mask or a number of drafts is wrong.
         """
-        counts = plan.counts.astype(np.int64)
-        ends = plan.starts.astype(np.int64) + counts
+        counts, starts = plan.counts.astype(np.int64), plan.starts.astype(np.int64)
+        may_be_full = np.zeros(len(counts), dtype=bool)
+        if self.limits.max_drafts:
+            may_be_full = (counts == 1) & (plan.samples != 0)
+            decoding = plan.rows[may_be_full].astype(np.int64)
+            starts[may_be_full] = self._locate_decodes(decoding, starts[may_be_full])
+        ends = starts + counts
         lengths = self.num_tokens[plan.rows]
-        total = int(counts.sum())
+        total = int(counts.sum()) + plan.num_draft_tokens
         most = self.limits.max_num_batched_tokens
         if total > most:
             raise PlanError(f"the step computes {total} tokens; at most {most} are allowed")
@@ -91,12 +108,31 @@ class RowLedger(ABC):
         if self._num_pooled:
             self._check_pooling(plan, samples)
         _require_rows(plan, (plan.samples != 0) == samples, "must sample exactly at its last token")
-        _require_rows(
-            plan, (plan.samples == 0) | (lengths < self.limits.max_model_len), "is full and cannot sample"
-        )
-        _require_rows(plan, ends <= self.num_blocks[plan.rows] * self.limits.block_size, "has too few blocks")
+        may_sample = (plan.samples == 0) | (lengths < self.limits.max_model_len)
+        _require_rows(plan, may_sample | may_be_full, "is full and cannot sample")
+        held = self.num_blocks[plan.rows] * self.limits.block_size
+        _require_rows(plan, (ends <= held) | may_be_full, "has too few blocks")
         if plan.masks:
             self._check_masks(plan)
+        if plan.drafts is not None:
+            self._check_drafts(plan, plan.drafts, may_be_full)
+        return starts
+
+    def _check_drafts(self, plan: StepPlan, drafts: np.ndarray, decodes: np.ndarray) -> None:
+        may_have = decodes.copy()
+        may_have[list(plan.masks)] = False
+        _require_rows(plan, (drafts == 0) | may_have, "has drafts, but does not decode without a mask")
+        most, total = self.limits.max_draft_tokens, plan.num_draft_tokens
+        _require_rows(plan, drafts <= self.limits.max_drafts, "has too many drafts")
+        if total > most:
+            raise PlanError(f"the step has {total} drafts; at most {most} are allowed")
+
+    def room(self, rows: IntArray) -> IntArray:
+        """How long each row can be before it computes another token: its blocks have room for so many, and
+        one more can be sampled."""
+        held = self.num_blocks[rows] * self.limits.block_size
+        found: IntArray = np.minimum(held, self.limits.max_model_len - 1)
+        return found
 
     def _check_pooling(self, plan: StepPlan, samples: np.ndarray) -> None:
         """Checks the rows with pooling, and clears their entries in `samples`."""
@@ -144,11 +180,14 @@ class RowLedger(ABC):
             raise PlanError(f"new request has {length} tokens, {request.num_prompt_tokens} of them prompt")
         if num_blocks > self.limits.max_blocks:
             raise PlanError(f"new request has {num_blocks} blocks; at most {self.limits.max_blocks}")
-        _require(
-            request.token_ids < self.limits.vocab_size,
-            request.token_ids,
-            f"token id must be below {self.limits.vocab_size}",
-        )
+        for token_ids in (request.token_ids, request.prediction):
+            rule = f"token id must be below {self.limits.vocab_size}"
+            _require(token_ids < self.limits.vocab_size, token_ids, rule)
+        if len(request.prediction) > self.limits.max_prediction:
+            raise PlanError(
+                f"new request has a prediction of {len(request.prediction)} tokens; at most "
+                f"{self.limits.max_prediction} are allowed"
+            )
         if num_blocks * self.limits.num_kv_groups != len(request.block_ids):
             raise PlanError(f"new request has {len(request.block_ids)} blocks in {self._groups}")
         if request.adapter_slot > self.limits.max_loras:
@@ -157,6 +196,8 @@ class RowLedger(ABC):
             )
         self._require_in_pool(request.block_ids)
         self._write_tokens(row, request.token_ids)
+        if self.limits.max_drafts:
+            self._write_prediction(row, request.prediction, request.num_prompt_tokens)
         self._write_groups(np.full(num_blocks, row), np.arange(num_blocks), request.block_ids)
         self.adapter_slots[row] = request.adapter_slot - 1
         self.num_tokens[row], self.num_blocks[row] = length, num_blocks

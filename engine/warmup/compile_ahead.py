@@ -53,6 +53,7 @@ _SETTINGS = (
     "block_size",
     "num_blocks",
     "deterministic",
+    "speculation",
 )
 
 

@@ -13,7 +13,7 @@ from engine.dispatch.adapters import AdapterCommand, AdapterFacts
 from engine.dispatch.records import TokenLogprobs
 from engine.dispatch.sampling import F32Array, Pooling, SamplingRecord
 from engine.step.runner import PendingStep
-from engine.worker.build import build_worker
+from engine.worker.build import MakePlatform, build_worker
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.block_hashes import root_hash
 from scheduler.core import Scheduler
@@ -26,11 +26,17 @@ STEPS_IN_FLIGHT = 2
 
 class CoreDriver:
     """Serves requests of a checkpoint on the CPU, in float32 unless told otherwise. Blocks that a test's
-    requests fill are found by later ones."""
+    requests fill are found by later ones.
 
-    def __init__(self, model: Path, **settings: Any) -> None:
+    Attributes:
+        is_timed: whether the scheduler is told what steps take, by which it decides how many drafts pay.
+    """
+
+    is_timed = True
+
+    def __init__(self, model: Path, make_platform: MakePlatform | None = None, **settings: Any) -> None:
         values = {"device": "cpu", "dtype": "float32", "block_size": 16, "num_blocks": 64, **settings}
-        built = build_worker(WorkerConfig(model=str(model), socket=Path("unused"), **values))
+        built = build_worker(WorkerConfig(model=str(model), socket=Path("unused"), **values), make_platform)
         self.runner, self.facts, self.adapters = built.runner, built.facts, built.adapters
         self.scheduler = Scheduler(built.facts.limits, CoreSettings())
 
@@ -59,23 +65,32 @@ class CoreDriver:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        max_tokens: int,
-        sampling: SamplingRecord,
+        max_tokens: int | Sequence[int],
+        sampling: SamplingRecord | Sequence[SamplingRecord],
         adapter_ids: Sequence[int] = (),
+        **more: Any,
     ) -> list[tuple[Request, list[TokenLogprobs]]]:
         """Serves all prompts together, each with its adapter, if any. Returns each request and its tokens'
-        log probabilities."""
+        log probabilities.
+
+        Args:
+            more: of every request; see Request.
+        """
+        count = len(prompts)
+        records = [sampling] * count if isinstance(sampling, SamplingRecord) else sampling
+        lengths = [max_tokens] * count if isinstance(max_tokens, int) else max_tokens
         requests = [
             Request(
                 str(number),
                 array("I", prompt),
                 len(prompt),
-                sampling,
-                max_total_tokens=len(prompt) + max_tokens,
+                record,
+                max_total_tokens=len(prompt) + length,
                 adapter_id=adapter_ids[number] if adapter_ids else 0,
                 root_hash=root_hash("", adapter_ids[number] if adapter_ids else 0),
+                **more,
             )
-            for number, prompt in enumerate(prompts)
+            for number, (prompt, record, length) in enumerate(zip(prompts, records, lengths, strict=True))
         ]
         logprobs: dict[str, list[TokenLogprobs]] = {request.request_id: [] for request in requests}
         for request in requests:
@@ -119,4 +134,6 @@ class CoreDriver:
                 return
             result = in_flight.popleft().result()
             assert not result.error, result.error
+            if not self.is_timed:
+                result.execute_us = 0
             yield self.scheduler.update(result)

@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scheduler.serve": (*GROUND, "engine.dispatch", "scheduler"),
     "scheduler.__main__": ("pagewire.base", "pagewire.telemetry", "scheduler.config", "scheduler.serve"),
     # Inside the engine, from the ground up.
-    "engine.config": ("pagewire.base",),
+    "engine.config": ("pagewire.base", "engine.speculation"),
+    "engine.speculation": ("pagewire.base",),
     "engine.dispatch": ("pagewire.worker",),
     "engine.kernels": (),
     "engine.attention": (),
@@ -74,11 +75,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.cpu": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.attention", "engine.sampling"),
         *("engine.step", "engine.layers", "engine.lora", "engine.models", "engine.platform", "engine.quant"),
+        "engine.speculation",
     ),
     "engine.cuda": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.kernels", "engine.attention"),
         *("engine.sampling", "engine.step", "engine.layers", "engine.models", "engine.platform"),
-        *("engine.lora", "engine.quant"),
+        *("engine.lora", "engine.quant", "engine.speculation"),
     ),
     "engine.null": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.dispatch"),

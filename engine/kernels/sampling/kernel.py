@@ -115,6 +115,7 @@ def sample_rows(
     slot: torch.Tensor,
     workspace: SamplingWorkspace,
     index: torch.Tensor | None = None,
+    append: bool = True,
 ) -> None:
     """Chooses a token for each row of logits, appends it to its request's row and to a result buffer.
 
@@ -130,6 +131,7 @@ def sample_rows(
         workspace: for at least S rows of this vocabulary.
         index: int32 [S], which entry of the step each row of logits belongs to, -1 for none. Without it row
             i is entry i.
+        append: without it the token goes to the result buffer alone.
     """
     num_rows, vocab_size = logits.shape
     if num_rows == 0:
@@ -194,6 +196,7 @@ def sample_rows(
         SHIFT=KEY_SHIFT[logits.dtype],
         HAS_INDEX=has_index,
         HAS_LARGEST=out_largest is not None,
+        APPEND=append,
         num_warps=CHOOSE_WARPS,
         maxnreg=CHOOSE_REGISTERS,
         **overlap_options(),
@@ -298,6 +301,7 @@ def _choose_tokens(
     SHIFT: tl.constexpr,
     HAS_INDEX: tl.constexpr,
     HAS_LARGEST: tl.constexpr,
+    APPEND: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Program i: the token of row i, from what `_reduce_chunks` left."""
@@ -358,7 +362,8 @@ def _choose_tokens(
     tl.store(out_token_ids + place, token)
     if HAS_LARGEST:
         tl.store(out_largest + place, largest)
-    tl.store(token_ids + request * token_ids_stride + tl.load(positions + entry), token)
+    if APPEND:
+        tl.store(token_ids + request * token_ids_stride + tl.load(positions + entry), token)
 
 
 @triton.jit

@@ -94,8 +94,9 @@ class _Row:
 
 @dataclass
 class MiniatureWorker:
-    """Executes plans in order, one at a time. With `generosity` a request that computes the last token of its
-    row gains so many tokens, from where the row ends here, however far the scheduler knows it to be.
+    """Executes plans in order, one at a time. With `generosity`, which says how many tokens are gained by all
+    drafts at most, a request that computes the last token of its row goes on from where the row ends here,
+    however far the scheduler knows it to be.
     """
 
     block_size: int
@@ -132,6 +133,8 @@ class MiniatureWorker:
         self._store(plan)
         result = StepResult(plan.step_id, u32([]))
         sampled, gained = [], []
+        drafts = [0] * len(plan.rows) if plan.drafts is None else plan.drafts.tolist()
+        assert int(plan.counts.sum()) + sum(drafts) <= self.max_num_batched_tokens
         for column, (row, start, count, samples) in enumerate(self._scheduled(plan)):
             if start // self.block_size >= row.num_blocks:
                 assert samples
@@ -146,23 +149,25 @@ class MiniatureWorker:
             if samples:
                 mask = plan.masks.get(column)
                 token = self._sample(row, None if mask is None else from_mask(mask))
-                tokens = [token, *([] if count > 1 or column in plan.masks else self._more(row))]
+                assert not drafts[column] or (count == 1 and column not in plan.masks)
+                tokens = [token, *self._more(row, drafts[column])]
                 for index, each in enumerate(tokens, len(sampled)):
                     if row.sampling.logprobs >= 0:
                         result.logprobs[index] = logprobs_of(each)
                 sampled += tokens
                 gained.append(len(tokens))
         result.token_ids = u32(sampled)
-        if self.generosity is not None:
+        if plan.drafts is not None or 0 in gained:
             result.num_tokens = u32(gained)
+            result.num_drafts = plan.drafts[plan.samples > 0] if plan.drafts is not None else None
         return decode_result(encode_result(result))
 
-    def _more(self, row: _Row) -> list[int]:
-        """Tokens that a request gains beyond the one it was planned to."""
-        if self.generosity is None:
+    def _more(self, row: _Row, num_drafts: int) -> list[int]:
+        """Tokens that a request gains by its drafts."""
+        if self.generosity is None or not num_drafts:
             return []
         tokens = []
-        for _ in range(self.generosity() - 1):
+        for _ in range(min(self.generosity() - 1, num_drafts)):
             position = len(row.token_ids) - 1
             if (position + 1) // self.block_size >= row.num_blocks:
                 break  # as far as the scheduler expects the request to go

@@ -132,7 +132,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             limits.kv_windows,
         )
         if most > 1:
-            worker.generosity = cycle((most, 1, 2)).__next__
+            worker.generosity = cycle((most, 1, 2, most)).__next__
         return worker
 
     @rule(

@@ -1,0 +1,1 @@
+"""Speculative decoding: settings, what proposes draft tokens, and which of them are accepted."""
