@@ -25,7 +25,10 @@ def register(app: typer.Typer) -> None:
 
 def export(
     model: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="What to write: a new directory.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="What to write: a new directory, or a file that ends in .gguf."),
+    ],
     **values: Any,
 ) -> None:
     """Write a checkpoint quantized, with an adapter merged into it, or in another layout.
@@ -35,8 +38,13 @@ def export(
     """
     config = build(ExportConfig, {**values, "model": model, "out": out})
 
-    from pagewire.export.run import export_hf
+    if config.to == "gguf":
+        from pagewire.export.gguf_file import export_gguf
 
-    made = export_hf(config)
+        made = export_gguf(config)
+    else:
+        from pagewire.export.run import export_hf
+
+        made = export_hf(config)
     print(f"wrote {made.path}: {made.summary}, {made.num_bytes / 1e6:,.0f} MB of weights")
     print(f"serve it: pagewire serve {made.path}")

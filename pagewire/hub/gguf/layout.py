@@ -128,7 +128,7 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class Wanted:
     """A tensor that the file must have. `shapes` are those that it may have there."""
 
     name: str
@@ -138,12 +138,21 @@ class _Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """A placement of tensors that have not been looked for yet."""
 
-    wanted: tuple[_Wanted, ...]
+    wanted: tuple[Wanted, ...]
     targets: tuple[Target, ...]
     arrangement: Arrangement = Arrangement.IN_TURN
+
+
+def plan_tensors(architecture: Architecture, sizes: ModelSizes, config: dict[str, Any]) -> list[Plan]:
+    """Where all tensors of a model are in a GGUF file and in Hugging Face layout.
+
+    Args:
+        config: config.json's fields; needed are `tie_word_embeddings` and those that switch biases on.
+    """
+    return list(_Planner(architecture, sizes, config).plans())
 
 
 def place_tensors(
@@ -177,7 +186,7 @@ def place_tensors(
                 f"{gguf.path}: the metadata asks for {sizes.layers * count} {what}; at most "
                 f"{_MOST_TENSORS} are read"
             )
-    plans = list(_Planner(architecture, sizes, config).plans())
+    plans = plan_tensors(architecture, sizes, config)
     _check(gguf, [each for plan in plans for each in plan.wanted])
     _require_mxfp4(gguf, plans)
     order = {name: index for index, name in enumerate(gguf.tensors)}
@@ -217,7 +226,7 @@ def _in_own_format(placement: Placement) -> Placement:
     return replace(placement, targets=tuple(replace(target, dtype=dtype) for target in targets))
 
 
-def _check(gguf: GgufFile, wanted: list[_Wanted]) -> None:
+def _check(gguf: GgufFile, wanted: list[Wanted]) -> None:
     """Every wanted tensor is there, with the right shape, and no other."""
     missing = [each.name for each in wanted if each.name not in gguf.tensors]
     extra = [
@@ -246,7 +255,7 @@ def _check(gguf: GgufFile, wanted: list[_Wanted]) -> None:
         )
 
 
-def _require_mxfp4(gguf: GgufFile, plans: list[_Plan]) -> None:
+def _require_mxfp4(gguf: GgufFile, plans: list[Plan]) -> None:
     for plan in plans:
         for each in plan.wanted if plan.arrangement is Arrangement.MXFP4 else ():
             kind = gguf.tensors[each.name].type
@@ -276,7 +285,7 @@ class _Planner:
             for tensor in tensors
         }
 
-    def plans(self) -> Iterator[_Plan]:
+    def plans(self) -> Iterator[Plan]:
         """Tensors of the file that belong together, and what they become."""
         for tensor, module in self._architecture.outer.items():
             if tensor != "output" or not self._tied:
@@ -294,19 +303,19 @@ class _Planner:
             for module, tensors in self._architecture.packed.items():
                 yield from self._of_packed(f"{path}.{module}", prefix, tensors)
 
-    def _of_module(self, module: str, prefix: str, tensors: tuple[str, ...]) -> Iterator[_Plan]:
+    def _of_module(self, module: str, prefix: str, tensors: tuple[str, ...]) -> Iterator[Plan]:
         """A module's weight and, where it has one, its bias."""
         parts = [self._wanted(prefix, tensor) for tensor in tensors]
         first = parts[0].shapes[0]
         shape = first if len(parts) == 1 else (sum(part.shapes[0][0] for part in parts), *first[1:])
         shape = (1, *shape) if tensors[0] in _ROWS_OF_ONE else shape
         name = module if tensors[0] in _PARAMETERS else f"{module}.weight"
-        yield _Plan(tuple(parts), (Target(name, shape),))
+        yield Plan(tuple(parts), (Target(name, shape),))
         if tensors[0] in self._biased:
             (tensor,) = tensors  # no architecture has biases in what it fuses
-            yield _Plan((self._wanted(prefix, tensor, "bias"),), (Target(f"{module}.bias", shape[:1]),))
+            yield Plan((self._wanted(prefix, tensor, "bias"),), (Target(f"{module}.bias", shape[:1]),))
 
-    def _wanted(self, prefix: str, tensor: str, suffix: str = "weight") -> _Wanted:
+    def _wanted(self, prefix: str, tensor: str, suffix: str = "weight") -> Wanted:
         architecture = self._architecture
         shape = self._shape(architecture.shapes.get(tensor, _SHAPES[tensor]))
         if suffix == "bias":
@@ -314,40 +323,40 @@ class _Planner:
         shapes = (shape, (1, *shape)) if tensor in _ROWS_OF_ONE else (shape,)
         paired_heads = getattr(self._sizes, _HEADS[tensor]) if tensor in architecture.permuted else 0
         is_shifted = architecture.one_plus_norms and tensor.endswith("_norm")
-        return _Wanted(f"{prefix}{tensor}.{suffix}", shapes, paired_heads, -1.0 if is_shifted else 0.0)
+        return Wanted(f"{prefix}{tensor}.{suffix}", shapes, paired_heads, -1.0 if is_shifted else 0.0)
 
-    def _of_experts(self, module: str, prefix: str, tensor: str) -> Iterator[_Plan]:
+    def _of_experts(self, module: str, prefix: str, tensor: str) -> Iterator[Plan]:
         """A matrix of all experts of a layer."""
         shape, experts = self._shape(_EXPERT_SHAPES[tensor]), self._sizes.experts
         targets = [Target(f"{module.format(expert=expert)}.weight", shape) for expert in range(experts)]
         if self._architecture.experts_are_apart:
             for expert, target in enumerate(targets):
-                yield _Plan((_Wanted(f"{prefix}{tensor}.{expert}.weight", (shape,)),), (target,))
+                yield Plan((Wanted(f"{prefix}{tensor}.{expert}.weight", (shape,)),), (target,))
         else:
-            yield _Plan((_Wanted(f"{prefix}{tensor}_exps.weight", ((experts, *shape),)),), tuple(targets))
+            yield Plan((Wanted(f"{prefix}{tensor}_exps.weight", ((experts, *shape),)),), tuple(targets))
 
-    def _of_heads(self, module: str, prefix: str, tensor: str) -> _Plan:
+    def _of_heads(self, module: str, prefix: str, tensor: str) -> Plan:
         """The norms of all heads of a layer."""
         wanted = self._wanted(prefix, tensor)
         heads, *shape = wanted.shapes[0]
         names = (f"{module.format(head=head)}.weight" for head in range(heads))
-        return _Plan((wanted,), tuple(Target(name, tuple(shape)) for name in names))
+        return Plan((wanted,), tuple(Target(name, tuple(shape)) for name in names))
 
-    def _of_packed(self, module: str, prefix: str, tensors: tuple[str, ...]) -> Iterator[_Plan]:
+    def _of_packed(self, module: str, prefix: str, tensors: tuple[str, ...]) -> Iterator[Plan]:
         """A matrix of all experts of a layer that stays in MXFP4, and its bias."""
         out, features = self._shape(_EXPERT_SHAPES[tensors[0].removesuffix("_exps")])
         experts, rows = self._sizes.experts, out * len(tensors)
         groups = features // MXFP4_GROUP
-        yield _Plan(
-            tuple(_Wanted(f"{prefix}{tensor}.weight", ((experts, out, features),)) for tensor in tensors),
+        yield Plan(
+            tuple(Wanted(f"{prefix}{tensor}.weight", ((experts, out, features),)) for tensor in tensors),
             (
                 Target(f"{module}_blocks", (experts, rows, groups, MXFP4_GROUP // 2), "U8"),
                 Target(f"{module}_scales", (experts, rows, groups), "U8"),
             ),
             Arrangement.MXFP4,
         )
-        yield _Plan(
-            tuple(_Wanted(f"{prefix}{tensor}.bias", ((experts, out),)) for tensor in tensors),
+        yield Plan(
+            tuple(Wanted(f"{prefix}{tensor}.bias", ((experts, out),)) for tensor in tensors),
             (Target(f"{module}_bias", (experts, rows)),),
             Arrangement.ALTERNATING,
         )
