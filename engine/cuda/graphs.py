@@ -12,12 +12,14 @@ from engine.cuda.step_shape import StepShape
 
 
 class GraphSize(NamedTuple):
-    """The size of a graph: decodes, chunks, tokens of all chunks, and whether the decodes share a prefix."""
+    """The size of a graph: decodes, chunks, tokens of all chunks, whether the decodes share a prefix, and
+    whether requests have adapters."""
 
     num_decodes: int
     num_chunks: int
     num_chunk_tokens: int
     shares_prefix: bool
+    has_adapters: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -42,8 +44,9 @@ class StepGraphs:
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._decodes: dict[bool, list[StepShape]] = {False: [], True: []}
-        self._mixed: list[StepShape] = []
+        # By whether the decodes share a prefix, and whether requests have adapters.
+        self._decodes: dict[tuple[bool, bool], list[StepShape]] = {}
+        self._mixed: dict[bool, list[StepShape]] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -61,23 +64,31 @@ class StepGraphs:
                 logits = self._compute(shape)
             self._graphs[shape] = graph, logits
         shapes = sorted(self._graphs, key=_size)
-        self._decodes = {
-            shares: [shape for shape in shapes if not shape.num_chunks and shape.shares_prefix == shares]
-            for shares in (False, True)
-        }
-        self._mixed = [shape for shape in shapes if shape.num_chunks]
+        self._decodes, self._mixed = {}, {}
+        for shape in shapes:
+            has_adapters = shape.num_adapter_tiles > 0
+            if shape.num_chunks:
+                self._mixed.setdefault(has_adapters, []).append(shape)
+            else:
+                self._decodes.setdefault((shape.shares_prefix, has_adapters), []).append(shape)
 
     def find(
-        self, num_decodes: int, num_chunks: int, num_chunk_tokens: int, *, shares_prefix: bool
+        self,
+        num_decodes: int,
+        num_chunks: int,
+        num_chunk_tokens: int,
+        *,
+        shares_prefix: bool,
+        has_adapters: bool = False,
     ) -> StepShape | None:
         """The smallest captured shape with room for this many of each; None if there is none."""
         if not num_chunks:
-            decodes = self._decodes[shares_prefix]
+            decodes = self._decodes.get((shares_prefix, has_adapters), [])
             at = bisect_left(decodes, num_decodes, key=lambda shape: shape.num_decodes)
             return decodes[at] if at < len(decodes) else None
         if shares_prefix:
             return None
-        for shape in self._mixed:
+        for shape in self._mixed.get(has_adapters, []):
             if (
                 num_decodes <= shape.num_decodes
                 and num_chunks <= shape.num_chunks

@@ -10,6 +10,7 @@ import torch
 
 from engine.attention.interface import AttentionBackend, HeadLayout
 from engine.config import WorkerConfig
+from engine.cuda.adapters import CudaLinearAdapters
 from engine.cuda.attention import TritonAttentionBackend
 from engine.cuda.expert_method import cuda_expert_methods
 from engine.cuda.fp8_products import has_fp8
@@ -25,7 +26,6 @@ from engine.layers.adapters import LayerSlots, LinearAdapters
 from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
-from engine.lora.slots import TorchLinearAdapters
 from engine.models.base import CausalLM
 from engine.platform.base import MakeTrial, Platform
 from engine.platform.device import CUDA_DEFAULTS, fitting, pick_kv_dtype
@@ -86,7 +86,7 @@ class CudaPlatform(Platform):
         return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
 
     def linear_adapters(self, slots: LayerSlots) -> LinearAdapters:
-        return TorchLinearAdapters(slots)
+        return CudaLinearAdapters(slots, invariant=self._config.deterministic)
 
     def layout_products(self) -> LayoutProducts:
         return cuda_layout_products(self.device, deterministic=self._config.deterministic)
@@ -162,6 +162,8 @@ class CudaPlatform(Platform):
         sizes = [GraphSize(size, 0, 0, False) for size in decodes]
         if not self._config.deterministic and runner.rows.can_share_prefix:
             sizes += [GraphSize(size, 0, 0, True) for size in decodes if size >= _FEWEST_SHARING]
+        if runner.rows.limits.max_loras:
+            sizes += [GraphSize(size, 0, 0, False, True) for size in decodes]
         host_seconds = len(runner.kv_pool.layers) * _LAUNCHES_PER_LAYER * _LAUNCH_SECONDS
         for size in mixed_graph_sizes(max_num_seqs, runner.rows.limits.max_num_batched_tokens):
             if step_cost(runner.model, size.num_tokens).seconds < host_seconds:

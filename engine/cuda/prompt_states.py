@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -98,13 +99,21 @@ class PromptStates:
         )
         self._turn = 0
 
-    def after_model(self, work: PromptWork, layout: StepLayout, hidden: torch.Tensor) -> PromptTransfer:
+    def after_model(
+        self,
+        work: PromptWork,
+        layout: StepLayout,
+        hidden: torch.Tensor,
+        compute_logits: Callable[[torch.Tensor, IntArray], torch.Tensor] | None = None,
+    ) -> PromptTransfer:
         """Computes a step's prompt logprobs and pooled states.
 
         Args:
             work: the requested work.
             layout: the step's layout; the step has no padding.
             hidden: final hidden states of the step's tokens, [T, hidden].
+            compute_logits: from hidden states, and which of the step's tokens they are of, where the logits
+                depend on the token; by default what the model computes for any.
         """
         begins = np.empty_like(layout.counts)
         begins[layout.plan_index] = np.cumsum(layout.counts) - layout.counts
@@ -120,7 +129,8 @@ class PromptStates:
             positions, targets, entries, *staged = staged
             num_tokens = sum(chunk.count for chunk in work.logprobs)
             request = self._results.take(np.arange(num_tokens), np.array([num_top]))
-            self._gather(hidden, positions, targets, entries, request)
+            compute = None if compute_logits is None else partial(_of_part, compute_logits, arrays[0])
+            self._gather(hidden, positions, targets, entries, request, compute)
         return self._pool(hidden, work, staged, request)
 
     def rehearse(self, hidden: torch.Tensor) -> None:
@@ -153,12 +163,14 @@ class PromptStates:
         targets: torch.Tensor,
         entries: torch.Tensor,
         request: LogprobsRequest,
+        compute: Callable[[torch.Tensor, slice], torch.Tensor] | None = None,
     ) -> None:
         token_ids = self._rows.arena.index_select(0, targets)
         out, num_top = request.out, int(request.num_top.max())
         for begin in range(0, len(positions), self._at_once):
             part = slice(begin, begin + self._at_once)
-            logits = self._compute_logits(hidden.index_select(0, positions[part]))
+            states = hidden.index_select(0, positions[part])
+            logits = self._compute_logits(states) if compute is None else compute(states, part)
             gather_logprobs(
                 logits,
                 index=entries[part],
@@ -183,6 +195,15 @@ class PromptStates:
         complete = slice(sum(chunk.divisor > 0 for chunk in work.pooled))
         finished = self._finish_pooled(out[complete]) if complete.stop else out[complete]
         return PromptTransfer(work, logprobs, finished, host[complete])
+
+
+def _of_part(
+    compute_logits: Callable[[torch.Tensor, IntArray], torch.Tensor],
+    positions: IntArray,
+    states: torch.Tensor,
+    part: slice,
+) -> torch.Tensor:
+    return compute_logits(states, positions[part])
 
 
 def _pooled_arrays(chunks: Sequence[PooledChunk], begins: IntArray) -> list[np.ndarray]:

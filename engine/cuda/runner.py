@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from engine.attention.interface import IntArray
+from engine.cuda.adapters import CudaAdapterBatch, adapter_groups
 from engine.cuda.attention import (
     PrefixMetadata,
     TritonAttentionBackend,
@@ -30,17 +32,20 @@ from engine.cuda.staging import NUM_TURNS
 from engine.cuda.step_layout import (
     StepLayout,
     exact_shape,
+    fill_adapters,
     fill_columns,
     fill_drafts,
     fill_sampling,
     lay_out,
     padded_shape,
+    token_slots,
 )
 from engine.cuda.step_shape import StepColumns, StepShape, device_columns, host_columns
 from engine.dispatch.limits import EngineLimits
 from engine.dispatch.records import NO_COPIES, StepPlan, StepResult
 from engine.dispatch.sampling import u32
 from engine.kernels.copy_blocks.kernel import copy_blocks
+from engine.kernels.lora.kernel import AdapterTiles, tile_tokens
 from engine.kernels.sampling.kernel import SamplingWorkspace, sample_rows
 from engine.kernels.speculation.kernel import accept_drafts, prepare_slots, propose_ngrams
 from engine.kernels.step_inputs.kernel import (
@@ -49,6 +54,7 @@ from engine.kernels.step_inputs.kernel import (
     prepare_decodes,
     scatter_words,
 )
+from engine.layers.adapters import AdapterBatch
 from engine.layers.step_context import StepContext
 from engine.models.base import CausalLM
 from engine.platform.kv_cache import KVPool
@@ -137,6 +143,8 @@ class CudaModelRunner:
         self._words = torch.zeros(num_words, dtype=torch.int32, device=self.device)
         self._nowhere = torch.full((1,), -1, dtype=torch.int32, device=self.device)
         self._next_result = 0
+        # The step that is being launched, if adapters change the embedding or the output projection in it.
+        self._adapted: StepLayout | None = None
         self._device_columns: dict[StepShape, StepColumns[torch.Tensor]] = {}
 
     def _max_words(self) -> int:
@@ -160,7 +168,12 @@ class CudaModelRunner:
         return self._padded(0, seqs, tokens)
 
     def _padded(
-        self, num_decodes: int, num_chunks: int, num_chunk_tokens: int, shares_prefix: bool = False
+        self,
+        num_decodes: int,
+        num_chunks: int,
+        num_chunk_tokens: int,
+        shares_prefix: bool = False,
+        has_adapters: bool = False,
     ) -> StepShape:
         return padded_shape(
             num_decodes,
@@ -170,6 +183,8 @@ class CudaModelRunner:
             tile_decodes=self.backend.tile_decodes,
             shares_prefix=shares_prefix,
             speculates=self._speculation is not None,
+            num_loras=self.rows.limits.max_loras if has_adapters else 0,
+            invariant=self.backend.tile_decodes,
         )
 
     @torch.inference_mode()
@@ -192,10 +207,13 @@ class CudaModelRunner:
     def rehearse_prompts(self) -> None:
         """Rehearses prefill steps of all magnitudes once, so that kernels for each number of tokens are
         compiled and loaded before the first request needs them."""
-        tokens = self.rows.limits.max_num_batched_tokens
-        while tokens >= _SMALLEST_REHEARSAL:
-            self.rehearse(self._padded(0, min(self.rows.limits.max_num_seqs, tokens), tokens))
-            tokens //= 2
+        limits = self.rows.limits
+        for has_adapters in (False, True)[: 2 if limits.max_loras else 1]:
+            tokens = limits.max_num_batched_tokens
+            while tokens >= _SMALLEST_REHEARSAL:
+                shape = self._padded(0, min(limits.max_num_seqs, tokens), tokens, has_adapters=has_adapters)
+                self.rehearse(shape)
+                tokens //= 2
 
     def capture(self, sizes: Sequence[GraphSize]) -> None:
         """Captures CUDA graphs of steps of these sizes."""
@@ -254,25 +272,37 @@ class CudaModelRunner:
         rows.check_schedule(plan)
         work = find_prompt_work(plan, rows)
         layout = lay_out(plan)
-        if not self.backend.tile_decodes:
+        if rows.limits.max_loras:
+            slots = rows.adapter_slots[layout.rows]
+            layout.adapter_slots = slots if (slots >= 0).any() else None
+        has_adapters = layout.adapter_slots is not None
+        if not self.backend.tile_decodes and not has_adapters:
             decodes = slice(layout.num_decodes)
             layout.prefix = rows.shared_prefix(layout.rows[decodes], layout.starts[decodes])
         index = self._next_result
         self._next_result = (index + 1) % NUM_TURNS
         self._results.begin(index)
         graph = None
-        if work is None:
+        self._adapted = None
+        if layout.adapter_slots is not None and not self.model.adapter_tables.isdisjoint(
+            layout.adapter_slots.tolist()
+        ):
+            self._adapted = layout
+        if work is None and self._adapted is None:
             graph = self.graphs.find(
                 layout.num_decodes,
                 layout.num_chunks,
                 layout.num_chunk_tokens,
                 shares_prefix=layout.prefix is not None,
+                has_adapters=has_adapters,
             )
         shape = graph or exact_shape(
             layout,
             self.backend.block_q,
             tile_decodes=self.backend.tile_decodes,
             speculates=self._speculation is not None,
+            num_loras=rows.limits.max_loras,
+            invariant=self.backend.tile_decodes,
         )
         batch = self._fill(index, shape, layout)
         order = layout.plan_order
@@ -303,7 +333,21 @@ class CudaModelRunner:
             return self._compute(shape), None
         hidden = self._run_model(shape)
         logits = self._sample(shape, hidden)
-        return logits, self._prompts.after_model(work, layout, hidden)
+        compute = self._adapted_logits if self._adapted is not None else None
+        return logits, self._prompts.after_model(work, layout, hidden, compute)
+
+    def _adapted_logits(self, hidden: torch.Tensor, tokens: IntArray) -> torch.Tensor:
+        """The logits of some of a step's tokens, where adapters change the output projection."""
+        return self.model.compute_logits(hidden, self._batch_of(tokens))
+
+    def _batch_of(self, tokens: IntArray) -> AdapterBatch | None:
+        """The adapters of some of an unpadded step's tokens, where one changes the embedding or the output
+        projection; None in all other steps."""
+        layout = self._adapted
+        if layout is None:
+            return None
+        slots = token_slots(layout, layout.num_decodes, layout.num_decodes + layout.num_chunk_tokens)
+        return AdapterBatch(adapter_groups(slots[tokens], self.device))
 
     def _send(self, index: int, shape: StepShape, copied_blocks: np.ndarray) -> None:
         """Copies the step's columns and the changes of the rows to the device, applies them and copies
@@ -343,6 +387,7 @@ class CudaModelRunner:
         )
         if shape.speculates:
             fill_drafts(columns, shape, layout, self.rows)
+        fill_adapters(columns, shape, layout, invariant=self.backend.tile_decodes)
         return fill_sampling(columns, shape, layout, self.rows)
 
     def _columns(self, shape: StepShape) -> StepColumns[torch.Tensor]:
@@ -385,16 +430,35 @@ class CudaModelRunner:
             positions,
             attention=attention,
             rotations=[self.backend.rotation(table, positions) for table in self.model.rotary_tables],
+            adapters=self._adapter_batch(shape, columns),
         )
         hidden: torch.Tensor = self.model(self._inputs.input_ids[:num_tokens], context, self.kv_pool.layers)
         return hidden
+
+    def _adapter_batch(self, shape: StepShape, columns: StepColumns[torch.Tensor]) -> CudaAdapterBatch | None:
+        if not shape.num_adapter_tiles:
+            return None
+        invariant = self.backend.tile_decodes
+        tiles = AdapterTiles(
+            columns.adapter_tokens,
+            columns.adapter_slot,
+            columns.adapter_begin,
+            columns.adapter_end,
+            tile_tokens(shape.num_tokens, invariant=invariant),
+        )
+        whole = self._batch_of(np.arange(shape.num_tokens))
+        return CudaAdapterBatch(() if whole is None else whole.groups, tiles)
 
     def _sample(self, shape: StepShape, hidden: torch.Tensor) -> torch.Tensor:
         """Samples a token in every slot. Returns the raw logits, [S, vocab]."""
         columns = self._columns(shape)
         if shape.num_chunks:
             hidden = hidden.index_select(0, columns.logits_index)
-        logits = self.model.compute_logits(hidden)
+        if self._adapted is None:
+            logits = self.model.compute_logits(hidden)
+        else:
+            ends = np.cumsum(self._adapted.counts) - 1
+            logits = self._adapted_logits(hidden, ends)
         sample_rows(
             logits,
             columns=sampling_columns(columns, self._positions(shape)),

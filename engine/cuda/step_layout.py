@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.attention.interface import IntArray
+from engine.cuda.adapters import sort_tokens
 from engine.cuda.rows import DeviceRows
 from engine.cuda.shared_prefix import SharedPrefix
 from engine.cuda.step_shape import StepColumns, StepShape
 from engine.dispatch.records import StepPlan
+from engine.kernels.lora.kernel import most_tiles, tile_tokens
 from engine.kernels.paged_attention.prefill import max_prefill_tiles, prefill_tiles
 from engine.sampling.generator import uniforms
 from engine.sampling.parameters import SamplingBatch
@@ -26,6 +28,7 @@ class StepLayout:
         samples: whether the request samples a token, [S]; true for the first `num_decodes`.
         num_decodes: number of decodes.
         prefix: the prefix that decodes share, if it is worth a separate attention launch.
+        adapter_slots: the slot of each request's adapter, -1 for none, [S]; None where no request has one.
         plan_index: each request's index in the plan's columns, [S].
         plan_order: the requests that sample, as indices into the slots, in the plan's order.
         num_slots: slots of each of the plan's requests that sample, one after the other; None for one each. A
@@ -45,6 +48,7 @@ class StepLayout:
     num_slots: IntArray | None = None
     offsets: IntArray | None = None
     group_sizes: IntArray | None = None
+    adapter_slots: IntArray | None = None
 
     @property
     def num_chunks(self) -> int:
@@ -100,10 +104,32 @@ def _lay_out_drafts(plan: StepPlan, drafts: IntArray) -> StepLayout:
     )
 
 
+def token_slots(layout: StepLayout, num_decodes: int, num_tokens: int) -> IntArray:
+    """The slot of each token's adapter in a step with so many slots for decodes and tokens, -1 for none."""
+    slots: IntArray = np.full(num_tokens, -1)
+    if layout.adapter_slots is not None:
+        d = layout.num_decodes
+        slots[:d] = layout.adapter_slots[:d]
+        chunks = np.repeat(layout.adapter_slots[d:], layout.counts[d:])
+        slots[num_decodes : num_decodes + len(chunks)] = chunks
+    return slots
+
+
 def exact_shape(
-    layout: StepLayout, block_q: int, *, tile_decodes: bool, speculates: bool = False
+    layout: StepLayout,
+    block_q: int,
+    *,
+    tile_decodes: bool,
+    speculates: bool = False,
+    num_loras: int = 0,
+    invariant: bool = False,
 ) -> StepShape:
-    """The shape without padding. With `tile_decodes`, attention treats decodes as chunks of one token."""
+    """The shape without padding. With `tile_decodes`, attention treats decodes as chunks of one token.
+
+    Args:
+        num_loras: slots for adapters.
+        invariant: adapters' tiles have the same size in any step.
+    """
     tiled = layout.counts if tile_decodes else layout.counts[layout.num_decodes :]
     return StepShape(
         layout.num_decodes,
@@ -112,7 +138,14 @@ def exact_shape(
         int((-(-tiled // block_q)).sum()),
         layout.prefix is not None,
         speculates,
+        0
+        if layout.adapter_slots is None
+        else _adapter_tiles(layout.num_decodes + layout.num_chunk_tokens, num_loras, invariant=invariant),
     )
+
+
+def _adapter_tiles(num_tokens: int, num_loras: int, *, invariant: bool) -> int:
+    return most_tiles(num_tokens, num_loras, tile_tokens(num_tokens, invariant=invariant))
 
 
 def padded_shape(
@@ -124,11 +157,18 @@ def padded_shape(
     tile_decodes: bool,
     shares_prefix: bool = False,
     speculates: bool = False,
+    num_loras: int = 0,
+    invariant: bool = False,
 ) -> StepShape:
     """The shape of a graph for up to this many decodes, chunks and tokens of chunks."""
     tiles = max_prefill_tiles(num_chunk_tokens, num_chunks, block_q) if num_chunks else 0
     tiles += num_decodes if tile_decodes else 0
-    return StepShape(num_decodes, num_chunks, num_chunk_tokens, tiles, shares_prefix, speculates)
+    adapter_tiles = 0
+    if num_loras:
+        adapter_tiles = _adapter_tiles(num_decodes + num_chunk_tokens, num_loras, invariant=invariant)
+    return StepShape(
+        num_decodes, num_chunks, num_chunk_tokens, tiles, shares_prefix, speculates, adapter_tiles
+    )
 
 
 def fill_columns(
@@ -164,6 +204,25 @@ def fill_columns(
     columns.logits_index[shape.num_decodes + n :] = 0
     _fill_tiles(columns, shape, layout, block_q, tile_decodes)
     _fill_prefix(columns, shape, layout)
+
+
+def fill_adapters(
+    columns: StepColumns[np.ndarray], shape: StepShape, layout: StepLayout, *, invariant: bool
+) -> None:
+    """Writes the columns of adapters' tiles."""
+    if not shape.num_adapter_tiles:
+        return
+    columns.adapter_tokens[:] = 0
+    columns.adapter_slot[:] = -1
+    if layout.adapter_slots is None:
+        return
+    slots = token_slots(layout, shape.num_decodes, shape.num_tokens)
+    order, tiles = sort_tokens(slots, tile_tokens(shape.num_tokens, invariant=invariant))
+    columns.adapter_tokens[: len(order)] = order
+    for column, values in zip(
+        (columns.adapter_slot, columns.adapter_begin, columns.adapter_end), tiles, strict=True
+    ):
+        column[: len(values)] = values
 
 
 def _fill_prefix(columns: StepColumns[np.ndarray], shape: StepShape, layout: StepLayout) -> None:

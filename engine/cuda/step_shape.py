@@ -29,6 +29,8 @@ class StepShape:
         num_tiles: attention tiles of the chunks, or of all requests if attention treats decodes as chunks.
         shares_prefix: whether many of the decodes share a prefix that attention reads once.
         speculates: whether decodes may have drafts, which have slots of their own behind them.
+        num_adapter_tiles: tiles of tokens with the same adapter; 0 where no request has an adapter, so that
+            nothing is launched for them.
     """
 
     num_decodes: int
@@ -37,6 +39,7 @@ class StepShape:
     num_tiles: int
     shares_prefix: bool = False
     speculates: bool = False
+    num_adapter_tiles: int = 0
 
     @property
     def num_slots(self) -> int:
@@ -67,6 +70,9 @@ class StepColumns(Generic[Column]):
             [num_tiles].
         prefix_row, prefix_len: a row that begins with the prefix that decodes share, and its length; [1].
         prefix_lens: the prefix's length for each slot that shares it, 0 for others, [S].
+        adapter_tokens: the tokens with adapters, those of one side by side, [T]; empty without adapters.
+        adapter_slot, adapter_begin, adapter_end: each tile's adapter, -1 for padding, and its part of
+            `adapter_tokens`, [num_adapter_tiles].
         logits_index: the last token of each slot, [S].
         sampling_rows: the row that samples in each slot, -1 where none does, [S].
         offsets, group_sizes: with speculation, which of its request's slots each is, counted from 0, and how
@@ -86,6 +92,10 @@ class StepColumns(Generic[Column]):
     prefix_row: Column
     prefix_len: Column
     prefix_lens: Column
+    adapter_tokens: Column
+    adapter_slot: Column
+    adapter_begin: Column
+    adapter_end: Column
     logits_index: Column
     sampling_rows: Column
     draws: Column
@@ -108,6 +118,9 @@ def _layout(shape: StepShape) -> Iterator[tuple[str, int, str]]:
     yield "prefix_row", 1, "i4"
     yield "prefix_len", 1, "i4"
     yield "prefix_lens", slots, "i4"
+    yield "adapter_tokens", shape.num_tokens if shape.num_adapter_tiles else 0, "i4"
+    for name in ("adapter_slot", "adapter_begin", "adapter_end"):
+        yield name, shape.num_adapter_tiles, "i4"
     yield "logits_index", slots, "i4"
     yield "sampling_rows", slots, "i4"
     yield "draws", slots, "f8"

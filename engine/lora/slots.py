@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.config import WorkerConfig
 from engine.layers.adapters import (
     AdapterBatch,
     EmbeddingAdapters,
@@ -179,6 +180,25 @@ def _row_lengths(layer: LinearLayer, memory: LayerSlots, slot: int) -> torch.Ten
             first += size
         squares += columns.square().sum(0)
     return squares.sqrt()
+
+
+def make_slots(
+    model: CausalLM,
+    config: WorkerConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    make: MakeLinearAdapters,
+) -> AdapterSlots:
+    """The slots that a worker's configuration asks for."""
+    return AdapterSlots(
+        model,
+        num_slots=config.max_loras,
+        max_rank=config.max_lora_rank,
+        device=device,
+        dtype=dtype,
+        make=make,
+    )
 
 
 class TorchLinearAdapters(LinearAdapters):

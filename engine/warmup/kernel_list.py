@@ -31,6 +31,7 @@ from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.parallel import TensorParallel
 from engine.loader.load import create_model
+from engine.lora.slots import make_slots
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import LayerConfig, ModelConfig
 from engine.models.kv_groups import kv_groups
@@ -101,7 +102,10 @@ def find_kernels(
     platform = _RehearsalPlatform(config, device, dtype, target.num_sms)
 
     def load(context: ModelContext) -> CausalLM:
-        return create_model(with_rehearsed_layers(context, config), device, dtype)
+        model = create_model(with_rehearsed_layers(context, config), device, dtype)
+        if config.enable_lora:
+            make_slots(model, config, device=device, dtype=dtype, make=platform.linear_adapters)
+        return model
 
     with _noted_launches(found):
         assemble(config, model, platform, load, lambda size: None, TensorParallel())
@@ -181,6 +185,8 @@ class _RehearsalPlatform(CudaPlatform):
         assert isinstance(runner, CudaModelRunner)
         # Products of a few tokens are compiled for their number. What takes longest is in here too.
         runner.rehearse_sizes([GraphSize(0, 1, count, False) for count in range(1, MAX_TOKENS + 1)])
+        if runner.rows.limits.max_loras:
+            runner.rehearse_sizes([GraphSize(0, 1, count, False, True) for count in range(1, MAX_TOKENS + 1)])
         runner.rehearse_sizes(self._graph_sizes(runner))
         limits = runner.rows.limits
         # Which of these get graphs depends on the whole model; the others are launched as they come.

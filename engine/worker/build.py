@@ -15,7 +15,7 @@ from engine.layers.parallel import TensorParallel
 from engine.loader.fingerprint import fingerprint
 from engine.loader.load import load_model
 from engine.lora.host import AdapterHost
-from engine.lora.slots import AdapterSlots
+from engine.lora.slots import make_slots
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
 from engine.models.families import load_model_config
@@ -127,10 +127,9 @@ def build_worker(
 def _make_adapters(config: WorkerConfig, platform: Platform, model: CausalLM) -> AdapterHost:
     """Gives the model's layers memory for adapters."""
     with fitting(platform.device, f"memory for {config.max_loras} adapters of rank {config.max_lora_rank}"):
-        slots = AdapterSlots(
+        slots = make_slots(
             model,
-            num_slots=config.max_loras,
-            max_rank=config.max_lora_rank,
+            config,
             device=platform.device,
             dtype=platform.dtype,
             make=platform.linear_adapters,
@@ -138,7 +137,12 @@ def _make_adapters(config: WorkerConfig, platform: Platform, model: CausalLM) ->
     logger.info(
         "adapters: %d slots of rank %d, %.2f GiB", config.max_loras, slots.max_rank, slots.num_bytes / GIB
     )
-    return AdapterHost(slots, max_rank=config.max_lora_rank, max_kept=config.max_cpu_loras)
+    return AdapterHost(
+        slots,
+        max_rank=config.max_lora_rank,
+        max_kept=config.max_cpu_loras,
+        pin=platform.device.type == "cuda",
+    )
 
 
 def _require_invariant_products(config: WorkerConfig, model: ModelConfig) -> None:

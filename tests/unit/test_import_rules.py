@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.lora": (
         *("pagewire.base", "pagewire.hub", "engine.layers", "engine.loader", "engine.models"),
-        *("engine.platform", "engine.quant", "engine.dispatch", "engine.step"),
+        *("engine.platform", "engine.quant", "engine.config", "engine.dispatch", "engine.step"),
     ),
     "engine.cpu": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.attention", "engine.sampling"),
