@@ -234,25 +234,28 @@ def matrix_vector_shrink_kernel(
     # The adapter's programs come first, so that none of them is left when the product is done.
     program = tl.program_id(0)
     adapters: tl.constexpr = (ROWS + BLOCK_N - 1) // BLOCK_N
+    slot = tl.load(slot_ptr)
+    held = tl.maximum(slot, 0)
+    rank = tl.load(ranks_ptr + held)
     if program < adapters:
-        rows = program * BLOCK_N + tl.arange(0, BLOCK_N)
-        slot = tl.load(slot_ptr)
-        a = a_ptr + tl.maximum(slot, 0).to(tl.int64) * ROWS * K
-        first = _row_block(a, rows, ROWS, 0, K, BLOCK_K)
-        rank = tl.load(ranks_ptr + tl.maximum(slot, 0))
-        wait_for_previous(OVERLAP)
-        # Rows of no rank of the adapter's: only the product's own programs remain.
-        if (slot >= 0) & ((program * BLOCK_N) % R < rank):
-            product = _row_products(x_ptr, a, rows, ROWS, first, K, BLOCK_N, BLOCK_K)
-            tl.store(shrunk_ptr + rows, product, mask=rows < ROWS)
+        matrix = a_ptr + held.to(tl.int64) * (ROWS * K)
+        begin, limit = program * BLOCK_N, ROWS
+        is_wanted = (slot >= 0) & (begin % R < rank)
     else:
-        rows = (program - adapters) * BLOCK_N + tl.arange(0, BLOCK_N)
-        first = _row_block(w_ptr, rows, n, 0, K, BLOCK_K)
-        wait_for_previous(OVERLAP)
-        product = _row_products(x_ptr, w_ptr, rows, n, first, K, BLOCK_N, BLOCK_K)
-        if HAS_BIAS:
-            product += tl.load(bias_ptr + rows, mask=rows < n, other=0.0).to(tl.float32)
-        tl.store(out_ptr + rows, product.to(out_ptr.dtype.element_ty), mask=rows < n)
+        matrix = w_ptr
+        begin, limit = (program - adapters) * BLOCK_N, n
+        is_wanted = n > 0
+    rows = begin + tl.arange(0, BLOCK_N)
+    first = _row_block(matrix, rows, limit, 0, K, BLOCK_K)
+    wait_for_previous(OVERLAP)
+    if is_wanted:
+        product = _row_products(x_ptr, matrix, rows, limit, first, K, BLOCK_N, BLOCK_K)
+        if program < adapters:
+            tl.store(shrunk_ptr + rows, product, mask=rows < ROWS)
+        else:
+            if HAS_BIAS:
+                product += tl.load(bias_ptr + rows, mask=rows < n, other=0.0).to(tl.float32)
+            tl.store(out_ptr + rows, product.to(out_ptr.dtype.element_ty), mask=rows < n)
 
 
 @triton.jit(do_not_specialize=["n", "size_0", "size_1", "size_2"])
