@@ -195,6 +195,12 @@ class WorkerConfig:
             size = getattr(self, name)
             require(1 <= size <= MAX_WORLD_SIZE, name, size, f"1 to {MAX_WORLD_SIZE}")
             require(self.engine == "model" or size == 1, name, size, "1 with the null engine")
+        require(
+            self.pipeline_parallel_size == 1 or self.speculation is None,
+            "pipeline_parallel_size",
+            self.pipeline_parallel_size,
+            "1 with draft tokens: the first stage does not know how many the last one accepts",
+        )
         size = self.world_size
         require(
             size <= MAX_WORLD_SIZE,

@@ -51,8 +51,11 @@ class Scheduler:
         on_preempted: called with every request that is preempted for others; it may not change the core.
     """
 
-    def __init__(self, limits: EngineLimits, settings: CoreSettings | None = None) -> None:
-        self.limits = limits
+    def __init__(
+        self, limits: EngineLimits, settings: CoreSettings | None = None, *, num_stages: int = 1
+    ) -> None:
+        """`num_stages`: of the pipeline that the worker's ranks are."""
+        self.limits, self._num_stages = limits, num_stages
         self.settings = settings = settings or CoreSettings()
         self.pool = BlockPool(limits.num_blocks, enable_caching=settings.enable_prefix_caching)
         self.counters = Counters()
@@ -390,7 +393,7 @@ class Scheduler:
         more rows, unless it is already in this step.
         """
         if self._wants.num_steps == 0:
-            self._wants = self._rows.wants(self.running)
+            self._wants = self._rows.wants(self.running, self._next_step_id, self._num_stages)
         wants, preempted = self._wants, False
         singles = wants.singles
         if not self._placement.decode_all(draft, wants, self._choose_drafts(draft, wants)):
@@ -515,6 +518,9 @@ class Scheduler:
     def _dispatch(self, draft: Draft) -> StepPlan:
         plan = self._placement.plan(draft, self._next_step_id)
         rows = draft.sampled_rows
+        if self._num_stages > 1:
+            self._rows.ready_at[rows] = self._next_step_id + self._num_stages
+            self._wants.num_steps = 0
         self._in_flight.append(
             InFlight(
                 plan.step_id,

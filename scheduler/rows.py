@@ -63,6 +63,8 @@ class Rows:
         special: whether the request must be planned individually even when it decodes: its tokens need masks,
             or it is a pooling request and samples none.
         constrained: whether the request's tokens need masks.
+        ready_at: the first step that may decode a row whose last token is still to come: where a model is a
+            pipeline, the first stage begins a step when the last one has sampled another.
         blocked: 1 if the next token to sample has no mask yet, else 0.
         num_constrained: number of constrained requests in rows.
     """
@@ -77,6 +79,7 @@ class Rows:
         self.num_known, self.num_tokens, self.num_computed = np.zeros((3, num_rows), np.int64)
         self.num_held, self.max_total, self.blocked = np.zeros((3, num_rows), np.int64)
         self.num_drafts, self.drafts_from = np.zeros((2, num_rows), np.int64)
+        self.ready_at = np.zeros(num_rows, np.int64)
         self.special, self.constrained = np.zeros((2, num_rows), np.bool_)
         self._num_special = self.num_constrained = 0
 
@@ -155,19 +158,28 @@ class Rows:
         """Tokens of this row's request that are not computed yet and can be computed now."""
         return self.num_tokens.item(row) - self.num_computed.item(row) - self.blocked.item(row)
 
-    def wants(self, requests: Sequence[Request]) -> Wants:
-        """These requests' demand on the next step. A request whose last token is in flight has none."""
+    def wants(self, requests: Sequence[Request], step_id: int = 0, num_stages: int = 1) -> Wants:
+        """These requests' demand on the next step. A request whose last token is in flight has none.
+
+        Of a pipeline of several stages, the requests that decode are spread over as many steps, so that every
+        stage has something to do.
+        """
         rows = np.array([request.row for request in requests], np.int64)
         num_to_come = self.max_total[rows] - self.num_tokens[rows]
         left = self.num_tokens[rows] - self.num_computed[rows]
         decodes = (left == 1) & (num_to_come > 0)
+        if num_stages > 1:
+            share = -(-int(decodes.sum()) // num_stages)
+            is_known = self.num_known[rows] == self.num_tokens[rows]
+            decodes &= is_known | (self.ready_at[rows] <= step_id)
+            decodes[np.flatnonzero(decodes)[share:]] = False
         singles = rows[:0]
         if self._num_special:
             special = self.special[rows]
             singles = rows[decodes & special & (self.blocked[rows] == 0)]
             decodes &= ~special
         decoding, chunked = rows[decodes], rows[left > 1]
-        is_steady = len(decoding) and not len(singles) and not len(chunked)
+        is_steady = num_stages == 1 and len(decoding) and not len(singles) and not len(chunked)
         num_steps = int(num_to_come[decodes].min()) if is_steady else 0
         return Wants(
             self.holders(decoding), decoding, self.holders(singles), self.holders(chunked), num_steps

@@ -49,6 +49,10 @@ class RequestRows(RowLedger):
         self.token_ids.view(-1).index_copy_(0, flat.to(self.token_ids.device), sampled)
         self.num_tokens[rows] += 1
 
+    def put_tokens(self, rows: IntArray, places: IntArray, tokens: IntArray) -> None:
+        """Puts a token into each of these rows, which have room for it there already."""
+        self.token_ids[torch.from_numpy(rows), torch.from_numpy(places)] = torch.from_numpy(tokens)
+
     def _write_tokens(self, row: int, token_ids: np.ndarray) -> None:
         tokens = torch.from_numpy(token_ids.astype(np.int64))
         self.token_ids[row, : len(tokens)].copy_(tokens, non_blocking=True)

@@ -25,6 +25,7 @@ from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch
 from engine.sampling.sampler import sample
 from engine.step.accepted import AcceptedSlots
+from engine.step.pipeline import make_stage
 from engine.step.prompt_work import PromptWork, find_prompt_work
 from engine.step.row_ledger import PlanError
 from engine.step.runner import NOT_FINITE, FinishedStep, PendingStep
@@ -50,6 +51,7 @@ class CpuModelRunner:
     ) -> None:
         """`recorded`: what runs steps of few tokens faster, if anything does. `drafter`: what proposes draft
         tokens, if anything does."""
+        limits = rows.limits
         self._drafter = drafter
         self.model = model
         self.recorded = recorded
@@ -57,11 +59,23 @@ class CpuModelRunner:
         self.kv_pool = kv_pool
         self.rows = rows
         self.device = rows.token_ids.device
+        self.stage = make_stage(
+            model.parallel.communicator,
+            model.stage.index,
+            model.stage.count,
+            num_rows=limits.max_num_seqs,
+            hidden_size=limits.hidden_size,
+            max_tokens=limits.max_num_batched_tokens,
+            dtype=kv_pool.blocks.dtype,
+            device=self.device,
+        )
         self._pooled = PooledStates(rows.limits.max_num_seqs, rows.limits.hidden_size, model.finish_pooled)
 
     def reset(self) -> None:
         """Forgets every request. The KV pool's content is dead from here on: nothing refers to it."""
         self.rows.reset()
+        if self.stage is not None:
+            self.stage.reset()
 
     def work_ahead(self) -> bool:
         return False
@@ -70,18 +84,25 @@ class CpuModelRunner:
         """Starts one step. Never raises for what is in the plan or happens in the model: a failure becomes
         a result with an error, and the rows stay usable."""
         started = time.monotonic()
+        step: PendingStep
         try:
-            return self._launch(plan, started)
+            step = self._launch(plan, started)
         except PlanError as error:
             return FinishedStep.failed(plan.step_id, f"inconsistent plan: {error}")
         except NotFinite:
-            return FinishedStep.failed(plan.step_id, NOT_FINITE)
+            step = FinishedStep.failed(plan.step_id, NOT_FINITE)
         except Exception as error:
             logger.exception("step %d failed", plan.step_id)
-            return FinishedStep.failed(plan.step_id, f"{type(error).__name__}: {error}")
+            step = FinishedStep.failed(plan.step_id, f"{type(error).__name__}: {error}")
+        if self.stage is not None and self.stage.is_last:
+            return self.stage.returning(step, plan)
+        return step
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan, started: float) -> PendingStep:
+        if self.stage is not None:
+            for rows, places, tokens in self.stage.tokens_for(plan):
+                self.rows.put_tokens(rows, places, tokens)
         self.rows.apply(plan)
         if not len(plan.rows):
             return FinishedStep(StepResult(plan.step_id, u32([])))
@@ -99,6 +120,8 @@ class CpuModelRunner:
             if logits is not None:
                 return self._sample(plan, started, inputs, logits, NO_PROMPT_RESULTS, drafts)
         hidden = self._run_model(inputs)
+        if self.stage is not None and not self.stage.is_last:
+            return self._pass_on(plan, started, inputs, hidden)
         prompts = self._tell(work, hidden, inputs) if work else NO_PROMPT_RESULTS
         if not len(inputs.logits_indices):
             result = _nothing_gained(plan) if drafts else StepResult(plan.step_id, u32([]))
@@ -108,6 +131,17 @@ class CpuModelRunner:
         last = hidden.index_select(0, torch.from_numpy(inputs.logits_indices).to(self.device))
         logits = self.model.compute_logits(last, _adapters_of(inputs, inputs.logits_indices))
         return self._sample(plan, started, inputs, logits.float(), prompts, drafts)
+
+    def _pass_on(
+        self, plan: StepPlan, started: float, inputs: StepInputs, hidden: torch.Tensor
+    ) -> PendingStep:
+        """Gives the next stage what this one has made; the last one samples."""
+        assert self.stage is not None
+        self.stage.send(hidden)
+        rows = inputs.sampling_rows
+        self.stage.sampled(rows, self.rows.num_tokens[rows])
+        self.rows.num_tokens[rows] += 1
+        return FinishedStep(StepResult(plan.step_id, u32([]), execute_us=_microseconds_since(started)))
 
     def _sample(
         self,
@@ -163,7 +197,11 @@ class CpuModelRunner:
         token_ids = self.rows.token_ids.view(-1).index_select(0, token_index)
         adapters = adapter_batch(inputs.adapter_slots)
         context = make_context(self.model, self.backend, positions, inputs.layouts, adapters)
-        hidden: torch.Tensor = self.model(token_ids, context, self.kv_pool.layers)
+        received = None
+        if self.stage is not None:
+            self.stage.receive(len(positions))
+            received = self.stage.input(len(positions))
+        hidden: torch.Tensor = self.model(token_ids, context, self.kv_pool.layers, received)
         return hidden
 
 

@@ -72,6 +72,11 @@ class StepGraphs:
             else:
                 self._decodes.setdefault((shape.shares_prefix, has_adapters), []).append(shape)
 
+    def forget(self) -> None:
+        """Drops all graphs, as when they launch what belongs to a group of ranks that is no more."""
+        self._graphs.clear()
+        self._decodes, self._mixed = {}, {}
+
     def find(
         self,
         num_decodes: int,

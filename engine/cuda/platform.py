@@ -17,6 +17,7 @@ from engine.cuda.fp8_products import has_fp8
 from engine.cuda.graphs import GraphSize, decode_graph_sizes, mixed_graph_sizes
 from engine.cuda.linear_method import CudaLinearMethod, InvariantMethod
 from engine.cuda.ops import TritonLayerOps
+from engine.cuda.peer_sums import PeerSums, can_exchange
 from engine.cuda.quantized_products import cuda_layout_products
 from engine.cuda.rows import DeviceRows
 from engine.cuda.runner import CudaModelRunner
@@ -27,10 +28,13 @@ from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods, SameMethod
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
+from engine.parallel.communicator import Communicator
+from engine.parallel.exchange import PeerExchange
 from engine.platform.base import MakeTrial, Platform
 from engine.platform.device import CUDA_DEFAULTS, fitting, pick_kv_dtype
 from engine.platform.kv_cache import GIB, KVPool
 from engine.quant.products import LayoutProducts
+from engine.step.pipeline import make_stage
 from engine.step.runner import Runner
 from pagewire.base.errors import ConfigError
 
@@ -38,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 # Left free in addition to the measured memory: allocators round up, and libraries allocate more over time.
 SLACK_BYTES = 256 * 1024**2
+
+# What NCCL allocates when ranks meet, which is after the KV pool was sized.
+_NCCL_BYTES = 768 * 1024**2
 
 # The smallest batch of decodes for which a graph with a shared prefix is captured.
 _FEWEST_SHARING = 8
@@ -81,6 +88,20 @@ class CudaPlatform(Platform):
     def ops(self) -> LayerOps:
         return TritonLayerOps()
 
+    def met(self, runner: Runner, communicator: Communicator) -> None:
+        assert isinstance(runner, CudaModelRunner)
+        if not self._config.enforce_eager:
+            runner.met(communicator.texts)
+
+    def peers(self, rank: int, size: int) -> PeerExchange | None:
+        if not can_exchange(size):
+            return None
+        try:
+            return PeerSums(rank, size, self.device)
+        except OSError as error:
+            logger.warning("all sums go through NCCL: %s", error)
+            return None
+
     def linear_methods(self) -> LinearMethods:
         deterministic = self._config.deterministic
         return SameMethod(InvariantMethod() if deterministic else CudaLinearMethod(self.device))
@@ -103,7 +124,17 @@ class CudaPlatform(Platform):
     ) -> Runner:
         assert isinstance(backend, TritonAttentionBackend)
         rows = DeviceRows(limits, self.device)
-        return CudaModelRunner(model, backend, kv_pool, rows, self._config.speculation)
+        stage = make_stage(
+            model.parallel.communicator,
+            model.stage.index,
+            model.stage.count,
+            num_rows=limits.max_num_seqs,
+            hidden_size=limits.hidden_size,
+            max_tokens=limits.max_num_batched_tokens + limits.max_num_seqs,  # with the padding of graphs
+            dtype=self.dtype,
+            device=self.device,
+        )
+        return CudaModelRunner(model, backend, kv_pool, rows, self._config.speculation, stage)
 
     def bytes_for_kv(self, make_trial: MakeTrial) -> int:
         """Bytes for the KV pool: what `gpu_memory_utilization` allows, minus the memory in use, the largest
@@ -121,7 +152,8 @@ class CudaPlatform(Platform):
         free, total = torch.cuda.mem_get_info(self.device)
         taken = total - free
         allowed = int(total * self._config.gpu_memory_utilization)
-        left = allowed - taken - step_bytes - graph_bytes - SLACK_BYTES
+        library_bytes = _NCCL_BYTES if self._config.world_size > 1 else 0
+        left = allowed - taken - step_bytes - graph_bytes - library_bytes - SLACK_BYTES
         account = (
             f"{allowed / GIB:.2f} GiB allowed of {total / GIB:.2f}; {taken / GIB:.2f} taken by weights and "
             f"other programs, {step_bytes / GIB:.2f} by the largest step, {graph_bytes / GIB:.2f} by graphs"
@@ -179,6 +211,10 @@ class CudaPlatform(Platform):
         # The largest graph allocates the memory that all share. Plain decodes are needed by every request.
         largest = max(sizes, key=lambda size: size.num_tokens)
         first = [size for size in sizes if size == largest or size.is_plain_decode]
+        later = [size for size in sizes if size not in first]
+        if self._config.world_size > 1:
+            runner.capture_when_met(first, later)
+            return
         runner.capture(first)
-        runner.capture_later([size for size in sizes if size not in first])
+        runner.capture_later(later)
         logger.info("captured %d of %d graphs; the others follow when there is time", len(first), len(sizes))

@@ -103,6 +103,11 @@ class DeviceRows(RowLedger):
         self.num_tokens[rows] = starts + 1
         return starts
 
+    def put_tokens(self, rows: IntArray, places: IntArray, tokens: IntArray) -> None:
+        """Puts a token into each of these rows, which have room for it there already."""
+        self._places.append(rows * self.limits.max_model_len + places)
+        self._words.append(tokens)
+
     def _write_tokens(self, row: int, token_ids: np.ndarray) -> None:
         begin = row * self.limits.max_model_len
         self._places += [np.arange(begin, begin + len(token_ids)), np.array([self._first_length + row])]

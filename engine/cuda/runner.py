@@ -7,9 +7,10 @@ from the rows on the device.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,7 @@ from engine.platform.kv_cache import KVPool
 from engine.sampling.masks import mask_batch
 from engine.sampling.parameters import SamplingBatch
 from engine.speculation.settings import SpeculationSettings
+from engine.step.pipeline import PipelineStage
 from engine.step.prompt_work import PromptWork, find_prompt_work
 from engine.step.row_ledger import PlanError
 from engine.step.runner import DeviceLost, FinishedStep, PendingStep
@@ -112,15 +114,19 @@ class CudaModelRunner:
         kv_pool: KVPool,
         rows: DeviceRows,
         speculation: SpeculationSettings | None = None,
+        stage: PipelineStage | None = None,
     ) -> None:
+        """`stage`: of a pipeline, if it is one."""
         self._speculation = speculation
         self.model = model
+        self.stage = stage
         self.backend = backend
         self.kv_pool = kv_pool
         self.rows = rows
         self.device = rows.arena.device
         self.graphs = StepGraphs(self._compute, self.device)
         self._sizes_left: list[GraphSize] = []
+        self._sizes_when_met: tuple[list[GraphSize], list[GraphSize]] = ([], [])
         limits = rows.limits
         # With the padding of a graph, a step may exceed the limits on tokens and requests.
         max_decodes = max_decode_slots(limits)
@@ -161,6 +167,11 @@ class CudaModelRunner:
         return columns + 2 * (limits.max_new_words + blocks + 3 * seqs)
 
     @property
+    def _samples(self) -> bool:
+        """Whether it samples: it is no stage of a pipeline, or the last one."""
+        return self.stage is None or self.stage.is_last
+
+    @property
     def largest_shape(self) -> StepShape:
         """The shape of a step with the most tokens and the most requests."""
         limits = self.rows.limits
@@ -194,6 +205,8 @@ class CudaModelRunner:
         scatter_words(self.rows.arena, self._nowhere, self._nowhere, 1)
         copy_blocks(self.kv_pool.blocks, self._nowhere, self._nowhere)
         hidden = self._run_model(shape)
+        if not self._samples:
+            return
         logits = self._sample(shape, hidden)
         self._extras.rehearse(logits, self._columns(shape), self._positions(shape))
         self._accept(shape)
@@ -223,6 +236,32 @@ class CudaModelRunner:
         """Leaves the capture of graphs of these sizes to `work_ahead`, the largest first."""
         self._sizes_left = sorted(sizes, key=lambda size: size.num_tokens)
 
+    def capture_when_met(self, first: Sequence[GraphSize], later: Sequence[GraphSize]) -> None:
+        """Leaves the capture of graphs to `met`: those of a rank hold what it and others send each other."""
+        self._sizes_when_met = list(first), list(later)
+
+    def met(self, texts: Callable[[str], list[str]]) -> None:
+        """Captures graphs anew, and leaves some to `work_ahead`, now that the ranks of the group have met.
+        All ranks capture the same: a step that one pads and another does not has other collectives.
+
+        Args:
+            texts: gives a text to all ranks, and returns those of all.
+
+        Raises:
+            OSError: another rank is lost, or the graphs cannot be captured.
+        """
+        self.graphs.forget()
+        sizes = [json.loads(text) for text in texts(json.dumps(self._sizes_when_met))]
+        common = [
+            [GraphSize(*size) for size in sizes[0][part] if all(size in other[part] for other in sizes)]
+            for part in range(2)
+        ]
+        try:
+            self.capture(common[0])
+        except RuntimeError as error:
+            raise OSError(f"the graphs of a group of ranks cannot be captured: {error}") from error
+        self.capture_later(common[1])
+
     def work_ahead(self) -> bool:
         """Captures one of the graphs left by `capture_later`. Returns whether there are more.
 
@@ -234,7 +273,8 @@ class CudaModelRunner:
         try:
             self.capture([self._sizes_left.pop()])
         except RuntimeError as error:  # without graphs, steps are launched kernel by kernel, as before
-            if is_lost(error, self.device):
+            # Ranks must have the same graphs: one that cannot capture them is of no use to the others.
+            if is_lost(error, self.device) or self._sizes_when_met[0]:
                 raise DeviceLost(f"while a graph was captured: {error}") from error
             logger.warning("%d graphs are not captured: %s", len(self._sizes_left) + 1, error)
             self._sizes_left = []
@@ -245,27 +285,35 @@ class CudaModelRunner:
     def reset(self) -> None:
         """Forgets every request. Nothing refers to the KV pool's content any more."""
         self.rows.reset()
+        if self.stage is not None:
+            self.stage.reset()
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts one step. A bad plan or a failure in the model raises nothing: the result carries the error,
         and the rows stay usable."""
         began = time.perf_counter()
+        step: PendingStep
         try:
             step = self._launch(plan)
             if isinstance(step, LaunchedStep) and self.device.type == "cuda":
                 step.launch_us = round((time.perf_counter() - began) * 1e6)
-            return step
         except PlanError as error:
             self.rows.take_changes()
             return FinishedStep.failed(plan.step_id, f"inconsistent plan: {error}")
         except Exception as error:
             self.rows.take_changes()
             logger.exception("step %d failed", plan.step_id)
-            return failed_step(plan.step_id, error, self.device)
+            step = failed_step(plan.step_id, error, self.device)
+        if self.stage is not None and self.stage.is_last:
+            return self.stage.returning(step, plan)
+        return step
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> PendingStep:
         rows = self.rows
+        if self.stage is not None:
+            for some_rows, places, tokens in self.stage.tokens_for(plan):
+                rows.put_tokens(some_rows, places, tokens)
         rows.apply(plan)
         if not len(plan.rows):
             return FinishedStep(StepResult(plan.step_id, u32([])))
@@ -313,6 +361,10 @@ class CudaModelRunner:
             first = order if num_slots is None else order[np.cumsum(num_slots) - num_slots]
             mask_batch(batch, plan, first, rows.limits.vocab_size)
         self._send(index, shape, plan.copied_blocks)
+        if self.stage is not None:
+            self.stage.receive(shape.num_tokens)
+        if self.stage is not None and not self.stage.is_last:
+            return self._pass_on(index, plan.step_id, shape, layout, captured=graph is not None)
         logits, prompts = self._execute(shape, layout, work, captured=graph is not None)
         slots = _slots(layout, shape)
         logprobs = self._extras.after_sampling(
@@ -321,6 +373,18 @@ class CudaModelRunner:
         self._accept(shape)
         rows.num_tokens[plan.rows[plan.samples != 0].astype(np.int64)] += 1
         return self._results.collect(index, plan.step_id, slots[order], logprobs, prompts, num_slots)
+
+    def _pass_on(
+        self, index: int, step_id: int, shape: StepShape, layout: StepLayout, *, captured: bool
+    ) -> PendingStep:
+        """Launches a step of a stage before the last, and gives the next one what it makes."""
+        assert self.stage is not None
+        hidden = self.graphs.replay(shape) if captured else self._compute(shape)
+        self.stage.send(hidden[: shape.num_tokens])
+        sampled = layout.rows[layout.plan_order]
+        self.stage.sampled(sampled, self.rows.num_tokens[sampled])
+        self.rows.num_tokens[sampled] += 1
+        return self._results.collect(index, step_id, layout.plan_order[:0], None, None)
 
     def _execute(
         self, shape: StepShape, layout: StepLayout, work: PromptWork | None, *, captured: bool
@@ -400,8 +464,10 @@ class CudaModelRunner:
 
     @torch.inference_mode()
     def _compute(self, shape: StepShape) -> torch.Tensor:
-        """Runs model and sampling for columns that are on the device. Returns the raw logits, [S, vocab]."""
-        return self._sample(shape, self._run_model(shape))
+        """Runs model and sampling for columns that are on the device. Returns the raw logits, [S, vocab];
+        of a stage before the last, the hidden states, [T, hidden]."""
+        hidden = self._run_model(shape)
+        return self._sample(shape, hidden) if self._samples else hidden
 
     def _run_model(self, shape: StepShape) -> torch.Tensor:
         """Runs the model on a step's tokens. Returns their final hidden states, [T, hidden]."""
@@ -432,7 +498,9 @@ class CudaModelRunner:
             rotations=[self.backend.rotation(table, positions) for table in self.model.rotary_tables],
             adapters=self._adapter_batch(shape, columns),
         )
-        hidden: torch.Tensor = self.model(self._inputs.input_ids[:num_tokens], context, self.kv_pool.layers)
+        received = None if self.stage is None else self.stage.input(num_tokens)
+        token_ids = self._inputs.input_ids[:num_tokens]
+        hidden: torch.Tensor = self.model(token_ids, context, self.kv_pool.layers, received)
         return hidden
 
     def _adapter_batch(self, shape: StepShape, columns: StepColumns[torch.Tensor]) -> CudaAdapterBatch | None:

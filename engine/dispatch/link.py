@@ -322,6 +322,7 @@ def _agree(ranks: list[Rank]) -> WorkerFacts:
                 raise ValueError(f"workers of one group differ in {name}: {values}")
         return replace(
             facts[0],
+            device=_devices(facts),
             limits=EngineLimits.agree([each.limits for each in facts]),
             more_ahead=any(each.more_ahead for each in facts),
             adapters=tuple(
@@ -334,6 +335,15 @@ def _agree(ranks: list[Rank]) -> WorkerFacts:
         for rank in ranks:
             rank.refuse(str(error))
         raise HandshakeError(str(error)) from error
+
+
+def _devices(facts: Sequence[WorkerFacts]) -> str:
+    """Where all ranks run, such as "cuda:0 NVIDIA H200, cuda:1 NVIDIA H200 (tp 2)"."""
+    if len(facts) == 1:
+        return facts[0].device
+    stages = facts[0].num_stages
+    sizes = [f"{name} {size}" for name, size in (("tp", len(facts) // stages), ("pp", stages)) if size > 1]
+    return f"{', '.join(each.device for each in facts)} ({', '.join(sizes)})"
 
 
 def _remove(rendezvous: str) -> None:

@@ -37,7 +37,7 @@ def load_kv_scales(model: CausalLM, checkpoint: Checkpoint) -> None:
             value if name.startswith("k_") else scale,
         )
     layers = [module for module in model.modules() if isinstance(module, Attention)]
-    for number, layer_module in enumerate(layers):
+    for number, layer_module in zip(model.stage.own(model.config.num_hidden_layers), layers, strict=True):
         layer_module.kv_scales = found.get(number, layer_module.kv_scales)
 
 

@@ -53,6 +53,7 @@ class LoadTargets:
     def __init__(self, model: CausalLM) -> None:
         self._targets: dict[str, _Target] = {}
         self._names = model.names
+        self._is_stage = model.stage.count > 1
         self._aliases: set[str] = set()
         # A tensor that a checkpoint may keep for all experts -> those of each.
         self._stacked: dict[str, tuple[str, ...]] = {}
@@ -108,7 +109,8 @@ class LoadTargets:
             if parts is not None:
                 return all(self.wants(part, source) for part in parts)
         if name not in self._targets:
-            if name in self._aliases or self._names.ignores(name):
+            # Of a pipeline stage, what is not its own is another one's.
+            if name in self._aliases or self._names.ignores(name) or self._is_stage:
                 return False
             raise NotInModel(name, source)
         if name in self._loaded:

@@ -112,6 +112,7 @@ class ModelPlaces:
 
     def __init__(self, model: CausalLM, dtype: torch.dtype) -> None:
         self._dtype = dtype
+        self._is_stage = model.stage.count > 1
         self.linear: dict[str, LinearLayer] = {}
         self.embedding: VocabParallelEmbedding | None = None
         self.head: ParallelLMHead | None = None
@@ -172,7 +173,7 @@ class ModelPlaces:
         for module, bias in adapter.biases.items():
             if not self._put_bias(parts, _plain(module), bias, f"{source}: {module}"):
                 unknown.append(module)
-        if unknown:
+        if unknown and not self._is_stage:  # a pipeline stage has some of the model's layers
             raise self._unknown(source, unknown)
         layers = {
             name: FittedLayer(each.a, each.b, each.offset, each.magnitude) for name, each in parts.items()

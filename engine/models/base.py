@@ -19,6 +19,7 @@ from engine.layers.parallel import TensorParallel
 from engine.layers.step_context import StepContext
 from engine.models.checkpoint_names import CheckpointNames
 from engine.models.config import ModelConfig
+from engine.models.stages import Stage
 from engine.quant.products import LayoutProducts
 
 
@@ -35,6 +36,7 @@ class ModelContext:
         parallel: this rank.
         expert_methods: how its experts store their weights and multiply, by the weights' number format.
         layout_products: how its quantized linear layers multiply.
+        stage: which of its layers are made.
     """
 
     config: ModelConfig
@@ -45,6 +47,7 @@ class ModelContext:
     parallel: TensorParallel
     expert_methods: Mapping[str, ExpertMethod] = field(default_factory=dict)
     layout_products: LayoutProducts = field(default_factory=LayoutProducts)
+    stage: Stage = field(default_factory=Stage)
 
 
 class CausalLM(nn.Module, ABC):
@@ -55,6 +58,8 @@ class CausalLM(nn.Module, ABC):
         num_kv_heads: key-value heads on this rank.
         adapter_tables: the slots whose adapters change the token embedding or the output projection.
         rotary_tables: one for each way in which layers rotate; a step context has the angles of each.
+        stage: which of its layers are here.
+        parallel: this rank.
     """
 
     names: CheckpointNames
@@ -62,6 +67,8 @@ class CausalLM(nn.Module, ABC):
     num_kv_heads: int
     rotary_tables: Sequence[RotaryTable] = ()
     adapter_tables: AbstractSet[int] = frozenset()
+    stage: Stage = Stage()
+    parallel: TensorParallel = TensorParallel()
 
     @abstractmethod
     def forward(
@@ -69,8 +76,13 @@ class CausalLM(nn.Module, ABC):
         token_ids: torch.Tensor,
         context: StepContext,
         kv_caches: Sequence[LayerKVCache],
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """token_ids [T] -> final hidden states [T, hidden]. Writes the KV caches, one for each layer."""
+        """token_ids [T] -> final hidden states [T, hidden]. Writes the KV caches, one for each layer.
+
+        A pipeline stage after the first takes `hidden`, [T, hidden], of the stage before, and reads no
+        tokens; one before the last returns what the next stage takes.
+        """
 
     @abstractmethod
     def compute_logits(self, hidden: torch.Tensor, adapters: AdapterBatch | None = None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -99,17 +100,24 @@ class DecoderModel(nn.Module):
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         config = context.config
-        self.embed_tokens = VocabParallelEmbedding(
-            config.vocab_size,
-            config.hidden_size,
-            ops=context.ops,
-            parallel=context.parallel,
-            table=context.linear_methods.for_table("model.embed_tokens"),
-        )
+        stage = context.stage
+        self.embed_tokens: VocabParallelEmbedding | None = None
+        if stage.is_first or (stage.is_last and config.tie_word_embeddings):
+            self.embed_tokens = VocabParallelEmbedding(
+                config.vocab_size,
+                config.hidden_size,
+                ops=context.ops,
+                parallel=context.parallel,
+                table=context.linear_methods.for_table("model.embed_tokens"),
+            )
+        own = stage.own(len(config.layers))
+        # Layers of other stages are nothing here, so that those of this one have their numbers.
         self.layers = nn.ModuleList(
-            DecoderLayer(context, f"model.layers.{index}", layer) for index, layer in enumerate(config.layers)
+            DecoderLayer(context, f"model.layers.{index}", layer) if index in own else nn.Identity()
+            for index, layer in enumerate(config.layers)
         )
-        self.norm = _make_norm(context)
+        self.own_layers = cast(list[DecoderLayer], list(self.layers[own.start : own.stop]))
+        self.norm = _make_norm(context) if stage.is_last else None
         # As a tensor of the model's number format holds it, which is what Gemma was trained with.
         scale = torch.tensor(config.embedding_scale, device="cpu")
         self.embedding_scale = scale.to(torch.get_default_dtype()).item()
@@ -120,14 +128,25 @@ class DecoderModel(nn.Module):
         token_ids: torch.Tensor,
         context: StepContext,
         kv_caches: Sequence[LayerKVCache],
+        hidden: torch.Tensor | None,
     ) -> torch.Tensor:
+        """See CausalLM.forward."""
+        x = self._embed(token_ids, context) if hidden is None else hidden
+        residual: torch.Tensor | None = None
+        for layer, kv_cache in zip(self.own_layers, kv_caches, strict=True):
+            x, residual = layer(x, residual, kv_cache, context)
+        output: torch.Tensor = x
+        if self.norm is not None:
+            output, _ = self.norm(x, residual)
+        elif residual is not None:
+            output = residual + x
+        return output
+
+    def _embed(self, token_ids: torch.Tensor, context: StepContext) -> torch.Tensor:
+        assert self.embed_tokens is not None
         x: torch.Tensor = self.embed_tokens(token_ids, context)
         if self.embedding_scale != 1.0:
             x = self.ops.scale(x, self.embedding_scale)
-        residual: torch.Tensor | None = None
-        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            x, residual = layer(x, residual, kv_cache, context)
-        x, _ = self.norm(x, residual)
         return x
 
 
@@ -139,19 +158,24 @@ class Decoder(CausalLM):
         self.config = config = context.config
         self.names = checkpoint_names(config.architecture)
         self.model = DecoderModel(context)
-        self.lm_head = self._make_lm_head(context) if config.has_lm_head else None
-        self.score = ClassificationHead(len(config.labels), config.hidden_size) if config.labels else None
+        self.stage, self.parallel = context.stage, context.parallel
+        stage = context.stage
+        self.lm_head = self._make_lm_head(context) if config.has_lm_head and stage.is_last else None
+        self.score = None
+        if config.labels and stage.is_last:
+            self.score = ClassificationHead(len(config.labels), config.hidden_size)
         self.rotary_tables = [make_rotary_table(context, rotary) for rotary in config.rotaries]
-        self.num_kv_heads = self.model.layers[0].self_attn.qkv_proj.num_kv_heads  # type: ignore[assignment, union-attr]
+        self.num_kv_heads = self.model.own_layers[0].self_attn.qkv_proj.num_kv_heads
 
     def forward(
         self,
         token_ids: torch.Tensor,
         context: StepContext,
         kv_caches: Sequence[LayerKVCache],
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        hidden: torch.Tensor = self.model(token_ids, context, kv_caches)
-        return hidden
+        output: torch.Tensor = self.model(token_ids, context, kv_caches, hidden)
+        return output
 
     def compute_logits(self, hidden: torch.Tensor, adapters: AdapterBatch | None = None) -> torch.Tensor:
         config = self.config

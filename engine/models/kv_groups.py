@@ -34,6 +34,20 @@ class KVGroups:
     place_of: tuple[int, ...]
     group_size: int
 
+    def of_layers(self, layers: range) -> KVGroups:
+        """The same groups with some of the layers alone, as a pipeline stage has them. Every group stays, so
+        that all stages have the same block tables; a block has room for no more layers than there are here.
+        """
+        places: list[int] = []
+        counts = [0] * len(self.windows)
+        for layer in layers:
+            group = self.group_of[layer]
+            places.append(counts[group])
+            counts[group] += 1
+        return KVGroups(
+            self.windows, tuple(self.group_of[layer] for layer in layers), tuple(places), max(counts)
+        )
+
 
 @lru_cache(maxsize=8)
 def kv_groups(windows: tuple[int, ...], max_model_len: int) -> KVGroups:

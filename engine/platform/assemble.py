@@ -13,6 +13,7 @@ from engine.layers.parallel import SplitError, TensorParallel
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import ModelConfig
 from engine.models.kv_groups import KVGroups, kv_groups
+from engine.models.stages import Stage, stage_of
 from engine.platform.base import Platform
 from engine.platform.device import pick_kv_dtype
 from engine.platform.kv_cache import KVCacheShape, KVCacheSize, allocate_kv_pool, size_kv_cache
@@ -61,6 +62,7 @@ def assemble(
     if speculation is not None:  # a draft is computed as one more decode
         max_slots += min(max_num_seqs * speculation.num_speculative_tokens, MAX_STEP_DRAFT_TOKENS)
     backend = platform.attention(_heads(model_config, parallel), max_slots)
+    stage = _stage(config, model_config)
     context = ModelContext(
         model_config,
         wanted_len,
@@ -70,9 +72,11 @@ def assemble(
         parallel,
         platform.expert_methods(),
         platform.layout_products(),
+        stage,
     )
     model = load(context)
-    groups = kv_groups(tuple(layer.sliding_window for layer in model_config.layers), wanted_len)
+    of_all = kv_groups(tuple(layer.sliding_window for layer in model_config.layers), wanted_len)
+    groups = of_all.of_layers(stage.layers) if stage.layers is not None else of_all
     _set_kv_groups(model, groups)
     shape = KVCacheShape(
         groups=groups,
@@ -146,6 +150,17 @@ def _set_kv_groups(model: CausalLM, groups: KVGroups) -> None:
 def _attention_layers(model: CausalLM) -> list[Attention]:
     """From the first to the last."""
     return [module for module in model.modules() if isinstance(module, Attention)]
+
+
+def _stage(config: WorkerConfig, model: ModelConfig) -> Stage:
+    """Raises:
+    ConfigError: the model has too few layers.
+    """
+    index = config.rank // config.tensor_parallel_size
+    try:
+        return stage_of(model, index, config.pipeline_parallel_size)
+    except SplitError as error:
+        raise ConfigError(f"pipeline_parallel_size is {config.pipeline_parallel_size}: {error}") from error
 
 
 def _heads(config: ModelConfig, parallel: TensorParallel) -> HeadLayout:

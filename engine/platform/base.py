@@ -14,6 +14,8 @@ from engine.layers.experts import ExpertMethod
 from engine.layers.linear_method import LinearMethods
 from engine.layers.ops import LayerOps
 from engine.models.base import CausalLM
+from engine.parallel.communicator import Communicator
+from engine.parallel.exchange import PeerExchange
 from engine.platform.device import DeviceDefaults
 from engine.platform.kv_cache import KVPool
 from engine.quant.products import LayoutProducts
@@ -82,6 +84,17 @@ class Platform(ABC):
         Raises:
             ConfigError: the limits leave none.
         """
+
+    def met(self, runner: Runner, communicator: Communicator) -> None:  # noqa: B027 - some have nothing to do
+        """Called whenever the ranks of the group have met, before the first plan.
+
+        Raises:
+            OSError: this rank cannot go on with the others.
+        """
+
+    def peers(self, rank: int, size: int) -> PeerExchange | None:
+        """A faster way than a library's to those that share layers, for small tensors; None for none."""
+        return None
 
     def kernels(self) -> str:
         """What computes, such as "native avx2, 2 threads"; "" where there is nothing to tell."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -111,6 +112,10 @@ class GroupMember(Protocol):
     def leave(self) -> None:
         """Leaves the group; the other ranks are notified."""
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the device ended a wait for another rank by itself, so that results mean nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedWorker:
@@ -121,9 +126,12 @@ class LoadedWorker:
         facts: sent to the scheduler.
         group: the rank's group; None if there is only one rank.
         adapters: executes adapter commands; None where no adapters are served.
+        met: called whenever the group has met, before the first plan; raises OSError if the rank must not go
+            on with it.
     """
 
     runner: Runner
     facts: WorkerFacts
     group: GroupMember | None = None
     adapters: Adapters | None = None
+    met: Callable[[], None] | None = None

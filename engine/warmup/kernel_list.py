@@ -35,6 +35,7 @@ from engine.lora.slots import make_slots
 from engine.models.base import CausalLM, ModelContext
 from engine.models.config import LayerConfig, ModelConfig
 from engine.models.kv_groups import kv_groups
+from engine.parallel.communicator import Communicator
 from engine.platform.assemble import assemble, max_model_len
 from engine.platform.base import MakeTrial
 from engine.platform.device import pick_kv_dtype
@@ -108,7 +109,14 @@ def find_kernels(
         return model
 
     with _noted_launches(found):
-        assemble(config, model, platform, load, lambda size: None, TensorParallel())
+        assemble(config, model, platform, load, lambda size: None, _alone(config, device))
+
+
+def _alone(config: WorkerConfig, device: torch.device) -> TensorParallel:
+    """A rank that has met nobody, with its part of every matrix."""
+    size = config.tensor_parallel_size
+    communicator = Communicator(config.rank, config.world_size, device, tensor_parallel_size=size)
+    return TensorParallel(config.rank % size, size, communicator if config.world_size > 1 else None)
 
 
 def _layers_of_every_kind(config: WorkerConfig, model: ModelConfig) -> tuple[LayerConfig, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -59,15 +60,13 @@ def build_worker(
     directory, load_format = resolve_checkpoint(config.model, config.load_format)
     model_config = load_model_config(directory, config.quantization)
     dtype = pick_dtype(config.dtype, device, model_config.dtype)
-    if config.world_size > 1 and device.type == "cuda" and not config.enforce_eager:
-        raise ConfigError("several ranks on GPUs need enforce_eager: their graphs are not captured again yet")
     _require_invariant_products(config, model_config)
     platform = (make_platform or _platform_for(device))(config, device, dtype)
-    communicator = Communicator(config.rank, config.world_size, device) if config.world_size > 1 else None
-    size = config.tensor_parallel_size
-    parallel = TensorParallel(config.rank % size, size, communicator)
     compiled = compile_ahead(config, model_config, dtype) if compile_ahead else None
     platform.make_current()
+    communicator = _communicator(config, platform) if config.world_size > 1 else None
+    size = config.tensor_parallel_size
+    parallel = TensorParallel(config.rank % size, size, communicator)
 
     hosts: list[AdapterHost] = []
 
@@ -121,7 +120,21 @@ def build_worker(
     )
     if facts.kernels:
         logger.info("kernels: %s; weights: %s", facts.kernels, facts.weights)
-    return LoadedWorker(assembly.runner, facts, communicator, hosts[0] if hosts else None)
+    met = None
+    if communicator is not None:
+        met = partial(platform.met, assembly.runner, communicator)
+    return LoadedWorker(assembly.runner, facts, communicator, hosts[0] if hosts else None, met)
+
+
+def _communicator(config: WorkerConfig, platform: Platform) -> Communicator:
+    size = config.tensor_parallel_size
+    return Communicator(
+        config.rank,
+        config.world_size,
+        platform.device,
+        tensor_parallel_size=size,
+        peers=platform.peers(config.rank % size, size) if size > 1 else None,
+    )
 
 
 def _make_adapters(config: WorkerConfig, platform: Platform, model: CausalLM) -> AdapterHost:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from engine.config import WorkerConfig
 from engine.dispatch.adapters import AdapterCommand
-from engine.dispatch.control import SchedulerGone, WorkerEndpoint, WorkerSession, rank_socket
+from engine.dispatch.control import (
+    MAX_STEPS_IN_FLIGHT,
+    SchedulerGone,
+    WorkerEndpoint,
+    WorkerSession,
+    rank_socket,
+)
 from engine.dispatch.records import StepPlan, StepResult
 from engine.dispatch.sampling import RecordError, u32
 from engine.step.runner import DeviceLost, FinishedStep, LoadedWorker, PendingStep
@@ -28,6 +34,9 @@ from pagewire.telemetry.spans import span_writer
 
 if TYPE_CHECKING:
     from engine.worker.profiling import StepProfiler
+
+# Steps launched and not finished. A stage of a pipeline may have more plans than that.
+MOST_LAUNCHED = MAX_STEPS_IN_FLIGHT + 1
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +142,7 @@ class _Serving:
         requests: OpenRequests,
     ) -> None:
         self._runner, self._facts, self._group = worker.runner, worker.facts, worker.group
+        self._met = worker.met
         self._reports = worker.facts.rank == worker.facts.reporting_rank
         self._adapters = worker.adapters
         self._termination = termination
@@ -145,10 +155,11 @@ class _Serving:
         """Waits for a scheduler and executes its plans until it goes; then forgets its requests and keeps the
         weights. A rank meets the others of its group before.
         """
-        facts = replace(self._facts, more_ahead=self._more_ahead)
+        # Graphs of a rank are captured again whenever its group has met.
+        facts = replace(self._facts, more_ahead=self._more_ahead or self._met is not None)
         if self._adapters is not None:
             facts = replace(facts, adapters=self._adapters.loaded)
-        session = endpoint.accept(facts, None if self._group is None else self._group.join)
+        session = endpoint.accept(facts, None if self._group is None else self._join)
         logger.info("serving scheduler %d", session.scheduler_pid)
         try:
             if self._group is not None:
@@ -169,10 +180,18 @@ class _Serving:
         if self._adapters is not None:
             self._adapters.reset()
 
+    def _join(self, rendezvous: str) -> None:
+        assert self._group is not None
+        self._group.join(rendezvous)
+        if self._met is not None:
+            self._met()
+
     def _execute_plans(self, session: WorkerSession) -> None:
         pending = self._pending
         while True:
-            plan = session.next_plan(block=not pending)
+            plan = None
+            if len(pending) < MOST_LAUNCHED:
+                plan = session.next_plan(block=not pending)
             if plan is not None:
                 with self._termination.step():
                     pending.append(self._launch(plan))
@@ -201,6 +220,8 @@ class _Serving:
         pending = self._pending
         while pending and pending[0].done():
             result = pending.popleft().result()
+            if self._group is not None and self._group.has_given_up:
+                raise DeviceLost("a wait for another rank went on for minutes, and was given up")
             self._requests.finished(result)
             session.send_result(result if self._reports else _completion(result))
             if result.is_last:

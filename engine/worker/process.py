@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NCCL_SETTINGS = {
+    # torch's watchdog would end this process, and its weights, when another rank dies.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    # NVLink multicast, which NCCL sums by where it can, hangs some hosts' drivers when a process dies.
+    "NCCL_NVLS_ENABLE": "0",
+}
+
 
 def run_process(command: Callable[[], None]) -> None:
     """Runs what reads a configuration and runs its worker, and ends the process.
@@ -119,6 +127,8 @@ def _set_thread_policy(num_ranks: int) -> None:
     if num_ranks > 1:
         num_threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
         os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
+        for name, value in _NCCL_SETTINGS.items():
+            os.environ.setdefault(name, value)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

@@ -75,9 +75,9 @@ class OfflineEngine:
         self._ahead = WorkAhead(link.facts.more_ahead)
         self._idle = IdleWork(link, self._results, self._ahead)
         self.facts: WorkerFacts = link.facts
-        self.core = Scheduler(self.facts.limits, settings)
+        self.core = Scheduler(self.facts.limits, settings, num_stages=link.facts.num_stages)
         self._mask_ready = threading.Event()
-        self._pacing = Pacing()
+        self._pacing = Pacing(link.facts.num_stages)
         self._masks = MaskMaker(self.facts, self._mask_ready.set)
 
     @property

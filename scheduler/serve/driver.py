@@ -163,7 +163,8 @@ class EngineDriver:
         self._most_in_flight = steps_in_flight(facts.num_stages)
         self._ahead = WorkAhead(facts.more_ahead)
         self._one_hangs = False
-        self._core = Scheduler(self._limits(facts), self._config.core())
+        self._core = Scheduler(self._limits(facts), self._config.core(), num_stages=facts.num_stages)
+        self._pacing = Pacing(facts.num_stages)
         self._core.on_preempted = _note_preempted
         self.cache_feed.attach(self._core)
         self._lost.clear()

@@ -33,7 +33,11 @@ _LAUNCH_KEPT = 0.95
 class Pacing:
     """Remembers how long steps take, and when the worker began the oldest step in flight."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_stages: int = 1) -> None:
+        """`num_stages`: of the pipeline that the worker's ranks are. Several stages compute as many steps at
+        once; plans then go out as soon as there may be another one.
+        """
+        self._is_pipeline = num_stages > 1
         self._step_seconds = 0.0
         self._launch_seconds = 0.0
         self._began = 0.0
@@ -49,6 +53,8 @@ class Pacing:
 
     def too_early(self, core: Scheduler, now: float) -> float:
         """Seconds to wait before the next step is planned; 0 or less means now."""
+        if self._is_pipeline:
+            return 0.0
         work = core.oldest_work
         if work is None or core.is_full or (self._step_seconds < _LEAD_SECONDS and not work.num_prompt):
             return 0.0
@@ -58,7 +64,12 @@ class Pacing:
 
     def holds_back(self, core: Scheduler) -> bool:
         """Whether planning must wait for the results of the steps in flight."""
-        return core.num_in_flight > 0 and core.awaits_masked_tokens and core.all_are_constrained
+        return (
+            not self._is_pipeline
+            and core.num_in_flight > 0
+            and core.awaits_masked_tokens
+            and core.all_are_constrained
+        )
 
     def patience(self, core: Scheduler) -> float:
         """Seconds that the next plan may wait for masks: up to half of the last step's time while the worker

@@ -128,9 +128,10 @@ class Watchdog:
                 self._set_timer(self._began)
             return
         late = [rank for rank in asked if rank in self._group.late_ranks()]
-        if len(late) > 1:
-            # Only one of them hangs and the others wait for it. Once detached, the others answer again.
-            logger.error("%d workers are late, and left: the one that hangs will not answer", len(late))
+        if len(late) > 1 or self._group.facts.num_stages > 1:
+            # Only one of them hangs and the others wait for it. Once detached, the others answer again. Of a
+            # pipeline the one that hangs need not be late: what it has sent may not have left it yet.
+            logger.error("workers are left, %d of them late: the one that hangs will not answer", len(late))
             self._leave(cause, True)
             return
         for rank in late:

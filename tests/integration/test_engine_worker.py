@@ -140,6 +140,7 @@ def test_it_is_idle_at_no_cost_and_exits_0_on_sigterm(
         (["MODEL", "--max-model-len", "999"], "max_model_len is 999"),
         (["EMPTY"], "config.json"),
         (["MODEL", "-tp", "2", "--rank", "2"], "rank is 2"),
+        (["MODEL", "-pp", "2", "--num-speculative-tokens", "2"], "it must be 1 with draft tokens"),
         (["MODEL", "-tp", "3"], "tensor_parallel_size is 3; it must divide num_attention_heads, which is 4"),
         (["MODEL", "--socket", "/no/such/directory/s"], "cannot listen on /no/such/directory/s"),
     ],

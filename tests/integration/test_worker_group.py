@@ -48,17 +48,21 @@ REQUESTS = [
 class Workers:
     """The ranks of one group, as processes. Of `options` and OPTIONS the former count."""
 
-    def __init__(self, model: Path, directory: Path, world_size: int, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: Path, directory: Path, tp: int, options: Sequence[str] = (), *, pp: int = 1
+    ) -> None:
         directory.mkdir()
         self._options = (*OPTIONS, *options)
         self.socket = directory / "worker.sock"
-        self._model, self._world_size = model, world_size
+        self._model, self._sizes = model, (tp, pp)
         self._logs: list[IO[bytes]] = []
-        self.processes = [self._start(rank) for rank in range(world_size)]
+        self.processes = [self._start(rank) for rank in range(tp * pp)]
 
     def _start(self, rank: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "engine", str(self._model), "--socket", str(self.socket)]
-        command += ["--rank", str(rank), "--tensor-parallel-size", str(self._world_size), *self._options]
+        tp, pp = map(str, self._sizes)
+        command += ["--rank", str(rank), "--tensor-parallel-size", tp, "--pipeline-parallel-size", pp]
+        command += self._options
         self._logs.append((self.socket.parent / f"{len(self._logs)}.log").open("w+b"))
         return subprocess.Popen(
             command, stderr=self._logs[-1], env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True

@@ -57,12 +57,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.sampling": ("engine.dispatch",),
     "engine.step": ("engine.attention", "engine.dispatch", "engine.sampling"),
     "engine.quant": ("pagewire.base", "pagewire.hub", "engine.layers"),
-    "engine.parallel": (),
+    "engine.parallel": ("pagewire.base",),
     "engine.layers": ("engine.attention", "engine.parallel"),
     "engine.models": ("pagewire.base", "pagewire.hub", "engine.attention", "engine.layers", "engine.quant"),
     "engine.platform": (
         *("pagewire.base", "engine.config", "engine.dispatch"),
-        *("engine.attention", "engine.layers", "engine.models", "engine.quant", "engine.step"),
+        *("engine.attention", "engine.layers", "engine.models", "engine.parallel", "engine.quant"),
+        "engine.step",
     ),
     "engine.loader": (
         *("pagewire.base", "pagewire.hub", "engine.layers", "engine.models", "engine.platform"),
@@ -80,7 +81,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.cuda": (
         *("pagewire.base", "engine.config", "engine.dispatch", "engine.kernels", "engine.attention"),
         *("engine.sampling", "engine.step", "engine.layers", "engine.models", "engine.platform"),
-        *("engine.lora", "engine.quant", "engine.speculation"),
+        *("engine.lora", "engine.parallel", "engine.quant", "engine.speculation"),
     ),
     "engine.null": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.dispatch"),
@@ -89,7 +90,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.warmup": (
         *("pagewire.base", "pagewire.hub", "engine.config", "engine.kernels", "engine.attention"),
         *("engine.step", "engine.layers", "engine.models", "engine.platform", "engine.loader", "engine.cuda"),
-        *("engine.lora", "engine.quant"),
+        *("engine.lora", "engine.parallel", "engine.quant"),
     ),
     "engine.worker": (
         *("pagewire.base", "pagewire.telemetry", "pagewire.hub"),

@@ -11,6 +11,8 @@ killed. Status 1 if any other request failed, if a token was lost, repeated or a
 quarantined, if a process died that was not struck, or if blocks, segments, sockets, processes or
 descriptors are left when everything is at rest.
 
+`-tp` and `-pp` have a model's ranks killed and stopped, too: `python -m tools.chaos --engine tiny -tp 2`.
+
 `--engine tiny` has a tiny model of random weights (see tools/fuzz_service.py), any other name is a model's;
 then half of the requests are greedy. Such workers take longer to start, so choose a longer --mean-interval:
 where no engine is there for thirty seconds new requests are refused, which counts as failed here.
@@ -38,7 +40,12 @@ RECOVER_SECONDS = 10.0
 def run(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, from the start of the service to what is left when it has stopped."""
     service = start(
-        directory, arguments.engine, arguments.streams, arguments.step_timeout, arguments.replicas
+        directory,
+        arguments.engine,
+        arguments.streams,
+        arguments.step_timeout,
+        arguments.replicas,
+        (arguments.tensor_parallel_size, arguments.pipeline_parallel_size),
     )
     try:
         results = asyncio.run(cause(service, arguments))
@@ -75,6 +82,8 @@ def main() -> int:
     parser.add_argument("--mean-interval", type=float, default=5.0, help="seconds between strikes")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--replicas", type=int, default=1, help="with several, whole ones are killed too")
+    parser.add_argument("-tp", "--tensor-parallel-size", type=int, default=1, help="not with the null engine")
+    parser.add_argument("-pp", "--pipeline-parallel-size", type=int, default=1, help="likewise")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engine", default="null", help='"null", "tiny" or a model')
     parser.add_argument(

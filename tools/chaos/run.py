@@ -23,11 +23,18 @@ WATCH_SECONDS = 1.0
 
 
 def start(
-    directory: Path, engine: str, num_streams: int, step_timeout: float = STEP_TIMEOUT, replicas: int = 1
+    directory: Path,
+    engine: str,
+    num_streams: int,
+    step_timeout: float = STEP_TIMEOUT,
+    replicas: int = 1,
+    ranks: tuple[int, int] = (1, 1),
 ) -> Service:
-    """A service of an engine: "tiny", "null", or a model's name. The caller stops it."""
+    """A service of an engine: "tiny", "null", or a model's name. The caller stops it. `ranks` are those of a
+    pipeline stage, and the stages.
+    """
     options = ("--frontends", str(NUM_FRONTENDS), "--step-timeout", str(step_timeout))
-    options += ("-dp", str(replicas))
+    options += ("-dp", str(replicas), "-tp", str(ranks[0]), "-pp", str(ranks[1]))
     options += ("--max-model-len", "512", "--max-num-seqs", str(num_streams))
     if engine == "tiny":
         # With its embeddings as its head a model of random weights says the same token for ever.

@@ -77,7 +77,7 @@ class Case:
         monkeypatch.setattr(asyncio, "get_running_loop", lambda: self.loop)
         self.late = [LateRank(0, self.process)]
         self.to_be_found: list[bool] = []
-        group = SimpleNamespace(late_ranks=lambda: self.late)
+        group = SimpleNamespace(late_ranks=lambda: self.late, facts=SimpleNamespace(num_stages=1))
         describe = "step 9 with 3 requests (a, b, c)"
         self.watchdog = Watchdog(cast(Any, group), TIMEOUT, is_warm, lambda: describe, self._leave)
 

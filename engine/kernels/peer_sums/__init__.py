@@ -1,0 +1,1 @@
+"""Sums, and exchanges, over GPUs that can write into each other's memory."""
