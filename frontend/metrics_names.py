@@ -25,6 +25,7 @@ VLLM_NAMES = {
     "prompt_tokens": ("prompt_tokens",),
     "generation_tokens": ("generation_tokens",),
     "request_success": ("request_success",),
+    "lora_requests_info": ("lora_requests_info",),
     "iteration_tokens_total": ("iteration_tokens_total",),
     "time_to_first_token_seconds": ("time_to_first_token_seconds",),
     "inter_token_latency_seconds": ("inter_token_latency_seconds", "time_per_output_token_seconds"),

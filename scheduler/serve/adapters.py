@@ -16,6 +16,7 @@ import hashlib
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -61,7 +62,6 @@ class AdapterEntry:
         is_loaded: whether the attached workers have it.
         open_requests: that run with it or wait.
         done: set when it is loaded for the first time, or to why it cannot be.
-        num_requests, num_tokens: that ended with it, and that they were given.
     """
 
     facts: AdapterFacts
@@ -70,8 +70,6 @@ class AdapterEntry:
     is_served: bool = False
     is_loaded: bool = False
     open_requests: set[Request] = field(default_factory=set)
-    num_requests: int = 0
-    num_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +89,10 @@ class AdapterManager:
         end: ends the requests of an adapter that is lost, with an error.
         changed: called when other adapters are served than before.
         pump: called when there is something to send.
+
+    Attributes:
+        num_requests, num_tokens: requests that ended with each adapter, by its name, and what they were
+            given.
     """
 
     def __init__(
@@ -111,6 +113,8 @@ class AdapterManager:
         self._sent: _Job | None = None
         self._start: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[None] | None = None
+        self.num_requests: Counter[str] = Counter()
+        self.num_tokens: Counter[str] = Counter()
 
     @property
     def in_flight(self) -> bool:
@@ -127,10 +131,15 @@ class AdapterManager:
         """The adapters that requests may name."""
         return list(self._names.values())
 
-    @property
-    def entries(self) -> list[AdapterEntry]:
-        """All that are served or in use."""
-        return list(self._entries.values())
+    def in_use(self) -> tuple[int, list[str], list[str]]:
+        """(slots, names of the adapters that requests run with, of those that requests only wait for)."""
+        running = set() if self._core is None else set(self._core.adapters.in_use)
+        open_ones = [entry.facts for entry in self._entries.values() if entry.open_requests]
+        return (
+            self._num_slots,
+            [facts.name for facts in open_ones if facts.adapter_id in running],
+            [facts.name for facts in open_ones if facts.adapter_id not in running],
+        )
 
     def messages(self) -> list[pb.Adapter]:
         """The adapters that requests may name, as messages."""
@@ -157,8 +166,8 @@ class AdapterManager:
         entry = self._entries.get(request.adapter_id)
         if entry is not None and request in entry.open_requests:
             entry.open_requests.remove(request)
-            entry.num_requests += 1
-            entry.num_tokens += request.num_output_tokens
+            self.num_requests[entry.facts.name] += 1
+            self.num_tokens[entry.facts.name] += request.num_output_tokens
             self._drop_if_unused(entry)
 
     def attach(self, core: Scheduler, facts: WorkerFacts) -> None:

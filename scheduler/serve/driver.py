@@ -99,6 +99,7 @@ class EngineDriver:
             changed=self._tell_model,
             pump=self._schedule_pump,
         )
+        self.metrics.adapters = self.adapters
 
     @property
     def core(self) -> Scheduler | None:

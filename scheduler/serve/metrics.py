@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from engine.dispatch.facts import WorkerFacts
 from pagewire.telemetry.gpus import GpuReading, Gpus
 from scheduler.core import Scheduler
 from scheduler.request import EndReason, Request
+from scheduler.serve.adapters import AdapterManager
 from scheduler.serve.outbox import Ticket
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -77,6 +79,7 @@ class SchedulerMetrics(Collector):
         self._finished: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self.num_worker_losses = 0
+        self.adapters: AdapterManager | None = None
         self._prompt_tokens = 0
         self.time_to_first_token = _seconds("time_to_first_token", "From submission to the first token")
         self.inter_token_latency = _seconds("inter_token_latency", "Between tokens of a request")
@@ -188,6 +191,7 @@ class SchedulerMetrics(Collector):
         yield _labelled("request_refused", "Refused submissions", "code", self._refused)
         for name, documentation, value in _gauges(core):
             yield GaugeMetricFamily(f"pagewire:{name}", documentation, value=value)
+        yield from _of_adapters(self.adapters)
         yield from _gpu_gauges(self._gpu_readings)
         for histogram in vars(self).values():
             if isinstance(histogram, Histogram):
@@ -269,3 +273,24 @@ def _labelled(name: str, documentation: str, label: str, counts: Counter[str]) -
     for value, count in counts.items():
         family.add_metric([value], count)
     return family
+
+
+def _of_adapters(adapters: AdapterManager | None) -> Iterator[Any]:
+    names = ["max_lora", "running_lora_adapters", "waiting_lora_adapters"]
+    info = GaugeMetricFamily(
+        "pagewire:lora_requests_info", "Adapters of open requests; the time", labels=names
+    )
+    requests = CounterMetricFamily(
+        "pagewire:adapter_requests", "Ended requests of each adapter", labels=["adapter"]
+    )
+    tokens = CounterMetricFamily(
+        "pagewire:adapter_generation_tokens", "Tokens generated with each adapter", labels=["adapter"]
+    )
+    if adapters is not None:
+        num_slots, running, waiting = adapters.in_use()
+        if num_slots:
+            info.add_metric([str(num_slots), ",".join(running), ",".join(waiting)], time.time())
+        for family, counts in ((requests, adapters.num_requests), (tokens, adapters.num_tokens)):
+            for name, count in counts.items():
+                family.add_metric([name], count)
+    yield from (info, requests, tokens)

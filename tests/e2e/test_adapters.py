@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -113,6 +114,9 @@ def test_a_request_s_model_is_the_base_or_an_adapter(client: httpx.Client, adapt
         "/api/generate",
         json={"model": "second", "prompt": PROMPT, "stream": False, "options": {"num_predict": 4}},
     ).is_success
+    metrics = client.get("/metrics").text
+    assert 'pagewire:adapter_requests_total{adapter="second"}' in metrics
+    assert re.search(r'^vllm:lora_requests_info\{.*max_lora="2"', metrics, re.MULTILINE)
     assert unload(client, "second").status_code == 200
     gone = client.post("/v1/completions", json={"model": "second", "prompt": PROMPT})
     assert gone.status_code == 404
