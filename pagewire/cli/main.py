@@ -29,6 +29,7 @@ from pagewire.cli import (
     top,
     warmup,
 )
+from pagewire.on_ray import command as ray_command
 
 EXAMPLES = examples(
     "pagewire serve smollm2-135m    # a service; its output says how to ask it",
@@ -57,6 +58,7 @@ top.register(app)
 drain.register(app)
 warmup.register(app)
 bench.register(app)
+ray_command.register(app)
 
 
 def _print_version(wanted: bool) -> None:

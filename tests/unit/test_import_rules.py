@@ -20,7 +20,14 @@ GROUND = (
     *STUBS,
 )
 ROOF = (
-    *("pagewire", "pagewire.offline", "pagewire.cli", "pagewire.supervisor", "pagewire.bench"),
+    *(
+        "pagewire",
+        "pagewire.offline",
+        "pagewire.on_ray",
+        "pagewire.cli",
+        "pagewire.supervisor",
+        "pagewire.bench",
+    ),
     "pagewire.export",
 )
 
