@@ -40,8 +40,8 @@ def register(app: typer.Typer) -> None:
     )
     options = with_options(FrontendConfig, WorkerConfig, SchedulerConfig, without=WIRING)
     commands.command("up", epilog=EXAMPLES)(options(up))
-    commands.command("status")(status)
-    commands.command("down")(down)
+    commands.command("status", epilog=examples("pagewire ray status"))(status)
+    commands.command("down", epilog=examples("pagewire ray down --name pagewire"))(down)
     app.add_typer(commands, name="ray")
 
 
