@@ -123,6 +123,29 @@ def test_a_request_s_model_is_the_base_or_an_adapter(client: httpx.Client, adapt
     assert "this server has 'smollm2-135m', 'first'" in gone.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object"}, "max_tokens": 12},
+        {"logprobs": 2},
+        {"use_beam_search": True, "n": 2},
+        {"prompt_logprobs": 1},
+        {"temperature": 0.9, "seed": 3, "n": 2},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_every_way_of_asking_works_with_an_adapter_and_tells_it_from_the_base(
+    client: httpx.Client, fields: dict[str, Any]
+) -> None:
+    answers = []
+    for model in ("first", "smollm2-135m", "first"):
+        body = {"model": model, "prompt": PROMPT, "max_tokens": 12, "temperature": 0, **fields}
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        answers.append([(each["text"], each.get("logprobs")) for each in answer.json()["choices"]])
+    assert answers[0] == answers[2] != answers[1]
+
+
 def test_more_adapters_than_slots_are_served_at_once(client: httpx.Client, adapters: Path) -> None:
     names = ["first"]
     for seed in range(1, 5):

@@ -141,3 +141,27 @@ def test_modules_that_checkpoints_fuse_have_one_a_for_all_of_their_matrices(tmp_
     driver.load(1, adapter)
     served = driver.generate(PROMPTS[:3], OUTPUT_TOKENS, SAMPLING, [1, 1, 1])
     check(served, logits_of(base, adapter))
+
+
+@pytest.mark.slow
+def test_a_thousand_loads_and_unloads_leak_nothing(
+    base: Path, driver: CoreDriver, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    import psutil
+
+    directory = tmp_path_factory.mktemp("thousand")
+    paths = [write_adapter(base, "plain", directory / str(seed), seed=seed) for seed in range(2)]
+    process = psutil.Process()
+    before = (0, 0)
+    for turn in range(1000):
+        number = 1000 + turn
+        driver.load(number, paths[turn % 2])
+        if turn % 100 == 0:
+            driver.generate(PROMPTS[:1], 2, SamplingRecord(temperature=0.0), [number])
+        driver.drop(number)
+        if turn == 200:
+            before = (process.memory_info().rss, process.num_fds())
+    assert driver.adapters is not None
+    assert driver.adapters.loaded == ()
+    assert process.num_fds() <= before[1]
+    assert process.memory_info().rss - before[0] < 16 * 2**20
