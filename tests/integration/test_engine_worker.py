@@ -141,10 +141,10 @@ def test_it_is_idle_at_no_cost_and_exits_0_on_sigterm(
         (["EMPTY"], "config.json"),
         (["MODEL", "-tp", "2", "--rank", "2"], "rank is 2"),
         (["MODEL", "-pp", "2", "--num-speculative-tokens", "2"], "it must be 1 with draft tokens"),
-        (["MODEL", "-tp", "3"], "tensor_parallel_size is 3; it must divide num_attention_heads, which is 4"),
+        (["MODEL", "-tp", "3"], "num_key_value_heads is 2, fewer than ranks"),
         (["MODEL", "--socket", "/no/such/directory/s"], "cannot listen on /no/such/directory/s"),
     ],
-    ids=["model", "dtype", "length", "empty directory", "rank", "heads", "socket"],
+    ids=["model", "dtype", "length", "empty directory", "rank", "drafts", "heads", "socket"],
 )
 def test_a_wrong_setting_ends_it_with_status_2_and_one_clear_line(
     tmp_path: Path, control: Path, arguments: list[str], message: str
