@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +40,20 @@ class Counters:
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     num_accepted_at: list[int] = field(default_factory=list)
+
+    def snapshot(self) -> Counters:
+        """What they are now."""
+        return replace(self, num_accepted_at=list(self.num_accepted_at))
+
+    def since(self, before: Counters) -> Counters:
+        """What has been counted since a snapshot."""
+        counted = {
+            name: value - getattr(before, name)
+            for name, value in asdict(self).items()
+            if isinstance(value, int)
+        }
+        places = zip(self.num_accepted_at, before.num_accepted_at, strict=True)
+        return Counters(**counted, num_accepted_at=[now - then for now, then in places])
 
     def count_drafts(self, proposed: IntArray, gained: IntArray) -> None:
         """Counts a step's drafts: how many were proposed for each request, and how many tokens it gained."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.dispatch.records import StepPlan, StepResult
@@ -56,7 +56,7 @@ class StepMeter:
         self._decode, self._prefill = _Kind(), _Kind()
         self._schedule_seconds = self._update_seconds = 0.0
         self._least_free = core.pool.num_free
-        self._before = replace(core.counters)
+        self._before = core.counters.snapshot()
 
     def __enter__(self) -> StepMeter:
         self._core.schedule = self._metered_schedule  # type: ignore[method-assign]
@@ -98,9 +98,7 @@ class StepMeter:
         Args:
             elapsed: seconds that the measured work took.
         """
-        counters = self._core.counters
-        before = asdict(self._before)
-        totals = {name: value - before[name] for name, value in asdict(counters).items()}
+        totals = asdict(self._core.counters.since(self._before))
         count = max(self._decode.count + self._prefill.count, 1)
         return {
             **totals,
