@@ -209,6 +209,9 @@ _COUNTERS = {
     "prefix_cache_queries": "Tokens looked up in the prefix cache",
     "prefix_cache_hits": "Tokens found in the prefix cache",
     "kv_cache_evictions": "Cached blocks overwritten",
+    "spec_decode_num_drafts": "How often draft tokens were proposed for a request",
+    "spec_decode_num_draft_tokens": "Draft tokens proposed",
+    "spec_decode_num_accepted_tokens": "Draft tokens accepted",
 }
 
 
@@ -225,6 +228,9 @@ def _totals(core: Scheduler) -> dict[str, int]:
         "prefix_cache_queries": counters.prefix_cache_queries,
         "prefix_cache_hits": counters.prefix_cache_hits,
         "kv_cache_evictions": core.pool.num_evictions,
+        "spec_decode_num_drafts": counters.num_drafts,
+        "spec_decode_num_draft_tokens": counters.num_draft_tokens,
+        "spec_decode_num_accepted_tokens": counters.num_accepted_tokens,
     }
 
 

@@ -14,6 +14,8 @@ from engine.dispatch.sampling import SamplingRecord, u32
 from engine.worker.build import MakePlatform
 from scheduler.request import EndReason, Request
 from tests.integration.core_driver import CoreDriver
+from tests.integration.tiny_adapters import write_adapter
+from tests.integration.tiny_families import write_tiny
 from tests.unit.engine.tiny_model import write_model
 
 GREEDY = SamplingRecord(temperature=0.0)
@@ -166,6 +168,19 @@ def test_sampled_tokens_have_the_distribution_of_plain_ones(directory: Path) -> 
     # The 99.9th percentile of chi-square, by Wilson and Hilferty.
     limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
     assert statistic < limit
+
+
+def test_rows_with_adapters_have_drafts(tmp_path: Path) -> None:
+    base = write_tiny("llama", tmp_path / "base")
+    adapter = write_adapter(base, "all-linear", tmp_path / "adapter", seed=1)
+    served = []
+    for config in (NGRAM, None):
+        made = driver(base, CPU, speculative_config=config, enable_lora=True, max_loras=2, max_lora_rank=16)
+        made.load(7, adapter)
+        served.append(made.generate(PROMPTS, 20, GREEDY, [7, 0, 7, 0, 7]))
+        assert (made.scheduler.counters.num_accepted_tokens > 0) == (config is not None)
+    for (request, _), (expected, _) in zip(*served, strict=True):
+        assert request.token_ids.tolist() == expected.token_ids.tolist()
 
 
 def test_a_request_alone_and_among_others_gets_the_same(directory: Path) -> None:
