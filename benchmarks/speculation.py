@@ -1,7 +1,8 @@
 """Speculative decoding beside plain decoding, by turns in one run.
 
-`cpu`: SmolLM2-135M repeats a text with one change, by n-grams. `gpu`: llama8b with dummy weights on one GPU, whose
-drafts are accepted with a set probability; one request (W3), and 256 at once (W1), where none should be proposed.
+`cpu`: SmolLM2-135M repeats a text with one change, by n-grams. `gpu`: llama8b with dummy weights on one GPU,
+whose drafts are accepted with a set probability; one request (W3), and 256 at once (W1), where none should be
+proposed.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from typing import Any
 
 from benchmarks import record
 from pagewire import LLM, SamplingParams
-from pagewire.bench.shapes import SHAPES
+from pagewire.bench.shapes import shape_directory
 
 ROUNDS = 5
 TEXT = (
-    "The lighthouse stood at the end of the pier, and every evening the keeper climbed its ninety steps to light "
-    "the lamp. He carried a can of oil, a box of matches and a small notebook in which he wrote the names of the "
-    "ships that passed. On clear nights he could read the letters on their bows through his brass telescope. "
-    "In winter, when the waves broke over the railing, he counted the steps aloud so that he would not lose his "
-    "way in the dark. Nobody in the village knew how long he had been there."
+    "The lighthouse stood at the end of the pier, and every evening the keeper climbed its ninety steps to "
+    "light the lamp. He carried a can of oil, a box of matches and a small notebook for the names "
+    "of the ships that passed. On clear nights he could read the letters on their bows through his brass "
+    "telescope. In winter, when the waves broke over the railing, he counted the steps aloud, so as to "
+    "not lose his way in the dark. Nobody in the village knew how long he had been there."
 )
-PROMPT = f"A text:\n\n{TEXT}\n\nThe same text, word for word, with a harbour in place of the pier:\n\nThe lighthouse"
+TASK = "The same text, word for word, with a harbour in place of the pier:"
+PROMPT = f"A text:\n\n{TEXT}\n\n{TASK}\n\nThe lighthouse"
 
 
 def seconds_of(llm: LLM, prompts: list[Any], params: SamplingParams) -> tuple[float, list[list[int]]]:
@@ -54,9 +56,10 @@ def on_cpu(num_drafts: int) -> dict[str, Any]:
     """The edit, with drafts and without."""
     config = json.dumps({"method": "ngram", "num_speculative_tokens": num_drafts})
     options: dict[str, Any] = {"device": "cpu", "max_model_len": 1024, "max_num_seqs": 4}
-    with LLM("smollm2-135m", **options) as plain, LLM(
-        "smollm2-135m", **options, speculative_config=config
-    ) as drafts:
+    with (
+        LLM("smollm2-135m", **options) as plain,
+        LLM("smollm2-135m", **options, speculative_config=config) as drafts,
+    ):
         params = SamplingParams(temperature=0.0, max_tokens=110)
         return {"edit": compare({"plain": plain, "drafts": drafts}, [PROMPT], params)}
 
@@ -68,7 +71,7 @@ def on_gpu(num_drafts: int, acceptance: float) -> dict[str, Any]:
     medians: dict[str, dict[str, float]] = {name: {} for name in workloads}
     for kind, more in (("plain", {}), ("drafts", {"speculative_config": config})):
         with LLM(
-            str(SHAPES / "llama8b"), load_format="dummy", max_model_len=8192, max_num_seqs=256, **more
+            str(shape_directory("llama8b")), load_format="dummy", max_model_len=8192, max_num_seqs=256, **more
         ) as llm:
             for name, (count, length) in workloads.items():
                 params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
