@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from pagewire.wire.block_hashes import HASH_BYTES, BlockHash
@@ -78,7 +79,7 @@ def made_up(kind: Conversations, rate: float, seconds: float, seed: int) -> list
     for _ in range(kind.tenants):
         tokens = generator.randint(*kind.system_tokens)
         systems.append((tokens, names.draw(tokens // BLOCK_SIZE)))
-    weights = [1 / (rank + 1) for rank in range(kind.tenants)]
+    weights = list(accumulate(1 / (rank + 1) for rank in range(kind.tenants)))
     lead = 4 * kind.turns * kind.pause
     requests: list[TracedRequest] = []
     at, session = -lead, 0
@@ -87,7 +88,7 @@ def made_up(kind: Conversations, rate: float, seconds: float, seed: int) -> list
         if at >= seconds:
             break
         session += 1
-        tokens, blocks = systems[generator.choices(range(kind.tenants), weights)[0]]
+        tokens, blocks = systems[generator.choices(range(kind.tenants), cum_weights=weights)[0]]
         requests += _conversation(kind, at, session, tokens, blocks, generator, names, seconds)
     return sorted((each for each in requests if each.at >= 0), key=lambda each: each.at)
 
