@@ -83,15 +83,17 @@ def test_the_shrink_compiles_for_hopper() -> None:
     signature = dict.fromkeys(["x_ptr", "a_ptr"], "*bf16") | dict.fromkeys(_TILES, "*i32")
     signature |= {"out_ptr": "*fp32", "num_rows": "i32", "x_stride": "i32"}
     constants = {"K": 4096, "PARTS": 3, "R": 32, "BLOCK_M": 16, "BLOCK_R": 32, "BLOCK_K": 128, "SPLIT_K": 4}
-    compile_overlapping("engine.kernels.lora.kernel:shrink_kernel", signature, constants)
+    compile_overlapping("engine.kernels.lora.kernel:shrink_kernel", signature, constants, early_reads=_TILES)
 
 
 def test_the_expand_compiles_for_hopper() -> None:
     signature = {"shrunk_ptr": "*fp32", "b_ptr": "*bf16"} | dict.fromkeys(_TILES, "*i32")
     signature |= {"has_vectors_ptr": "*i32", "gain_ptr": "*fp32", "offset_ptr": "*fp32", "out_ptr": "*bf16"}
     signature |= dict.fromkeys(["num_rows", "n", "out_stride", "size_0", "size_1", "size_2"], "i32")
-    constants = {"PARTS": 3, "R": 32, "BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_R": 32, "SPLIT_K": 4}
-    compile_overlapping("engine.kernels.lora.kernel:expand_kernel", signature, constants)
+    constants = {"PARTS": 3, "R": 32, "BLOCK_M": 16, "BLOCK_N": 256, "BLOCK_R": 32, "SPLIT_K": 4}
+    compile_overlapping(
+        "engine.kernels.lora.kernel:expand_kernel", signature, constants, early_reads=["b_ptr", *_TILES]
+    )
 
 
 def test_one_token_s_kernels_compile_for_hopper() -> None:

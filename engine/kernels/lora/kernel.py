@@ -18,13 +18,14 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.launch import overlap_options, wait_for_previous
+from engine.kernels.launch import overlap_options, settle_keys, wait_for_previous
 from engine.kernels.linear.matrix_vector import RowsConfig
 
 _MAX_PARTS = 3
 # Tokens up to which tiles are small and the sum over K is split.
 _FEW_TOKENS = 1024
 _FEW_BLOCK_M, _MANY_BLOCK_M = 16, 64
+_MANY_OUTPUTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,21 @@ def _split_k(num_tokens: int, k: int, parts: int, *, invariant: bool) -> int:
     return max(1, min(wanted if parts > 1 else 2 * wanted, k // 256))
 
 
+@triton.jit
+def _tile(tile, tokens_ptr, tile_slot_ptr, tile_begin_ptr, tile_end_ptr, ranks_ptr, BLOCK_M: tl.constexpr):
+    # (slot, its rank, rows in the tiles' order, their tokens, which of them there are). All of it was made
+    # when the step began, so it may be read before the kernel before has ended; past the L1 cache, see
+    # engine/kernels/launch.py.
+    slot = tl.load(tile_slot_ptr + tile, cache_modifier=".cg")
+    begin = tl.load(tile_begin_ptr + tile, cache_modifier=".cg")
+    end = tl.load(tile_end_ptr + tile, cache_modifier=".cg")
+    rank = tl.load(ranks_ptr + tl.maximum(slot, 0), cache_modifier=".cg")
+    rows = begin + tl.arange(0, BLOCK_M)
+    mask = rows < tl.where(slot >= 0, end, 0)
+    tokens = tl.load(tokens_ptr + rows, mask=mask, other=0, cache_modifier=".cg").to(tl.int64)
+    return slot, rank, rows, tokens, mask
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def shrink_kernel(
     x_ptr,  # [T, K]
@@ -87,16 +103,13 @@ def shrink_kernel(
     OVERLAP: tl.constexpr,
 ):
     tile, r_block, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    slot, rank, rows, tokens, mask = _tile(
+        tile, tokens_ptr, tile_slot_ptr, tile_begin_ptr, tile_end_ptr, ranks_ptr, BLOCK_M
+    )
     wait_for_previous(OVERLAP)
-    slot = tl.load(tile_slot_ptr + tile)
-    if slot < 0:
-        return
     first_r = r_block * BLOCK_R
-    if first_r % R >= tl.load(ranks_ptr + slot):
+    if (slot < 0) | (first_r % R >= rank):
         return
-    rows = tl.load(tile_begin_ptr + tile) + tl.arange(0, BLOCK_M)
-    mask = rows < tl.load(tile_end_ptr + tile)
-    tokens = tl.load(tokens_ptr + rows, mask=mask, other=0).to(tl.int64)
     r = first_r + tl.arange(0, BLOCK_R)
     a_rows = a_ptr + (slot.to(tl.int64) * PARTS * R + r)[:, None] * K
     acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
@@ -153,37 +166,36 @@ def expand_kernel(
     OVERLAP: tl.constexpr,
 ):
     tile, block = tl.program_id(0), tl.program_id(1)
-    wait_for_previous(OVERLAP)
-    slot = tl.load(tile_slot_ptr + tile).to(tl.int64)
-    if slot < 0:
-        return
+    slot, rank, rows, tokens, mask = _tile(
+        tile, tokens_ptr, tile_slot_ptr, tile_begin_ptr, tile_end_ptr, ranks_ptr, BLOCK_M
+    )
     part, first, start, size = _part_of(block, size_0, size_1, size_2, BLOCK_N)
     inside = start + tl.arange(0, BLOCK_N)
-    n_mask = inside < size
+    n_mask = inside < tl.where(slot >= 0, size, 0)
     columns = first + inside
-    rows = tl.load(tile_begin_ptr + tile) + tl.arange(0, BLOCK_M)
-    mask = rows < tl.load(tile_end_ptr + tile)
-    tokens = tl.load(tokens_ptr + rows, mask=mask, other=0).to(tl.int64)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for r_begin in range(0, tl.load(ranks_ptr + slot), BLOCK_R):
-        r = r_begin + tl.arange(0, BLOCK_R)
-        b = tl.load(
-            b_ptr + (slot * n + columns)[:, None] * R + r[None, :],
-            mask=n_mask[:, None] & (r < tl.load(ranks_ptr + slot))[None, :],
-            other=0.0,
-        )
-        shrunk = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-        for share in tl.static_range(SPLIT_K):
-            places = (share * num_rows + rows).to(tl.int64)[:, None] * (PARTS * R) + part * R + r[None, :]
-            known = mask[:, None] & (r < tl.load(ranks_ptr + slot))[None, :]
-            shrunk += tl.load(shrunk_ptr + places, mask=known, other=0.0)
-        acc = tl.dot(shrunk.to(b.dtype), tl.trans(b), acc, input_precision="ieee")
+    held = tl.maximum(slot, 0).to(tl.int64)
+    b_rows = b_ptr + (held * n + columns)[:, None] * R
+    r = tl.arange(0, BLOCK_R)
+    b = tl.load(b_rows + r[None, :], mask=n_mask[:, None] & (r < rank)[None, :], other=0.0)
+    wait_for_previous(OVERLAP)
+    if slot < 0:
+        return
     both = mask[:, None] & n_mask[None, :]
     addresses = out_ptr + tokens[:, None] * out_stride + columns[None, :]
     value = tl.load(addresses, mask=both, other=0.0).to(tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for r_begin in range(0, rank, BLOCK_R):
+        r = r_begin + tl.arange(0, BLOCK_R)
+        if r_begin > 0:
+            b = tl.load(b_rows + r[None, :], mask=n_mask[:, None] & (r < rank)[None, :], other=0.0)
+        shrunk = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+        for share in tl.static_range(SPLIT_K):
+            places = (share * num_rows + rows).to(tl.int64)[:, None] * (PARTS * R) + part * R + r[None, :]
+            shrunk += tl.load(shrunk_ptr + places, mask=mask[:, None] & (r < rank)[None, :], other=0.0)
+        acc = tl.dot(shrunk.to(b.dtype), tl.trans(b), acc, input_precision="ieee")
     if tl.load(has_vectors_ptr + slot) != 0:
-        value *= tl.load(gain_ptr + slot * n + columns, mask=n_mask, other=0.0)[None, :]
-        value += tl.load(offset_ptr + slot * n + columns, mask=n_mask, other=0.0)[None, :]
+        value *= tl.load(gain_ptr + held * n + columns, mask=n_mask, other=0.0)[None, :]
+        value += tl.load(offset_ptr + held * n + columns, mask=n_mask, other=0.0)[None, :]
     tl.store(addresses, (value + acc).to(out_ptr.dtype.element_ty), mask=both)
 
 
@@ -299,6 +311,9 @@ def expand_one_kernel(
     tl.store(out_ptr + columns, value.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+settle_keys(_tile, _part_of, _row_block, _row_products)
+
+
 def _sizes(sizes: tuple[int, ...]) -> tuple[int, int, int]:
     assert len(sizes) <= _MAX_PARTS
     return (*sizes, *([0] * (_MAX_PARTS - len(sizes))))  # type: ignore[return-value]
@@ -353,7 +368,9 @@ def add_adapters(
         num_warps=4,
         **options,
     )
-    block_n = 64
+    # A program waits for the shrink once, however many outputs it has: as many as leave none of the
+    # multiprocessors without one.
+    block_n = 256 if b.shape[1] >= _MANY_OUTPUTS and not invariant else 64
     expand_kernel[(num_tiles, sum(triton.cdiv(size, block_n) for size in sizes))](
         shrunk,
         b,
