@@ -24,7 +24,7 @@ from engine.kernels.linear.matrix_vector import RowsConfig
 _MAX_PARTS = 3
 # Tokens up to which tiles are small and the sum over K is split.
 _FEW_TOKENS = 1024
-_FEW_BLOCK_M, _MANY_BLOCK_M = 16, 64
+_FEW_BLOCK_M, _MANY_BLOCK_M = 32, 64
 _MANY_OUTPUTS = 4096
 
 
@@ -370,7 +370,7 @@ def add_adapters(
     )
     # A program waits for the shrink once, however many outputs it has: as many as leave none of the
     # multiprocessors without one.
-    block_n = 256 if b.shape[1] >= _MANY_OUTPUTS and not invariant else 64
+    block_n = 128 if b.shape[1] >= _MANY_OUTPUTS and not invariant else 64
     expand_kernel[(num_tiles, sum(triton.cdiv(size, block_n) for size in sizes))](
         shrunk,
         b,
