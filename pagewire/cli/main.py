@@ -22,6 +22,7 @@ from pagewire.cli import (
     export,
     generate,
     infer,
+    lora,
     models,
     processes,
     ps,
@@ -53,6 +54,7 @@ infer.register(app)
 batch.register(app)
 export.register(app)
 models.register(app)
+lora.register(app)
 ps.register(app)
 top.register(app)
 drain.register(app)

@@ -1,4 +1,4 @@
-"""A service's metrics, read twice: what happened in between."""
+"""A service asked over HTTP; and its metrics, read twice: what happened in between."""
 
 from __future__ import annotations
 
@@ -145,16 +145,55 @@ class Scraper:
         Raises:
             PagewireError: as `snapshot`.
         """
-        try:
-            info: dict[str, Any] = json.loads(self._get("/server_info"))
-        except ValueError:
-            raise PagewireError(f"{self.url}: /server_info is no JSON; is it a pagewire service?") from None
+        info: dict[str, Any] = self._parsed("/server_info", self._get("/server_info"))
         return info
 
-    def _get(self, path: str) -> str:
-        connection = self._connection()
+    def get_json(self, path: str) -> Any:
+        """What a path answers.
+
+        Raises:
+            PagewireError: as `snapshot`.
+        """
+        return self._parsed(path, self._get(path))
+
+    def post(self, path: str, body: Mapping[str, Any], *, timeout: float = TIMEOUT_SECONDS) -> None:
+        """Asks the service to do something.
+
+        Args:
+            timeout: seconds until it must have answered.
+
+        Raises:
+            PagewireError: it refuses, in its own words; or as `snapshot`.
+        """
+        status, text = self._ask("POST", path, json.dumps(body).encode(), timeout)
+        if status != http.client.OK:
+            try:
+                message = str(json.loads(text)["error"]["message"])
+            except (ValueError, KeyError, TypeError):
+                message = ""
+            raise PagewireError(message or self._strange(path, status))
+
+    def _parsed(self, path: str, text: str) -> Any:
         try:
-            connection.request("GET", self._path + path, headers=self._headers)
+            return json.loads(text)
+        except ValueError:
+            raise PagewireError(f"{self.url}: {path} is no JSON; is it a pagewire service?") from None
+
+    def _get(self, path: str) -> str:
+        status, body = self._ask("GET", path, None, TIMEOUT_SECONDS)
+        if status != http.client.OK:
+            raise PagewireError(self._strange(path, status))
+        return body
+
+    def _strange(self, path: str, status: int) -> str:
+        return f"{self.url}{path} answers with status {status}; is it a pagewire service?"
+
+    def _ask(self, method: str, path: str, content: bytes | None, timeout: float) -> tuple[int, str]:
+        """(status, body) of the answer to a request."""
+        connection = self._connection(timeout)
+        headers = self._headers | ({} if content is None else {"Content-Type": "application/json"})
+        try:
+            connection.request(method, self._path + path, body=content, headers=headers)
             response = connection.getresponse()
             body = response.read().decode(errors="replace")
         except http.client.HTTPException as error:
@@ -173,16 +212,10 @@ class Scraper:
             raise Unauthenticated(
                 f"{self.url} wants another API key; give it with --api-key or $PAGEWIRE_API_KEY"
             )
-        if response.status != http.client.OK:
-            raise PagewireError(
-                f"{self.url}{path} answers with status {response.status}; is it a pagewire service?"
-            )
-        return body
+        return response.status, body
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
         if self._is_https:
             context = ssl.create_default_context()
-            return http.client.HTTPSConnection(
-                self._host, self._port, timeout=TIMEOUT_SECONDS, context=context
-            )
-        return http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_SECONDS)
+            return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=context)
+        return http.client.HTTPConnection(self._host, self._port, timeout=timeout)

@@ -8,12 +8,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from engine.config import WorkerConfig
-from engine.dispatch.control import NUM_FIRST_STEPS, WORK_AHEAD_STEP, WorkerGone, steps_in_flight
+from engine.dispatch.control import (
+    ADAPTER_STEP,
+    NUM_FIRST_STEPS,
+    WORK_AHEAD_STEP,
+    WorkerGone,
+    steps_in_flight,
+)
 from engine.dispatch.facts import WorkerFacts
 from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import StepResult
+from pagewire.offline.adapters import OfflineAdapters
 from pagewire.offline.idle_work import IdleWork
 from pagewire.offline.workers import OfflineWorkers
 from scheduler.core import Scheduler
@@ -36,6 +44,7 @@ class OfflineEngine:
 
     Attributes:
         facts: of the worker.
+        adapters: that it has.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class OfflineEngine:
         self._idle = IdleWork(link, self._results, self._ahead)
         self.facts: WorkerFacts = link.facts
         self.core = Scheduler(self.facts.limits, settings, num_stages=link.facts.num_stages)
+        self.adapters = OfflineAdapters(self.core, self.facts.limits.max_loras)
         self._mask_ready = threading.Event()
         self._pacing = Pacing(link.facts.num_stages)
         self._masks = MaskMaker(self.facts, self._mask_ready.set)
@@ -128,7 +138,8 @@ class OfflineEngine:
                 self._link.send_plan(plan)
             self.core.take_admitted()  # which would be kept for ever; what was cached is told with the output
             self._plan_ahead()
-            if self.core.num_in_flight:
+            self._plan_adapters()
+            if self.core.num_in_flight or self.adapters.in_flight:
                 result = self._next_result()
                 if result is not None:
                     output = self.core.update(result)
@@ -149,6 +160,39 @@ class OfflineEngine:
             self._link.send_plan(work_ahead_plan())
             self._ahead.sent(now)
 
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Has the workers load an adapter; not while `steps` runs.
+
+        Raises:
+            ConfigError, InvalidRequest: there is none at the path, it does not fit, or the name is taken.
+            Unsupported: the workers take no adapters.
+            Unavailable: the worker died.
+        """
+        facts = self.adapters.begin_load(name, path)
+        for _ in self.steps():
+            pass
+        self.adapters.loaded(facts)
+
+    def unload_adapter(self, name: str) -> None:
+        """Has the workers forget an adapter; not while `steps` runs.
+
+        Raises:
+            NotFound: there is none of this name.
+            Unsupported: the workers take no adapters.
+            Unavailable: the worker died.
+        """
+        self.adapters.begin_unload(name)
+        for _ in self.steps():
+            pass
+
+    def _plan_adapters(self) -> None:
+        """Has the workers do what there is to do with adapters."""
+        assert self._link is not None
+        if (plan := self.adapters.next_plan()) is not None:
+            if not self.core.num_in_flight:
+                self._began = time.monotonic()
+            self._link.send_plan(plan)
+
     def _next_result(self) -> StepResult | None:
         """The result of the oldest step in flight; None if it is not there yet."""
         assert self._link is not None
@@ -162,12 +206,16 @@ class OfflineEngine:
             if now >= self._began + self._limit:
                 limit = f"after {now - self._began:.1f} s (step_timeout is {self._step_timeout:g})"
                 late = [rank.facts.rank for rank in self._results.late_ranks()]
-                what = f"{self.core.describe_oldest()}, {limit},"
+                step = self.core.describe_oldest() if self.core.num_in_flight else "work with an adapter"
+                what = f"{step}, {limit},"
                 raise self._workers.hung(what, late[0] if len(late) == 1 else None)
             return None
         self._began = now
         if result.step_id == WORK_AHEAD_STEP:
             self._ahead.finished(result.more_ahead)
+            return None
+        if result.step_id == ADAPTER_STEP:
+            self.adapters.finished(result)
             return None
         self._num_finished += 1
         return result

@@ -39,6 +39,7 @@ class Job(ABC):
         tokenizer: TextTokenizer,
         facts: WorkerFacts,
         cache_salt: str,
+        adapter_id: int,
     ) -> None:
         self.output = output
         self.requests: list[Request] = []
@@ -46,6 +47,7 @@ class Job(ABC):
         self._tokenizer = tokenizer
         self._facts = facts
         self._cache_salt = cache_salt
+        self._adapter_id = adapter_id
         if sampling.prompt_logprobs is not None:
             output.prompt_logprobs = [None]
 
@@ -93,8 +95,9 @@ def open_job(
     sampling: SamplingParams,
     tokenizer: TextTokenizer,
     facts: WorkerFacts,
+    adapter_id: int = 0,
 ) -> Job:
-    """The job of a prompt.
+    """The job of a prompt, computed with an adapter if `adapter_id` is not 0.
 
     Raises:
         InvalidRequest: a value does not suit the model.
@@ -105,7 +108,7 @@ def open_job(
         )
     output = RequestOutput(request_id, prompt.text, prompt.token_ids, [])
     kind = SamplingJob if sampling.beam_search is None else SearchJob
-    return kind(output, sampling, tokenizer, facts, prompt.cache_salt)
+    return kind(output, sampling, tokenizer, facts, prompt.cache_salt, adapter_id)
 
 
 class SamplingJob(Job):
@@ -118,8 +121,9 @@ class SamplingJob(Job):
         tokenizer: TextTokenizer,
         facts: WorkerFacts,
         cache_salt: str,
+        adapter_id: int,
     ) -> None:
-        super().__init__(output, sampling, tokenizer, facts, cache_salt)
+        super().__init__(output, sampling, tokenizer, facts, cache_salt, adapter_id)
         ranked = sampling.best_of not in (None, sampling.n)
         if ranked:
             sampling = replace(sampling, logprobs=sampling.logprobs or 0)
@@ -137,6 +141,7 @@ class SamplingJob(Job):
                     cache_salt=cache_salt,
                     group=output.request_id,
                     part=number,
+                    adapter_id=adapter_id,
                 ),
                 sampling,
                 OutputText(tokenizer, sampling),
@@ -277,8 +282,9 @@ class SearchJob(Job):
         tokenizer: TextTokenizer,
         facts: WorkerFacts,
         cache_salt: str,
+        adapter_id: int,
     ) -> None:
-        super().__init__(output, sampling, tokenizer, facts, cache_salt)
+        super().__init__(output, sampling, tokenizer, facts, cache_salt, adapter_id)
         room = max(facts.limits.max_model_len - len(output.prompt_token_ids), 1)
         max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         eos = frozenset(facts.eos_token_ids)
@@ -307,6 +313,7 @@ class SearchJob(Job):
             cache_salt=self._cache_salt,
             group=self.output.request_id,
             part=int(bool(token_ids)),
+            adapter_id=self._adapter_id,
         )
 
     def add_logprobs(self, request: Request, entry: records.TokenLogprobs) -> None:

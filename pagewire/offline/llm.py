@@ -15,7 +15,7 @@ from frontend.chat.conversation import Conversation as Turns
 from frontend.scoring.score import pair_up
 from frontend.served_model import ServedModel
 from frontend.text.template_renderer import RENDERER
-from pagewire.base.errors import InvalidRequest
+from pagewire.base.errors import ConfigError, InvalidRequest, PagewireError
 from pagewire.hub import DEFAULT_MODEL, resolve_checkpoint
 from pagewire.hub.names.model_name import default_model_name
 from pagewire.offline.engine import STEP_TIMEOUT, OfflineEngine
@@ -36,6 +36,8 @@ from scheduler.settings import INFLIGHT, CoreSettings
 from scheduler.step import StepOutput
 
 Conversation = Sequence[Mapping[str, Any]]
+Loras = str | Sequence[str | None] | None
+"""The name of an adapter, or one for each prompt; None is the model alone."""
 _UNBOUNDED = 2**31
 _open: set[int] = set()
 """Ids of the LLMs that are not closed, which share the process that renders chat templates."""
@@ -55,6 +57,7 @@ class LLM:
         open_schemas: bool = False,
         batching_strategy: str = INFLIGHT,
         step_timeout: float = STEP_TIMEOUT,
+        lora_modules: Mapping[str, str | Path] | None = None,
         **worker_options: Any,
     ) -> None:
         """Args:
@@ -66,13 +69,18 @@ class LLM:
             "dynamic" (both in batches of `max_num_seqs`, each of which begins when the one before is over).
         step_timeout: seconds after which a worker that has not finished a step counts as hung and is killed;
             five times as many for its first steps.
+        lora_modules: LoRA adapters to load at once, name -> directory or repository on a hub; it takes
+            `enable_lora=True`.
         worker_options: fields of `engine.config.WorkerConfig`, such as `dtype`, `device`, `max_model_len`,
-            `max_num_seqs`, `max_num_batched_tokens`, `gpu_memory_utilization`, `load_format`.
+            `max_num_seqs`, `max_num_batched_tokens`, `gpu_memory_utilization`, `load_format`,
+            `enable_lora`.
 
         Raises:
-            ConfigError: an option or the model is wrong.
+            ConfigError: an option, the model or an adapter is wrong.
         """
         self._engine: OfflineEngine | None = None
+        if lora_modules and not worker_options.get("enable_lora"):
+            raise ConfigError("lora_modules takes enable_lora=True", param="enable_lora")
         settings = CoreSettings(
             max_num_waiting=_UNBOUNDED,
             enable_prefix_caching=enable_prefix_caching,
@@ -87,6 +95,12 @@ class LLM:
         self._ids = count()
         self._open_schemas = open_schemas
         self._is_generating = False
+        try:
+            for name, path in (lora_modules or {}).items():
+                self.load_lora(name, path)
+        except PagewireError as error:
+            self.close()
+            raise ConfigError(f"lora_modules: {error.message}", param="lora_modules") from error
 
     def __enter__(self) -> LLM:
         return self
@@ -113,12 +127,43 @@ class LLM:
         """What the model's authors recommend (generation_config.json)."""
         return SamplingParams(**self._text.defaults)
 
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The names of the adapters that prompts may be computed with."""
+        return self._running().adapters.names
+
+    def load_lora(self, name: str, path: str | Path) -> None:
+        """Loads a LoRA adapter beside the model.
+
+        Args:
+            name: what `generate`, `stream` and `chat` call it.
+            path: a directory as PEFT or ms-swift writes it, or a repository on a hub.
+
+        Raises:
+            ConfigError: there is no adapter.
+            InvalidRequest: it is damaged or does not fit the model, or the name is taken.
+            Unsupported: the LLM was not opened with `enable_lora=True`.
+            Unavailable: the worker died.
+        """
+        self._idle().load_adapter(name, path)
+
+    def unload_lora(self, name: str) -> None:
+        """Forgets an adapter.
+
+        Raises:
+            NotFound: there is none of this name.
+            Unsupported: the LLM was not opened with `enable_lora=True`.
+            Unavailable: the worker died.
+        """
+        self._idle().unload_adapter(name)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         truncate_prompt_tokens: int | None = None,
+        lora: Loras = None,
     ) -> list[RequestOutput]:
         """Completes prompts, all in one batch as far as memory allows, and returns them in their order.
 
@@ -129,12 +174,15 @@ class LLM:
             sampling_params: for all prompts, or one for each; default the model's recommendation.
             truncate_prompt_tokens: keeps this many tokens at each prompt's end; -1 keeps what the model's
                 context has room for beside max_tokens.
+            lora: the name of the adapter to compute all prompts with, or one for each; None is the model
+                alone.
 
         Raises:
             InvalidRequest: a prompt or parameter is wrong; nothing is generated then.
+            NotFound, Unsupported: there is no such adapter, or there are none at all.
             Unavailable: the worker died.
         """
-        jobs = self._jobs(_as_batch(prompts), sampling_params, truncate_prompt_tokens)
+        jobs = self._jobs(_as_batch(prompts), sampling_params, truncate_prompt_tokens, lora)
         for _ in self._steps(jobs):
             pass
         return [job.output for job in jobs]
@@ -146,6 +194,7 @@ class LLM:
         *,
         messages: Conversation | Sequence[Conversation] | None = None,
         truncate_prompt_tokens: int | None = None,
+        lora: Loras = None,
     ) -> Generator[StreamOutput, None, None]:
         """Completes prompts as `generate` does, or answers conversations as `chat` does, and yields pieces as
         soon as they have been generated. Pieces of all prompts come mixed: `StreamOutput.prompt_index` says
@@ -155,7 +204,7 @@ class LLM:
         Until then nothing else can be asked of this LLM.
 
         Args:
-            prompts, sampling_params, truncate_prompt_tokens: see `generate`.
+            prompts, sampling_params, truncate_prompt_tokens, lora: see `generate`.
             messages: one conversation or several, instead of prompts.
 
         Raises:
@@ -165,20 +214,22 @@ class LLM:
         if (prompts is None) == (messages is None):
             raise InvalidRequest("give either prompts or messages", param="prompts")
         batch = self._rendered(messages or ()) if prompts is None else _as_batch(prompts)
-        jobs = self._jobs(batch, sampling_params, truncate_prompt_tokens)
+        jobs = self._jobs(batch, sampling_params, truncate_prompt_tokens, lora)
         return self._pieces(jobs)
 
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        lora: Loras = None,
     ) -> list[RequestOutput]:
         """Answers one conversation or several, rendered by the model's chat template. See `generate`.
 
         Raises:
             InvalidRequest: the model has no template, or the template refuses a conversation.
         """
-        return self.generate(self._rendered(messages), sampling_params)
+        return self.generate(self._rendered(messages), sampling_params, lora=lora)
 
     @overload
     def infer(
@@ -329,21 +380,30 @@ class LLM:
         prompts: Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         truncate_prompt_tokens: int | None,
+        lora: Loras = None,
     ) -> list[Job]:
         params = self._as_params(sampling_params, len(prompts))
+        names = [lora] * len(prompts) if lora is None or isinstance(lora, str) else lora
+        if len(names) != len(prompts):
+            raise InvalidRequest(
+                f"{len(names)} adapters for {len(prompts)} prompts; name one for each", param="lora"
+            )
+        ids = [self._idle().adapters.id_of(name) for name in names]
         return [
-            self._job(prompt, each, truncate_prompt_tokens)
-            for prompt, each in zip(prompts, params, strict=True)
+            self._job(prompt, each, truncate_prompt_tokens, adapter_id)
+            for prompt, each, adapter_id in zip(prompts, params, ids, strict=True)
         ]
 
-    def _job(self, prompt: Prompt, sampling: SamplingParams, truncate_prompt_tokens: int | None) -> Job:
+    def _job(
+        self, prompt: Prompt, sampling: SamplingParams, truncate_prompt_tokens: int | None, adapter_id: int
+    ) -> Job:
         engine, tokenizer = self._idle(), self._text.tokenizer
         if sampling.structured_output is not None and not self._open_schemas:
             sampling = replace(sampling, structured_output=with_closed_objects(sampling.structured_output))
         read = read_prompt(
             prompt, tokenizer, sampling, engine.facts.limits.max_model_len, truncate_prompt_tokens
         )
-        job = open_job(f"offline-{next(self._ids)}", read, sampling, tokenizer, engine.facts)
+        job = open_job(f"offline-{next(self._ids)}", read, sampling, tokenizer, engine.facts, adapter_id)
         for request in job.requests:
             engine.check(request)
         return job

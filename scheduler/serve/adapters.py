@@ -235,7 +235,7 @@ class AdapterManager:
                 f"lora_path must have 1 to {MAX_PATH_BYTES} bytes: a directory, or owner/name on a hub",
                 param="lora_path",
             )
-        facts = await asyncio.to_thread(_identify, name, path)
+        facts = await asyncio.to_thread(identify_adapter, name, path)
         self._require_free(name, in_place)
         entry = self._entries.get(facts.adapter_id)
         if entry is None:
@@ -320,7 +320,7 @@ class AdapterManager:
         if job is None:
             return None
         self._sent = job
-        return _plan(job.command)
+        return adapter_plan(job.command)
 
     def next_at(self) -> float | None:
         """When a piece is due next; None for never."""
@@ -404,8 +404,9 @@ def _done() -> asyncio.Future[None]:
     return done
 
 
-def _identify(name: str, path: str) -> AdapterFacts:
-    """Fetches an adapter if need be, and reads all of it. Slow: not for the event loop.
+def identify_adapter(name: str, path: str) -> AdapterFacts:
+    """Which adapter there is at a path. Fetches it if need be and reads all of it. Slow: not for an event
+    loop.
 
     Raises:
         ConfigError: there is no such adapter.
@@ -421,7 +422,8 @@ def adapter_id_of(name: str, digest: str) -> int:
     return int.from_bytes(identity[:4], "little") >> 1 | 1
 
 
-def _plan(command: AdapterCommand) -> StepPlan:
+def adapter_plan(command: AdapterCommand) -> StepPlan:
+    """The plan that has workers execute a command."""
     empty = u32([])
     return StepPlan(
         ADAPTER_STEP, empty, [], empty, empty, empty, empty, empty, empty, adapter_command=command

@@ -18,9 +18,14 @@ import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner, Result
 
+from pagewire import LLM, SamplingParams
+from pagewire.base.errors import ConfigError, InvalidRequest, NotFound, Unauthenticated, Unsupported
+from pagewire.cli.main import app
 from pagewire.inference.v1 import inference_pb2 as pb
 from pagewire.inference.v1 import inference_pb2_grpc
+from pagewire.wire.sampling_params import BeamSearch
 from tests.e2e.test_deaths import streams
 from tools.service import NO_CERTIFICATES, Service
 
@@ -290,3 +295,86 @@ async def test_loading_goes_on_beside_streams(service: Service, client: httpx.Cl
         await opened.outcomes()
         assert opened.received == expected
     assert unload(client, "beside").is_success
+
+
+def test_an_llm_computes_prompts_with_adapters_as_a_service_does(
+    client: httpx.Client, adapters: Path, tmp_path: Path
+) -> None:
+    """Three adapters in two slots, in one batch; loaded at the start and later, and forgotten."""
+    paths = {f"n{seed}": adapters / f"a{seed}" for seed in range(3)}
+    for name, path in paths.items():
+        assert load(client, name, path).is_success
+    greedy = SamplingParams(temperature=0, max_tokens=16)
+    with LLM(
+        "smollm2-135m",
+        enable_lora=True,
+        lora_modules={name: paths[name] for name in ("n0", "n1")},
+        max_loras=2,
+        max_lora_rank=16,
+        max_model_len=256,
+        kv_cache_memory=1 << 28,
+    ) as llm:
+        llm.load_lora("n2", paths["n2"])
+        assert llm.loras == ("n0", "n1", "n2")
+        names = [None, "n0", "n1", "n2", "n0", None]
+        outputs = llm.generate([PROMPT] * len(names), greedy, lora=names)
+        expected = {name: text(client, name or "smollm2-135m") for name in dict.fromkeys(names)}
+        assert len(set(expected.values())) == 4
+        assert [output.outputs[0].text for output in outputs] == [expected[name] for name in names]
+        streamed = "".join(piece.text for piece in llm.stream(PROMPT, greedy, lora="n2"))
+        assert streamed == expected["n2"]
+
+        beams = SamplingParams(max_tokens=4, beam_search=BeamSearch(width=2), n=2)
+        alone, with_one = llm.generate([PROMPT, PROMPT], beams, lora=[None, "n1"])
+        assert [each.token_ids for each in alone.outputs] != [each.token_ids for each in with_one.outputs]
+        question = [{"role": "user", "content": "Name the capital of France."}]
+        said = [llm.chat(question, greedy, lora=name)[0].outputs[0].text for name in (None, "n0", None)]
+        assert said[0] == said[2] != said[1]
+
+        with pytest.raises(InvalidRequest, match="loaded already"):
+            llm.load_lora("n2", paths["n1"])
+        with pytest.raises(InvalidRequest, match="max_lora_rank allows 16"):
+            llm.load_lora("large", write(tmp_path / "large", 1, rank=32))
+        with pytest.raises(InvalidRequest, match="2 adapters for 1 prompts"):
+            llm.generate(PROMPT, greedy, lora=["n0", "n1"])
+        llm.unload_lora("n0")
+        with pytest.raises(NotFound, match="there is no adapter 'n0'; there is 'n1', 'n2'"):
+            llm.generate(PROMPT, greedy, lora="n0")
+        llm.load_lora("n0", paths["n1"])  # another one of the name
+        assert llm.generate(PROMPT, greedy, lora="n0")[0].outputs[0].text == expected["n1"]
+    for name in paths:
+        assert unload(client, name).is_success
+
+
+def test_an_llm_without_adapters_says_how_to_have_them(smollm2_dir: Path, adapters: Path) -> None:
+    with pytest.raises(ConfigError, match="lora_modules takes enable_lora=True"):
+        LLM("smollm2-135m", lora_modules={"n0": adapters / "a0"})
+    with LLM("smollm2-135m", engine="null") as llm:
+        with pytest.raises(Unsupported, match="open it with enable_lora=True"):
+            llm.load_lora("n0", adapters / "a0")
+        with pytest.raises(Unsupported, match="open it with enable_lora=True"):
+            llm.generate(PROMPT, lora="n0")
+
+
+def test_the_command_loads_lists_and_unloads(
+    service: Service, client: httpx.Client, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adapters)
+    monkeypatch.delenv("PAGEWIRE_API_KEY", raising=False)
+    monkeypatch.setenv("PAGEWIRE_ADMIN_API_KEY", ADMIN)
+
+    def command(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["lora", *arguments, "--url", service.http_url])
+
+    assert command("load", "typed", "./a1").stdout == "typed is loaded\n"
+    listed = [line.split() for line in command("list").stdout.splitlines()]
+    assert listed[0] == ["NAME", "MODEL", "PATH"]
+    assert ["typed", "smollm2-135m", str(adapters / "a1")] in listed
+    assert "is loaded already; set load_inplace" in str(command("load", "typed", "./a2").exception)
+    assert command("load", "typed", "./a2", "--in-place").exit_code == 0
+    assert models(client)["typed"]["root"] == str(adapters / "a2")
+    assert command("unload", "typed").stdout == "typed is unloaded\n"
+    assert "there is no adapter 'typed'; there is 'first'" in str(command("unload", "typed").exception)
+    another = command("unload", "first", "--api-key", "another")
+    assert isinstance(another.exception, Unauthenticated)
+    assert "first" in models(client)
