@@ -10,6 +10,7 @@ from typing import Any
 from frontend.caller import client_of
 from frontend.generation.request import GenerationRequest, TextPrompt, check_request_id
 from frontend.triton.inputs import INPUTS, OUTPUTS, InputValues
+from frontend.triton.model import ALIASES
 from frontend.triton.tensors import Tensor, from_values
 from pagewire.base.errors import InvalidRequest
 from pagewire.wire.sampling_params import BeamSearch, SamplingParams, StructuredOutput
@@ -92,7 +93,7 @@ def read_inference(
     stream = stream and sampling.beam_search is None  # beams are known at the end
     request = GenerationRequest(
         request_id=request_id,
-        model="",
+        model="" if asked.model in ALIASES else asked.model,
         prompts=[TextPrompt(text=text) for text in values.texts],
         sampling=sampling,
         client=client_of(None),

@@ -32,6 +32,7 @@ from tools.service import NO_CERTIFICATES, Service
 PROMPT = "The capital of France is"
 ADMIN = "the-admins-key"
 HIDDEN, LAYERS = 576, 30
+GREEDY = SamplingParams(temperature=0, max_tokens=16)
 
 
 def write(directory: Path, seed: int, *, rank: int = 8, strength: float = 0.1) -> Path:
@@ -119,6 +120,10 @@ def test_a_request_s_model_is_the_base_or_an_adapter(client: httpx.Client, adapt
         "/api/generate",
         json={"model": "second", "prompt": PROMPT, "stream": False, "options": {"num_predict": 4}},
     ).is_success
+    triton = {"text_input": PROMPT, "max_tokens": 16, "exclude_input_in_output": True}
+    for model, expected in (*texts.items(), ("ensemble", texts["smollm2-135m"])):
+        answer = client.post(f"/v2/models/{model}/generate", json=triton)
+        assert answer.json()["text_output"] == expected, answer.text
     metrics = client.get("/metrics").text
     assert 'pagewire:adapter_requests_total{adapter="second"}' in metrics
     assert re.search(r'^vllm:lora_requests_info\{.*max_lora="2"', metrics, re.MULTILINE)
@@ -304,7 +309,6 @@ def test_an_llm_computes_prompts_with_adapters_as_a_service_does(
     paths = {f"n{seed}": adapters / f"a{seed}" for seed in range(3)}
     for name, path in paths.items():
         assert load(client, name, path).is_success
-    greedy = SamplingParams(temperature=0, max_tokens=16)
     with LLM(
         "smollm2-135m",
         enable_lora=True,
@@ -317,18 +321,18 @@ def test_an_llm_computes_prompts_with_adapters_as_a_service_does(
         llm.load_lora("n2", paths["n2"])
         assert llm.loras == ("n0", "n1", "n2")
         names = [None, "n0", "n1", "n2", "n0", None]
-        outputs = llm.generate([PROMPT] * len(names), greedy, lora=names)
+        outputs = llm.generate([PROMPT] * len(names), GREEDY, lora=names)
         expected = {name: text(client, name or "smollm2-135m") for name in dict.fromkeys(names)}
         assert len(set(expected.values())) == 4
         assert [output.outputs[0].text for output in outputs] == [expected[name] for name in names]
-        streamed = "".join(piece.text for piece in llm.stream(PROMPT, greedy, lora="n2"))
+        streamed = "".join(piece.text for piece in llm.stream(PROMPT, GREEDY, lora="n2"))
         assert streamed == expected["n2"]
 
         beams = SamplingParams(max_tokens=4, beam_search=BeamSearch(width=2), n=2)
         alone, with_one = llm.generate([PROMPT, PROMPT], beams, lora=[None, "n1"])
         assert [each.token_ids for each in alone.outputs] != [each.token_ids for each in with_one.outputs]
         question = [{"role": "user", "content": "Name the capital of France."}]
-        said = [llm.chat(question, greedy, lora=name)[0].outputs[0].text for name in (None, "n0", None)]
+        said = [llm.chat(question, GREEDY, lora=name)[0].outputs[0].text for name in (None, "n0", None)]
         assert said[0] == said[2] != said[1]
 
         with pytest.raises(InvalidRequest, match="loaded already"):
@@ -336,12 +340,12 @@ def test_an_llm_computes_prompts_with_adapters_as_a_service_does(
         with pytest.raises(InvalidRequest, match="max_lora_rank allows 16"):
             llm.load_lora("large", write(tmp_path / "large", 1, rank=32))
         with pytest.raises(InvalidRequest, match="2 adapters for 1 prompts"):
-            llm.generate(PROMPT, greedy, lora=["n0", "n1"])
+            llm.generate(PROMPT, GREEDY, lora=["n0", "n1"])
         llm.unload_lora("n0")
         with pytest.raises(NotFound, match="there is no adapter 'n0'; there is 'n1', 'n2'"):
-            llm.generate(PROMPT, greedy, lora="n0")
+            llm.generate(PROMPT, GREEDY, lora="n0")
         llm.load_lora("n0", paths["n1"])  # another one of the name
-        assert llm.generate(PROMPT, greedy, lora="n0")[0].outputs[0].text == expected["n1"]
+        assert llm.generate(PROMPT, GREEDY, lora="n0")[0].outputs[0].text == expected["n1"]
     for name in paths:
         assert unload(client, name).is_success
 
