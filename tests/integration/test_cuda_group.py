@@ -51,9 +51,9 @@ def request(prompt: list[int], seed: int) -> pb.GenerateRequest:
 
 REQUESTS = [request(prompt, seed) for seed, prompt in enumerate(PROMPTS * 2)]
 CASES = [
-    pytest.param(2, 1, ONE_GPU, id="tp 2 on one GPU"),
-    pytest.param(2, 1, EACH, id="tp 2", marks=two_gpus),
-    pytest.param(1, 2, EACH, id="pp 2", marks=two_gpus),
+    pytest.param((2, 1, ONE_GPU), id="tp 2 on one GPU"),
+    pytest.param((2, 1, EACH), id="tp 2", marks=two_gpus),
+    pytest.param((1, 2, EACH), id="pp 2", marks=two_gpus),
 ]
 
 
