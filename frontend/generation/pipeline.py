@@ -80,6 +80,7 @@ class GenerationPipeline:
         self._idle = asyncio.Event()
         self._idle.set()
         link.on_change(self._learn_adapters)
+        self._learn_adapters()  # the scheduler may have told before the model's text side was loaded
 
     @property
     def ready(self) -> bool:

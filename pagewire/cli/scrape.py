@@ -6,7 +6,7 @@ import http.client
 import json
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,11 +25,14 @@ class Snapshot:
         at: when, by `time.monotonic`.
         values: plain samples by name, without the prefix `pagewire:`; labelled ones added up.
         buckets: of each histogram, by its name: how many observations were at most each bound.
+        adapters: names of those that requests run with, and of those that requests only wait for; None where
+            none are served.
     """
 
     at: float
     values: Mapping[str, float]
     buckets: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+    adapters: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     @classmethod
     def parse(cls, text: str, at: float) -> Snapshot:
@@ -42,18 +45,30 @@ class Snapshot:
 
         values: dict[str, float] = {}
         buckets: dict[str, dict[float, float]] = {}
+        adapters: list[Mapping[str, str]] = []
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if not sample.name.startswith(PREFIX):
                     continue
                 name = sample.name.removeprefix(PREFIX)
+                if name == "lora_requests_info":
+                    adapters.append(sample.labels)
                 if "le" in sample.labels:
                     bounds = buckets.setdefault(name.removesuffix("_bucket"), {})
                     bound = float(sample.labels["le"])
                     bounds[bound] = bounds.get(bound, 0.0) + sample.value
                 else:
                     values[name] = values.get(name, 0.0) + sample.value
-        return cls(at, values, buckets)
+        return cls(at, values, buckets, _adapters(adapters) if adapters else None)
+
+
+def _adapters(replicas: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Adapters in use by all replicas: (those that run, those that only wait)."""
+    running, waiting = (
+        {name for labels in replicas for name in labels.get(label, "").split(",") if name}
+        for label in ("running_lora_adapters", "waiting_lora_adapters")
+    )
+    return tuple(sorted(running)), tuple(sorted(waiting - running))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ EXAMPLES = examples(
 )
 BAR_WIDTH = 20
 _HISTORY = 40
+_SHOWN = 3
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -151,7 +152,7 @@ def _look_and_draw(services: Sequence[Watched]) -> Table:
 
 
 SECTIONS = (
-    ("requests", "clients waiting", "ended", "refused", "preempted"),
+    ("requests", "clients waiting", "adapters", "ended", "refused", "preempted"),
     ("generated", "lately", "computed", "TTFT", "ITL", "request", "step"),
     ("KV blocks", "cached blocks", "prefix hits", "evicted"),
 )
@@ -170,6 +171,7 @@ def _requests(window: Window) -> dict[str, str]:
         "requests": f"{_count(window, 'num_requests_running')} running, "
         f"{_count(window, 'num_requests_waiting')} waiting",
         "clients waiting": _count(window, "num_clients_waiting"),
+        "adapters": _adapters(window.new),
         "ended": f"{window.rate('request_success_total'):,.1f}/s",
         "refused": f"{window.rate('request_refused_total'):,.1f}/s",
         "preempted": f"{window.rate('num_preemptions_total'):,.1f}/s",
@@ -197,6 +199,19 @@ def _memory(window: Window) -> dict[str, str]:
         "prefix hits": f"{_share(found, asked)} of prompt tokens, {_share(ever_found, ever)} since the start",
         "evicted": f"{window.rate('kv_cache_evictions_total'):,.1f} blocks/s",
     }
+
+
+def _adapters(snapshot: Snapshot) -> str:
+    if snapshot.adapters is None:
+        return "-"
+    running, waiting = map(_names, snapshot.adapters)
+    return f"{running} running, {waiting} waiting"
+
+
+def _names(names: Sequence[str]) -> str:
+    """How many there are, and the first of them."""
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"{len(names)} ({', '.join(names[:_SHOWN])}{more})" if names else "none"
 
 
 def _count(window: Window, name: str) -> str:

@@ -382,3 +382,28 @@ def test_the_command_loads_lists_and_unloads(
     another = command("unload", "first", "--api-key", "another")
     assert isinstance(another.exception, Unauthenticated)
     assert "first" in models(client)
+
+
+@pytest.mark.slow
+def test_several_workers_compute_with_adapters_what_one_does(smollm2_dir: Path, adapters: Path) -> None:
+    """Each rank has its part of every adapter; three adapters and the base are in two slots."""
+    names = [None, "n0", "n1", "n2"]
+    texts: list[list[str]] = []
+    for tensor, pipeline in ((1, 1), (2, 1), (1, 2)):
+        with LLM(
+            "smollm2-135m",
+            enable_lora=True,
+            lora_modules={name: adapters / f"a{name[1:]}" for name in names if name},
+            max_loras=2,
+            max_lora_rank=16,
+            max_model_len=256,
+            kv_cache_memory=1 << 28,
+            device="cpu",
+            dtype="float32",
+            tensor_parallel_size=tensor,
+            pipeline_parallel_size=pipeline,
+        ) as llm:
+            outputs = llm.generate([PROMPT] * len(names), GREEDY, lora=names)
+            texts.append([output.outputs[0].text for output in outputs])
+    assert texts[0] == texts[1] == texts[2]
+    assert len(set(texts[0])) == len(names)

@@ -5,6 +5,7 @@ import { ApiError, apiKey, getJson, keyWanted } from "./api";
 export interface ModelEntry {
   id: string;
   parent: string | null;
+  root: string | null;
   max_model_len: number | null;
 }
 
@@ -26,11 +27,20 @@ export interface ServerInfo {
   };
 }
 
+/** One scheduler of those that the frontend knows, as /health tells. */
+export interface Replica {
+  name: string;
+  healthy: boolean;
+  reason: string | null;
+  open_requests: number;
+}
+
 export type State = { kind: "checking" } | { kind: "ready" } | { kind: "away"; why: string };
 
 const AWAY: State = { kind: "away", why: "no engine is attached" };
 
 export const models = signal<ModelEntry[]>([]);
+export const replicas = signal<Replica[]>([]);
 export const info = signal<ServerInfo | null>(null);
 export const state = signal<State>({ kind: "checking" });
 
@@ -40,21 +50,30 @@ export async function loadServer(): Promise<void> {
       getJson<{ data: ModelEntry[] }>("v1/models"),
       getJson<ServerInfo>("server_info"),
     ]);
-    models.value = list.data;
+    learnModels(list.data);
     info.value = facts;
     state.value = facts.ready ? { kind: "ready" } : AWAY;
+    replicas.value = (await getJson<{ servers: Replica[] }>("health")).servers;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
   }
 }
 
-/** Asks whether the server is ready. /ready itself would fill the browser's console with its 503s. */
+/** Adapters come and go; nothing is drawn again if they are the same. */
+function learnModels(list: ModelEntry[]): void {
+  const names = (each: ModelEntry[]) => JSON.stringify(each.map(({ id, parent, root }) => [id, parent, root]));
+  if (names(list) !== names(models.value)) models.value = list;
+}
+
+/** Asks whether the server is ready, and what it serves. /ready itself would fill the browser's console with its 503s. */
 export async function checkReady(): Promise<void> {
   if (keyWanted.value !== null) return;
   try {
     const facts = await getJson<ServerInfo>("server_info");
     info.value = facts;
     state.value = facts.ready ? { kind: "ready" } : AWAY;
+    learnModels((await getJson<{ data: ModelEntry[] }>("v1/models")).data);
+    replicas.value = (await getJson<{ servers: Replica[] }>("health")).servers;
   } catch (error) {
     if ((error as ApiError).status === 0) state.value = { kind: "away", why: "the server cannot be reached" };
   }

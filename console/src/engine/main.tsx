@@ -1,6 +1,6 @@
 import { render } from "preact";
 import "../common/base.css";
-import { info, models, watchServer } from "../common/server";
+import { info, models, replicas, watchServer } from "../common/server";
 import { KeyDialog, TopBar } from "../common/shell";
 import { BlockMap } from "./blockmap";
 import { Charts, duration, short } from "./charts";
@@ -111,6 +111,8 @@ function Parts() {
   void latest.value;
   const ranks = steps.at(-1)?.execute_us.length ?? (latest.value?.state === "serving" ? 1 : 0);
   const adapters = models.value.filter((each) => each.parent);
+  const several = replicas.value.length > 1;
+  const attached = ranks ? `${ranks} ${ranks === 1 ? "rank" : "ranks"}` : "no engine attached";
   return (
     <div class="stack">
       <section class="card" aria-labelledby="replicas-title">
@@ -118,12 +120,23 @@ function Parts() {
           <h2 id="replicas-title">Replicas</h2>
         </div>
         <ul class="parts">
-          <li>
-            <b>this scheduler</b>
-            <span class="hint">{ranks ? `${ranks} ${ranks === 1 ? "rank" : "ranks"}` : "no engine attached"}</span>
-          </li>
+          {several ? (
+            replicas.value.map((each) => (
+              <li key={each.name}>
+                <b>replica {each.name}</b>
+                <span class="hint">
+                  {each.healthy ? `${each.open_requests} open requests of this frontend` : (each.reason ?? "away")}
+                </span>
+              </li>
+            ))
+          ) : (
+            <li>
+              <b>this scheduler</b>
+              <span class="hint">{attached}</span>
+            </li>
+          )}
         </ul>
-        <p class="hint">A frontend serves one scheduler today. Further replicas will be listed here.</p>
+        {several && <p class="hint">The rest of this page shows one of them, the first that can be reached: {attached}.</p>}
       </section>
       <section class="card" aria-labelledby="adapters-title">
         <div class="card-head">
@@ -134,7 +147,10 @@ function Parts() {
             {adapters.map((each) => (
               <li key={each.id}>
                 <b>{each.id}</b>
-                <span class="hint">on {each.parent}</span>
+                <span class="hint">
+                  on {each.parent}
+                  {each.root ? `, from ${each.root}` : ""}
+                </span>
               </li>
             ))}
           </ul>

@@ -75,6 +75,19 @@ def test_slow_ones_beyond_the_last_bound_are_at_least_that() -> None:
     assert between.quantile("time_to_first_token_seconds", 0.99) == 0.2
 
 
+def test_adapters_in_use_are_those_of_all_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    text = metrics(tokens=1, observed=(1, 1, 1), hits=1) + "".join(
+        f'pagewire:lora_requests_info{{replica="{replica}",max_lora="4",running_lora_adapters="{running}",'
+        f'waiting_lora_adapters="{waiting}"}} 1.7e9\n'
+        for replica, running, waiting in ((0, "sql,chat", ""), (1, "sql,a,b", "chat,late"))
+    )
+    with answering({"/metrics": (200, text), "/server_info": (200, INFO)}) as url:
+        top([url], None, 0.1, True)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "adapters 4 (a, b, chat, ...) running, 1 (late) waiting" in shown
+    assert Snapshot.parse(metrics(tokens=1, observed=(1, 1, 1), hits=1), 0.0).adapters is None
+
+
 @contextmanager
 def answering(pages: dict[str, tuple[int, str]]) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):

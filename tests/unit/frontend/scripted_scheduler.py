@@ -34,6 +34,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.task = "generate"
         self.labels: list[str] = []
         self.fingerprint = ""
+        self.adapters: list[pb.Adapter] = []
         self.num_messages = 0
         self.reply: bytes | None = None
         self.pause_between_tokens = 0.0
@@ -84,6 +85,8 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             task=self.task,
             labels=self.labels,
             fingerprint=self.fingerprint,
+            adapters=self.adapters,
+            max_loras=4 if self.adapters else 0,
         )
 
     async def Connect(  # noqa: N802

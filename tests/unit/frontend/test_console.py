@@ -277,13 +277,16 @@ async def check_thoughts_and_calls(page: Page) -> None:
 
 
 @needs_browser
-async def test_the_engine_in_a_browser(scheduler: ScriptedScheduler, frontend: RunningFrontend) -> None:
+async def test_the_engine_in_a_browser(scheduler: ScriptedScheduler, start_frontend: FrontendFactory) -> None:
     scheduler.observation = observation()
+    scheduler.adapters = [pb.Adapter(adapter_id=3, name="sql", path="/adapters/sql")]
+    frontend = await start_frontend()
     async with launched() as browser:
         page, complaints = await open_page(browser, f"{frontend.url}/engine", color_scheme="dark")
         await page.get_by_text("4 of 8 held").wait_for()
         await page.get_by_text("2 ranks", exact=True).wait_for()
         await page.get_by_text("mine").wait_for()
+        await page.get_by_text("on bytes, from /adapters/sql").wait_for()
         assert await page.get_by_text("theirs").count() == 0
         assert await page.locator(".tree li").count() == 1
         painted = """() => { const canvas = document.querySelector('canvas');
