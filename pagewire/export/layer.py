@@ -25,6 +25,7 @@ from engine.models.base import CausalLM, ModelContext
 from engine.models.checkpoint_names import CheckpointNames
 from engine.models.config import ModelConfig
 from engine.models.decoder import DecoderLayer, make_rotary_table
+from engine.models.stages import Stage
 from pagewire.export.statistics import InputKey, RecordedExperts, RecordedMethod, Recorder
 
 _BLOCK_SIZE = 16
@@ -75,6 +76,7 @@ class _OneLayer(nn.Module):
     def __init__(self, layer: nn.Module, index: int, config: ModelConfig, names: CheckpointNames) -> None:
         super().__init__()
         self.config, self.names = config, names
+        self.stage = Stage(layers=range(index, index + 1))
         self.model = nn.Module()
         self.model.add_module("layers", nn.ModuleDict({str(index): layer}))
 

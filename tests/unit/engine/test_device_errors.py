@@ -94,6 +94,8 @@ class Failing(CudaModelRunner):
         self.device = CPU
         self._sizes_left = [cast(Any, None)]
         self.graphs = cast(Any, ())
+        self.stage = None
+        self._sizes_when_met = ([], [])
 
     def _launch(self, plan: StepPlan) -> Any:
         raise self.error

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.layers.linear import LinearLayer, MergedColumnParallelLinear, RowParallelLinear, SeparateProducts
 from engine.layers.linear_method import LinearMethod, SameMethod
-from engine.layers.parallel import SplitError, TensorParallel
+from engine.layers.parallel import TensorParallel
 from engine.loader.fingerprint import fingerprint
 from engine.quant.bits import pack_words, unpack_words
 from engine.quant.layouts import base
@@ -125,11 +125,22 @@ def test_ranks_hold_their_parts(name: str) -> None:
     ],
     ids=["gptq in order", "packed in order", "nf4", "outliers"],
 )
-def test_what_ranks_cannot_split_is_refused(scheme: Scheme, quantize: Quantize) -> None:
-    stored, _ = quantize(torch.randn(N, K))
-    methods = SameMethod(method(scheme, stored))
-    with pytest.raises(SplitError, match=r"^down.*tensor-parallel ranks"):
-        RowParallelLinear("down", K, N, bias=False, methods=methods, parallel=TensorParallel(0, 2))
+def test_what_inputs_cannot_be_split_of_is_shared_by_outputs_or_whole(
+    scheme: Scheme, quantize: Quantize
+) -> None:
+    stored, expected = quantize(torch.randn(N, K))
+    parts = []
+    for rank in range(2):
+        methods = SameMethod(method(scheme, stored))
+        row = RowParallelLinear("down", K, N, bias=False, methods=methods, parallel=TensorParallel(rank, 2))
+        [layout] = load(row, {"": stored})
+        parts.append(layout.weight())
+    if len(parts[0]) == N:
+        torch.testing.assert_close(parts[0], parts[1])
+        held = parts[0]
+    else:
+        held = torch.cat(parts)
+    torch.testing.assert_close(held, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_matrices_whose_inputs_are_in_different_orders_are_multiplied_apart() -> None:

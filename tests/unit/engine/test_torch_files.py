@@ -51,7 +51,7 @@ def write_bin_model(
 
 def read(path: Path) -> dict[str, torch.Tensor]:
     """A file's tensors, through its pages in memory."""
-    with weights._mapped(path) as tensor_of:
+    with weights.mapped(path) as tensor_of:
         return {stored.name: tensor_of(stored).clone() for stored in stored_tensors(path)}
 
 

@@ -14,6 +14,7 @@ from engine.dispatch.link import WorkerLink
 from engine.dispatch.records import StepResult
 from engine.dispatch.sampling import u32
 from pagewire.offline.idle_work import IdleWork
+from scheduler.workers.group import GroupResults
 from scheduler.workers.work_ahead import WorkAhead
 from tests.unit.dispatch.test_control import attach
 
@@ -58,7 +59,7 @@ def until(worker: Worker, num_done: int) -> None:
 def test_it_does_all_there_is_and_no_more(pair: tuple[WorkerLink, Worker]) -> None:
     link, worker = pair
     ahead = WorkAhead(more=True)
-    idle = IdleWork(link, ahead)
+    idle = IdleWork(link, GroupResults(link), ahead)
     idle.begin()
     until(worker, 3)
     assert idle.end(5)
@@ -72,7 +73,7 @@ def test_it_stops_after_the_piece_that_is_being_done(pair: tuple[WorkerLink, Wor
     link, worker = pair
     worker.may_answer.clear()
     ahead = WorkAhead(more=True)
-    idle = IdleWork(link, ahead)
+    idle = IdleWork(link, GroupResults(link), ahead)
     idle.begin()
     assert not idle.end(0.1)
     worker.may_answer.set()
