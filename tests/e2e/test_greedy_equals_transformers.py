@@ -87,6 +87,7 @@ async def _complete(
     return tokens(responses), sum(response.finished.usage.cached_tokens for response in responses)
 
 
+@pytest.mark.slow  # tests/integration/test_greedy_matches_transformers.py has it without the processes
 async def test_one_at_a_time_then_all_at_once_with_prefix_hits(
     float32_server: Service, reference: Reference, prompts: list[list[int]]
 ) -> None:

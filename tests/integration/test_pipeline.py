@@ -81,7 +81,7 @@ async def test_requests_that_end_with_their_first_token_leave_nothing_behind(
         assert await outcome([Stream(stub, REQUESTS[3])]) == expected[3:4]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 async def test_streams_go_on_when_a_stage_is_killed(
     stages: Workers, expected: list[list[int]], rank: int
 ) -> None:

@@ -28,6 +28,7 @@ SETTINGS = {
 PROMPTS = [[(7 * i + n) % VOCAB for i in range(n)] for n in (5, 1, 19, 6)]
 
 
+@pytest.mark.slow
 def test_tokens_with_adapters_are_those_of_the_cpu(tmp_path: Path) -> None:
     """Three adapters in two slots, one of which changes the embedding and the output projection."""
     base = write_tiny("llama", tmp_path / "base")

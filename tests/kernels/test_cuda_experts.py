@@ -22,7 +22,11 @@ from tests.unit.engine.tiny_experts import write_gpt_oss
 
 
 @pytest.mark.parametrize(
-    ("kind", "deterministic"), [("mxfp4", False), pytest.param("plain", True, marks=pytest.mark.slow)]
+    ("kind", "deterministic"),
+    [
+        pytest.param("mxfp4", False, marks=pytest.mark.slow),
+        pytest.param("plain", True, marks=pytest.mark.slow),
+    ],
 )
 def test_log_probabilities_are_those_of_the_cpu_runner(
     tmp_path: Path, kind: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch
