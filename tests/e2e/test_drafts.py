@@ -71,7 +71,7 @@ async def test_streams_go_on_with_the_same_tokens(
 
 
 @pytest.mark.slow
-async def test_a_form_runs_without_drafts_beside_requests_with_them(service: Service) -> None:
+async def test_a_form_is_kept_where_others_have_drafts(service: Service) -> None:
     async with httpx.AsyncClient(verify=NO_CERTIFICATES, timeout=60) as client:
         answer = await client.post(
             f"{service.http_url}/v1/chat/completions",
