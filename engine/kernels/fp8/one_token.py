@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.float_pairs import pair_floats
 from engine.kernels.fp8.e4m3 import rounded, scale_of, to_fp8
 from engine.kernels.fp8.matrix import Fp8Matrix
 from engine.kernels.launch import ORDINARY, overlap_options, settle_keys, wait_for_previous
@@ -50,18 +51,6 @@ def _halves(quads):
 def _alternate(quads):
     # [THREADS, 4] -> each thread's first and third, and its second and fourth.
     return tl.split(tl.reshape(quads, (quads.shape[0], 2, 2)))
-
-
-@triton.jit
-def _floats(pairs, dtype: tl.constexpr):
-    # int32 that hold two 16-bit floats -> both in fp32.
-    if dtype == tl.bfloat16:
-        low = (pairs << 16).to(tl.float32, bitcast=True)
-        high = (pairs & -65536).to(tl.float32, bitcast=True)
-    else:
-        low = (pairs & 0xFFFF).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
-        high = (pairs >> 16).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
-    return low, high
 
 
 @triton.jit
@@ -112,8 +101,8 @@ def _numbers(words, PACKED: tl.constexpr):
 def _quad(pairs, scale, dtype: tl.constexpr, QUANTIZED: tl.constexpr, STATIC: tl.constexpr):
     # [THREADS, 4] pairs -> eight inputs as four [THREADS, 2], by their place in a word of weights.
     even, odd = _alternate(pairs)
-    x0, x1 = _floats(even, dtype)
-    x2, x3 = _floats(odd, dtype)
+    x0, x1 = pair_floats(even, dtype)
+    x2, x3 = pair_floats(odd, dtype)
     if QUANTIZED:
         if STATIC:
             x0 = to_fp8(x0, scale).to(tl.float32)
@@ -191,7 +180,7 @@ def one_token_kernel(
             largest = tl.zeros((THREADS,), dtype=tl.float32)
             for first in range(0, CHUNKS, THREADS):
                 for half in tl.static_range(2):
-                    low, high = _floats(_load_pairs(x_ptr, threads, first, half, K), dtype)
+                    low, high = pair_floats(_load_pairs(x_ptr, threads, first, half, K), dtype)
                     largest = tl.maximum(largest, tl.max(tl.maximum(tl.abs(low), tl.abs(high)), axis=1))
             scale = scale_of(tl.max(largest, axis=0))
     acc0 = tl.zeros((THREADS,), dtype=tl.float32)
@@ -220,7 +209,7 @@ def one_token_kernel(
         _store_row(acc3, scale, w_scales_ptr, bias_ptr, out_ptr, row + 3, n)
 
 
-settle_keys(_halves, _alternate, _floats, _load_pairs, _load_row, _numbers, _quad, _product, _store_row)
+settle_keys(_halves, _alternate, _load_pairs, _load_row, _numbers, _quad, _product, _store_row)
 
 
 def fp8_one_token(

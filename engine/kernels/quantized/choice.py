@@ -12,10 +12,10 @@ from engine.kernels.quantized.rows import WordRowsConfig, fits_rows
 from engine.kernels.quantized.tiles import WordConfig
 from engine.kernels.quantized.words import WordMatrix
 
-# An element's value does not depend on which of them is used: each adds the same products of 16 along K, in
-# the same order.
 _FEW_TOKENS = 8
 _MANY_ROWS, _LONG = 8192, 8192
+# An element's value does not depend on which of them is used: each adds the same products of 16 along K, in
+# the same order.
 _INVARIANT = tuple(WordConfig(block_m, num_stages=4) for block_m in (16, 32, 64, 128))
 
 

@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.float_pairs import pair_floats
 from engine.kernels.launch import ORDINARY, overlap_options, settle_keys, wait_for_previous
 from engine.kernels.quantized.words import PLANE, TILE_ROWS, TILE_WORDS, WordMatrix, scales_of
 
@@ -74,13 +75,7 @@ def _load_pair(
     else:
         column = block * BLOCK_K + plane * PLANE + elements % 16 // 4 * 8  # of the thread's first word
         pair = tl.load(addresses, mask=column < K, other=0, eviction_policy="evict_last")
-    if dtype == tl.bfloat16:
-        low = (pair << 16).to(tl.float32, bitcast=True)
-        high = (pair & -65536).to(tl.float32, bitcast=True)
-    else:
-        low = (pair & 0xFFFF).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
-        high = (pair >> 16).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
-    return low, high
+    return pair_floats(pair, dtype)
 
 
 @triton.jit
